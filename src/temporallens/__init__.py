@@ -1,0 +1,58 @@
+"""Position-aware sparse autoencoders: dictionaries of features that know where in the sequence they live.
+
+The names below are the public face. Each is imported when it is first asked for, so that `import temporallens` and
+`temporallens --help` answer at once instead of waiting for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from temporallens.errors import TemporalLensError
+
+if TYPE_CHECKING:
+    from temporallens.activations.harvest import harvest
+    from temporallens.activations.store import ActivationStore
+    from temporallens.dictionaries.arms import BatchTopK, Positional, Standard
+    from temporallens.dictionaries.saving import load_dictionary, save_dictionary
+    from temporallens.evaluation.scan import scan
+    from temporallens.training.trainer import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivationStore",
+    "BatchTopK",
+    "Positional",
+    "Standard",
+    "TemporalLensError",
+    "__version__",
+    "harvest",
+    "load_dictionary",
+    "save_dictionary",
+    "scan",
+    "train",
+]
+
+_HOMES = {
+    "ActivationStore": "activations.store",
+    "BatchTopK": "dictionaries.arms",
+    "Positional": "dictionaries.arms",
+    "Standard": "dictionaries.arms",
+    "harvest": "activations.harvest",
+    "load_dictionary": "dictionaries.saving",
+    "save_dictionary": "dictionaries.saving",
+    "scan": "evaluation.scan",
+    "train": "training.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'temporallens' has no attribute '{name}'")
+    value = getattr(import_module(f"temporallens.{_HOMES[name]}"), name)
+    globals()[name] = value  # the next use finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

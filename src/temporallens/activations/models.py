@@ -1,0 +1,358 @@
+"""Language models as sources of residual streams: loaded only up to the layer that is wanted, read with forward hooks.
+
+Any transformer of transformers will do, causal or encoder: the blocks are found as the largest list of modules that is as long
+as the model is deep. Layers are counted from 0 and named by their output (`resid_post`); `embed` is the stream that enters
+block 0. The configuration is cut to the wanted depth before the weights are read, so nothing above is built, read or run, and the
+forward pass stops at the last wanted block: no final norm, no head. Weights are read from safetensors only, and code that a
+model's folder brings along is never run.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from temporallens.activations import shipped
+from temporallens.activations.shipped import first_line, quiet_transformers
+from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.files import sha256
+
+Layer = int | Literal["embed"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DIGEST_BYTES = 1 << 20
+
+
+class Source(NamedTuple):
+    """Where a model is to be had."""
+
+    title: str  # how messages call it
+    place: str  # directory or hub name
+    revision: str | None  # what pins its content
+    local: bool
+
+
+class _WantedBlocksDone(Exception):
+    """Ends a forward pass after the last block that is wanted."""
+
+
+def check_layer(layer: Layer, layers: int, title: str) -> None:
+    """Raise TemporalLensError unless a model of `layers` layers has `layer`."""
+    if layer == "embed" or (isinstance(layer, int) and 0 <= layer < layers):
+        return
+    raise TemporalLensError(f"layer {layer} is out of range: {title} has layers 0 to {layers - 1}, and 'embed' before them")
+
+
+class LanguageModel:
+    """A transformer up to a layer, its tokenizer, and what is to be known about both. Made by `load`."""
+
+    def __init__(self, name: str, source: Source, network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, layers: int) -> None:
+        self.name = name  # as the user wrote it
+        self.title = source.title  # as messages write it
+        self.revision = source.revision
+        self.tokenizer = tokenizer
+        self.layers = layers  # of the whole model, however many were loaded
+        self._network = network
+        self._blocks = _block_list(network, source.title)
+        config = network.config.get_text_config()
+        self.width: int = config.hidden_size
+        self._position_offset = _position_offset(network)
+        longest = getattr(config, "max_position_embeddings", None)
+        self.context_length: int | None = longest - self._position_offset if longest else None  # None: no limit is known
+        self._takes_positions = "position_ids" in inspect.signature(network.forward).parameters
+        for limit in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
+            limit()  # rows are cut and padded here, by policy
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        up_to: Layer | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str | None = None,
+        revision: str | None = None,
+    ) -> "LanguageModel":
+        """Load a shipped model, a hub model, a directory or a .gguf file, as far as layer `up_to` (None: all layers).
+
+        Raises TemporalLensError when there is no such model, when it has no such layer, or when weights or tokenizer are missing.
+        """
+        source = find_source(model, revision)
+        config = _read_config(source)
+        text = config.get_text_config(decoder=True)
+        layers = int(text.num_hidden_layers)
+        if up_to is not None:
+            check_layer(up_to, layers, source.title)
+            _cut(text, layers, 1 if up_to == "embed" else up_to + 1)
+        network = _read_network(source, config, DTYPES[dtype]).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, source._replace(revision=_pinned(source, config)), network, _read_tokenizer(source), layers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self._blocks.parameters()).dtype
+
+    @cached_property
+    def is_encoder(self) -> bool:
+        """Whether a token sees those after it; found by asking the first block."""
+        with torch.no_grad():
+            tokens = torch.tensor([[1, 1], [1, 2]], device=self.device)
+            first, second = self.residuals(tokens, torch.ones_like(tokens, dtype=torch.bool), [0])[0][:, 0]
+        return not torch.equal(first, second)
+
+    @property
+    def bos(self) -> int | None:
+        """The token that opens a row: BOS, or CLS for an encoder; None where the tokenizer has none."""
+        first, second = self.tokenizer.bos_token_id, self.tokenizer.cls_token_id
+        if self.is_encoder:
+            first, second = second, first
+        return first if first is not None else second
+
+    @property
+    def closing(self) -> int | None:
+        """The token that closes a row of an encoder: SEP; None for causal models."""
+        return self.tokenizer.sep_token_id if self.is_encoder else None
+
+    @property
+    def separator(self) -> int | None:
+        """The token that stands between packed documents: EOS, else SEP, else BOS."""
+        candidates = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id, self.bos)
+        return next((token for token in candidates if token is not None), None)
+
+    @property
+    def padding_token(self) -> int:
+        """Any token will do, for padding is masked out and never stored."""
+        token = self.tokenizer.pad_token_id
+        return 0 if token is None else token
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, on all cores and without what nobody asks for (offsets, special tokens)."""
+        return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def check_context(self, context_length: int) -> None:
+        if self.context_length is not None and context_length > self.context_length:
+            raise TemporalLensError(f"context length {context_length} is too long: {self.title} has {self.context_length} positions")
+
+    def residuals(
+        self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"], layers: Sequence[Layer]
+    ) -> dict[Layer, Float[Tensor, "B S D"]]:
+        """The residual stream at each of `layers`, in the model's dtype; what it holds where `mask` is False has no meaning.
+
+        Padding may stand on either side: positions are counted over the tokens that the mask lets through.
+        Raises TemporalLensError for a layer that was not loaded.
+        """
+        for layer in layers:
+            self._check_loaded(layer)
+        streams: dict[Layer, Tensor] = {}
+        hooks = self._hook(layers, streams)
+        try:
+            with torch.no_grad():
+                self._network(**self._arguments(tokens.to(self.device), mask.to(self.device)))
+        except _WantedBlocksDone:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return streams
+
+    def _check_loaded(self, layer: Layer) -> None:
+        check_layer(layer, self.layers, self.title)
+        if layer != "embed" and layer >= len(self._blocks):
+            raise TemporalLensError(f"layer {layer} was not loaded: {self.title} was loaded up to layer {len(self._blocks) - 1}")
+
+    def _arguments(self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"]) -> dict[str, Any]:
+        """Arguments of the forward pass. Without padding there is no mask: attention is quicker for it."""
+        arguments: dict[str, Any] = {"input_ids": tokens}
+        if not bool(mask.all()):
+            arguments["attention_mask"] = mask.long()
+            if not self._takes_positions and not bool(mask[:, 0].all()):
+                raise TemporalLensError(f"{self.title} takes no positions, so its rows cannot be padded on the left; choose padding: right")
+        if self._takes_positions:
+            arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + self._position_offset
+        return arguments
+
+    def _hook(self, layers: Sequence[Layer], streams: dict[Layer, Tensor]) -> list[Any]:
+        deepest = max((layer for layer in layers if layer != "embed"), default=None)
+
+        def before_first(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            streams["embed"] = arguments[0] if arguments else named["hidden_states"]
+            if deepest is None:
+                raise _WantedBlocksDone
+
+        def after(layer: int) -> Any:
+            def keep(block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+                streams[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == deepest:
+                    raise _WantedBlocksDone
+
+            return keep
+
+        hooks = [self._blocks[layer].register_forward_hook(after(layer)) for layer in layers if layer != "embed"]
+        if "embed" in layers:
+            hooks.append(self._blocks[0].register_forward_pre_hook(before_first, with_kwargs=True))
+        return hooks
+
+
+def find_source(model: str, revision: str | None = None) -> Source:
+    """Find out what `model` names. Raises TemporalLensError when it can be nothing, or a file that is not there."""
+    if model in shipped.MODELS:
+        return Source(shipped.MODELS[model].title, str(shipped.model_folder(model)), shipped.revision(model), local=True)
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        content = sha256(path)
+        return Source(path.stem, str(shipped.dense_model(path, content)), f"sha256:{content}", local=True)
+    if path.is_dir():
+        return Source(path.resolve().name, str(path), None, local=True)
+    if path.exists():
+        raise TemporalLensError(f"{model} is not a model: it should be a directory, a .gguf file, a hub name or one of {_shipped_names()}")
+    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or not HUB_NAME.fullmatch(model):
+        raise TemporalLensError(f"there is no model at {model}: no such file or directory")
+    return Source(model.rpartition("/")[2], model, revision, local=False)
+
+
+def _shipped_names() -> str:
+    return ", ".join(shipped.MODELS)
+
+
+def _read_config(source: Source) -> PreTrainedConfig:
+    """The model's configuration, with whatever keeps it from being read turned into a sentence."""
+    if source.local and not (Path(source.place) / "config.json").is_file():
+        raise TemporalLensError(f"{source.place} is not a model directory: it has no config.json")
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source.place, revision=_hub_revision(source), trust_remote_code=False)
+    except OSError as error:
+        raise _not_reached(source, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TemporalLensError(f"transformers cannot read the configuration of {source.place}: {first_line(error)}") from error
+    if config.is_encoder_decoder:
+        raise TemporalLensError(f"{source.title} is an encoder-decoder; TemporalLens reads models that are one stack of blocks")
+    if not getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0):
+        raise TemporalLensError(f"the configuration of {source.title} does not say how many layers it has (num_hidden_layers)")
+    return config
+
+
+def _hub_revision(source: Source) -> str | None:
+    return None if source.local else source.revision
+
+
+def _not_reached(source: Source, error: OSError) -> TemporalLensError:
+    if source.local:
+        return TemporalLensError(f"{source.place} cannot be read as a model: {first_line(error)}")
+    model = source.place + (f" at revision {source.revision}" if source.revision else "")
+    hint = did_you_mean(source.place, shipped.MODELS)
+    return TemporalLensError(f"model {model} was found neither here nor on the hub (unknown name, no access, or no network){hint}")
+
+
+def _cut(config: PreTrainedConfig, layers: int, kept: int) -> None:
+    """Make `config` describe the lowest `kept` of its `layers` layers, lists with an entry per layer (`layer_types`) included."""
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == layers and not name.endswith(("_id", "_ids", "architectures")):
+            setattr(config, name, value[:kept])
+    config.num_hidden_layers = kept
+
+
+def _read_network(source: Source, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The stack of blocks that `config` describes, with its weights. Weights of anything else in the files are left alone."""
+    if source.local:
+        _check_weights(Path(source.place))
+    try:
+        with quiet_transformers():
+            network, report = AutoModel.from_pretrained(
+                source.place,
+                config=config,
+                revision=_hub_revision(source),
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except OSError as error:
+        raise TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}") from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise TemporalLensError(f"the weights of {source.place} do not fit its configuration: {first_line(error)}") from error
+    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    if missing:
+        others = f", with {len(missing) - 1} others" if missing[1:] else ""
+        raise TemporalLensError(f"the weights of {source.place} are incomplete: {missing[0]} is missing{others}")
+    stack = network.get_decoder() if config.get_text_config() is not config else network
+    return stack.eval().requires_grad_(False)
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = next((path.name for pattern in PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))), None)
+    if pickled is not None:
+        raise TemporalLensError(f"{folder} holds only pickled weights ({pickled}), which can run code; convert them to safetensors")
+    raise TemporalLensError(f"{folder} is a model directory without weights: it has no .safetensors file")
+
+
+def _read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source.place, revision=_hub_revision(source), trust_remote_code=False, use_fast=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise TemporalLensError(f"{source.place} has no tokenizer that transformers can read: {first_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise TemporalLensError(f"{source.title} has no fast tokenizer (tokenizer.json); convert its tokenizer with transformers")
+    return tokenizer
+
+
+def _block_list(network: PreTrainedModel, title: str) -> nn.ModuleList:
+    """The list of blocks: the largest ModuleList that is as long as the model is deep."""
+    depth = network.config.get_text_config().num_hidden_layers
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if not lists:
+        raise TemporalLensError(f"{title} ({type(network).__name__}) has no list of {depth} blocks to read the residual stream from")
+    return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def _position_offset(network: nn.Module) -> int:
+    """The id of the first position: 0, except in RoBERTa's family, whose positions are counted from the padding id on."""
+    for name, module in network.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def _pinned(source: Source, config: PreTrainedConfig) -> str | None:
+    """What pins the content: the wheel or file of shipped and GGUF models, the hub's commit, or a digest of a directory's weights."""
+    if not source.local:
+        return getattr(config, "_commit_hash", None) or source.revision
+    return source.revision or f"digest:{_digest(Path(source.place))}"
+
+
+def _digest(folder: Path) -> str:
+    """A digest of the configuration and of name, size and both ends of every weight file: quick, and changed by other weights."""
+    digest = hashlib.sha256(json.dumps(json.loads((folder / "config.json").read_text("utf-8")), sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(DIGEST_BYTES))
+            file.seek(max(0, size - DIGEST_BYTES), os.SEEK_SET)
+            digest.update(file.read(DIGEST_BYTES))
+    return digest.hexdigest()

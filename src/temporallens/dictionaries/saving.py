@@ -1,0 +1,126 @@
+"""Saving and loading dictionaries: `cfg.json` + `sae_weights.safetensors`, as SAELens lays them out, with our tensors beside.
+
+`docs/formats.md` is normative. Arms whose codes an ordinary SAE has too (`standard`, `batchtopk`) carry that architecture's name
+and load in SAELens; position-aware ones are named `temporallens_*`. `metadata.temporallens` holds the arm, the number of positions
+and what was recorded about the training. Nothing is pickled, and what is loaded is checked against what the arm needs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from temporallens.dictionaries.arms import Arm
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.batchtopk import BatchTopKDictionary
+from temporallens.dictionaries.positional import PositionalDictionary
+from temporallens.errors import TemporalLensError
+from temporallens.files import read_json, read_tensors, write_json, write_tensors
+
+FORMAT = "temporallens.dictionary/1"
+SAELENS_VERSION = "6.54.12"
+"""Version of the layout; SAELens migrates, and drops keys of, files that do not name one."""
+
+ARCHITECTURES = {"standard": "standard", "batchtopk": "jumprelu", "positional": "temporallens_positional"}
+ARM: TypeAdapter[Any] = TypeAdapter(Arm)
+
+
+def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positions: int, metadata: dict[str, Any] | None = None) -> None:
+    """Write a dictionary in raw units (folded). `metadata` goes into `metadata.temporallens` beside the arm."""
+    folder = Path(folder)
+    tensors = {
+        "W_enc": dictionary.encoder.T,
+        "b_enc": dictionary.encoder_bias,
+        "W_dec": dictionary.decoder,
+        "b_dec": dictionary.decoder_bias,
+        **_extra_tensors(dictionary),
+    }
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions, "position_policy": dictionary.position_policy}
+    if isinstance(dictionary, PositionalDictionary):
+        ours["mask_hard"] = dictionary.mask.hard
+    config = {
+        "architecture": ARCHITECTURES[dictionary.kind],
+        "d_in": dictionary.width,
+        "d_sae": dictionary.features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": SAELENS_VERSION, "temporallens": ours | (metadata or {})},
+    }
+    write_json(folder / "cfg.json", config)
+
+
+def _extra_tensors(dictionary: Dictionary) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    if isinstance(dictionary, BatchTopKDictionary):
+        tensors["threshold"] = dictionary.threshold.expand(dictionary.features)
+    if isinstance(dictionary, PositionalDictionary):
+        tensors["mask.logits"] = dictionary.mask.logits
+        tensors["mask.group_of"] = dictionary.mask.group_of
+        tensors["mask.temperature"] = dictionary.mask.temperature
+    return tensors
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """`cfg.json` of a saved dictionary, checked to be one of ours."""
+    folder = Path(folder)
+    path = folder / "cfg.json"
+    config = read_json(path, "the configuration of a saved dictionary")
+    metadata = config.get("metadata") if isinstance(config, dict) else None
+    ours = metadata.get("temporallens") if isinstance(metadata, dict) else None
+    if not isinstance(ours, dict) or ours.get("format") != FORMAT:
+        found = ours.get("format") if isinstance(ours, dict) else None
+        raise TemporalLensError(f"{path} is not a dictionary that TemporalLens saved: its format is '{found}', not '{FORMAT}'")
+    return dict(config)
+
+
+def load_dictionary(folder: Path | str) -> Dictionary:
+    """Read a saved dictionary back, bit for bit. Raises TemporalLensError for missing, foreign or damaged files."""
+    folder = Path(folder)
+    config = read_config(folder)
+    ours = config["metadata"]["temporallens"]
+    path = folder / "sae_weights.safetensors"
+    tensors, _ = read_tensors(path, "the weights of a saved dictionary")
+    try:
+        arm, positions = ARM.validate_python(ours["arm"]), int(ours["positions"])
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        raise TemporalLensError(f"{folder / 'cfg.json'} does not describe an arm that this version knows: {error}") from error
+    width, features = int(config["d_in"]), int(config["d_sae"])
+    shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, width), "b_dec": (width,)}
+    for name, shape in shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise TemporalLensError(f"{path}: '{name}' should have shape {shape}, the file has {found}")
+    if arm.features != features:
+        raise TemporalLensError(f"{folder / 'cfg.json'} contradicts itself: d_sae is {features}, the arm has {arm.features} features")
+    dictionary = arm.build(width, positions, torch.Generator())
+    _fill(dictionary, tensors, path)
+    dictionary.position_policy = ours.get("position_policy")
+    if isinstance(dictionary, PositionalDictionary):
+        dictionary.mask.hard = bool(ours["mask_hard"])
+    return dictionary.eval()
+
+
+def _fill(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> None:
+    wanted = {
+        "encoder": tensors["W_enc"].T,
+        "encoder_bias": tensors["b_enc"],
+        "decoder": tensors["W_dec"],
+        "decoder_bias": tensors["b_dec"],
+    }
+    extra = {name: tensor for name, tensor in tensors.items() if name not in {"W_enc", "b_enc", "W_dec", "b_dec"}}
+    if "threshold" in extra:
+        extra["threshold"] = extra["threshold"][0]
+    own = dict(dictionary.state_dict())
+    wanted |= extra
+    if wanted.keys() != own.keys() or any(wanted[name].shape != own[name].shape for name in own):
+        difference = sorted(wanted.keys() ^ own.keys()) or sorted(name for name in own if wanted[name].shape != own[name].shape)
+        raise TemporalLensError(f"{path} does not fit a '{dictionary.kind}' dictionary: {', '.join(difference)} is missing, unknown or misshapen")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in wanted.values()):
+        raise TemporalLensError(f"{path} holds NaN or infinity; the dictionary is damaged or its training failed")
+    dictionary.load_state_dict(wanted)

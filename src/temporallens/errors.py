@@ -1,0 +1,17 @@
+"""The one exception that reaches a user: a sentence saying what is wrong, where, and what would be right."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TemporalLensError(Exception):
+    """A mistake a user can mend. The command line prints its sentence and exits with code 2, without a traceback."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or the whole list of options when nothing is near."""
+    known = sorted(options)
+    nearest = get_close_matches(name, known, n=1, cutoff=0.6)
+    if nearest:
+        return f"; did you mean '{nearest[0]}'?"
+    return f"; it is one of: {', '.join(known)}" if known else ""

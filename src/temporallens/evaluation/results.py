@@ -1,0 +1,192 @@
+"""`results.json`: everything that a study found, in one versioned schema (`docs/formats.md`), and nothing that differs between two
+runs of the same study: the times of a run stand beside its dictionary, in `timing.json`."""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from temporallens.activations.store import ActivationStore
+from temporallens.errors import TemporalLensError
+from temporallens.files import fingerprint, read_json, write_json
+
+FORMAT = "temporallens.results/1"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunResult(_Part):
+    """One dictionary: how it was trained and what it does on held-out documents (fields as in `Reconstruction`)."""
+
+    activations: str
+    arm: str
+    kind: str
+    seed: int
+    features: int
+    training_steps: int
+    tokens_seen: int
+    final_loss: float
+    mse_loss: float
+    sparsity_loss: float
+    fve: float
+    fve_within_position: float
+    fve_first: float | None
+    l0: float
+    dead_features: int
+    openness: float | None
+    openness_by_position: list[float] | None
+    position_loss: list[float | None]
+    position_fve: list[float | None]
+    position_l0: list[float | None]
+    position_count: list[int]
+    held_out_tokens: int
+
+
+class ActivationsResult(_Part):
+    """One store: what it holds, by which policies, and how much of its variance position explains."""
+
+    model: str | None
+    layer: int | str | None
+    width: int
+    rows: int
+    sequences: int
+    documents: int
+    held_out_documents: int
+    positions: int
+    clock: str
+    policies: dict[str, JsonValue]
+    eta2: float
+    eta2_floor: float
+    excluded: dict[str, int]
+    norm: list[float]
+
+
+class Results(_Part):
+    """The whole file."""
+
+    format: Literal["temporallens.results/1"]
+    name: str
+    study: dict[str, JsonValue]
+    study_fingerprint: str
+    environment: dict[str, JsonValue]
+    scans: dict[str, JsonValue]
+    activations: dict[str, ActivationsResult]
+    runs: list[RunResult]
+
+
+class RunPlace(NamedTuple):
+    """Where one dictionary stands in a study."""
+
+    activations: str
+    arm: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.activations}/{self.arm}-seed{self.seed}"
+
+
+def environment() -> dict[str, JsonValue]:
+    """What the numbers may depend on."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+    }
+
+
+def describe_store(store: ActivationStore, held_out: float, data_seed: int) -> ActivationsResult:
+    """What a report needs to know of a store."""
+    manifest, moments = store.manifest, store.moments
+    source, policies = manifest.description.source, manifest.description.policies
+    share, floor = moments.position_share()
+    table, split = store.sequence_table, store.split(held_out, data_seed)
+    layer = source.get("layer")
+    return ActivationsResult(
+        model=None if source.get("model") is None else str(source["model"]),
+        layer=layer if isinstance(layer, int | str) else None,
+        width=store.width,
+        rows=store.rows,
+        sequences=store.sequences,
+        documents=store.documents,
+        held_out_documents=len(set(table.document[split.held_out].tolist())),
+        positions=store.positions,
+        clock=str(policies.get("clock")),
+        policies=policies,
+        eta2=share,
+        eta2_floor=floor,
+        excluded={name: int(getattr(moments, f"excluded_{name}").sum()) for name in ("first", "norm", "special")},
+        norm=moments.all_norm.tolist(),
+    )
+
+
+def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable[RunPlace]) -> Path:
+    """Gather `scans/`, `stores/`, `arms/` and `evaluation/` of a run's folder into its `results.json`.
+
+    Raises TemporalLensError when a dictionary saw no training step or when a number is missing or not finite.
+    """
+    places, training = list(places), study["training"]
+    stores = {place.activations: ActivationStore(folder / "stores" / place.activations) for place in places}
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "study": dict(study),
+        "study_fingerprint": fingerprint(study),
+        "environment": environment(),
+        "scans": {scan["model"]: scan for scan in _scans(folder)},
+        "activations": {key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()},
+        "runs": [_run(folder, place) for place in places],
+    }
+    try:
+        results = Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TemporalLensError(f"{folder} holds no valid results: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    write_json(folder / "results.json", results.model_dump(mode="json"))
+    return folder / "results.json"
+
+
+def _scans(folder: Path) -> list[dict[str, Any]]:
+    return [read_json(path, "the scan of a model") for path in sorted((folder / "scans").glob("*.json"))]
+
+
+def _run(folder: Path, place: RunPlace) -> dict[str, Any]:
+    summary = read_json(folder / "arms" / place.folder / "training.json", "the summary of a training run")
+    if summary["training_steps"] < 1:
+        raise TemporalLensError(f"{place.folder} was trained for {summary['training_steps']} steps: that is no result")
+    measured = read_json(folder / "evaluation" / f"{place.folder}.json", "the evaluation of a dictionary")
+    trained = {name: summary[name] for name in ("training_steps", "tokens_seen", "final_loss", "mse_loss", "sparsity_loss")}
+    arm = summary["arm"]
+    return {**place._asdict(), "kind": arm["kind"], "features": arm["features"], **trained, **measured}
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of a run's folder, with each run's `seconds` and `tokens_per_second` from its `timing.json`.
+
+    Raises TemporalLensError when the file is missing or is not of this version.
+    """
+    path = folder / "results.json"
+    content = read_json(path, "the results of a study")
+    try:
+        results = Results.model_validate(content).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TemporalLensError(f"{path} is not a results file of this version ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
+    for run in results["runs"]:
+        place = RunPlace(run["activations"], run["arm"], run["seed"])
+        timing = folder / "arms" / place.folder / "timing.json"
+        run |= read_json(timing, "the times of a training run")
+    return results

@@ -1,0 +1,300 @@
+"""The scan: where does position live in a model, before anything is trained?
+
+One pass over a few hundred rows reads every layer. For every clock, eta^2 is the share of the activations' variance that the
+clock's means explain (method, section 1): with n_c, m_c the count and mean of the tokens at clock value c, and m the mean of all,
+eta^2 = sum_c n_c |m_c - m|^2 / sum |x - m|^2. Its noise floor is the same number when every row wears the clock of another row,
+circularly shifted: whatever remains then is sampling noise. Index 0, sinks (norm rule) and special tokens are left out of eta^2 and
+shown by index beside it. Sums are kept about a typical activation, in float64; clock values that know no bound are binned.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from temporallens.activations.clocks import TokenMarks, TokenRow, usable_clocks
+from temporallens.activations.corpora import open_corpus
+from temporallens.activations.harvest import Batch, beyond_norm, schedule
+from temporallens.activations.models import LanguageModel, Layer
+from temporallens.activations.token_rows import RowShape, row_shape, token_rows
+from temporallens.errors import TemporalLensError
+from temporallens.progress import progress
+
+FORMAT = "temporallens.scan/1"
+BATCH_TOKENS = 4096
+EXACT_INDEX = 256  # the index clock is told exactly up to here
+EXACT_TIMES = 16  # the other clocks up to here
+BIN_GROWTH = 1.25  # beyond, each bin begins so much later than the one before
+LATE = 8  # "late" statistics leave out the first tokens of a row, which keep a time of their own
+
+Share = float | None  # None where there was no token
+
+
+class ScanPolicy(BaseModel):
+    """One entry under `scans:` of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """A shipped name, a hub name, a directory, or a .gguf file."""
+    text: str = "sotu"
+    """`sotu`, a text file or folder, or a hub data set."""
+    context_length: int = Field(128, ge=2)
+    """Tokens in a row, BOS included."""
+    sequences: int = Field(256, ge=2)
+    """Rows to read: as many from every document as possible, chosen by the seed."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the model."""
+    seed: int = Field(0, ge=0)
+    """Chooses the rows, and the shifts behind the noise floor."""
+    norm_multiple: float = Field(10.0, gt=1)
+    """Tokens of more than so many times the batch's median norm are sinks."""
+    shuffles: int = Field(1, ge=1)
+    """Shuffled clocks behind the noise floor; their mean is reported."""
+
+
+@dataclass(frozen=True)
+class ClockScan:
+    """What one clock explains; `L` layers, `P` bins of clock values."""
+
+    values: list[int]  # [P] the first value of each bin
+    eta2: list[Share]  # [L] share of variance that the clock's means explain
+    floor: list[Share]  # [L] the same under shuffled clocks
+    share: list[list[Share]]  # [L][P] what each bin contributes to what the clock explains; sums to 1
+    late_eta2: list[Share]  # [L] eta2 over tokens from index `late_from` on
+    late_floor: list[Share]  # [L]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where position lives in a model; layers are `embed`, `0`, ..., each the output of that block."""
+
+    model: str
+    revision: str | None
+    text: str
+    dtype: str
+    layers: list[str]  # [L]
+    clocks: dict[str, ClockScan]
+    norm: list[list[Share]]  # [L][S] mean norm by index, sinks included
+    sinks: list[list[Share]]  # [L][S] share of tokens beyond the norm rule by index
+    sequences: int
+    tokens: int
+    context_length: int
+    seed: int
+    excluded: dict[str, Any]  # the rules by which tokens are left out of eta2
+    late_from: int = LATE
+    format: str = field(default=FORMAT)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Scan":
+        """Raises TemporalLensError when `content` is not a scan of this version."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise TemporalLensError(f"this is not a scan in format '{FORMAT}'; run the scan again")
+        missing = sorted({entry.name for entry in fields(cls)} ^ content.keys())
+        if missing:
+            raise TemporalLensError(f"this scan is damaged: the field '{missing[0]}' is missing or unknown; run the scan again")
+        return cls(**{**content, "clocks": {name: ClockScan(**clock) for name, clock in content["clocks"].items()}})
+
+
+class Grouping(NamedTuple):
+    """Clock values of all rows as group numbers; one grouping per clock and shuffle."""
+
+    clock: str
+    labels: list[Int[np.ndarray, " _"]]  # one array per row
+    first: int  # number of this grouping's first group
+
+
+class LayerSums:
+    """Running sums of one layer, about `reference`: by group, over all tokens and over the late ones, and by index."""
+
+    def __init__(self, groups: int, width: int, context_length: int) -> None:
+        self.reference: Float[Tensor, " D"] | None = None
+        self.sums = torch.zeros(2, groups, width + 1, dtype=torch.float64)  # early and late; the last column counts
+        self.squares = torch.zeros(2, dtype=torch.float64)  # early and late
+        self.by_index = torch.zeros(3, context_length, dtype=torch.float64)  # tokens, norms, sinks
+
+    def add(self, x: Float[Tensor, "N D"], kept: Bool[Tensor, " N"], index: Int[Tensor, " N"], bags: "Bags", norm_multiple: float) -> None:
+        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+        sinks = beyond_norm(norms, index > 0, norm_multiple)
+        for row, values in enumerate((torch.ones_like(norms), norms, sinks)):
+            self.by_index[row].index_add_(0, index, values.double())
+        kept = kept & ~sinks
+        if self.reference is None:
+            self.reference = x[kept].float().mean(0)
+        centred = torch.ones(len(x), x.shape[1] + 1)
+        torch.sub(x, self.reference, out=centred[:, :-1])
+        centred *= kept[:, None]
+        squares = torch.linalg.vector_norm(centred[:, :-1], dim=1).double().square()
+        for when, late in enumerate((index < LATE, index >= LATE)):
+            self.squares[when] += squares[late].sum()
+        self.sums += embedding_bag(bags.tokens, centred, bags.starts, mode="sum").double().unflatten(0, (2, -1))
+
+
+class Bags(NamedTuple):
+    """The tokens of every group, for one sum over all groups of all clocks: early groups first, then the late ones."""
+
+    tokens: Int[Tensor, " M"]
+    starts: Int[Tensor, " G2"]
+
+
+def scan(model: str, *, text: str | Path | Iterable[str] = "sotu", **policy: Any) -> Scan:
+    """Scan every layer of `model` for position; `policy` has the fields of ScanPolicy."""
+    return scan_policy(ScanPolicy(model=model, text=str(text) if isinstance(text, str | Path) else "given", **policy), text)
+
+
+def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = None) -> Scan:
+    """Scan as a study's entry says; `text` stands in for the text that the policy names."""
+    corpus = open_corpus(policy.text if text is None else text)
+    model = LanguageModel.load(policy.model, dtype=policy.dtype)
+    shape = row_shape(model, policy.context_length, bos=model.bos is not None, rows="split")
+    rows = choose_rows(model, corpus, shape, policy.sequences, np.random.default_rng(policy.seed))
+    marks = TokenMarks.of(model.tokenizer)
+    bins, groupings, groups = _groupings(rows, marks, policy)
+    layers: list[Layer] = ["embed", *range(model.layers)]
+    sums = [LayerSums(groups, model.width, policy.context_length) for _ in layers]
+    with progress(f"Scanning {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
+        for batch in schedule(rows, max(1, BATCH_TOKENS // policy.context_length), model.padding_token, left=False):
+            _add_batch(model, batch, layers, sums, groupings, groups, marks, policy.norm_multiple)
+            advance(batch.size)
+    clocks = {name: _clock_scan(name, bins[name], groupings, sums) for name in bins}
+    return Scan(
+        model=policy.model,
+        revision=model.revision,
+        text=corpus.name,
+        dtype=policy.dtype,
+        layers=[str(layer) for layer in layers],
+        clocks=clocks,
+        norm=[_plain(layer.by_index[1] / layer.by_index[0]) for layer in sums],
+        sinks=[_plain(layer.by_index[2] / layer.by_index[0]) for layer in sums],
+        sequences=len(rows),
+        tokens=sum(len(row.tokens) for row in rows),
+        context_length=policy.context_length,
+        seed=policy.seed,
+        excluded={"position_zero": True, "special_tokens": True, "norm_multiple": policy.norm_multiple},
+    )
+
+
+def choose_rows(
+    model: LanguageModel, documents: Iterable[str], shape: RowShape, wanted: int, generator: np.random.Generator
+) -> list[TokenRow]:
+    """About as many rows from each of the first documents, at random places in them, in the order of the text."""
+    ranked: list[tuple[int, int, int, TokenRow]] = []
+    rows = token_rows(model, itertools.islice(documents, wanted), shape, "split")
+    for document, own in itertools.groupby(rows, key=lambda row: int(row.document[0])):
+        candidates = list(own)
+        for rank, place in enumerate(generator.permutation(len(candidates))[:wanted]):
+            ranked.append((rank, document, int(place), candidates[place]))
+    ranked.sort(key=lambda entry: entry[:3])
+    if len(ranked) < 2:
+        raise TemporalLensError(f"the text has {len(ranked)} row of {shape.context_length} tokens; a scan needs at least 2")
+    return [row for *_, row in sorted(ranked[:wanted], key=lambda entry: entry[1:3])]
+
+
+def bins_of(exact: int, largest: int) -> Int[np.ndarray, " P"]:
+    """First values of bins: single values below `exact`, then bins that grow, up to the one that holds `largest`."""
+    starts = list(range(min(exact, largest + 1)))
+    while starts[-1] < largest:
+        following = max(starts[-1] + 1, round(starts[-1] * BIN_GROWTH)) if len(starts) > exact else starts[-1] + 1
+        if following > largest:
+            break
+        starts.append(following)
+    return np.array(starts)
+
+
+def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) -> tuple[dict[str, np.ndarray], list[Grouping], int]:
+    """The bins of every clock, its groupings (the true one first, then the shuffled ones), and the number of groups in all."""
+    generator = np.random.default_rng([policy.seed, 1])
+    bins: dict[str, np.ndarray] = {}
+    groupings: list[Grouping] = []
+    groups = 0
+    for name, clock in usable_clocks(marks).items():
+        times = [clock.tell(row, marks) for row in rows]
+        bins[name] = bins_of(EXACT_INDEX if name == "index" else EXACT_TIMES, max(int(row.max()) for row in times))
+        labels = [np.searchsorted(bins[name], row, side="right") - 1 for row in times]
+        for worn in [labels, *(shuffled(labels, generator) for _ in range(policy.shuffles))]:
+            groupings.append(Grouping(name, worn, groups))
+            groups += len(bins[name])
+    return bins, groupings, groups
+
+
+def shuffled(labels: Sequence[Int[np.ndarray, " _"]], generator: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
+    """Every row wears the labels of another, circularly shifted (and repeated where that row is shorter)."""
+    donors = [labels[donor] for donor in generator.permutation(len(labels))]
+    shifts = [int(generator.integers(len(donor))) for donor in donors]
+    return [np.resize(np.roll(donor, shift), len(row)) for row, donor, shift in zip(labels, donors, shifts, strict=True)]
+
+
+def _add_batch(
+    model: LanguageModel,
+    batch: Batch,
+    layers: Sequence[Layer],
+    sums: Sequence[LayerSums],
+    groupings: Sequence[Grouping],
+    groups: int,
+    marks: TokenMarks,
+    norm_multiple: float,
+) -> None:
+    index = torch.from_numpy(np.concatenate([np.arange(len(row.tokens)) for row in batch.rows]))
+    tokens = np.concatenate([row.tokens for row in batch.rows])
+    kept = (index > 0) & ~torch.from_numpy(marks.special[tokens])
+    bags = _bags(batch, groupings, groups, index)
+    streams = model.residuals(batch.tokens, batch.mask, layers)
+    for layer, layer_sums in zip(layers, sums, strict=True):
+        stream = streams.pop(layer)
+        layer_sums.add(stream[batch.mask.to(stream.device)].cpu(), kept, index, bags, norm_multiple)
+
+
+def _bags(batch: Batch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:
+    """Sort the batch's tokens by group, for all groupings at once."""
+    late = groups * (index >= LATE).numpy()
+    rows = batch.sequences.tolist()
+    labels = np.concatenate([np.concatenate([grouping.labels[row] for row in rows]) + grouping.first + late for grouping in groupings])
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=2 * groups)
+    return Bags(torch.from_numpy(order % len(index)), torch.from_numpy(np.cumsum(counts) - counts))
+
+
+def _clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Grouping], sums: Sequence[LayerSums]) -> ClockScan:
+    true, *nulls = [slice(grouping.first, grouping.first + len(values)) for grouping in groupings if grouping.clock == name]
+    found = [explained(layer.sums[:, true].sum(0), layer.squares.sum()) for layer in sums]
+    late = [explained(layer.sums[1, true], layer.squares[1]) for layer in sums]
+    return ClockScan(
+        values=values.tolist(),
+        eta2=[share_of_total for share_of_total, _ in found],
+        floor=[_mean([explained(layer.sums[:, null].sum(0), layer.squares.sum())[0] for null in nulls]) for layer in sums],
+        share=[_plain(shares) for _, shares in found],
+        late_eta2=[share_of_total for share_of_total, _ in late],
+        late_floor=[_mean([explained(layer.sums[1, null], layer.squares[1])[0] for null in nulls]) for layer in sums],
+    )
+
+
+def explained(sums: Float[Tensor, "P D1"], squares: Float[Tensor, ""]) -> tuple[Share, Float[Tensor, " P"]]:
+    """eta^2, and what each group contributes to it, from group sums (whose last column counts) and the sum of squares."""
+    totals, counts = sums[:, :-1], sums[:, -1]
+    mean = totals.sum(0) / counts.sum()
+    between = counts * (totals / counts.clamp(min=1)[:, None] - mean).square().sum(1)
+    total = squares - counts.sum() * mean.square().sum()
+    if not total > 0:
+        return None, torch.full_like(between, torch.nan)
+    return float(between.sum() / total), between / between.sum()
+
+
+def _mean(values: Sequence[Share]) -> Share:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _plain(values: Float[Tensor, " n"]) -> list[Share]:
+    """As JSON holds it: null where there was no token."""
+    return [value if np.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,303 @@
+"""The scan of a model: where position lives in it, by depth, by clock and by index (method, section 1), one row per model.
+
+Drawn from the dictionaries that `Scan.to_json` gives; each panel says so where its data are absent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from temporallens.figures.style import (
+    COLOURS,
+    FAINT,
+    MAP,
+    MARKERS,
+    MUTED,
+    SPACE,
+    ZERO,
+    array,
+    blocks,
+    colour_bar,
+    colour_norm,
+    extent,
+    heatmap,
+    new_figure,
+    number,
+    open_grid,
+    panel_title,
+    percent,
+    plain,
+    plain_log_axis,
+    position_axis,
+    say_missing,
+    style,
+)
+
+CLOCKS = {
+    "index": "index in the row",
+    "document": "index in the document",
+    "sentence": "since the last sentence end",
+    "newline": "since the last newline",
+}
+ROW_HEIGHT = 4.5
+LAYERS_SHOWN = 5
+SINK_BINS = 14
+TITLE_CHARACTERS = 41
+LEAST_SHARE = 1e-3
+"""Shares below this are drawn alike: what happens there is noise."""
+
+
+def draw_scan(scans: Sequence[Mapping[str, Any]]) -> Figure:
+    """(a) eta^2 by depth and clock; (b) where along the index it lies; (c) norms and sinks by index; one row per model."""
+    with style():
+        figure = new_figure(ROW_HEIGHT * max(len(scans), 1))
+        if not scans:
+            say_missing(figure.subplots(), "no model was scanned in this study")
+            return figure
+        rows = figure.subfigures(len(scans), 1, hspace=0.03, squeeze=False)
+        for row, scan in zip(rows[:, 0], scans, strict=True):
+            _draw_model(row, scan)
+    return figure
+
+
+def _draw_model(row: SubFigure, scan: Mapping[str, Any]) -> None:
+    row.suptitle(_heading(scan), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+    panels = row.add_gridspec(2, 3, width_ratios=(1.0, 1.1, 1.05), height_ratios=(2.6, 1))
+    _draw_depth(row.add_subplot(panels[:, 0]), scan)
+    _draw_share(row.add_subplot(panels[:, 1]), scan)
+    norms = row.add_subplot(panels[0, 2])
+    _draw_norms(norms, scan)
+    _draw_sinks(row.add_subplot(panels[1, 2]), scan)
+
+
+def _heading(scan: Mapping[str, Any]) -> str:
+    sequences, length = scan.get("sequences"), scan.get("context_length")
+    size = f"  ·  {sequences:,} sequences of up to {length:,} tokens" if sequences and length else ""
+    return f"{plain(scan.get('model', 'a model without a name'))}{size}"
+
+
+def _layers(scan: Mapping[str, Any]) -> list[str]:
+    return [str(layer) for layer in scan.get("layers") or []]
+
+
+def layer_name(layer: str) -> str:
+    return "the embedding" if layer == "embed" else f"layer{SPACE}{layer}"
+
+
+def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    stride = max(1, -(-len(layers) // 9))
+    blocks = [place for place, layer in enumerate(layers) if layer.isdigit() and int(layer) % stride == 0]
+    axis.set_major_locator(FixedLocator(sorted({*blocks, *([0] if layers[0] == "embed" and stride == 1 else [])})))
+    axis.set_major_formatter(FuncFormatter(lambda place, _: layers[round(place)] if 0 <= round(place) < len(layers) else ""))
+    axis.set_minor_locator(NullLocator())
+    axis.set_label_text("layer (output of block n)")
+
+
+# (a)
+
+
+def _draw_depth(axes: Axes, scan: Mapping[str, Any]) -> None:
+    layers, found = _layers(scan), _clocks(scan)
+    if not layers or not found:
+        panel_title(axes, "a", "Variance explained by each clock", TITLE_CHARACTERS)
+        say_missing(axes, "this scan holds no clock")
+        return
+    depth = np.arange(len(layers))
+    for place, (name, eta2, floor) in enumerate(found):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        label = CLOCKS.get(name, plain(name, 30))
+        axes.plot(depth, 100 * eta2, color=colour, marker=marker, markevery=max(1, len(layers) // 10), label=label)
+        axes.plot(depth, 100 * floor, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
+    axes.plot([], [], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label="noise floor of the clock in its colour")
+    top = np.nanmax([np.nanmax(np.append(100 * eta2, 0.0)) for _, eta2, _ in found])
+    axes.set_ylim(0, max(1.42 * top, 0.1))  # room for the legend above the lines
+    axes.set_xlim(-0.3, max(len(layers) - 0.7, 0.3))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_ylabel("η²: share of the variance, %")
+    _depth_axis(axes, "x", layers)
+    open_grid(axes)
+    axes.legend(loc="upper left", borderaxespad=0.2, handlelength=2.4, labelspacing=0.35)
+    absent = [name for name in CLOCKS if name not in {clock for clock, _, _ in found}]
+    if absent:
+        axes.set_xlabel(axes.get_xlabel() + "\n" + "clocks not measured: " + ", ".join(absent))
+    panel_title(axes, "a", _depth_statement(layers, found), TITLE_CHARACTERS)
+
+
+def _clocks(scan: Mapping[str, Any]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, eta^2 [L] and floor [L] of each clock that has a value somewhere, in the order of CLOCKS."""
+    layers, clocks = _layers(scan), scan.get("clocks") or {}
+    found = []
+    for name in [*(name for name in CLOCKS if name in clocks), *(name for name in clocks if name not in CLOCKS)]:
+        eta2 = array((clocks[name] or {}).get("eta2") or [])
+        floor = array((clocks[name] or {}).get("floor") or np.full(len(eta2), np.nan))
+        if len(eta2) == len(floor) == len(layers) and np.isfinite(eta2).any():
+            found.append((name, eta2, floor))
+    return found
+
+
+def _depth_statement(layers: Sequence[str], found: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
+    peaks = []
+    for name, eta2, floor in found:
+        excess = eta2 - np.nan_to_num(floor)
+        if np.nanmax(excess) > 0:
+            place = int(np.nanargmax(excess))
+            peaks.append((float(excess[place]), place, name))
+    if not peaks:
+        return "No clock rises above its noise floor"
+    value, place, name = max(peaks)
+    return f"The “{plain(name, 20)}” clock leads: {percent(value)} above its noise floor at {layer_name(layers[place])}"
+
+
+# (b)
+
+
+def _draw_share(axes: Axes, scan: Mapping[str, Any]) -> None:
+    layers, clock = _layers(scan), (scan.get("clocks") or {}).get("index") or {}
+    values = array(clock.get("values") or [])
+    share = array(clock.get("share") or [])
+    if not layers or share.shape != (len(layers), len(values)) or not np.isfinite(share).any():
+        panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
+        say_missing(axes, "this scan does not hold the index clock's variance by position")
+        return
+    end = max(float(scan.get("context_length") or 0), values[-1] + 1)
+    edges = np.append(values, end) - 0.5
+    apart = values < 1
+    scale = np.maximum(share[:, ~apart], LEAST_SHARE)
+    norm = colour_norm(extent(scale))
+    if norm is None:
+        panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
+        say_missing(axes, "this scan holds no position but 0")
+        return
+    zero = bool(apart.any() and np.nansum(np.abs(share[:, apart])) > 0)
+    kept = slice(None) if zero else ~apart
+    drawn = np.maximum(share, LEAST_SHARE)[:, kept]
+    first = edges[0] if zero else edges[:-1][~apart][0]
+    mesh = heatmap(axes, np.append(first, edges[1:][kept]), np.arange(len(layers) + 1) - 0.5, drawn, norm)
+    position_axis(axes, "x", int(end), zero, "index in the row")
+    _depth_axis(axes, "y", layers)
+    excess = _excess(scan)
+    for place in np.flatnonzero(excess <= 0):
+        axes.axhspan(place - 0.5, place + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
+    colour_bar(
+        mesh,
+        axes,
+        drawn,
+        "share of what the index explains, % (log scale)" if isinstance(norm, LogNorm) else "share of what the index explains, %",
+        as_percent=True,
+    )
+    if (excess <= 0).any():
+        axes.set_xlabel(axes.get_xlabel() + "\nhatched: η² is not above its noise floor")
+    panel_title(axes, "b", _share_statement(layers, edges + 0.5, share, excess), TITLE_CHARACTERS)
+
+
+def _excess(scan: Mapping[str, Any]) -> np.ndarray:
+    """By how much the index clock exceeds its noise floor [L]; where it does not, its shares are the shares of noise."""
+    for name, eta2, floor in _clocks(scan):
+        if name == "index":
+            return np.nan_to_num(eta2 - np.nan_to_num(floor))
+    return np.ones(len(_layers(scan)))
+
+
+def _share_statement(layers: Sequence[str], edges: np.ndarray, share: np.ndarray, excess: np.ndarray) -> str:
+    early = np.nansum(share[:, (edges[:-1] >= 1) & (edges[1:] <= 4)], axis=1)
+    heard = np.flatnonzero((excess > 0) & np.isfinite(share).any(axis=1))
+    if len(heard) == 0:
+        return "The index clock is nowhere above its noise floor"
+    most, last = heard[np.argmax(excess[heard])], heard[-1]
+    statement = f"Positions 1–3: {percent(early[most])} of what the index explains at {layer_name(layers[most])}"
+    return f"{statement}, {percent(early[last])} at {layers[last]}" if last != most else f"{statement}, where it explains most"
+
+
+# (c)
+
+
+def _shown(layers: Sequence[str]) -> list[int]:
+    return sorted({round(place) for place in np.linspace(0, len(layers) - 1, min(LAYERS_SHOWN, len(layers)))})
+
+
+def _colours(count: int) -> np.ndarray:
+    return colormaps[MAP](np.linspace(0.0, 0.88, count))
+
+
+def _by_index(scan: Mapping[str, Any], key: str) -> np.ndarray | None:
+    values = array(scan.get(key) or [])
+    return values if values.ndim == 2 and len(values) == len(_layers(scan)) > 0 and np.isfinite(values).any() else None
+
+
+def _draw_norms(axes: Axes, scan: Mapping[str, Any]) -> None:
+    layers, norm = _layers(scan), _by_index(scan, "norm")
+    if norm is None:
+        panel_title(axes, "c", "Mean norm by index", TITLE_CHARACTERS)
+        say_missing(axes, "this scan does not hold the norms by index")
+        return
+    shown, index = _shown(layers), np.arange(norm.shape[1])
+    for place, colour in zip(shown, _colours(len(shown)), strict=True):
+        name = "embedding" if layers[place] == "embed" else layers[place]
+        axes.plot(index[1:], norm[place, 1:], color=colour, label=name)
+        axes.plot(index[:1], norm[place, :1], color=colour, **ZERO)
+    axes.plot([], [], color=FAINT, label="index 0", **ZERO)
+    _leave_room_for_legend(axes, norm[shown])
+    plain_log_axis(axes, "y")
+    position_axis(axes, "x", norm.shape[1], zero=True, label="")
+    axes.set_xlabel("")
+    axes.tick_params(labelbottom=False)
+    axes.set_ylabel("mean norm (log scale)")
+    open_grid(axes)
+    axes.legend(title="layer", loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.4)
+    panel_title(axes, "c", _norm_statement(layers, norm), TITLE_CHARACTERS)
+
+
+def _leave_room_for_legend(axes: Axes, norm: np.ndarray) -> None:
+    """Let the curves (all but index 0) end below the legend on the logarithmic axis."""
+    positive = norm[np.isfinite(norm) & (norm > 0)]
+    beyond = norm[:, 1:][np.isfinite(norm[:, 1:]) & (norm[:, 1:] > 0)]
+    if positive.size and beyond.size:
+        low = min(positive.min(), beyond.max() / 3) / 1.15
+        axes.set_ylim(low, max(low * (beyond.max() / low) ** 1.75, positive.max() * 1.6))
+
+
+def _norm_statement(layers: Sequence[str], norm: np.ndarray) -> str:
+    if norm.shape[1] < 2 or not np.isfinite(norm[:, 0]).any():
+        return "Mean norm by index; nothing is known of index 0"
+    rest = np.array([np.median(row[1:][np.isfinite(row[1:])]) if np.isfinite(row[1:]).any() else np.nan for row in norm])
+    ratio = norm[:, 0] / np.where(rest > 0, rest, np.nan)
+    if not np.isfinite(ratio).any():
+        return "Mean norm by index"
+    place = int(np.nanargmax(ratio))
+    if ratio[place] < 2:
+        return "Index 0 is no sink: its norm is like that of the rest"
+    return f"Index 0 is a sink: {number(ratio[place])}{SPACE}× the norm of the rest at {layer_name(layers[place])}"
+
+
+def _draw_sinks(axes: Axes, scan: Mapping[str, Any]) -> None:
+    layers, sinks = _layers(scan), _by_index(scan, "sinks")
+    if sinks is None:
+        say_missing(axes, "this scan does not hold the sinks by index")
+        return
+    shown, length = _shown(layers), sinks.shape[1]
+    starts = np.append(0, np.unique(np.geomspace(1, length, SINK_BINS).astype(int))[:-1]) if length > 1 else np.array([0])
+    centres = (starts + np.append(starts[1:], length) - 1) / 2
+    binned = 100 * blocks(sinks, starts, 1)  # sinks are rare: single positions would show noise
+    for place, colour in zip(shown, _colours(len(shown)), strict=True):
+        axes.plot(centres[1:], binned[place, 1:], color=colour, linewidth=1.2, marker=".", clip_on=False)
+        axes.plot([0], binned[place, :1], color=colour, clip_on=False, **ZERO)
+    axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
+    axes.set_ylim(0, 130)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.1, 1, 10, 100]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    position_axis(axes, "x", length, zero=True, label="index in the row")
+    axes.set_ylabel("sinks, % of\ntokens (log)")
+    open_grid(axes)
+    beyond = sinks[shown, 1:][np.isfinite(sinks[shown, 1:])]
+    if beyond.size and not beyond.any():
+        axes.text(
+            0.99, 0.9, "none after index 0 in these layers", transform=axes.transAxes, ha="right", va="top", color=MUTED, fontsize=7.5
+        )

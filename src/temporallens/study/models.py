@@ -1,0 +1,75 @@
+"""What can be known of a study's models without loading or fetching them: their sizes, from the `config.json` at hand.
+
+The plan reckons with them, and a layer or context that a model does not have is refused before anything is done for it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from temporallens.activations.models import check_layer
+from temporallens.errors import TemporalLensError
+from temporallens.study.config import Study
+
+
+class ModelSizes(NamedTuple):
+    """What is known of a model that is not loaded."""
+
+    width: int
+    hidden: int  # of the feed-forward block
+    layers: int
+    context: int | None  # positions it has; None where its configuration does not say
+
+
+SHIPPED_MODELS = {"smollm2-135m": ModelSizes(576, 1536, 30, 8192), "minilm-l6": ModelSizes(384, 1536, 6, 512)}
+
+
+def check_models(study: Study) -> None:
+    """Raise TemporalLensError for a layer or a context that a model at hand does not have."""
+    for name, policy in study.activations.items():
+        sizes = model_sizes(policy.model)
+        if sizes is None:
+            continue
+        check_layer(policy.layer, sizes.layers, policy.model)
+        if sizes.context is not None and policy.context_length > sizes.context:
+            raise TemporalLensError(
+                f"activations.{name}.context_length is {policy.context_length}, too long: {policy.model} has {sizes.context} positions"
+            )
+
+
+def model_sizes(model: str) -> ModelSizes | None:
+    """Sizes of a shipped model, or from the `config.json` of a directory or of the hub's cache; None where there is none."""
+    if model in SHIPPED_MODELS:
+        return SHIPPED_MODELS[model]
+    folder = Path(model).expanduser()
+    path = folder / "config.json" if folder.is_dir() else _in_hub_cache(model)
+    if path is None or not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise TemporalLensError(f"{path} is not readable as the configuration of a model: {error}") from error
+    return _sizes_of(config.get("text_config", config)) if isinstance(config, dict) else None
+
+
+def _in_hub_cache(model: str) -> Path | None:
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:  # a path that is no hub name
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _sizes_of(config: dict[str, Any]) -> ModelSizes | None:
+    """Sizes under the names that transformers' configurations give them; None where width or depth is missing."""
+
+    def first(*names: str) -> int | None:
+        return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+    width, layers = first("hidden_size", "n_embd"), first("num_hidden_layers", "n_layer")
+    if width is None or layers is None:
+        return None
+    return ModelSizes(width, first("intermediate_size", "n_inner") or 4 * width, layers, first("max_position_embeddings", "n_positions"))

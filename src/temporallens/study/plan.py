@@ -1,0 +1,195 @@
+"""The plan of a study, for `--dry-run`: what would be done, how much of it, and about how long, without doing any of it.
+
+Nothing is written, no model or text is loaded or fetched. Sizes come from a model's `config.json` where one is at hand, tokens from
+the study and the size of its texts, and times from the arithmetic of each stage and one matrix product timed on the spot. What
+cannot be known without fetching something is said to be unknown, never guessed.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from temporallens.activations.harvest import HarvestPolicy
+from temporallens.dictionaries.standard import Standard
+from temporallens.study.config import Study
+from temporallens.study.models import ModelSizes, check_models, model_sizes
+from temporallens.study.reading import StudyFile
+from temporallens.study.run import refuse_foreign_folder
+from temporallens.study.stages import Records, Stage, stages_of
+
+SHIPPED_TEXTS = {"sotu": (2_450_000, 249)}
+"""Tokens and documents, as counted with SmolLM2's tokenizer."""
+BYTES_PER_TOKEN = 4.3
+"""Of English text, roughly; the estimate for texts of the user's own."""
+COLUMN_BYTES = 37
+"""Of the columns beside an activation in the store."""
+DENSE_PRODUCTS, SPARSE_PRODUCTS = 5.0, 1.5
+"""A training step costs about so many products of the batch with a weight matrix: five for dense codes, far fewer for sparse ones."""
+DRAWING_SECONDS = 3.0
+
+
+class PlanLine(NamedTuple):
+    """One stage; None where a number is unknown or does not apply."""
+
+    stage: Stage
+    finished: bool
+    tokens: int | None
+    bytes: int | None
+    seconds: float | None
+
+
+class Plan(NamedTuple):
+    """What a run would do, and what the numbers rest on."""
+
+    lines: list[PlanLine]
+    notes: list[str]
+
+
+def plan_study(study_file: StudyFile, folder: Path) -> Plan:
+    """The plan of a study in `folder`; raises TemporalLensError where a run would, as far as that can be known beforehand."""
+    study, text = study_file
+    refuse_foreign_folder(study, folder)
+    check_models(study)
+    records = Records(folder)
+    speed = _products_per_second(study.threads)
+    lines = [_line(stage, study, records.finished(stage), speed) for stage in stages_of(study, text)]
+    return Plan(lines, _notes(lines, speed))
+
+
+def _notes(lines: list[PlanLine], speed: float) -> list[str]:
+    to_do = [line for line in lines if not line.finished]
+    finished = f"{len(lines) - len(to_do)} of {len(lines)} stages are finished"
+    if not to_do:
+        return [f"{finished}; there is nothing to do."]
+    seconds, size = sum(line.seconds or 0.0 for line in to_do), sum(line.bytes or 0 for line in to_do)
+    amount = f"about {readable_time(seconds)} and {readable_bytes(size)} of disk"
+    unknown = any(line.seconds is None for line in to_do)
+    return [
+        f"{finished}; the rest takes {amount}" + (", without those marked ?, whose model is not at hand." if unknown else "."),
+        f"The times are each stage's arithmetic at {2 * speed / 1e9:.0f} GFLOP/s, timed just now with a matrix product on this machine;"
+        " fetching and converting models is not in them.",
+    ]
+
+
+def _line(stage: Stage, study: Study, finished: bool, speed: float) -> PlanLine:
+    tokens, size, products = SIZES[stage.kind](stage, study)
+    seconds = DRAWING_SECONDS if products is None and stage.kind in {"figures", "report"} else products and products / speed
+    return PlanLine(stage, finished, tokens, size, seconds)
+
+
+class Amount(NamedTuple):
+    """What one stage handles; None where it is unknown or does not apply."""
+
+    tokens: int | None
+    bytes: int | None
+    products: float | None  # multiply-adds
+
+
+def _scan(stage: Stage, study: Study) -> Amount:
+    scan = next(scan for scan in study.scans if scan.model == stage.model)
+    tokens = scan.sequences * scan.context_length
+    sizes = model_sizes(scan.model)
+    return Amount(tokens, None, sizes and tokens * forward_products(sizes, sizes.layers))
+
+
+def _harvest(stage: Stage, study: Study) -> Amount:
+    policy = study.activations[stage.activations]
+    tokens, sizes = harvest_tokens(policy), model_sizes(policy.model)
+    if tokens is None or sizes is None:
+        return Amount(tokens, None, None)
+    blocks = 0 if policy.layer == "embed" else policy.layer + 1
+    element = 4 if policy.dtype == "float32" else 2
+    return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), tokens * forward_products(sizes, blocks))
+
+
+def _train(stage: Stage, study: Study) -> Amount:
+    arm, sizes = study.arms[stage.arm], model_sizes(study.activations[stage.activations].model)
+    tokens = study.training.steps * study.training.batch_size
+    if sizes is None:
+        return Amount(tokens, None, None)
+    entries = sizes.width * arm.features
+    return Amount(tokens, 2 * 4 * entries, tokens * entries * (DENSE_PRODUCTS if isinstance(arm, Standard) else SPARSE_PRODUCTS))
+
+
+def _evaluate(stage: Stage, study: Study) -> Amount:
+    if not stage.arm:  # the results, which are assembled, not computed
+        return Amount(None, None, 0.0)
+    policy = study.activations[stage.activations]
+    harvested, sizes = harvest_tokens(policy), model_sizes(policy.model)
+    tokens = None if harvested is None else round(harvested * study.training.held_out)
+    return Amount(tokens, None, None if tokens is None or sizes is None else 2.0 * tokens * sizes.width * study.arms[stage.arm].features)
+
+
+def _nothing(_stage: Stage, _study: Study) -> Amount:
+    return Amount(None, None, None)
+
+
+SIZES: dict[str, Callable[[Stage, Study], Amount]] = {
+    "scan": _scan,
+    "harvest": _harvest,
+    "train": _train,
+    "evaluate": _evaluate,
+    "figures": _nothing,
+    "report": _nothing,
+}
+
+
+def harvest_tokens(policy: HarvestPolicy) -> int | None:
+    """About how many tokens a harvest reads: what its text holds, bounded by its policy; None when neither is known."""
+    in_text, documents = _text_size(policy)
+    bounds = [in_text, policy.max_tokens]
+    if documents is not None and policy.rows_per_document is not None:
+        bounds.append(documents * policy.rows_per_document * policy.context_length)
+    elif documents is not None and policy.rows == "document":
+        bounds.append(documents * policy.context_length)
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _text_size(policy: HarvestPolicy) -> tuple[int | None, int | None]:
+    """Tokens and documents of a policy's text, where they are known without reading it."""
+    if policy.text in SHIPPED_TEXTS:
+        return SHIPPED_TEXTS[policy.text]
+    path = Path(policy.text)
+    if path.is_file():
+        return round(path.stat().st_size / BYTES_PER_TOKEN), None
+    if path.is_dir():
+        return round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / BYTES_PER_TOKEN), None
+    return None, None
+
+
+def forward_products(sizes: ModelSizes, blocks: int) -> float:
+    """Multiply-adds per token of that many transformer blocks: four attention matrices and two or three of the feed-forward part."""
+    return blocks * (4 * sizes.width**2 + 3 * sizes.width * sizes.hidden)
+
+
+def _products_per_second(threads: int | None, size: int = 1024, rounds: int = 5) -> float:
+    """Multiply-adds per second of a float32 matrix product where the study would run; the best of a few rounds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    x = torch.ones(size, size, device="cuda" if torch.cuda.is_available() else "cpu")
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        torch.mm(x, x)[0, 0].item()  # the item waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(before)
+    return size**3 / min(seconds)
+
+
+def readable_time(seconds: float) -> str:
+    """`40 s`, `5 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def readable_bytes(size: float) -> str:
+    """`12 KB`, `340 MB`, `4.1 GB`."""
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

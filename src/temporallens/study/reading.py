@@ -1,0 +1,209 @@
+"""From a YAML file to a `Study`, or to one sentence that says which key is wrong, in which line, and what was meant."""
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.study.config import Study
+
+LARGEST_FILE = 1 << 20
+"""Bytes; a study is a page of text, so more is a mistake (or an attack) that is refused before it is parsed."""
+
+
+class StudyFile(NamedTuple):
+    """A study and the text that the run's folder keeps of it."""
+
+    study: Study
+    text: str
+
+
+def read_study(path: Path, model: str | None = None) -> StudyFile:
+    """Read and validate `path`; `model` replaces the model everywhere, and the kept text then says so."""
+    text = _text_of(path)
+    root, content = _parse(text, path)
+    if not isinstance(content, dict):
+        raise TemporalLensError(f"{path} is not a study: it should be a mapping with the keys {', '.join(Study.model_fields)}")
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        raise TemporalLensError(_sentence(error, path, root)) from error
+    if model is None:
+        return StudyFile(study, text)
+    replaced = study.with_model(model)
+    header = f"# Written by --model {model}, which replaced the model of every entry of {path.name}.\n"
+    return StudyFile(replaced, header + yaml.safe_dump(replaced.model_dump(mode="json"), sort_keys=False))
+
+
+def name_of(path: Path) -> str | None:
+    """The name of the study that a run's folder keeps, whatever else that file says; None when it says none."""
+    _, content = _parse(_text_of(path), path)
+    name = content.get("name") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise TemporalLensError(f"{path} is larger than {LARGEST_FILE:,} bytes: it cannot be a study file")
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise TemporalLensError(f"{path} does not exist: it should be a study file (YAML)") from error
+    except IsADirectoryError as error:
+        raise TemporalLensError(f"{path} is a folder: it should be a study file (YAML)") from error
+    except UnicodeDecodeError as error:
+        raise TemporalLensError(f"{path} is not a text file in UTF-8: it should be a study file (YAML)") from error
+    except OSError as error:
+        raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
+    """The tree of nodes (which know their lines) and the plain values of a YAML text."""
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            raise TemporalLensError(f"{path} is empty: it should be a study file (YAML)")
+        _refuse_duplicates(root, path)
+        return root, loader.construct_document(root)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise TemporalLensError(f"{path}{line} is not valid YAML: {_one_line(error.problem)}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise TemporalLensError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise TemporalLensError(f"{path} is not a study: its values are nested too deeply") from error
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _refuse_duplicates(root: yaml.Node, path: Path) -> None:
+    """YAML readers keep the last of two equal keys and say nothing; a study must not lose a setting that way."""
+    waiting, visited = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in visited or not isinstance(node, yaml.CollectionNode):
+            continue
+        visited.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting.extend(node.value)
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise TemporalLensError(f"{path}:{line}: a key must be a plain word")
+            if key.value in lines:
+                raise TemporalLensError(
+                    f"{path}:{line}: the key '{key.value}' stands here a second time (first in line {lines[key.value]})"
+                )
+            lines[key.value] = line
+            waiting.append(value)
+
+
+def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
+    """The sentence for the first problem in the file; a missing key comes after an unknown one, which it often is, misspelt."""
+    problems = []
+    for details in error.errors(include_url=False):
+        names, line = _locate(root, details["loc"])
+        problems.append((details["type"] == "missing", line, ".".join(names), details))
+    _, line, place, first = min(problems, key=lambda problem: problem[:2])
+    alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == place and details is not first]
+    return f"{path}:{line}: {' or '.join([_explain(place, first), *alternatives])}"
+
+
+def _explain(place: str, details: ErrorDetails) -> str:
+    kind, value = details["type"], details["input"]
+    parent, _, key = place.rpartition(".")
+    where = f" in {parent}" if parent else ""
+    context = details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key '{key}'{where}{did_you_mean(key, _keys_at(Study, details['loc'][:-1]))}"
+    if kind == "missing":
+        return f"the key '{details['loc'][-1]}' is missing" + (f" in {place}" if place else "")
+    if kind == "union_tag_not_found":
+        return f"{place} needs the key 'kind', which says what arm it is; it is one of: {_options(_kinds())}"
+    if kind == "union_tag_invalid":
+        return f"{place} has the unknown kind '{context['tag']}'{did_you_mean(str(context['tag']), _kinds())}"
+    if kind == "string_pattern_mismatch" and details["loc"][-1] == "[key]":
+        return f"the name '{value}' cannot name a folder: use letters, digits, dots, dashes and underscores"
+    if kind == "value_error":
+        return f"{place}: {details['msg'].removeprefix('Value error, ')}" if place else details["msg"].removeprefix("Value error, ")
+    return f"{place} is {_short(value)}: {_lower(details['msg'])}"
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, dict | list) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _options(names: list[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _locate(root: yaml.Node, location: tuple[int | str, ...]) -> tuple[list[str], int]:
+    """The keys of the file along pydantic's location, and the line of the last of them.
+
+    pydantic's locations also name union members ('positional', 'int'), which are not in the file and are passed over.
+    """
+    node, names, line = root, [], root.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if entry is not None:
+                names.append(str(part))
+                line, node = entry[0].start_mark.line + 1, entry[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            names.append(str(part))
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return names, line
+
+
+def _keys_at(annotation: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the model at this location knows."""
+    for part in location:
+        annotation = _descend(annotation, part)
+    model = next(iter(_models(annotation)), None)
+    return list(model.model_fields) if model else []
+
+
+def _descend(annotation: Any, part: int | str) -> Any:
+    """The type one step further along pydantic's location: a field, an element, or a member of a union by its kind."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in {dict, tuple, list}:
+        arguments = get_args(annotation)
+        return arguments[1] if get_origin(annotation) is dict else arguments[0]
+    members = list(_models(annotation))
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return next((member for member in members if part in _kinds_of(member)), None)
+    field = members[0].model_fields.get(str(part)) if members else None
+    return field.annotation if field else None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _kinds_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+
+
+def _kinds() -> list[str]:
+    return [kind for model in _models(Study.model_fields["arms"].annotation) for kind in _kinds_of(model)]

@@ -1,0 +1,175 @@
+"""The stages of a study and what is known of them: a fingerprint of exactly what shaped each, and a record when it is done.
+
+A stage is one piece of work with one output: the scan of one model, the store of one activations entry, one dictionary, its
+evaluation, the results, the figures, the report. Its fingerprint covers its own section of the study, the content of the files
+that section names, the fingerprints of the stages it builds on, and the version of the code's stage, so that a changed setting
+invalidates just what depends on it. `stages/<stage>.json` is written when a stage starts and again when it is finished.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from temporallens.activations.corpora import open_corpus
+from temporallens.activations.shipped import MODELS
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.scan import ScanPolicy
+from temporallens.files import explained, fingerprint, read_json, sha256, write_json
+from temporallens.study.config import Study, as_file_name
+
+Kind = Literal["scan", "harvest", "train", "evaluate", "figures", "report"]
+Contents = dict[str, str | None]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+HEADLINE_FIGURE = "position_analysis.png"
+"""The figure that is drawn last, and so proves that all are there."""
+
+VERSIONS: dict[Kind, int] = {"scan": 1, "harvest": 1, "train": 1, "evaluate": 1, "figures": 1, "report": 1}
+"""Raise a stage's number when its code gives other output for the same settings: finished ones are then done again."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work of a study."""
+
+    kind: Kind
+    name: str  # its record is stages/<name>.json
+    fingerprint: str
+    output: str  # file or folder in the run's folder, removed when another fingerprint takes its place
+    proof: str  # the file of the output that is written last
+    activations: str = ""  # entry of the study that it belongs to, where it belongs to one
+    arm: str = ""
+    seed: int = 0
+    model: str = ""  # of a scan
+
+    @property
+    def run(self) -> str:
+        """Name of the dictionary's folder."""
+        return run_name(self.arm, self.seed)
+
+
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm}-seed{seed}"
+
+
+def stages_of(study: Study, study_text: str) -> list[Stage]:
+    """Every stage of a study in the order in which they are done."""
+    names = {scan.model for scan in study.scans} | {policy.model for policy in study.activations.values()}
+    models = {name: content_of(name) for name in names}
+    scans = [_scan_stage(study, policy, models) for policy in study.scans]
+    harvests = [_harvest_stage(study, name, models) for name in study.activations]
+    trainings = [_train_stage(study, harvest, arm, seed) for harvest in harvests for arm, seed in product(study.arms, study.seeds)]
+    evaluations = [_evaluate_stage(training) for training in trainings]
+    results = _stage("evaluate", "results", "results.json", {"study": _plain(study)}, [*scans, *harvests, *trainings, *evaluations])
+    figures = _stage("figures", "figures", "figures", None, [results], proof=f"figures/{HEADLINE_FIGURE}")
+    report = _stage("report", "report", "report.html", {"study_text": study_text}, [results, figures])
+    return [*scans, *harvests, *trainings, *evaluations, results, figures, report]
+
+
+def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
+    name = as_file_name(policy.model)
+    shaped_by = {
+        "policy": _plain(policy),
+        "threads": study.threads,
+        "model": models[policy.model],
+        "text": open_corpus(policy.text).fingerprint,
+    }
+    return _stage("scan", f"scan/{name}", f"scans/{name}.json", shaped_by, [], model=policy.model)
+
+
+def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
+    policy = study.activations[name]
+    shaped_by = {
+        "policy": _plain(policy),
+        "threads": study.threads,
+        "model": models[policy.model],
+        "text": open_corpus(policy.text, policy.column, policy.split).fingerprint,
+    }
+    folder = f"stores/{name}"
+    return _stage("harvest", f"harvest/{name}", folder, shaped_by, [], proof=f"{folder}/manifest.json", activations=name)
+
+
+def _train_stage(study: Study, harvest: Stage, arm: str, seed: int) -> Stage:
+    place = f"{harvest.activations}/{run_name(arm, seed)}"
+    shaped_by = {"arm": _plain(study.arms[arm]), "seed": seed, "training": _plain(study.training), "threads": study.threads}
+    where: dict[str, Any] = {"proof": f"arms/{place}/training.json", "activations": harvest.activations, "arm": arm, "seed": seed}
+    return _stage("train", f"train/{place}", f"arms/{place}", shaped_by, [harvest], **where)
+
+
+def _evaluate_stage(training: Stage) -> Stage:
+    place = f"{training.activations}/{training.run}"
+    where: dict[str, Any] = {"activations": training.activations, "arm": training.arm, "seed": training.seed}
+    return _stage("evaluate", f"evaluate/{place}", f"evaluation/{place}.json", None, [training], **where)
+
+
+def _stage(kind: Kind, name: str, output: str, shaped_by: Any, builds_on: Iterable[Stage], **where: Any) -> Stage:
+    whole = {"stage": name, "version": VERSIONS[kind], "shaped_by": shaped_by, "builds_on": [stage.fingerprint for stage in builds_on]}
+    return Stage(kind=kind, name=name, fingerprint=fingerprint(whole), output=output, **{"proof": output, **where})
+
+
+def _plain(section: Any) -> Any:
+    return section.model_dump(mode="json")
+
+
+def content_of(model: str) -> str | None:
+    """What pins a model's content: a shipped one's SHA-256, that of a file or of a folder's files, None for a hub name."""
+    if model in MODELS:
+        return MODELS[model].wheel.sha256
+    path = Path(model).expanduser()
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)}\n{sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+class Records:
+    """What the run's folder knows of its stages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, stage: Stage) -> Path:
+        return self.folder / "stages" / f"{stage.name}.json"
+
+    def _recorded(self, stage: Stage) -> dict[str, Any]:
+        path = self._path(stage)
+        if not path.exists():
+            return {}
+        record = read_json(path, "the record of a stage (remove it to do the stage again)")
+        if not isinstance(record, dict):
+            raise TemporalLensError(f"{path} is not the record of a stage; remove it to do the stage again")
+        return record
+
+    def finished(self, stage: Stage) -> bool:
+        """Whether the stage was finished as the study now has it, and its output is still there."""
+        record = self._recorded(stage)
+        return record.get("finished") is True and record.get("fingerprint") == stage.fingerprint and (self.folder / stage.proof).exists()
+
+    def start(self, stage: Stage) -> None:
+        """Clear away the output of other settings; the output of an interrupted try with the same settings stays, to go on from."""
+        if self._recorded(stage).get("fingerprint") != stage.fingerprint:
+            remove(self.folder / stage.output)
+        self._write(stage, finished=False)
+
+    def finish(self, stage: Stage) -> None:
+        self._write(stage, finished=True)
+
+    def _write(self, stage: Stage, *, finished: bool) -> None:
+        write_json(self._path(stage), {"stage": stage.name, "fingerprint": stage.fingerprint, "finished": finished})
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, where there is one."""
+    with explained(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""How every arm of a study is trained: one frozen section, the same for all, so that arms differ in nothing else."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingPolicy(BaseModel):
+    """The `training:` section of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(2000, ge=1)
+    """Optimizer steps; each sees one batch."""
+
+    batch_size: int = Field(1024, ge=1)
+    """Activations in a batch."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Of Adam, at its highest; the lab notes use 3e-4."""
+
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero."""
+
+    decay: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
+
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the documents that is never trained on."""
+
+    data_seed: int = Field(0, ge=0)
+    """Divides the documents and orders the batches; the same for every arm and seed."""
+
+    dead_after: int = Field(100_000, ge=1)
+    """Tokens without firing after which a feature counts as dead and AuxK takes it up."""
+
+    auxiliary: float = Field(1 / 32, ge=0)
+    """Weight of the AuxK loss (Gao et al. 2024)."""
+
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient of `mean squared error per token / width`, which does not grow with the model."""
+
+    log_every: int = Field(10, ge=1)
+    """Steps from one line of the history to the next."""
+
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps from one checkpoint to the next: the work that an interruption can cost."""
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate at this step: linear warm-up, constant, linear decay."""
+        rising = (step + 1) / (self.warmup * self.steps) if self.warmup else 1.0
+        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
+        return min(1.0, rising, falling)

@@ -1,0 +1,259 @@
+"""The training loop: several arms and seeds side by side, from one pass over the store, each batch the same for all.
+
+Activations are centred and scaled once per batch and their rows put in order of position, so that position-aware arms work on
+slices. A checkpoint holds every arm's weights, optimizer, dead-feature counters and history, and the loader's cursor: a run that was
+interrupted and goes on ends with the same bits as one that never stopped.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from temporallens.activations.loader import Batch, Cursor, Loader
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms import Arm
+from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.saving import load_dictionary, save_dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.files import write_json
+from temporallens.progress import progress
+from temporallens.stopping import held_signals
+from temporallens.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint
+from temporallens.training.history import History, Window
+from temporallens.training.objective import Inputs, inputs_for, objective
+from temporallens.training.policy import TrainingPolicy
+
+CALIBRATION_BATCHES = 32
+"""Batches over which inference thresholds are measured; their mean then varies by less than 1 % (`docs/method.md`)."""
+
+
+class ArmRun(NamedTuple):
+    """One dictionary to train."""
+
+    name: str  # its folder
+    arm: Arm
+    seed: int  # of its initial weights
+
+
+class TrainedArm(NamedTuple):
+    """What training leaves behind."""
+
+    folder: Path
+    dictionary: Dictionary  # in raw units, read back from the folder
+    summary: dict[str, Any]  # training.json
+
+
+class Trainee:
+    """One dictionary while it is trained: weights, optimizer, counters and history."""
+
+    def __init__(self, run: ArmRun, width: int, positions: int, policy: TrainingPolicy, device: torch.device) -> None:
+        self.run, self._policy, self._width = run, policy, width
+        generator = torch.Generator().manual_seed(run.seed)
+        self.dictionary: Dictionary = run.arm.build(width, positions, generator).to(device)
+        groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
+        self._optimizer = torch.optim.Adam(groups, lr=policy.learning_rate, fused=True)
+        self._tokens_since_fired = torch.zeros(self.dictionary.features, dtype=torch.int64, device=device)
+        self._window = Window(positions, device)
+        self.history = History()
+        self.seconds = 0.0
+
+    def step(self, x: Float[Tensor, "N D"], position: Int[Tensor, " N"], place: Progress) -> None:
+        """Learn from one normalised batch whose rows are in order of position."""
+        started = time.perf_counter()
+        dictionary = self.dictionary
+        dictionary.advance(place)
+        self._set_rate(place.step)
+        forward = dictionary.training_forward(x, position)
+        dead = self._tokens_since_fired >= self._policy.dead_after
+        losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, dead)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses.loss.backward()  # type: ignore[no-untyped-call]
+        dictionary.remove_parallel_gradient()
+        torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self._policy.clip * self._width)
+        self._optimizer.step()
+        dictionary.normalise_decoder()
+        self._tokens_since_fired = torch.where(forward.fired > 0, 0, self._tokens_since_fired + len(x))
+        parts = {"loss": losses.loss, "mse_loss": losses.mse, "sparsity_loss": losses.sparsity}
+        self._window.add(parts, losses.per_row, forward.active, position)
+        self.seconds += time.perf_counter() - started
+
+    def _set_rate(self, step: int) -> None:
+        rate = self._policy.learning_rate * self._policy.rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["multiple"]
+
+    def log(self, step: int) -> None:
+        """Add a line to the history. Raises TemporalLensError when the loss is not finite or no feature fires."""
+        line = self._window.line()
+        first = step + 2 - self._window.steps
+        if not torch.isfinite(torch.tensor([line["loss"]])).all():
+            raise TemporalLensError(
+                f"the loss of '{self.run.name}' became NaN or infinite between steps {first} and {step + 1}; lower training.learning_rate (now {self._policy.learning_rate})"
+            )
+        if line["l0"] == 0:
+            raise TemporalLensError(
+                f"no feature of '{self.run.name}' fired between steps {first} and {step + 1}: its codes are constant; lower its sparsity or training.learning_rate"
+            )
+        openness = self.dictionary.openness()
+        line |= {
+            "step": step + 1,
+            "tokens": (step + 1) * self._policy.batch_size,
+            "dead_features": int((self._tokens_since_fired >= self._policy.dead_after).sum()),
+            "temperature": self.dictionary.temperature,
+            "openness": 1.0 if openness is None else float(openness.mean()),
+            "learning_rate": self._policy.learning_rate * self._policy.rate(step),
+        }
+        self.history.append(line)
+        self._window = Window(len(line["position_loss"]), self._tokens_since_fired.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint must hold, by name."""
+        named = {f"dictionary/{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
+        named |= {f"history/{name}": tensor for name, tensor in self.history.tensors().items()}
+        for number, state in self._optimizer.state_dict()["state"].items():
+            named |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
+        named["tokens_since_fired"] = self._tokens_since_fired
+        return named
+
+    def restore(self, tensors: dict[str, Tensor], place: Progress) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"dictionary": {}, "history": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            if rest:
+                parts[part][rest] = tensor
+        self.dictionary.load_state_dict(parts["dictionary"])
+        self.dictionary.advance(place)
+        self.history = History.from_tensors(parts["history"])
+        self._tokens_since_fired.copy_(tensors["tokens_since_fired"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            number, _, field = name.partition("/")
+            state.setdefault(int(number), {})[field] = tensor
+        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+
+
+def train_arms(
+    store: ActivationStore, runs: Sequence[ArmRun], policy: TrainingPolicy, out: Path | str, device: str | None = None
+) -> dict[str, TrainedArm]:
+    """Train `runs` side by side; each leaves `out/<name>/` with its dictionary, `history.safetensors` and `training.json`.
+
+    Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError when
+    the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
+    """
+    out, target = Path(out), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    split = store.split(policy.held_out, policy.data_seed)
+    moments = store.moments_of(split.train)
+    if int(moments.count.sum()) == 0 or float(moments.pooled_variance()) <= 0:
+        raise TemporalLensError(f"the activations in {store.folder} are constant: there is nothing for a dictionary to learn")
+    inputs = inputs_for(moments.pooled_mean(), moments.pooled_variance())
+    loader = Loader(store, split.train, policy.batch_size, policy.data_seed)
+    mixing = loader.mixing()
+    trainees = [Trainee(run, store.width, store.positions, policy, target) for run in runs]
+    settings = [store.manifest.model_dump(mode="json"), policy.model_dump(mode="json"), [[r.name, r.arm.model_dump(mode="json"), r.seed] for r in runs]]
+    path = checkpoint_file(out, settings)
+    start = _resume(path, trainees, loader, policy)
+    centre = inputs.centre.to(target)
+    with held_signals() as stopping, progress(f"training {len(runs)} arms", policy.steps * policy.batch_size, "tokens") as advance:
+        advance(start * policy.batch_size)
+        for step in range(start, policy.steps):
+            x, position = _ordered(next(loader), target)
+            x = inputs._replace(centre=centre).normalise(x)
+            logged = (step + 1) % policy.log_every == 0 or step + 1 == policy.steps
+            for trainee in trainees:
+                trainee.step(x, position, Progress(step, policy.steps))
+                if logged:
+                    trainee.log(step)
+            advance(policy.batch_size)
+            if logged and (stopping() or ((step + 1) // policy.log_every) % _logs_per_checkpoint(policy) == 0):
+                _save(path, trainees, loader, step + 1)
+                if stopping():
+                    break
+    _calibrate(trainees, loader, inputs._replace(centre=centre))
+    loader.close()
+    trained = {trainee.run.name: _finish(trainee, inputs, mixing._asdict(), store, policy, out) for trainee in trainees}
+    path.unlink(missing_ok=True)
+    return trained
+
+
+def _calibrate(trainees: list[Trainee], loader: Loader, inputs: Inputs) -> None:
+    """Measure inference thresholds on the batches that would have come next, with the final weights."""
+    found: dict[str, list[Tensor]] = {trainee.run.name: [] for trainee in trainees}
+    for _ in range(CALIBRATION_BATCHES):
+        x, position = _ordered(next(loader), inputs.centre.device)
+        x = inputs.normalise(x)
+        for trainee in trainees:
+            threshold = trainee.dictionary.batch_threshold(x, position)
+            if threshold is not None:
+                found[trainee.run.name].append(threshold)
+    for trainee in trainees:
+        if thresholds := found[trainee.run.name]:
+            trainee.dictionary.get_buffer("threshold").copy_(torch.stack(thresholds).mean())
+
+
+def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
+    """Checkpoints fall on logged steps, where the sums of the history are empty and need not be saved."""
+    return max(1, round(policy.checkpoint_every / policy.log_every))
+
+
+def _ordered(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    order = torch.argsort(batch.position, stable=True)
+    return batch.x[order].to(device), batch.position[order].to(device)
+
+
+def _save(path: Path, trainees: list[Trainee], loader: Loader, step: int) -> None:
+    tensors = {f"{trainee.run.name}/{name}": tensor for trainee in trainees for name, tensor in trainee.tensors().items()}
+    state = {"step": step, "cursor": list(loader.cursor), "seconds": {trainee.run.name: trainee.seconds for trainee in trainees}}
+    save_checkpoint(path, tensors, state)
+
+
+def _resume(path: Path, trainees: list[Trainee], loader: Loader, policy: TrainingPolicy) -> int:
+    if not path.exists():
+        return 0
+    tensors, state = load_checkpoint(path)
+    for trainee in trainees:
+        own = f"{trainee.run.name}/"
+        trainee.restore({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)}, Progress(state["step"], policy.steps))
+        trainee.seconds = state["seconds"][trainee.run.name]
+    loader.restore(Cursor(*state["cursor"]))
+    return int(state["step"])
+
+
+def _finish(trainee: Trainee, inputs: Inputs, mixing: dict[str, float], store: ActivationStore, policy: TrainingPolicy, out: Path) -> TrainedArm:
+    run, folder = trainee.run, out / trainee.run.name
+    dictionary = trainee.dictionary.cpu()
+    dictionary.fold(inputs.centre, inputs.scale)
+    source = store.manifest.description
+    summary = {
+        "arm": run.arm.model_dump(mode="json"),
+        "seed": run.seed,
+        "training_steps": policy.steps,
+        "tokens_seen": policy.steps * policy.batch_size,
+        "final_loss": trainee.history.last("loss"),
+        "mse_loss": trainee.history.last("mse_loss"),
+        "sparsity_loss": trainee.history.last("sparsity_loss"),
+        "scale": inputs.scale,
+        "mixing": mixing,
+        "training": policy.model_dump(mode="json"),
+    }
+    metadata = {"source": source.source, "policies": source.policies, "training": summary}
+    save_dictionary(dictionary, folder, run.arm, store.positions, metadata)
+    trainee.history.save(folder / "history.safetensors")
+    speed = policy.steps * policy.batch_size / max(trainee.seconds, 1e-9)
+    write_json(folder / "timing.json", {"seconds": trainee.seconds, "tokens_per_second": speed})
+    write_json(folder / "training.json", summary)
+    return TrainedArm(folder, load_dictionary(folder), summary)
+
+
+def train(store: ActivationStore, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
+    """Train one arm; the dictionary, its history and its summary are written straight into the folder `out`.
+
+    Further keywords are fields of `TrainingPolicy`. Raises TemporalLensError as `train_arms` does.
+    """
+    out = Path(out)
+    run = ArmRun(out.name, arm, seed)
+    return train_arms(store, [run], TrainingPolicy(steps=steps, **policy), out.parent)[run.name]

@@ -1,0 +1,343 @@
+"""The command line: what it prints, its exit codes, and that a mistake is one sentence and leaves nothing behind."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, Gemma2Config
+from typer.testing import CliRunner, Result
+
+from temporallens.activations.store import ActivationStore
+from temporallens.cli import GO_ON, app
+from temporallens.files import locked
+from tiny_models import tiny_model, tiny_tokenizer
+
+STUDIES = Path(__file__).parents[1] / "studies"
+COMMANDS = ("run", "harvest", "train", "evaluate", "figures", "report", "scan", "import")
+TEXT = "".join(
+    json.dumps({"text": f"Document {number} says that rain fell, that the river rose, and that {number} people went home."}) + "\n"
+    for number in range(12)
+)
+STUDY = """\
+name: cli
+threads: 1
+activations:
+  only: {{model: {model}, text: {text}, layer: 1, context_length: 16, batch_size: 4, dtype: float32}}
+arms:
+  positional: {{kind: positional, features: 32, k: 4, groups: 3}}
+training: {{steps: 10, batch_size: 32, log_every: 5, checkpoint_every: 5, held_out: 0.3}}
+"""
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refusal(*arguments: object) -> str:
+    """The one sentence with which a call is refused, after what it said of the stages before."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    *before, sentence = result.stderr.splitlines()
+    assert all(line.endswith(("done", "skipped")) for line in before)
+    assert sentence.startswith("error: ")
+    return sentence.removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def study(tmp_path: Path, model: Path) -> Path:
+    text = tmp_path / "text.jsonl"
+    text.write_text(TEXT)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(model=model, text=text))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    assert command in call("--help").stdout
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "--out" in result.stdout
+
+
+def test_a_wrong_command_or_option_exits_with_2() -> None:
+    assert call("runn").exit_code == 2
+    assert call("run").exit_code == 2
+    assert call("run", "study.yaml", "--dryrun").exit_code == 2
+
+
+def test_the_stages_one_at_a_time_end_where_run_ends(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("harvest", study, "--out", out).exit_code == 0
+    assert (out / "stores" / "only" / "manifest.json").exists()
+    assert not (out / "arms").exists()
+    assert call("train", out).exit_code == 0
+    assert not (out / "evaluation").exists()
+    result = call("evaluate", out)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, str(out / "results.json"))
+    assert call("figures", out).exit_code == 0
+    result = call("report", out)
+    assert result.stdout.splitlines()[-1] == str(out / "report.html")
+    assert call("run", study, "--out", out).stdout == result.stdout
+
+
+def test_run_prints_a_table_and_the_path_of_the_report(study: Path, tmp_path: Path) -> None:
+    result = call("run", study, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    heading, *_, path = result.stdout.strip().splitlines()
+    assert heading.startswith("cli: held-out documents, position 0 apart")
+    assert Path(path).is_file()
+    for word in ("FVE", "L0", "openness", "seconds", "only", "positional"):
+        assert word in result.stdout
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(study: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = call("run", study, "--out", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for word in ("harvest/only", "train/only/positional-seed0", "report", "to do", "0 of 6 stages are finished", "GFLOP/s"):
+        assert word in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_of_the_quickstart_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORALLENS_CACHE", str(tmp_path / "cache"))
+    result = call("run", STUDIES / "quickstart.yaml", "--out", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "?" not in result.stdout
+    assert not (tmp_path / "cache").exists()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("groups: 3", "grups: 3", "unknown key 'grups' in arms.positional; did you mean 'groups'?"),
+        ("layer: 1", "layer: 4", "layer 4 is out of range: "),
+        ("context_length: 16", "context_length: 65", "has 64 positions"),
+        ("text.jsonl", "none.jsonl", "there is no text at "),
+        ("model: /", "model: /nowhere/", "there is no model at "),
+        ("steps: 10", "steps: 0", "training.steps is 0: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_a_study_is_one_sentence_and_leaves_no_data(study: Path, tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    text = study.read_text()
+    assert old in text
+    study.write_text(text.replace(old, new))
+    assert sentence in refusal("run", study, "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_missing_study_is_named(tmp_path: Path) -> None:
+    assert "does not exist: it should be a study file" in refusal("run", tmp_path / "none.yaml")
+
+
+def test_an_empty_text_is_refused(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text("\n\n")
+    assert "text.jsonl" in refusal("run", study, "--out", tmp_path / "out")
+
+
+def test_a_model_without_weights_is_refused(study: Path, tmp_path: Path, model: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((model / "config.json").read_bytes())
+    assert "is a model directory without weights" in refusal("run", study, "--model", bare, "--out", tmp_path / "out")
+
+
+def test_one_document_cannot_be_divided(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text(TEXT.splitlines()[0] + "\n")
+    assert "needs at least 2" in refusal("run", study, "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_truncated_shard_and_a_store_of_another_version_are_refused(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("harvest", study, "--out", out).exit_code == 0
+    store = out / "stores" / "only"
+    shard = next(store.glob("shard-*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    assert f"shard {shard} has {len(content) - 1} bytes instead of {len(content)}" in refusal("train", out)
+    shard.write_bytes(content)
+    manifest = store / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("temporallens.store/1", "temporallens.store/9"))
+    assert "has format 'temporallens.store/9'" in refusal("train", out)
+
+
+def test_the_folder_of_another_study_is_refused(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("harvest", study, "--out", out).exit_code == 0
+    study.write_text(study.read_text().replace("name: cli", "name: other"))
+    assert f"{out} holds the study 'cli', not 'other'" in refusal("run", study, "--out", out)
+    assert f"{out} holds the study 'cli', not 'other'" in refusal("run", study, "--out", out, "--dry-run")
+
+
+def test_a_folder_in_use_is_refused(study: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "out"):
+        assert "is in use by another temporallens process" in refusal("run", study, "--out", tmp_path / "out")
+
+
+def test_a_full_disk_is_told_with_the_path(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("temporallens.files._write", full)
+    sentence = refusal("run", study, "--out", tmp_path / "out")
+    assert sentence.startswith(f"cannot write {tmp_path / 'out' / 'study.yaml'}: no space is left on the disk")
+    assert not (tmp_path / "out" / "study.yaml").exists()
+
+
+# Ends
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, study: Path, number: signal.Signals) -> Result:
+    """The end of a run to which a signal comes."""
+    monkeypatch.setattr("temporallens.study.run.run_study", lambda *_arguments, **_named: signal.raise_signal(number))
+    return call("run", study)
+
+
+def test_interrupted_and_terminated_runs_say_how_to_go_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = stopped(monkeypatch, study, signal.SIGINT)
+    assert (result.exit_code, result.stderr) == (130, f"interrupted: {GO_ON}\n")
+    before = signal.getsignal(signal.SIGTERM)
+    result = stopped(monkeypatch, study, signal.SIGTERM)
+    assert (result.exit_code, result.stderr) == (143, f"terminated: {GO_ON}\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bug_keeps_its_traceback(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("temporallens.study.run.run_study", fail)
+    assert isinstance(call("run", study).exception, ZeroDivisionError)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "temporallens", *map(str, arguments)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(study: Path, tmp_path: Path, number: int, code: int) -> None:
+    study.write_text(study.read_text().replace("steps: 10", "steps: 1500").replace("checkpoint_every: 5", "checkpoint_every: 50"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    process = subprocess.Popen(command("run", study, "--out", parts), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not list((parts / "arms").rglob("checkpoint-*")):
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr.splitlines()[-1].endswith(GO_ON)
+    assert not (parts / "results.json").exists()
+    for out in (parts, whole):
+        subprocess.run(command("run", study, "--out", out), check=True, capture_output=True)
+    weights = Path("arms", "only", "positional-seed0", "sae_weights.safetensors")
+    assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (parts / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+# Beside studies
+
+
+def test_scan_prints_eta2_by_layer_and_draws_it(model: Path, study: Path, tmp_path: Path) -> None:
+    text = study.parent / "text.jsonl"
+    result = call("scan", model, "--text", text, "--context-length", 16, "--sequences", 8, "--out", tmp_path / "scan")
+    assert result.exit_code == 0, result.output
+    for word in ("layer", "index", "sentence", "embed", "norm"):
+        assert word in result.stdout
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "scan" / "figures" / "scan.png")
+    assert (tmp_path / "scan" / "figures" / "scan.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "scan" / "scan.json").read_text())["layers"][0] == "embed"
+
+
+def test_import_makes_a_store_of_arrays_with_their_companions(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "x": generator.normal(size=(6, 5, 4)).astype(np.float32),
+        "mask": np.arange(5)[None, :] < np.array([5, 4, 5, 3, 5, 5])[:, None],
+        "tokens": generator.integers(0, 9, size=(6, 5)),
+        "documents": np.array([0, 0, 1, 1, 2, 2]),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    companions = [part for name in ("mask", "tokens", "documents") for part in (f"--{name}", tmp_path / f"{name}.npy")]
+    result = call("import", tmp_path / "x.npy", "--out", tmp_path / "store", *companions)
+    assert (result.exit_code, result.stdout) == (0, f"27 activations of width 4 from 6 sequences: {tmp_path / 'store'}\n")
+    store = ActivationStore(tmp_path / "store")
+    assert store.documents == 3
+    rows = store.read(np.arange(6))
+    assert rows.token.tolist() == arrays["tokens"][arrays["mask"]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.zeros((6, 4), dtype=np.float32), "activations must have shape [sequences, positions, width]"),
+        (np.full((2, 3, 4), np.nan, dtype=np.float32), "the activations hold NaN or infinity at sequence 0, index 0"),
+        (np.zeros((2, 3, 4), dtype=np.int64), "activations must be floating point"),
+    ],
+)
+def test_import_refuses_what_is_no_activations(tmp_path: Path, array: np.ndarray, sentence: str) -> None:
+    np.save(tmp_path / "x.npy", array)
+    assert sentence in refusal("import", tmp_path / "x.npy", "--out", tmp_path / "store")
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+# The lab notes' study
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_gemma_study_runs_unchanged_on_a_tiny_random_gemma_2(tmp_path: Path) -> None:
+    folder, out = tmp_path / "tiny-gemma-2", tmp_path / "out"
+    tiny_gemma_2(folder)
+    result = call("run", STUDIES / "gemma-2-2b.yaml", "--model", folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    results = json.loads((out / "results.json").read_text())
+    assert results["activations"]["layer-19"]["layer"] == 19
+    assert [run["kind"] for run in results["runs"]] == ["standard", "batchtopk", "positional"]
+    assert {run["features"] for run in results["runs"]} == {2304}
+    assert (out / "study.yaml").read_text().startswith(f"# Written by --model {folder}, which replaced the model")
+    assert (out / "report.html").exists()
+
+
+def tiny_gemma_2(folder: Path) -> None:
+    """A random Gemma 2 that is as deep as the study needs and as narrow as it can be."""
+    tokenizer = tiny_tokenizer("gemma2")
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=20,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+        sliding_window=64,
+        query_pre_attn_scalar=8,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,249 @@
+"""Dictionaries: positions, masks, folding, saving."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from temporallens.dictionaries.base import Progress
+from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.dictionaries.masks import PositionMask, group_of_position, group_starts, scale_groups_
+from temporallens.dictionaries.positional import Positional
+from temporallens.dictionaries.saving import load_dictionary, save_dictionary
+from temporallens.dictionaries.standard import Standard
+from temporallens.errors import TemporalLensError
+
+POSITIONS, WIDTH = 16, 12
+
+
+def built(arm, seed: int = 0):
+    return arm.build(WIDTH, POSITIONS, torch.Generator().manual_seed(seed))
+
+
+@given(positions=st.integers(2, 300), groups=st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_groups_divide_the_positions_in_ascending_runs(positions, groups):
+    if groups > positions - 1:
+        with pytest.raises(TemporalLensError, match="cannot divide"):
+            group_starts(positions, groups)
+        return
+    group_of = group_of_position(positions, groups)
+    assert group_of[0] == 0
+    assert (group_of.diff() >= 0).all()
+    assert group_of.unique().tolist() == list(range(groups))
+
+
+def test_a_free_table_has_one_group_per_position():
+    assert group_of_position(5, "positions").tolist() == [0, 1, 2, 3, 4]
+
+
+@given(seed=st.integers(0, 100), ordered=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_gates_scale_each_row_by_its_own_group(seed, ordered):
+    generator = torch.Generator().manual_seed(seed)
+    gates, values = torch.rand(3, 5, generator=generator), torch.rand(20, 5, generator=generator)
+    groups = torch.randint(0, 3, (20,), generator=generator)
+    groups = groups.sort().values if ordered else groups
+    expected = values * gates[groups]
+    assert torch.equal(scale_groups_(values.clone(), gates, groups), expected)
+
+
+def test_a_mask_sharpens_as_the_temperature_falls_and_hardens_to_zero_and_one():
+    mask = PositionMask(POSITIONS, 2, 4, temperature=5.0)
+    assert torch.equal(mask.gates(), torch.full((4, 2), 0.5))
+    mask.logits.data[:] = torch.tensor([-1.0, 1.0])
+    soft = mask.gates()
+    mask.temperature.fill_(0.1)
+    sharp = mask.gates()
+    assert (sharp[:, 0] < soft[:, 0]).all()
+    assert (sharp[:, 1] > soft[:, 1]).all()
+    mask.hard = True
+    assert torch.equal(mask.gates(), torch.tensor([0.0, 1.0]).expand(4, 2))
+    assert mask.groups(torch.tensor([10_000])).item() == 3
+
+
+def test_annealing_is_exponential_from_start_to_end_then_hard():
+    dictionary = built(Positional(features=8, k=2, groups=4, harden_at=0.8))
+    temperatures = []
+    for step in (0, 400, 799, 800):
+        dictionary.advance(Progress(step, 1000))
+        temperatures.append(dictionary.temperature)
+    assert temperatures[0] == pytest.approx(5.0)
+    assert temperatures[1] == pytest.approx((5.0 * 0.1) ** 0.5)
+    assert temperatures[2] == pytest.approx(0.1, rel=0.01)
+    assert temperatures[3] == 0.0
+    assert dictionary.mask.hard
+
+
+def test_training_codes_are_the_largest_masked_ones_and_their_gates_learn():
+    dictionary = built(Positional(features=20, k=3, groups=4))
+    dictionary.mask.logits.data = torch.randn(4, 20, generator=torch.Generator().manual_seed(1))
+    dictionary.mask.temperature.fill_(0.7)
+    x, positions = torch.randn(32, WIDTH), torch.arange(32) // 2
+    masked = dictionary.pre_activations(x).relu() * dictionary.mask.gates()[dictionary.mask.groups(positions)]
+    smallest = masked.flatten().sort(descending=True).values[3 * 32 - 1]
+    expected = masked * (masked >= smallest)
+    forward = dictionary.training_forward(x, positions)
+    torch.testing.assert_close(forward.reconstruction, dictionary.decode(expected), rtol=1e-5, atol=1e-5)
+    assert int(forward.active.sum()) == 3 * 32
+    dense = torch.autograd.grad((x - dictionary.decode(expected)).square().sum(), dictionary.mask.logits)[0]
+    sparse = torch.autograd.grad((x - forward.reconstruction).square().sum(), dictionary.mask.logits)[0]
+    torch.testing.assert_close(dense, sparse, rtol=1e-4, atol=1e-4)
+
+
+def test_a_closed_entry_neither_fires_nor_learns():
+    dictionary = built(Positional(features=20, k=3, groups=4))
+    dictionary.mask.logits.data[0, :10] = -1
+    dictionary.mask.hard = True
+    x, positions = torch.randn(40, WIDTH), torch.zeros(40, dtype=torch.long)
+    assert not dictionary.encode(x, positions)[:, :10].any()
+    dictionary.training_forward(x, positions).reconstruction.square().sum().backward()
+    assert not dictionary.encoder.grad[:10].any()
+    assert dictionary.encoder.grad[10:].any()
+
+
+def test_auxk_reaches_the_encoder_of_dead_features_only():
+    dictionary = built(BatchTopK(features=20, k=3))
+    x = torch.randn(16, WIDTH)
+    dead = torch.zeros(20, dtype=torch.bool)
+    dead[5:9] = True
+    loss = dictionary.auxiliary(x, x, dead).sum()
+    loss.backward()
+    assert dictionary.encoder.grad[5:9].abs().sum(1).all()
+    assert dictionary.encoder_bias.grad[5:9].all()
+    assert not dictionary.encoder.grad[:5].any()
+    assert dictionary.auxiliary(x, x, torch.zeros(20, dtype=torch.bool)) is None
+
+
+def test_auxk_gradient_agrees_with_finite_differences():
+    dictionary = built(BatchTopK(features=6, k=2)).double()
+    x, dead = torch.randn(5, WIDTH, dtype=torch.float64), torch.tensor([True, False, True, True, False, True])
+    encoder = dictionary.encoder.detach().clone().requires_grad_()
+
+    def loss(changed: torch.Tensor) -> torch.Tensor:
+        del dictionary.encoder
+        dictionary.encoder = changed
+        return dictionary.auxiliary(x, x, dead).sum()
+
+    del dictionary._parameters["encoder"]
+    dictionary.encoder = encoder
+    assert torch.autograd.gradcheck(loss, (encoder,))
+
+
+def test_the_decoder_gradient_loses_what_is_parallel_and_rows_stay_unit():
+    dictionary = built(BatchTopK(features=20, k=3))
+    dictionary.decoder.grad = torch.randn_like(dictionary.decoder)
+    dictionary.remove_parallel_gradient()
+    assert (dictionary.decoder.grad * dictionary.decoder).sum(1).abs().max() < 1e-5
+    dictionary.decoder.data *= 3
+    dictionary.normalise_decoder()
+    torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(20))
+
+
+@pytest.mark.parametrize("arm", [Standard(features=20), BatchTopK(features=20, k=3), Positional(features=20, k=3, groups=4)])
+def test_folding_moves_a_dictionary_into_raw_units(arm):
+    dictionary, raw = built(arm), built(arm)
+    centre, scale = torch.randn(WIDTH), 0.3
+    for each in (dictionary, raw):
+        each.encoder_bias.data.fill_(0.1)
+        each.decoder_bias.data.fill_(0.2)
+        if hasattr(each, "threshold"):
+            each.threshold.fill_(0.4)
+    raw.fold(centre, scale)
+    x, positions = 5 * torch.randn(30, WIDTH) + centre, torch.arange(30) % POSITIONS
+    inside = dictionary((x - centre) * scale, positions) / scale + centre
+    torch.testing.assert_close(raw(x, positions), inside, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_of_sequences_are_implied_and_of_loose_rows_demanded():
+    dictionary = built(Positional(features=20, k=3, groups="positions"))
+    dictionary.mask.logits.data = torch.randn(POSITIONS, 20)
+    x = torch.randn(2, POSITIONS, WIDTH)
+    positions = torch.arange(POSITIONS).expand(2, -1)
+    assert torch.equal(dictionary.encode(x), dictionary.encode(x, positions))
+    with pytest.raises(TemporalLensError, match="needs the positions"):
+        dictionary.encode(x[:, 3])
+    dictionary.position_policy = 3
+    torch.testing.assert_close(dictionary.encode(x[:, 3]), dictionary.encode(x)[:, 3])
+    dictionary.position_policy = "mean"
+    assert dictionary.encode(x[:, 3]).shape == (2, 20)
+    with pytest.raises(TemporalLensError, match=r"positions of shape \(2, 3\) do not fit"):
+        dictionary.encode(x, torch.zeros(2, 3))
+    with pytest.raises(TemporalLensError, match="width 5 do not fit this dictionary of width 12"):
+        dictionary.encode(torch.randn(2, 5), torch.zeros(2))
+
+
+@pytest.mark.parametrize("arm", [Standard(features=20), BatchTopK(features=20, k=3), Positional(features=20, k=3, groups=4)])
+def test_a_saved_dictionary_is_read_back_bit_for_bit(arm, folder):
+    dictionary = built(arm)
+    for parameter in dictionary.parameters():
+        parameter.data = torch.randn_like(parameter)
+    if hasattr(dictionary, "threshold"):
+        dictionary.threshold.fill_(0.123)
+    if hasattr(dictionary, "mask"):
+        dictionary.mask.hard = True
+        dictionary.mask.temperature.fill_(0.37)
+    save_dictionary(dictionary, folder, arm, POSITIONS)
+    back = load_dictionary(folder)
+    assert back.state_dict().keys() == dictionary.state_dict().keys()
+    for name, tensor in dictionary.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    x = torch.randn(3, POSITIONS, WIDTH)
+    assert torch.equal(back.encode(x), dictionary.encode(x))
+    layout = json.loads((folder / "cfg.json").read_text())
+    assert (layout["d_in"], layout["d_sae"], layout["normalize_activations"]) == (WIDTH, 20, "none")
+    assert layout["metadata"]["sae_lens_version"]
+
+
+def test_the_saved_layout_computes_what_saelens_would(folder):
+    from safetensors.numpy import load_file
+
+    dictionary = built(BatchTopK(features=20, k=3))
+    dictionary.encoder_bias.data.normal_()
+    dictionary.decoder_bias.data.normal_()
+    dictionary.threshold.fill_(0.5)
+    save_dictionary(dictionary, folder, BatchTopK(features=20, k=3), POSITIONS)
+    weights = load_file(folder / "sae_weights.safetensors")
+    assert set(weights) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+    x = np.random.default_rng(0).normal(size=(9, WIDTH)).astype(np.float32)
+    pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    codes = np.maximum(pre, 0) * (pre > weights["threshold"])
+    np.testing.assert_allclose(dictionary(torch.from_numpy(x)).detach().numpy(), codes @ weights["W_dec"] + weights["b_dec"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: (f / "cfg.json").unlink(), "does not exist"),
+        (lambda f: (f / "cfg.json").write_text("{"), "not readable"),
+        (lambda f: (f / "cfg.json").write_text("{}"), "not a dictionary that TemporalLens saved"),
+        (lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x80\x04junk"), "not readable"),
+        (lambda f: (f / "cfg.json").write_text((f / "cfg.json").read_text().replace('"d_in": 12', '"d_in": 13')), "should have shape"),
+        (lambda f: (f / "cfg.json").write_text((f / "cfg.json").read_text().replace('"batchtopk"', '"standard"')), "does not describe"),
+    ],
+)
+def test_damaged_dictionaries_are_refused(folder, damage, sentence):
+    arm = BatchTopK(features=20, k=3)
+    save_dictionary(built(arm), folder, arm, POSITIONS)
+    damage(folder)
+    with pytest.raises(TemporalLensError, match=sentence):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize(
+    ("arm", "options", "sentence"),
+    [
+        (BatchTopK, {"features": 8, "k": 9}, "k = 9 codes per token cannot come from 8 features"),
+        (Positional, {"temperature_start": 1.0, "temperature_end": 2.0}, "temperature_end = 2.0 is above"),
+        (Positional, {"temperature_start": -1.0}, "greater than 0"),
+        (Standard, {"sparsity": -0.1}, "greater than or equal to 0"),
+        (Standard, {"k": 3}, "not permitted"),
+    ],
+)
+def test_arms_that_contradict_themselves_are_refused(arm, options, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        arm(**options)

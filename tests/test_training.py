@@ -1,0 +1,186 @@
+"""Training: it learns, it goes on exactly where it stopped, and it refuses to end in nothing."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import temporallens.training.trainer as trainer
+from temporallens.activations.importing import store_arrays
+from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.dictionaries.standard import Standard
+from temporallens.errors import TemporalLensError
+from temporallens.files import sha256
+from temporallens.training.history import load_history
+from temporallens.training.policy import TrainingPolicy
+from temporallens.training.trainer import ArmRun, train, train_arms
+from tests.conftest import ARMS, POLICY
+
+RUNS = [ArmRun(name, arm, 0) for name, arm in ARMS.items()]
+
+
+def test_every_arm_learns_and_its_history_says_how(trained, store):
+    for name, arm in trained.items():
+        history = load_history(arm.folder / "history.safetensors")
+        assert history["step"].tolist() == list(range(10, 121, 10))
+        assert history["tokens"][-1] == 120 * 128 == arm.summary["tokens_seen"]
+        assert history["mse_loss"][-1] < 0.7 * history["mse_loss"][0], name
+        loss = history["position_loss"]
+        assert loss.shape == (12, store.positions)
+        assert np.isnan(loss[:, 0]).all()
+        assert np.isfinite(loss[:, 1:]).all()
+        np.testing.assert_allclose(history["position_loss_average"], np.nanmean(loss, 1), rtol=1e-5)
+        np.testing.assert_allclose(history["position_loss_maximum"], np.nanmax(loss, 1), rtol=1e-6)
+        np.testing.assert_allclose(history["position_loss_minimum"], np.nanmin(loss, 1), rtol=1e-6)
+        weighted = np.nansum(loss * history["position_count"], 1) / history["position_count"].sum(1)
+        np.testing.assert_allclose(weighted, history["mse_loss"], rtol=1e-4)
+        assert (history["position_weight"] == 1).all()
+    assert trained["batchtopk"].summary["training_steps"] == 120
+
+
+def test_the_final_loss_is_mse_plus_penalty(trained):
+    summary = trained["standard"].summary
+    assert summary["final_loss"] == pytest.approx(summary["mse_loss"] + 1.0 * summary["sparsity_loss"], rel=1e-5)
+    assert trained["batchtopk"].summary["final_loss"] == pytest.approx(trained["batchtopk"].summary["mse_loss"], rel=1e-5)
+
+
+def test_k_codes_per_token_in_training_and_nearly_so_at_inference(trained, world):
+    x = torch.from_numpy(world[:, 1:])
+    positions = torch.arange(1, world.shape[1]).expand(len(world), -1)
+    for name in ("batchtopk", "positional"):
+        history = load_history(trained[name].folder / "history.safetensors")
+        np.testing.assert_allclose(history["l0"], 4, rtol=1e-6)
+        codes = trained[name].dictionary.encode(x, positions)
+        assert float((codes > 0).sum(-1).float().mean()) == pytest.approx(4, rel=0.05)
+
+
+def test_the_mask_anneals_and_hardens(trained):
+    history = load_history(trained["positional"].folder / "history.safetensors")
+    before = history["temperature"][:9]
+    assert (np.diff(before) < 0).all()
+    assert (history["temperature"][9:] == 0).all()
+    assert trained["positional"].dictionary.mask.hard
+    gates = trained["positional"].dictionary.mask.gates()
+    assert set(gates.unique().tolist()) <= {0.0, 1.0}
+
+
+def content(folder):
+    return {path.name: sha256(path) for path in folder.iterdir() if path.name != "timing.json"}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkeypatch, stop):
+    seen = 0
+    original = trainer.Trainee.step
+
+    def counting(self, *arguments):
+        nonlocal seen
+        seen += 1
+        if seen == 3 * 67:
+            os.kill(os.getpid(), stop)
+        return original(self, *arguments)
+
+    before = signal.signal(stop, signal.default_int_handler)
+    monkeypatch.setattr(trainer.Trainee, "step", counting)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_arms(store, RUNS, POLICY, tmp_path)
+        assert seen == 3 * 70
+        train_arms(store, RUNS, POLICY, tmp_path)
+    finally:
+        signal.signal(stop, before)
+    assert seen == 3 * 120
+    for name, arm in trained.items():
+        assert content(tmp_path / name) == content(arm.folder), name
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, store, tmp_path, monkeypatch):
+    original = trainer.Trainee.step
+
+    def failing(self, x, position, place):
+        if place.step == 101:
+            raise MemoryError
+        return original(self, x, position, place)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(trainer.Trainee, "step", failing)
+        train_arms(store, RUNS, POLICY, tmp_path)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    train_arms(store, RUNS, POLICY, tmp_path)
+    for name, arm in trained.items():
+        assert content(tmp_path / name) == content(arm.folder), name
+
+
+def test_an_arm_is_the_same_alone_and_in_company(trained, store, tmp_path):
+    alone = train_arms(store, [RUNS[1]], POLICY, tmp_path)["batchtopk"]
+    assert content(alone.folder) == content(trained["batchtopk"].folder)
+
+
+def test_train_writes_one_dictionary_straight_into_its_folder(store, tmp_path):
+    arm = train(store, BatchTopK(features=32, k=3), 20, tmp_path / "run", batch_size=64)
+    assert arm.folder == tmp_path / "run"
+    assert {path.name for path in arm.folder.iterdir()} == {"cfg.json", "sae_weights.safetensors", "history.safetensors", "training.json", "timing.json"}
+
+
+def test_seeds_differ_in_weights_and_share_their_batches(store, tmp_path):
+    runs = [ArmRun(f"seed{seed}", BatchTopK(features=32, k=3), seed) for seed in (0, 1)]
+    trained = train_arms(store, runs, TrainingPolicy(steps=20, batch_size=64), tmp_path)
+    counts = [load_history(arm.folder / "history.safetensors")["position_count"] for arm in trained.values()]
+    assert np.array_equal(*counts)
+    weights = [arm.dictionary.decoder for arm in trained.values()]
+    assert not torch.allclose(*weights)
+
+
+def test_dead_features_are_revived(store, tmp_path, monkeypatch):
+    original = BatchTopK.build
+
+    def half_dead(self, *arguments):
+        dictionary = original(self, *arguments)
+        dictionary.encoder_bias.data[32:] = -4.0
+        return dictionary
+
+    monkeypatch.setattr(BatchTopK, "build", half_dead)
+    policy = {"batch_size": 128, "learning_rate": 3e-3, "dead_after": 1000, "log_every": 20}
+    dead = {}
+    for auxiliary in (1 / 32, 0.0):
+        arm = train(store, BatchTopK(features=64, k=4), 200, tmp_path / str(auxiliary), auxiliary=auxiliary, **policy)
+        dead[auxiliary] = load_history(arm.folder / "history.safetensors")["dead_features"][-1]
+    assert dead[0.0] >= 20
+    assert dead[1 / 32] < dead[0.0]
+
+
+def test_a_loss_that_explodes_ends_the_run_with_the_place(store, tmp_path, monkeypatch):
+    original = trainer.Trainee.step
+
+    def poisoned(self, x, position, place):
+        return original(self, x * torch.nan if place.step == 33 else x, position, place)
+
+    monkeypatch.setattr(trainer.Trainee, "step", poisoned)
+    with pytest.raises(TemporalLensError, match=r"'batchtopk' became NaN or infinite between steps 31 and 40"):
+        train_arms(store, [RUNS[1]], POLICY, tmp_path)
+    assert not (tmp_path / "batchtopk").exists()
+
+
+def test_codes_that_vanish_end_the_run(store, tmp_path):
+    with pytest.raises(TemporalLensError, match="no feature of 'run' fired"):
+        train(store, Standard(features=16, sparsity=1e4), 400, tmp_path / "run", batch_size=128, learning_rate=1e-1)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    constant = store_arrays(np.ones((8, 9, 2), np.float32), tmp_path / "constant")
+    with pytest.raises(TemporalLensError, match="are constant"):
+        train(constant, BatchTopK(features=4, k=1), 5, tmp_path / "run", batch_size=8)
+    single = store_arrays(np.random.default_rng(0).normal(size=(1, 9, 2)).astype(np.float32), tmp_path / "single")
+    with pytest.raises(TemporalLensError, match="holds 1 document"):
+        train(single, BatchTopK(features=4, k=1), 5, tmp_path / "run", batch_size=8)
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    policy = TrainingPolicy(steps=100, warmup=0.1, decay=0.2)
+    rates = [policy.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:81] == [1.0] * 72
+    assert rates[99] == pytest.approx(0.05)
