@@ -38,6 +38,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv \
 		|| { echo "error: $(PYTHON) could not make the environment .venv here; mend what it says above, then run make again" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' > .venv/install.log 2>&1 \
-		|| { echo "error: pip could not install the packages ($$(grep -m 1 -i 'error: ' .venv/install.log)); check that a package index" \
+		|| { echo "error: pip could not install the packages ($$(sed -n 's/^ *ERROR: //p' .venv/install.log | head -n 1)); check that a package index" \
 		     "can be reached and the disk has space (all that pip said: .venv/install.log), then run make again" >&2; exit 1; }
 	@touch $@

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from tests.conftest import POLICY
 
 from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.evaluation.results import RunPlace, assemble, load_results
-from tests.conftest import POLICY
 
 
 def held_out(store):

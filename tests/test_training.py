@@ -6,17 +6,17 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tests.conftest import ARMS, POLICY
 
-import temporallens.training.trainer as trainer
 from temporallens.activations.importing import store_arrays
 from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.dictionaries.standard import Standard
 from temporallens.errors import TemporalLensError
 from temporallens.files import sha256
+from temporallens.training import trainer
 from temporallens.training.history import load_history
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, train, train_arms
-from tests.conftest import ARMS, POLICY
 
 RUNS = [ArmRun(name, arm, 0) for name, arm in ARMS.items()]
 
@@ -105,9 +105,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, store, tmp_path,
             raise MemoryError
         return original(self, x, position, place)
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(trainer.Trainee, "step", failing)
+    monkeypatch.setattr(trainer.Trainee, "step", failing)
+    with pytest.raises(MemoryError):
         train_arms(store, RUNS, POLICY, tmp_path)
+    monkeypatch.setattr(trainer.Trainee, "step", original)
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
     train_arms(store, RUNS, POLICY, tmp_path)
     for name, arm in trained.items():
@@ -122,7 +123,13 @@ def test_an_arm_is_the_same_alone_and_in_company(trained, store, tmp_path):
 def test_train_writes_one_dictionary_straight_into_its_folder(store, tmp_path):
     arm = train(store, BatchTopK(features=32, k=3), 20, tmp_path / "run", batch_size=64)
     assert arm.folder == tmp_path / "run"
-    assert {path.name for path in arm.folder.iterdir()} == {"cfg.json", "sae_weights.safetensors", "history.safetensors", "training.json", "timing.json"}
+    assert {path.name for path in arm.folder.iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "history.safetensors",
+        "training.json",
+        "timing.json",
+    }
 
 
 def test_seeds_differ_in_weights_and_share_their_batches(store, tmp_path):

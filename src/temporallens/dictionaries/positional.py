@@ -43,7 +43,8 @@ class Positional(TopKConfig):
         super().model_post_init(context)
         if self.temperature_end > self.temperature_start:
             raise ValueError(
-                f"temperature_end = {self.temperature_end} is above temperature_start = {self.temperature_start}; annealing sharpens a mask, so give a lower end"
+                f"temperature_end = {self.temperature_end} is above temperature_start = {self.temperature_start}; "
+                "annealing sharpens a mask, so give a lower end"
             )
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionalDictionary":

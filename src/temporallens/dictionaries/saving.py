@@ -120,7 +120,9 @@ def _fill(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> Non
     wanted |= extra
     if wanted.keys() != own.keys() or any(wanted[name].shape != own[name].shape for name in own):
         difference = sorted(wanted.keys() ^ own.keys()) or sorted(name for name in own if wanted[name].shape != own[name].shape)
-        raise TemporalLensError(f"{path} does not fit a '{dictionary.kind}' dictionary: {', '.join(difference)} is missing, unknown or misshapen")
+        raise TemporalLensError(
+            f"{path} does not fit a '{dictionary.kind}' dictionary: {', '.join(difference)} is missing, unknown or misshapen"
+        )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in wanted.values()):
         raise TemporalLensError(f"{path} holds NaN or infinity; the dictionary is damaged or its training failed")
     dictionary.load_state_dict(wanted)

@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def sparse_encode(
 
     `x` is already centred on `decoder_bias`, which gets its gradient here; `x` itself gets none.
     """
-    return _SparseEncode.apply(values, x, encoder, encoder_bias, decoder_bias, pattern)  # type: ignore[no-any-return]
+    return _SparseEncode.apply(values, x, encoder, encoder_bias, decoder_bias, pattern)
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -139,4 +139,4 @@ class _SparseDecode(torch.autograd.Function):
 
 def sparse_decode(values: Float[Tensor, " M"], decoder: Float[Tensor, "F D"], pattern: Pattern) -> Float[Tensor, "N D"]:
     """`codes @ decoder` for sparse codes; differentiable in both."""
-    return _SparseDecode.apply(values, decoder, pattern)  # type: ignore[no-any-return]
+    return _SparseDecode.apply(values, decoder, pattern)

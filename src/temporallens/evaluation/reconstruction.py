@@ -67,7 +67,9 @@ class _Sums:
 
 
 @torch.inference_mode()
-def evaluate_reconstruction(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], scale: float) -> Reconstruction:
+def evaluate_reconstruction(
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], scale: float
+) -> Reconstruction:
     """Run `dictionary` over the held-out sequences; `scale` is that of its training inputs, for losses in the same units.
 
     Raises TemporalLensError when there is no usable row, when codes are constant, or when widths differ.
@@ -81,7 +83,9 @@ def evaluate_reconstruction(dictionary: Dictionary, store: ActivationStore, held
     if tokens == 0:
         raise TemporalLensError(f"the held-out documents of {store.folder} hold no usable row: nothing can be evaluated")
     if sums.largest_spread == 0:
-        raise TemporalLensError("the dictionary's codes are constant on held-out documents: it was never trained, or its weights did not load")
+        raise TemporalLensError(
+            "the dictionary's codes are constant on held-out documents: it was never trained, or its weights did not load"
+        )
     return _summarise(dictionary, sums, scale, tokens)
 
 

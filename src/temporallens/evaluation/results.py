@@ -147,7 +147,9 @@ def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable
         "study_fingerprint": fingerprint(study),
         "environment": environment(),
         "scans": {scan["model"]: scan for scan in _scans(folder)},
-        "activations": {key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()},
+        "activations": {
+            key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()
+        },
         "runs": [_run(folder, place) for place in places],
     }
     try:
@@ -184,9 +186,12 @@ def load_results(folder: Path) -> dict[str, Any]:
         results = Results.model_validate(content).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
-        raise TemporalLensError(f"{path} is not a results file of this version ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
-    for run in results["runs"]:
-        place = RunPlace(run["activations"], run["arm"], run["seed"])
-        timing = folder / "arms" / place.folder / "timing.json"
-        run |= read_json(timing, "the times of a training run")
-    return results
+        raise TemporalLensError(
+            f"{path} is not a results file of this version ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from error
+    return {**results, "runs": [run | _timing(folder, run) for run in results["runs"]]}
+
+
+def _timing(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    place = RunPlace(run["activations"], run["arm"], run["seed"])
+    return dict(read_json(folder / "arms" / place.folder / "timing.json", "the times of a training run"))

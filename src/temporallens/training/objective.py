@@ -22,9 +22,7 @@ class Losses(NamedTuple):
     per_row: Float[Tensor, " N"]  # squared error of each token
 
 
-def objective(
-    dictionary: Dictionary, forward: Forward, x: Float[Tensor, "N D"], sparsity: float, auxiliary: float, dead: Tensor
-) -> Losses:
+def objective(dictionary: Dictionary, forward: Forward, x: Float[Tensor, "N D"], sparsity: float, auxiliary: float, dead: Tensor) -> Losses:
     """Loss of one batch. `sparsity` weighs the arm's L1 penalty; `dead` is a bool `[F]` of features for AuxK to revive."""
     residual = x - forward.reconstruction
     per_row = residual.square().sum(1)

@@ -5,6 +5,7 @@ slices. A checkpoint holds every arm's weights, optimizer, dead-feature counters
 interrupted and goes on ends with the same bits as one that never stopped.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ class Trainee:
         dead = self._tokens_since_fired >= self._policy.dead_after
         losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, dead)
         self._optimizer.zero_grad(set_to_none=True)
-        losses.loss.backward()  # type: ignore[no-untyped-call]
+        losses.loss.backward()
         dictionary.remove_parallel_gradient()
         torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self._policy.clip * self._width)
         self._optimizer.step()
@@ -91,13 +92,14 @@ class Trainee:
         """Add a line to the history. Raises TemporalLensError when the loss is not finite or no feature fires."""
         line = self._window.line()
         first = step + 2 - self._window.steps
-        if not torch.isfinite(torch.tensor([line["loss"]])).all():
+        steps, rate = f"between steps {first} and {step + 1}", self._policy.learning_rate
+        if not math.isfinite(line["loss"]):
             raise TemporalLensError(
-                f"the loss of '{self.run.name}' became NaN or infinite between steps {first} and {step + 1}; lower training.learning_rate (now {self._policy.learning_rate})"
+                f"the loss of '{self.run.name}' became NaN or infinite {steps}; lower training.learning_rate (now {rate})"
             )
         if line["l0"] == 0:
             raise TemporalLensError(
-                f"no feature of '{self.run.name}' fired between steps {first} and {step + 1}: its codes are constant; lower its sparsity or training.learning_rate"
+                f"no feature of '{self.run.name}' fired {steps}: its codes are constant; lower its sparsity or training.learning_rate"
             )
         openness = self.dictionary.openness()
         line |= {
@@ -154,7 +156,11 @@ def train_arms(
     loader = Loader(store, split.train, policy.batch_size, policy.data_seed)
     mixing = loader.mixing()
     trainees = [Trainee(run, store.width, store.positions, policy, target) for run in runs]
-    settings = [store.manifest.model_dump(mode="json"), policy.model_dump(mode="json"), [[r.name, r.arm.model_dump(mode="json"), r.seed] for r in runs]]
+    settings = [
+        store.manifest.model_dump(mode="json"),
+        policy.model_dump(mode="json"),
+        [[r.name, r.arm.model_dump(mode="json"), r.seed] for r in runs],
+    ]
     path = checkpoint_file(out, settings)
     start = _resume(path, trainees, loader, policy)
     centre = inputs.centre.to(target)
@@ -217,13 +223,18 @@ def _resume(path: Path, trainees: list[Trainee], loader: Loader, policy: Trainin
     tensors, state = load_checkpoint(path)
     for trainee in trainees:
         own = f"{trainee.run.name}/"
-        trainee.restore({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)}, Progress(state["step"], policy.steps))
+        trainee.restore(
+            {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)},
+            Progress(state["step"], policy.steps),
+        )
         trainee.seconds = state["seconds"][trainee.run.name]
     loader.restore(Cursor(*state["cursor"]))
     return int(state["step"])
 
 
-def _finish(trainee: Trainee, inputs: Inputs, mixing: dict[str, float], store: ActivationStore, policy: TrainingPolicy, out: Path) -> TrainedArm:
+def _finish(
+    trainee: Trainee, inputs: Inputs, mixing: dict[str, float], store: ActivationStore, policy: TrainingPolicy, out: Path
+) -> TrainedArm:
     run, folder = trainee.run, out / trainee.run.name
     dictionary = trainee.dictionary.cpu()
     dictionary.fold(inputs.centre, inputs.scale)
