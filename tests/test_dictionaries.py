@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from temporallens.dictionaries.base import Progress
+from temporallens.dictionaries.base import Dead, Progress
 from temporallens.dictionaries.batchtopk import BatchTopK
-from temporallens.dictionaries.masks import PositionMask, group_of_position, group_starts, scale_groups_
+from temporallens.dictionaries.masks import PositionMask, group_of_position, group_starts
 from temporallens.dictionaries.positional import Positional
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.standard import Standard
@@ -39,17 +39,6 @@ def test_groups_divide_the_positions_in_ascending_runs(positions, groups):
 
 def test_a_free_table_has_one_group_per_position():
     assert group_of_position(5, "positions").tolist() == [0, 1, 2, 3, 4]
-
-
-@given(seed=st.integers(0, 100), ordered=st.booleans())
-@settings(max_examples=30, deadline=None)
-def test_gates_scale_each_row_by_its_own_group(seed, ordered):
-    generator = torch.Generator().manual_seed(seed)
-    gates, values = torch.rand(3, 5, generator=generator), torch.rand(20, 5, generator=generator)
-    groups = torch.randint(0, 3, (20,), generator=generator)
-    groups = groups.sort().values if ordered else groups
-    expected = values * gates[groups]
-    assert torch.equal(scale_groups_(values.clone(), gates, groups), expected)
 
 
 def test_a_mask_sharpens_as_the_temperature_falls_and_hardens_to_zero_and_one():
@@ -109,29 +98,59 @@ def test_a_closed_entry_neither_fires_nor_learns():
 def test_auxk_reaches_the_encoder_of_dead_features_only():
     dictionary = built(BatchTopK(features=20, k=3))
     x = torch.randn(16, WIDTH)
-    dead = torch.zeros(20, dtype=torch.bool)
-    dead[5:9] = True
-    loss = dictionary.auxiliary(x, x, dead).sum()
-    loss.backward()
-    assert dictionary.encoder.grad[5:9].abs().sum(1).all()
-    assert dictionary.encoder_bias.grad[5:9].all()
+    dead = Dead(torch.tensor([5, 6, 7, 8]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    dictionary.auxiliary(x, x, dead).sum().backward()
+    assert dictionary.encoder.grad[5:8].abs().sum(1).all()
+    assert dictionary.encoder_bias.grad[5:8].all()
     assert not dictionary.encoder.grad[:5].any()
-    assert dictionary.auxiliary(x, x, torch.zeros(20, dtype=torch.bool)) is None
+    assert not dictionary.encoder.grad[8:].any()
+
+
+def test_auxk_takes_the_largest_where_there_are_many():
+    dictionary = built(BatchTopK(features=40, k=3))
+    x = torch.randn(16, WIDTH)
+    dead = Dead(torch.arange(30), torch.ones(30))
+    pre = dictionary.pre_activations(x)[:, :30].relu()
+    largest = pre * (pre >= pre.sort(1, descending=True).values[:, [WIDTH // 2 - 1]])
+    expected = (x - largest @ dictionary.decoder[:30]).square().sum(1)
+    torch.testing.assert_close(dictionary.auxiliary(x, x, dead), expected)
 
 
 def test_auxk_gradient_agrees_with_finite_differences():
     dictionary = built(BatchTopK(features=6, k=2)).double()
-    x, dead = torch.randn(5, WIDTH, dtype=torch.float64), torch.tensor([True, False, True, True, False, True])
+    x, dead = torch.randn(5, WIDTH, dtype=torch.float64), Dead(torch.tensor([0, 2, 3, 5]), torch.ones(4, dtype=torch.float64))
     encoder = dictionary.encoder.detach().clone().requires_grad_()
+    del dictionary._parameters["encoder"]
 
     def loss(changed: torch.Tensor) -> torch.Tensor:
-        del dictionary.encoder
         dictionary.encoder = changed
         return dictionary.auxiliary(x, x, dead).sum()
 
-    del dictionary._parameters["encoder"]
-    dictionary.encoder = encoder
     assert torch.autograd.gradcheck(loss, (encoder,))
+
+
+def test_sparse_codes_are_the_dense_ones():
+    dictionary = built(Positional(features=64, k=3, groups=4))
+    dictionary.mask.logits.data = torch.randn(4, 64)
+    dictionary.mask.hard = True
+    dictionary.threshold.fill_(0.7)
+    x, positions = torch.randn(200, WIDTH), torch.randint(0, POSITIONS, (200,))
+    gated = dictionary.pre_activations(x).relu() * dictionary.mask.gates()[dictionary.mask.groups(positions)]
+    expected = (gated * (gated > 0.7)).detach()
+    for order in (torch.arange(200), positions.argsort()):
+        with torch.no_grad():
+            found = dictionary.encode(x[order], positions[order])
+        torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dictionary.encode(x, positions).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arm", [Standard(features=20), BatchTopK(features=20, k=3), Positional(features=20, k=3, groups=4)])
+def test_reconstruction_is_differentiable_in_activations_and_weights(arm):
+    dictionary = built(arm)
+    x = torch.randn(2, POSITIONS, WIDTH, requires_grad=True)
+    dictionary(x).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert dictionary.encoder.grad.abs().sum() > 0
 
 
 def test_the_decoder_gradient_loses_what_is_parallel_and_rows_stay_unit():

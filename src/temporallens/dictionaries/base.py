@@ -39,8 +39,15 @@ class Forward(NamedTuple):
 
     reconstruction: Float[Tensor, "N D"]
     magnitude: Float[Tensor, " N"]  # sum of |code| over features: what L1 penalises
-    active: Int[Tensor, " N"]  # codes in use
-    fired: Int[Tensor, " F"]  # rows in which each feature is in use
+    active: Float[Tensor, " N"]  # codes in use
+    fired: Float[Tensor, " F"]  # rows in which each feature is in use
+
+
+class Dead(NamedTuple):
+    """Features to revive."""
+
+    features: Int[Tensor, " A"]
+    certain: Float[Tensor, " A"]  # 1, or 0 for one that fired after the list was drawn up
 
 
 class Progress(NamedTuple):
@@ -68,6 +75,8 @@ class Dictionary(nn.Module):
         self.encoder_bias = nn.Parameter(torch.zeros(features))
         self.decoder = nn.Parameter(directions)
         self.decoder_bias = nn.Parameter(torch.zeros(width))
+        self.encoder_dtype = torch.float32
+        """In which the product with the encoder nominates candidates while training; codes are float32 all the same."""
         self.position_policy: int | Literal["mean"] | None = None
         """What `encode` of `[N, D]` without positions assumes: nothing (it raises), one position, or the mean mask."""
 
@@ -90,7 +99,7 @@ class Dictionary(nn.Module):
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Forward:
         """One differentiable pass over a batch whose rows are in ascending order of position."""
 
-    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Tensor) -> Tensor | None:
+    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor | None:
         """Loss that revives dead features, per row `[N]`; None where the arm has none."""
         return None
 
@@ -116,7 +125,8 @@ class Dictionary(nn.Module):
 
     def encode(self, x: Float[Tensor, "*batch width"], positions: Tensor | None = None) -> Float[Tensor, "*batch F"]:
         """Codes of activations. `[B, S, D]` without positions stands at 0 to S - 1; `[N, D]` without positions raises for a
-        position-aware dictionary unless `position_policy` is set."""
+        position-aware dictionary unless `position_policy` is set. Differentiable where gradients are enabled; under
+        `torch.no_grad()` the arms with few codes skip what a closed mask makes needless."""
         if x.shape[-1] != self.width:
             raise TemporalLensError(f"activations of width {x.shape[-1]} do not fit this dictionary of width {self.width}")
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)

@@ -5,6 +5,7 @@ selected, so that a token's codes do not depend on its neighbours. A running mea
 measured anew with the final ones. Dead features are revived with AuxK (Gao et al. 2024).
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,14 +13,25 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward
-from temporallens.dictionaries.sparse import Pattern, select_largest, sparse_decode, sparse_encode
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward
+from temporallens.dictionaries.sparse import (
+    Block,
+    Codes,
+    Pattern,
+    entries_above,
+    pattern_of,
+    select_largest,
+    select_largest_static,
+    sparse_decode,
+    sparse_encode,
+    whole,
+)
 
 THRESHOLD_DECAY = 0.99
 """Running mean over about 100 batches; the first batch starts it."""
 
-GUESS = 0.9
-"""Share of the running threshold above which candidates are collected; lower only costs time, higher may cost a second pass."""
+ROUNDING = 1e-4
+"""Share by which the floor for candidates lies below the threshold, so that rounding loses none."""
 
 
 class TopKConfig(ArmConfig):
@@ -52,57 +64,97 @@ class BatchTopKDictionary(Dictionary):
         super().__init__(width, features, generator)
         self.k = k
         self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float32))
+        self._expected = 0.0  # the last batch's threshold: where to look for the next, which changes no result
 
-    def scale_dense_(self, values: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
-        """What an arm does to non-negative pre-activations before codes are selected, in place; nothing here."""
-        return values
+    def blocks(self, positions: Int[Tensor, " N"], floor: float) -> list[Block]:
+        """Rows, in order of position, to which the same features are open; `floor` is one for codes."""
+        return whole(len(positions), floor)
 
-    def scale_entries(self, values: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
-        """The same at the selected entries, differentiably."""
-        return values
+    def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        """What the arm makes of positive pre-activations: the codes; differentiable."""
+        return raw
 
-    def unscaled(self, values: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
-        """Undo `scale_dense_` at the selected entries."""
-        return values
-
-    def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
-        values = self.scale_dense_(self.pre_activations(x).relu_(), positions)
-        return values.mul_(values > self.threshold)
+    def row_gates(self, positions: Int[Tensor, " N"] | None) -> Tensor | None:
+        """What `scale` multiplies by, as a matrix that broadcasts to `[N, F]`; None for 1."""
+        return None
 
     @torch.no_grad()
-    def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
-        dense = torch.addmm(self.encoder_bias, centred, self.encoder.T).relu_()
-        return select_largest(self.scale_dense_(dense, positions), self.k * len(centred), GUESS * float(self.threshold))
+    def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+        count = self.k * len(centred)
+        if centred.is_cuda:
+            product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, self.encoder.T)]
+            return select_largest_static(torch.addmm(*product), self.row_gates(positions), count, partial(self.scale, positions=positions))
+        return select_largest(
+            centred,
+            self.encoder,
+            self.encoder_bias,
+            count,
+            self._expected or float(self.threshold),
+            partial(self.blocks, positions),
+            partial(self.scale, positions=positions),
+            self.encoder_dtype,
+        )
+
+    def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        if torch.is_grad_enabled() or x.is_cuda or (positions is None and self.position_aware):
+            return self._dense_codes(x, positions)
+        row = None
+        if positions is None:
+            positions = torch.zeros(len(x), dtype=torch.int64)
+        elif bool((positions.diff() < 0).any()):
+            row = torch.argsort(positions, stable=True)
+            x, positions = x[row], positions[row]
+        pattern, values = self.sparse_codes(x, positions)
+        entries = (pattern.row if row is None else row[pattern.row]) * self.features + pattern.feature
+        return values.new_zeros(len(x) * self.features).scatter_(0, entries, values).view(len(x), -1)
+
+    def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        """The same codes, differentiably in activations and weights, or where one dense pass is quicker."""
+        pre, gates = self.pre_activations(x).relu(), self.row_gates(positions)
+        values = pre if gates is None else pre * gates
+        return values * (values > self.threshold)
+
+    @torch.no_grad()
+    def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
+        """Codes at inference of rows in order of position, as entries and values: what closed features would cost is not paid."""
+        threshold = float(self.threshold)
+        blocks = self.blocks(positions, threshold * (1 - ROUNDING))
+        flat, raw = entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, blocks)
+        pattern = pattern_of(flat, len(x), self.features)
+        codes = Codes(pattern, raw, self.scale(raw, pattern, positions))
+        chosen = codes.above(threshold)
+        return chosen.pattern, chosen.values
 
     def batch_threshold(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Tensor:
-        _, selected = self._select(x - self.decoder_bias.detach(), positions)
-        return selected.min() if len(selected) else self.threshold
+        codes = self._select(x - self.decoder_bias.detach(), positions)
+        return codes.values.min() if len(codes.values) else self.threshold
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Forward:
         centred = x - self.decoder_bias.detach()
-        pattern, selected = self._select(centred, positions)
-        with torch.no_grad():
-            self._follow_threshold(selected)
-            raw = self.unscaled(selected, pattern, positions)
+        pattern, raw, selected = self._select(centred, positions)
+        self._follow_threshold(selected)
         values = sparse_encode(raw, centred, self.encoder, self.encoder_bias, self.decoder_bias, pattern)
-        values = self.scale_entries(values, pattern, positions)
+        values = self.scale(values, pattern, positions)
         reconstruction = sparse_decode(values, self.decoder, pattern) + self.decoder_bias
-        return Forward(reconstruction, pattern.row_sum(values.detach()), pattern.per_row(), pattern.feature_count())
+        in_use = (selected > 0).float()
+        return Forward(reconstruction, pattern.row_sum(values.detach()), pattern.row_sum(in_use), pattern.feature_sum(in_use))
 
     def _follow_threshold(self, selected: Float[Tensor, " M"]) -> None:
-        smallest = selected.min() if len(selected) else self.threshold
-        started = self.threshold > 0
-        self.threshold.copy_(torch.where(started, torch.lerp(smallest, self.threshold, THRESHOLD_DECAY), smallest))
+        if len(selected):
+            smallest = selected.min()
+            self._expected = 0.0 if smallest.is_cuda else float(smallest)
+            followed = torch.lerp(smallest, self.threshold, THRESHOLD_DECAY)
+            self.threshold.copy_(torch.where(self.threshold > 0, followed, smallest))
 
-    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Tensor) -> Tensor | None:
+    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor:
         """AuxK: the dead features that would fire most reconstruct what the living ones leave; squared error per row."""
-        chosen = dead.nonzero()[:, 0]
-        if len(chosen) == 0:
-            return None
-        encoder, decoder = self.encoder[chosen], self.decoder[chosen]
-        pre = torch.addmm(self.encoder_bias[chosen], x - self.decoder_bias.detach(), encoder.T)
-        largest = pre.topk(min(self.width // 2, len(chosen)), dim=1, sorted=False)
-        codes = torch.zeros_like(pre).scatter(1, largest.indices, largest.values.relu())
+        encoder, decoder = self.encoder.index_select(0, dead.features), self.decoder.index_select(0, dead.features)
+        bias = self.encoder_bias.index_select(0, dead.features)
+        codes = torch.addmm(bias, x - self.decoder_bias.detach(), encoder.T).relu() * dead.certain
+        places = self.width // 2
+        if len(dead.features) > places:
+            largest = codes.topk(places, dim=1, sorted=False)
+            codes = torch.zeros_like(codes).scatter(1, largest.indices, largest.values)
         return (residual - codes @ decoder).square().sum(1)
 
     @torch.no_grad()

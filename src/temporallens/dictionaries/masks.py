@@ -13,7 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from temporallens.dictionaries.sparse import Block, Floor
 from temporallens.errors import TemporalLensError
+
+CLOSED = 0.01
+"""A soft gate below this is treated as closed: its feature would need a hundred times the threshold to be selected."""
+
+GATHER_ROWS = 32
+"""Rows of encoder product that cost as much as gathering the open columns of an encoder (`python -m benchmarks --only openness`)."""
 
 Groups = int | Literal["positions"]
 
@@ -66,13 +73,21 @@ class PositionMask(nn.Module):
             return self.gates().mean(1)[self.group_of]
 
 
-def scale_groups_(values: Float[Tensor, "N F"], gates: Float[Tensor, "G F"], groups: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
-    """Multiply each row by its group's gates, in place. Rows sorted by group cost one pass, and no `[N, F]` copy of the gates."""
+def gated_blocks(gates: Float[Tensor, "G F"], groups: Int[Tensor, " N"], floor: float) -> list[Block]:
+    """Blocks of rows in ascending order of group: which features are open to them, and how large a pre-activation must be for
+    its gated value to exceed `floor`. Where most of a group is closed, only its open columns are multiplied; neighbouring groups
+    of which that cannot be said share one product."""
     ordered, sizes = torch.unique_consecutive(groups, return_counts=True)
-    if len(ordered) > len(gates):  # not sorted: the runs are too short for slices to pay
-        return values.mul_(gates[groups])
+    blocks: list[Block] = []
     first = 0
-    for group, size in zip(ordered.tolist(), sizes.tolist(), strict=True):
-        values[first : first + size].mul_(gates[group])
-        first += size
-    return values
+    for group, rows in zip(ordered.tolist(), sizes.tolist(), strict=True):
+        gate, last = gates[group], first + rows
+        features = (gate > CLOSED).nonzero()[:, 0]
+        if len(features) * (rows + GATHER_ROWS) < len(gate) * rows:
+            blocks.append(Block(features, [Floor(first, last, floor / gate[features])]))
+        else:
+            if not blocks or blocks[-1].features is not None:
+                blocks.append(Block(None, []))
+            blocks[-1].floors.append(Floor(first, last, torch.where(gate > CLOSED, floor / gate, torch.inf)))
+        first = last
+    return [block for block in blocks if block.features is None or len(block.features)]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.masks import Groups, PositionMask, scale_groups_
-from temporallens.dictionaries.sparse import Pattern
+from temporallens.dictionaries.masks import Groups, PositionMask, gated_blocks
+from temporallens.dictionaries.sparse import Block, Pattern
 
 
 class Positional(TopKConfig):
@@ -76,21 +76,20 @@ class PositionalDictionary(BatchTopKDictionary):
         weights = [parameter for parameter in self.parameters() if parameter is not self.mask.logits]
         return [(weights, 1.0), ([self.mask.logits], self.config.mask_rate)]
 
-    def scale_dense_(self, values: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+    def blocks(self, positions: Int[Tensor, " N"], floor: float) -> list[Block]:
+        return gated_blocks(self.mask.gates().detach(), self.mask.groups(positions), floor)
+
+    def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        if self.mask.hard and not raw.is_cuda:  # closed entries were never candidates
+            return raw
+        entries = self.mask.groups(positions)[pattern.row] * self.features + pattern.feature
+        return raw * self.mask.gates().reshape(-1).index_select(0, entries)
+
+    def row_gates(self, positions: Int[Tensor, " N"] | None) -> Tensor:
         gates = self.mask.gates()
         if positions is None:  # the policy `mean`
-            return values.mul_(gates[self.mask.group_of].mean(0))
-        return scale_groups_(values, gates, self.mask.groups(positions))
-
-    def _gates_at(self, pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
-        entries = self.mask.groups(positions)[pattern.row] * self.features + pattern.feature
-        return self.mask.gates().reshape(-1).index_select(0, entries)
-
-    def scale_entries(self, values: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
-        return values if self.mask.hard else values * self._gates_at(pattern, positions)
-
-    def unscaled(self, values: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
-        return values if self.mask.hard else values / self._gates_at(pattern, positions)
+            return gates[self.mask.group_of].mean(0)
+        return gates[self.mask.groups(positions)]
 
     def openness(self) -> Float[Tensor, " P"]:
         return self.mask.openness()

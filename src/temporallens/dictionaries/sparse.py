@@ -1,19 +1,37 @@
 """Sparse codes: after the encoder product, a TopK-like step touches only the k features of each row that are in use.
 
 The codes of a batch are kept as (row, feature, value) in row order. Decoding, the gradient of the codes and the gradients of
-both weight matrices then cost k rows per activation instead of F. Gradients are exact: `sparse_encode` and `sparse_decode`
-are ordinary differentiable functions whose backward passes were derived by hand and are tested against the dense ones.
+both weight matrices then cost k rows per activation instead of F, and the dense matrix of codes never exists: the encoder product
+runs over chunks of rows, of which only the entries that can be selected are kept. Where a position mask is closed, the
+encoder's columns are not multiplied either. Gradients are exact: `sparse_encode` and `sparse_decode` are ordinary differentiable
+functions whose backward passes were derived by hand and are tested against the dense ones.
 """
 
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+CHUNK_ROWS = 1024
+"""Rows of one encoder product: enough to keep it fast, few enough that its result is small beside the dense one."""
+
+WORD = 8
+"""Comparison results are searched eight at a time, as one integer: hits are rare."""
+
+BFLOAT16_MARGIN = 0.03
+"""Largest relative error of a bfloat16 pre-activation near the threshold; candidates so near to the guess are looked at again."""
+
+SAMPLE_ROWS = 256
+"""Rows from which a first guess of the threshold is taken."""
+
+GUESS = 0.9
+"""Share of the expected threshold above which candidates are collected; lower costs time, higher may cost a second pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +48,10 @@ class Pattern:
         return self.offsets.diff()
 
     def row_sum(self, values: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
-        return torch.zeros(self.rows, dtype=values.dtype, device=values.device).index_add(0, self.row, values)
+        return values.new_zeros(self.rows).index_add_(0, self.row, values)
 
-    def feature_count(self) -> Int[Tensor, " F"]:
-        return torch.bincount(self.feature, minlength=self.features)
+    def feature_sum(self, values: Float[Tensor, " M"]) -> Float[Tensor, " F"]:
+        return values.new_zeros(self.features).index_add_(0, self.feature, values)
 
     def combine(self, values: Float[Tensor, " M"], table: Float[Tensor, "F D"]) -> Float[Tensor, "N D"]:
         """Row n of the result is the sum of table rows of n's features, weighted by the values."""
@@ -43,7 +61,8 @@ class Pattern:
     def by_feature(self) -> tuple["Pattern", Int[Tensor, " M"]]:
         """The same entries in feature order (rows and features change places), and the permutation that brings values there."""
         order = torch.argsort(self.feature, stable=True)
-        return Pattern(self.feature[order], self.row[order], _offsets(self.feature_count()), self.features, self.rows), order
+        offsets = _offsets(self.feature, self.features)
+        return Pattern(self.feature[order], self.row[order], offsets, self.features, self.rows), order
 
     def combine_by_feature(self, values: Float[Tensor, " M"], table: Float[Tensor, "N D"]) -> Float[Tensor, "F D"]:
         """Row f of the result is the sum of table rows of the rows that use f, weighted by the values."""
@@ -60,34 +79,178 @@ class Pattern:
             return torch.sparse.sampled_addmm(zeros, left, right.T, beta=0.0).values()
 
 
-def _offsets(counts: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
+def _offsets(owner: Int[Tensor, " M"], owners: int) -> Int[Tensor, " O"]:
+    """Where the entries of each owner begin; sums, unlike counts, have a size that the device need not be asked for."""
+    counts = torch.zeros(owners, dtype=torch.int64, device=owner.device).index_add_(0, owner, torch.ones_like(owner))
     return functional.pad(counts.cumsum(0), (1, 0))
 
 
 def pattern_of(flat: Int[Tensor, " M"], rows: int, features: int) -> Pattern:
     """Pattern of ascending indices into a flattened `[rows, features]` matrix."""
     row = torch.div(flat, features, rounding_mode="floor")
-    return Pattern(row, flat - row * features, _offsets(torch.bincount(row, minlength=rows)), rows, features)
+    return Pattern(row, flat - row * features, _offsets(row, rows), rows, features)
 
 
-def select_largest(values: Float[Tensor, "N F"], count: int, guess: float) -> tuple[Pattern, Float[Tensor, " M"]]:
-    """The `count` largest strictly positive entries of `values` (all positive ones when there are fewer), and their values.
+class Floor(NamedTuple):
+    """What a pre-activation must exceed to be a candidate, in rows `first` to `last`."""
 
-    `guess` is a lower bound to try for the smallest of them, taken from earlier batches: one comparison pass then leaves few
-    candidates, among which the selection is exact. When the guess was too high, every positive entry is a candidate. Of
-    entries tied at the threshold the earliest are taken, so the result does not depend on the guess.
+    first: int
+    last: int
+    value: Float[Tensor, " f"] | float
+
+
+class Block(NamedTuple):
+    """Consecutive rows that are multiplied by the same columns of the encoder."""
+
+    features: Int[Tensor, " f"] | None  # the open ones, ascending; None for all
+    floors: list[Floor]  # consecutive; the block's rows are theirs
+
+
+def whole(rows: int, floor: float) -> list[Block]:
+    """One block of all features and rows."""
+    return [Block(None, [Floor(0, rows, floor)])]
+
+
+def entries_above(
+    x: Float[Tensor, "N D"],
+    encoder: Float[Tensor, "F D"],
+    bias: Float[Tensor, " F"],
+    blocks: Sequence[Block],
+) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+    """Flat indices and values of the entries of `x @ encoder.T + bias` that are open and above their block's floor.
+
+    The product has the dtype of `x`, `encoder` and `bias`. Its cost follows the number of open features.
     """
-    flat = values.reshape(-1)
-    candidates = (flat > max(guess, 0.0)).nonzero()[:, 0]
-    if guess > 0 and len(candidates) < count:
-        candidates = (flat > 0).nonzero()[:, 0]
-    found = flat.index_select(0, candidates)
-    if len(candidates) > count:
-        threshold = found.kthvalue(len(found) - count + 1).values
-        above, tied = found > threshold, found == threshold
-        keep = above | (tied & (tied.cumsum(0) <= count - above.sum()))
-        candidates, found = candidates[keep], found[keep]
-    return pattern_of(candidates, *values.shape), found.float()
+    features = len(encoder)
+    indices, values = [], []
+    for block in blocks:
+        weight = encoder if block.features is None else encoder.index_select(0, block.features)
+        offset = bias if block.features is None else bias.index_select(0, block.features)
+        for first in range(block.floors[0].first, block.floors[-1].last, CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS, block.floors[-1].last)
+            pre = torch.addmm(offset, x[first:last], weight.T)
+            hits = _hits(_above(pre, first, last, block.floors))
+            values.append(pre.view(-1).index_select(0, hits))
+            if block.features is not None:
+                row = torch.div(hits, len(weight), rounding_mode="floor")
+                hits = row * features + block.features.index_select(0, hits - row * len(weight))
+            indices.append(hits + first * features)
+    return torch.cat(indices), torch.cat(values)
+
+
+def _above(pre: Float[Tensor, "n f"], first: int, last: int, floors: list[Floor]) -> Tensor:
+    """Bool `[n, f]`: which pre-activations of rows `first` to `last` exceed the floor of their row."""
+    mask = torch.empty(pre.shape, dtype=torch.bool, device=pre.device)
+    for floor in floors:
+        start, end = max(first, floor.first) - first, min(last, floor.last) - first
+        if start < end:
+            torch.gt(pre[start:end], floor.value, out=mask[start:end])
+    return mask
+
+
+def _hits(mask: Tensor) -> Int[Tensor, " M"]:
+    """Flat indices of the true entries of a bool matrix, of which there are few."""
+    flat = mask.view(-1)
+    if len(flat) % WORD:
+        return flat.nonzero()[:, 0]
+    words = flat.view(torch.int64).nonzero()[:, 0]
+    within = flat.view(-1, WORD).index_select(0, words).nonzero()
+    return words.index_select(0, within[:, 0]) * WORD + within[:, 1]
+
+
+class Codes(NamedTuple):
+    """Selected codes of a batch."""
+
+    pattern: Pattern
+    raw: Float[Tensor, " M"]  # pre-activations
+    values: Float[Tensor, " M"]  # what the arm makes of them: the codes
+
+    def keep(self, mask: Tensor) -> "Codes":
+        """The entries where `mask [M]` is true."""
+        chosen = mask.nonzero()[:, 0]
+        row, feature = self.pattern.row.index_select(0, chosen), self.pattern.feature.index_select(0, chosen)
+        pattern = Pattern(row, feature, _offsets(row, self.pattern.rows), self.pattern.rows, self.pattern.features)
+        return Codes(pattern, self.raw.index_select(0, chosen), self.values.index_select(0, chosen))
+
+    def above(self, threshold: float) -> "Codes":
+        return self.keep(self.values > threshold)
+
+    def largest(self, count: int) -> "Codes":
+        """The `count` largest values; of those tied at the smallest the earliest."""
+        values = self.values
+        if len(values) <= count:
+            return self
+        threshold = values.kthvalue(len(values) - count + 1).values
+        above, tied = values > threshold, values == threshold
+        return self.keep(above | (tied & (tied.cumsum(0) <= count - above.sum())))
+
+
+Scale = Callable[[Float[Tensor, " M"], Pattern], Float[Tensor, " M"]]
+"""What an arm makes of pre-activations at the entries of a pattern."""
+
+
+def select_largest(
+    x: Float[Tensor, "N D"],
+    encoder: Float[Tensor, "F D"],
+    bias: Float[Tensor, " F"],
+    count: int,
+    guess: float,
+    blocks: Callable[[float], Sequence[Block]],
+    scale: Scale,
+    dtype: torch.dtype,
+) -> Codes:
+    """The `count` largest positive codes of a batch (all positive ones where there are fewer), selected exactly.
+
+    `guess` is the expected threshold, 0 where nothing is known. The product with the encoder, in `dtype`, only nominates
+    candidates, those above a share of the guess; they are measured in float32 and the selection is exact among them. When the
+    threshold turns out to lie so low that a candidate may have been missed, a guess from a sample, and at last 0, is tried.
+    Of entries tied at the threshold the earliest are taken.
+    """
+    product = (x.to(dtype), encoder.to(dtype), bias.to(dtype))
+    margin = 0.0 if dtype == torch.float32 else 1.0 + BFLOAT16_MARGIN
+    for floor in _floors(guess, partial(_sampled_guess, x, encoder, bias, count, scale)):
+        flat, found = entries_above(*product, blocks(floor))
+        pattern = pattern_of(flat, len(x), len(encoder))
+        raw = found if dtype == torch.float32 else pattern.inner(x, encoder) + bias.index_select(0, pattern.feature)
+        codes = Codes(pattern, raw, scale(raw, pattern))
+        if floor == 0:
+            break
+        if len(flat) >= count:
+            codes = codes.largest(count)
+            if float(codes.values.min()) >= floor * margin:
+                return codes
+    return codes.above(0.0).largest(count)
+
+
+def _floors(guess: float, sampled: Callable[[], float]) -> Iterator[float]:
+    """Ever lower floors to collect candidates above; a sample is taken only when the guess was too high, or missing."""
+    if guess > 0:
+        yield GUESS * guess
+    yield sampled()
+    yield 0.0
+
+
+def _sampled_guess(x: Tensor, encoder: Tensor, bias: Tensor, count: int, scale: Scale) -> float:
+    """A floor that leaves about twice as many candidates as are wanted, from a sample of rows; 0 where there are too few."""
+    step = max(1, len(x) // SAMPLE_ROWS)
+    sample = x[::step]
+    flat, found = entries_above(sample, encoder, bias, whole(len(sample), 0.0))
+    row = torch.div(flat, len(encoder), rounding_mode="floor")
+    values = scale(found, pattern_of(flat + row * (step - 1) * len(encoder), len(x), len(encoder)))
+    wanted = 2 * count * len(sample) // len(x)
+    return 0.0 if len(values) <= wanted else float(values.kthvalue(len(values) - wanted).values)
+
+
+def select_largest_static(pre: Float[Tensor, "N F"], gates: Tensor | None, count: int, scale: Scale) -> Codes:
+    """The same selection in shapes that do not depend on the data, for devices that a program must not wait for.
+
+    Where fewer than `count` entries are positive the rest are codes of value 0.
+    """
+    scaled = pre.relu() if gates is None else pre.relu().mul_(gates)
+    flat = scaled.view(-1).topk(count, sorted=False).indices.sort().values
+    pattern = pattern_of(flat, *pre.shape)
+    raw = pre.reshape(-1).index_select(0, flat).float().relu()
+    return Codes(pattern, raw, scale(raw, pattern))
 
 
 class _SparseEncode(torch.autograd.Function):
@@ -104,7 +267,7 @@ class _SparseEncode(torch.autograd.Function):
         (gradient,) = gradients
         x, encoder = ctx.saved_tensors
         encoder_gradient = ctx.pattern.combine_by_feature(gradient, x)
-        bias_gradient = torch.bincount(ctx.pattern.feature, weights=gradient, minlength=len(encoder)).to(gradient.dtype)
+        bias_gradient = ctx.pattern.feature_sum(gradient)
         return None, None, encoder_gradient, bias_gradient, -(bias_gradient @ encoder), None
 
 

@@ -37,4 +37,4 @@ class StandardDictionary(Dictionary):
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Forward:
         codes = self.pre_activations(x).relu()
         in_use = codes > 0
-        return Forward(self.decode(codes), codes.sum(1), in_use.sum(1), in_use.sum(0))
+        return Forward(self.decode(codes), codes.sum(1), in_use.sum(1).float(), in_use.sum(0).float())

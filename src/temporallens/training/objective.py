@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from temporallens.dictionaries.base import Dictionary, Forward
+from temporallens.dictionaries.base import Dead, Dictionary, Forward
 
 
 class Losses(NamedTuple):
@@ -22,13 +22,20 @@ class Losses(NamedTuple):
     per_row: Float[Tensor, " N"]  # squared error of each token
 
 
-def objective(dictionary: Dictionary, forward: Forward, x: Float[Tensor, "N D"], sparsity: float, auxiliary: float, dead: Tensor) -> Losses:
-    """Loss of one batch. `sparsity` weighs the arm's L1 penalty; `dead` is a bool `[F]` of features for AuxK to revive."""
+def objective(
+    dictionary: Dictionary,
+    forward: Forward,
+    x: Float[Tensor, "N D"],
+    sparsity: float,
+    auxiliary: float,
+    dead: Dead | None,
+) -> Losses:
+    """Loss of one batch. `sparsity` weighs the arm's L1 penalty; `dead` are features for AuxK to revive."""
     residual = x - forward.reconstruction
     per_row = residual.square().sum(1)
     mse, magnitude = per_row.mean(), forward.magnitude.mean()
     loss = mse + sparsity * magnitude if sparsity else mse
-    revival = dictionary.auxiliary(x, residual.detach(), dead) if auxiliary else None
+    revival = dictionary.auxiliary(x, residual.detach(), dead) if auxiliary and dead is not None else None
     if revival is not None:
         loss = loss + auxiliary * revival.mean()
     return Losses(loss, mse.detach(), magnitude.detach(), per_row.detach())

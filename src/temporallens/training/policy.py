@@ -1,12 +1,16 @@
 """How every arm of a study is trained: one frozen section, the same for all, so that arms differ in nothing else."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+EncoderDtype = Literal["auto", "float32", "bfloat16"]
 
 
 class TrainingPolicy(BaseModel):
     """The `training:` section of a study."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(2000, ge=1)
     """Optimizer steps; each sees one batch."""
@@ -35,8 +39,9 @@ class TrainingPolicy(BaseModel):
     auxiliary: float = Field(1 / 32, ge=0)
     """Weight of the AuxK loss (Gao et al. 2024)."""
 
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient of `mean squared error per token / width`, which does not grow with the model."""
+    encoder_dtype: EncoderDtype = "auto"
+    """Of the product that nominates codes: bfloat16 where the processor multiplies it natively ("auto"). Codes, gradients and
+    weights are float32 either way, and the selection is exact (`docs/performance.md`)."""
 
     log_every: int = Field(10, ge=1)
     """Steps from one line of the history to the next."""

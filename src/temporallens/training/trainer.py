@@ -18,7 +18,7 @@ from torch import Tensor
 from temporallens.activations.loader import Batch, Cursor, Loader
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import Arm
-from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.base import Dead, Dictionary, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import write_json
@@ -27,10 +27,13 @@ from temporallens.stopping import held_signals
 from temporallens.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint
 from temporallens.training.history import History, Window
 from temporallens.training.objective import Inputs, inputs_for, objective
-from temporallens.training.policy import TrainingPolicy
+from temporallens.training.policy import EncoderDtype, TrainingPolicy
 
 CALIBRATION_BATCHES = 32
 """Batches over which inference thresholds are measured; their mean then varies by less than 1 % (`docs/method.md`)."""
+
+REVIVED = 0.25
+"""At most this share of the features is revived at a time, which bounds what AuxK costs."""
 
 
 class ArmRun(NamedTuple):
@@ -53,12 +56,14 @@ class Trainee:
     """One dictionary while it is trained: weights, optimizer, counters and history."""
 
     def __init__(self, run: ArmRun, width: int, positions: int, policy: TrainingPolicy, device: torch.device) -> None:
-        self.run, self._policy, self._width = run, policy, width
+        self.run, self._policy = run, policy
         generator = torch.Generator().manual_seed(run.seed)
         self.dictionary: Dictionary = run.arm.build(width, positions, generator).to(device)
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
+        self.dictionary.encoder_dtype = product_dtype(policy.encoder_dtype, device)
         self._optimizer = torch.optim.Adam(groups, lr=policy.learning_rate, fused=True)
         self._tokens_since_fired = torch.zeros(self.dictionary.features, dtype=torch.int64, device=device)
+        self._dead_features = 0  # when last looked: asking in every step would make the program wait for the device
         self._window = Window(positions, device)
         self.history = History()
         self.seconds = 0.0
@@ -70,18 +75,28 @@ class Trainee:
         dictionary.advance(place)
         self._set_rate(place.step)
         forward = dictionary.training_forward(x, position)
-        dead = self._tokens_since_fired >= self._policy.dead_after
-        losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, dead)
+        losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, self._dead())
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss.backward()
         dictionary.remove_parallel_gradient()
-        torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self._policy.clip * self._width)
         self._optimizer.step()
         dictionary.normalise_decoder()
         self._tokens_since_fired = torch.where(forward.fired > 0, 0, self._tokens_since_fired + len(x))
         parts = {"loss": losses.loss, "mse_loss": losses.mse, "sparsity_loss": losses.sparsity}
         self._window.add(parts, losses.per_row, forward.active, position)
         self.seconds += time.perf_counter() - started
+
+    def _dead(self) -> Dead | None:
+        """As many features as were dead when last looked, those that have not fired for longest."""
+        count = min(self._dead_features, math.ceil(self.dictionary.features * REVIVED))
+        if count == 0:
+            return None
+        longest = self._tokens_since_fired.topk(count)
+        return Dead(longest.indices, (longest.values >= self._policy.dead_after).float())
+
+    def _count_dead(self) -> int:
+        self._dead_features = int((self._tokens_since_fired >= self._policy.dead_after).sum())
+        return self._dead_features
 
     def _set_rate(self, step: int) -> None:
         rate = self._policy.learning_rate * self._policy.rate(step)
@@ -105,7 +120,7 @@ class Trainee:
         line |= {
             "step": step + 1,
             "tokens": (step + 1) * self._policy.batch_size,
-            "dead_features": int((self._tokens_since_fired >= self._policy.dead_after).sum()),
+            "dead_features": self._count_dead(),
             "temperature": self.dictionary.temperature,
             "openness": 1.0 if openness is None else float(openness.mean()),
             "learning_rate": self._policy.learning_rate * self._policy.rate(step),
@@ -132,11 +147,20 @@ class Trainee:
         self.dictionary.advance(place)
         self.history = History.from_tensors(parts["history"])
         self._tokens_since_fired.copy_(tensors["tokens_since_fired"])
+        self._count_dead()
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             number, _, field = name.partition("/")
             state.setdefault(int(number), {})[field] = tensor
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+
+
+def product_dtype(wanted: EncoderDtype, device: torch.device) -> torch.dtype:
+    """The dtype that a policy's `encoder_dtype` means on this machine."""
+    if wanted == "auto":
+        native = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
 def train_arms(
