@@ -4,12 +4,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := .venv-peers/.installed
 MARKED := $(if $(SLOW),,-m "not slow")
 
 # Two test processes with one thread each use two cores; more threads would only fight for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint peers clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/temporallens run studies/quickstart.yaml --out runs/quickstart
@@ -22,9 +23,23 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+# Other libraries, for `python -m benchmarks`, in an environment of their own: their needs contradict ours and each other's.
+peers: $(PEERS)
+
+$(PEERS): benchmarks/peers-constraints.txt
+	@echo "installing the libraries that benchmarks compare with into .venv-peers (minutes, once)"
+	@$(PYTHON) -m venv .venv-peers \
+		|| { echo "error: $(PYTHON) could not make the environment .venv-peers here; mend what it says above, then run make peers again" >&2; exit 1; }
+	@{ .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/peers-constraints.txt sae-lens eai-sparsify torch \
+		&& .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c benchmarks/peers-constraints.txt dictionary-learning; } \
+		> .venv-peers/install.log 2>&1 \
+		|| { echo "error: pip could not install the packages ($$(sed -n 's/^ *ERROR: //p' .venv-peers/install.log | head -n 1)); all that pip said:" \
+		     ".venv-peers/install.log" >&2; exit 1; }
+	@touch $@
+
 # Removes what these targets made, except runs/, which holds results.
 clean:
-	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
+	@rm -rf .venv .venv-peers .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

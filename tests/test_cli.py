@@ -3,22 +3,25 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Gemma2Config
 from typer.testing import CliRunner, Result
 
 from temporallens.activations.store import ActivationStore
 from temporallens.cli import GO_ON, app
 from temporallens.files import locked
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
 
 STUDIES = Path(__file__).parents[1] / "studies"
 COMMANDS = ("run", "harvest", "train", "evaluate", "figures", "report", "scan", "import")
@@ -144,6 +147,32 @@ def test_a_mistake_in_a_study_is_one_sentence_and_leaves_no_data(study: Path, tm
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("groups: 3", "groups: 30", "arms.positional does not fit activations.only: 30 groups cannot divide 16 positions"),
+        ("groups: 3", "groups: -1", "arms.positional does not fit activations.only: -1 groups cannot divide 16 positions"),
+        ("layer: 1", "layer: 1, column: txt", "has no column 'txt'; did you mean 'text'?"),
+        ("layer: 1", "layer: 1, clock: sentense", ":4: activations.only.clock: there is no clock 'sentense'; did you mean 'sentence'?"),
+        ("layer: 1", "layer: -1", "layer -1 is out of range"),
+        ("steps: 10", "steps: 10, learning_rate: .inf", "training.learning_rate is inf: input should be a finite number"),
+        ("batch_size: 32", "batch_size: -32", "training.batch_size is -32: input should be greater than or equal to 1"),
+        ("text.jsonl", "empty.txt", "empty.txt' holds no words"),
+        ("model: /", "model: /nowhere/", "there is no model at "),
+    ],
+)
+def test_what_can_be_seen_beforehand_is_refused_before_anything_is_written(
+    study: Path, tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    text = study.read_text()
+    assert old in text
+    study.write_text(text.replace(old, new))
+    for dry in ([], ["--dry-run"]):
+        assert sentence in refusal("run", study, "--out", tmp_path / "out", *dry)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_study_is_named(tmp_path: Path) -> None:
     assert "does not exist: it should be a study file" in refusal("run", tmp_path / "none.yaml")
 
@@ -158,6 +187,44 @@ def test_a_model_without_weights_is_refused(study: Path, tmp_path: Path, model: 
     bare.mkdir()
     (bare / "config.json").write_bytes((model / "config.json").read_bytes())
     assert "is a model directory without weights" in refusal("run", study, "--model", bare, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_damaged_weights_is_refused(study: Path, tmp_path: Path, model: Path) -> None:
+    damaged = Path(shutil.copytree(model, tmp_path / "damaged"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "damaged are truncated or damaged" in refusal("run", study, "--model", damaged, "--out", tmp_path / "out")
+    weights.unlink()
+    tensors = load_file(model / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if "layers.1." in name).fill_(torch.nan)
+    save_file(tensors, weights, {"format": "pt"})
+    text = study.parent / "text.jsonl"
+    scan = ("scan", damaged, "--text", text, "--context-length", 16, "--out", tmp_path / "scan")
+    assert "damaged hold NaN or infinity at layer 1" in refusal(*scan)
+    assert not (tmp_path / "scan").exists()
+    assert "the activations hold NaN or infinity at sequence 0" in refusal("run", study, "--model", damaged, "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_model_without_tokenizer_is_refused(study: Path, tmp_path: Path, model: Path) -> None:
+    mute = Path(shutil.copytree(model, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*")))
+    assert "mute is a model directory without a tokenizer" in refusal("run", study, "--model", mute, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_an_output_folder_that_cannot_be_one_is_refused(
+    study: Path, tmp_path: Path, dry: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"{study} is a file; choose another output folder" in refusal("run", study, "--out", study, *dry)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+
+    def deny(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", deny)  # tests may run as root, whom no folder is closed to
+    assert f"cannot write {closed}: permission is denied" in refusal("run", study, "--out", closed, *dry)
 
 
 def test_one_document_cannot_be_divided(study: Path, tmp_path: Path) -> None:
@@ -173,11 +240,15 @@ def test_a_truncated_shard_and_a_store_of_another_version_are_refused(study: Pat
     shard = next(store.glob("shard-*"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    assert f"shard {shard} has {len(content) - 1} bytes instead of {len(content)}" in refusal("train", out)
+    sentence = refusal("train", out)
+    assert f"shard {shard} has {len(content) - 1} bytes instead of {len(content)}" in sentence
+    assert sentence.endswith(f"; remove {store} and run again")
     shard.write_bytes(content)
     manifest = store / "manifest.json"
     manifest.write_text(manifest.read_text().replace("temporallens.store/1", "temporallens.store/9"))
     assert "has format 'temporallens.store/9'" in refusal("train", out)
+    shutil.rmtree(store)  # as the sentences say
+    assert call("train", out).exit_code == 0
 
 
 def test_the_folder_of_another_study_is_refused(study: Path, tmp_path: Path) -> None:
@@ -201,6 +272,22 @@ def test_a_full_disk_is_told_with_the_path(study: Path, tmp_path: Path, monkeypa
     sentence = refusal("run", study, "--out", tmp_path / "out")
     assert sentence.startswith(f"cannot write {tmp_path / 'out' / 'study.yaml'}: no space is left on the disk")
     assert not (tmp_path / "out" / "study.yaml").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the file size are POSIX")
+def test_a_shard_that_does_not_fit_is_told_with_the_path_and_written_later(study: Path, tmp_path: Path) -> None:
+    """A limit on the size of files is a full disk that a test may have: the same write fails half way."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        sentence = refusal("run", study, "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sentence.startswith(f"cannot write {tmp_path / 'out' / 'stores' / 'only' / 'shard-00000.safetensors'}: ")
+    assert not [path for path in (tmp_path / "out" / "stores").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert call("run", study, "--out", tmp_path / "out").exit_code == 0
 
 
 # Ends
@@ -227,6 +314,57 @@ def test_a_bug_keeps_its_traceback(study: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("temporallens.study.run.run_study", fail)
     assert isinstance(call("run", study).exception, ZeroDivisionError)
+
+
+STOPPED_IN = [
+    "study.run.scan_policy",
+    "activations.store.StoreWriter.append",
+    "activations.store.StoreWriter.finish",
+    "training.trainer.Trainee.step",
+    "training.trainer.save_dictionary",
+    "study.run.evaluate_reconstruction",
+    "study.run.assemble",
+    "study.run.draw_position_analysis",
+    "study.run.write_report",
+]
+"""One function of every stage."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_stopped_in_every_stage_ends_in_the_same_bits(
+    study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    text = study.read_text().replace("arms:", f"scans: [{{model: {model}, text: {tmp_path / 'text.jsonl'}, context_length: 16}}]\narms:")
+    study.write_text(text)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert call("run", study, "--out", whole).exit_code == 0
+    for place in STOPPED_IN:
+        with monkeypatch.context() as patch:
+            stop_in(patch, f"temporallens.{place}", number)
+            result = call("run", study, "--out", parts)
+        assert (result.exit_code, result.stderr.splitlines()[-1].endswith(GO_ON)) == (128 + number, True), (place, result.output)
+        assert (parts / "report.html").exists() == (place == STOPPED_IN[-1])
+    assert call("run", study, "--out", parts).exit_code == 0
+    timed = {"timing.json", "report.html"}
+    assert contents(parts, timed) == contents(whole, timed)
+
+
+def stop_in(patch: pytest.MonkeyPatch, name: str, number: signal.Signals) -> None:
+    """Let the signal come when the function of that name has done its work."""
+    owner, _, attribute = name.rpartition(".")
+    original = getattr(resolve_name(owner), attribute)
+
+    def stopping(*arguments: object, **named: object) -> object:
+        result = original(*arguments, **named)
+        os.kill(os.getpid(), number)
+        return result
+
+    patch.setattr(name, stopping)
+
+
+def contents(folder: Path, without: set[str]) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in without | {".lock"})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def command(*arguments: object) -> list[str]:
@@ -298,10 +436,50 @@ def test_import_makes_a_store_of_arrays_with_their_companions(tmp_path: Path) ->
 def test_import_refuses_what_is_no_activations(tmp_path: Path, array: np.ndarray, sentence: str) -> None:
     np.save(tmp_path / "x.npy", array)
     assert sentence in refusal("import", tmp_path / "x.npy", "--out", tmp_path / "store")
-    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert not (tmp_path / "store").exists()
 
 
-# The lab notes' study
+@pytest.mark.parametrize(
+    ("name", "array", "sentence"),
+    [
+        ("tokens", np.full((4, 3), "a"), "tokens should hold integers; this array holds <U1"),
+        ("tokens", np.full((4, 3), np.nan), "tokens should hold integers; this array holds float64"),
+        ("documents", np.array(list("abcd")), "documents should hold integers; this array holds <U1"),
+        ("documents", np.arange(3), "documents has shape (3,), the activations need (4,)"),
+        ("mask", np.full((4, 3), "x"), "mask should hold true and false, or numbers; this array holds <U1"),
+    ],
+)
+def test_import_refuses_companions_that_are_none(tmp_path: Path, name: str, array: np.ndarray, sentence: str) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 3, 2), dtype=np.float32))
+    np.save(tmp_path / "companion.npy", array)
+    assert sentence in refusal("import", tmp_path / "x.npy", "--out", tmp_path / "store", f"--{name}", tmp_path / "companion.npy")
+    assert not (tmp_path / "store").exists()
+
+
+def test_import_names_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 3, 2), dtype=np.float32))
+    (tmp_path / "x.npz").write_bytes(b"PK and nothing more")
+    out = ("--out", tmp_path / "store")
+    assert "x.npz is not readable as .npz: it is truncated, or of another format" in refusal("import", tmp_path / "x.npz", *out)
+    assert "is a folder: it should be an array" in refusal("import", tmp_path, *out)
+    assert "holds one array without a name: leave out the name 'y'" in refusal("import", tmp_path / "x.npy", "--name", "y", *out)
+
+
+# Models of every family, and the lab notes' study
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_study_runs_on_a_model_of_every_family(family: str, study: Path, tmp_path: Path) -> None:
+    folder, out = tiny_model(family, tmp_path / family), tmp_path / "out"
+    text = study.read_text().replace("arms:", f"scans: [{{model: any, text: {tmp_path / 'text.jsonl'}, context_length: 16}}]\narms:")
+    study.write_text(text)
+    result = call("run", study, "--model", folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    results = json.loads((out / "results.json").read_text())
+    assert results["activations"]["only"]["width"] == WIDTH
+    assert [len(scan["layers"]) for scan in results["scans"].values()] == [LAYERS + 1]
+    assert results["runs"][0]["fve"] < 1
+    assert (out / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -324,10 +502,10 @@ def tiny_gemma_2(folder: Path) -> None:
     tokenizer = tiny_tokenizer("gemma2")
     config = Gemma2Config(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
+        hidden_size=8,
+        intermediate_size=8,
         num_hidden_layers=20,
-        num_attention_heads=2,
+        num_attention_heads=1,
         num_key_value_heads=1,
         head_dim=8,
         max_position_embeddings=128,

@@ -1,5 +1,10 @@
 """The loader: what goes in comes out with its columns, in an order that its cursor alone determines."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +98,15 @@ def test_too_little_for_one_batch_is_said(tmp_path):
 def test_sequential_reading_gives_every_row_once_in_order(store, world):
     x = torch.cat([rows.x for rows in sequential(store, np.arange(store.sequences), chunk_rows=100)])
     assert torch.equal(x, torch.from_numpy(world).flatten(0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's high-water mark is Linux'")
+def test_a_large_store_trains_in_memory_that_does_not_grow_with_it(tmp_path):
+    """A store of 1 GB; `python -m benchmarks.loader_memory` measures one of 4 GB."""
+    command = [sys.executable, "-m", "benchmarks.loader_memory", "--gigabytes", "1", "--steps", "300", "--folder", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    found = re.search(r"above the start: ([\d.]+) GB", finished.stdout)
+    assert found is not None, finished.stdout
+    assert float(found.group(1)) < 0.9

@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,23 @@ def test_help_answers_within_half_a_second() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(temporallens, name) is getattr(temporallens, name)
     assert name in dir(temporallens)
+
+
+def test_the_five_lines_of_the_readme_work_on_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import torch
+
+    import temporallens as tl
+
+    monkeypatch.chdir(tmp_path)
+    x, positions = np.random.default_rng(0).normal(size=(40, 12, 8)).astype(np.float32), torch.arange(12)
+    store = tl.ActivationStore.from_arrays(x, out="store")
+    run = tl.train(store, arm=tl.Positional(features=32, k=4, groups=3), steps=10, batch_size=64, out="run")
+    sae = tl.load_dictionary("run")
+    z = sae.encode(torch.from_numpy(x[0]), positions)
+    assert z.shape == (12, 32)
+    assert torch.equal(z, run.dictionary.encode(torch.from_numpy(x[0]), positions))
+    assert torch.equal(sae.encode(torch.from_numpy(x))[0], z)  # [B, S, D] without positions are 0 to S - 1
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -1,6 +1,7 @@
 """The store: rows keep their place, interruptions cost nothing, damage is named."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,12 @@ def test_masks_tokens_and_documents_follow_their_rows(tmp_path):
     assert torch.equal(rows.x, torch.from_numpy(x[mask]))
 
 
+def test_activations_straight_from_a_network_are_stored(tmp_path, world):
+    x = torch.from_numpy(world).requires_grad_()
+    store = store_arrays(x * 1, tmp_path / "store")
+    assert torch.equal(store.read(np.arange(3)).x, x.detach()[:3].flatten(0, 1))
+
+
 def test_bfloat16_holds_what_float16_would_lose(tmp_path):
     x = torch.full((3, 4, 2), 98_883.0, dtype=torch.bfloat16)
     store = store_arrays(x, tmp_path / "store", norm_multiple=None)
@@ -145,7 +152,40 @@ def test_bfloat16_holds_what_float16_would_lose(tmp_path):
 def test_arrays_that_cannot_be_stored_are_refused_with_the_reason(tmp_path, x, options, sentence):
     with pytest.raises(TemporalLensError, match=sentence):
         store_arrays(x, tmp_path / "store", **options)
-    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert not (tmp_path / "store").exists()
+
+
+def test_arrays_that_turn_out_bad_late_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("temporallens.activations.importing.StoreWriter", partial(StoreWriter, shard_bytes=1))
+    monkeypatch.setattr("temporallens.activations.importing.CHUNK_BYTES", 1)
+    x = np.ones((6, 3, 2), np.float32)
+    x[5, 2, 1] = np.inf
+    with pytest.raises(TemporalLensError, match="at sequence 5, index 2"):
+        store_arrays(x, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_interrupted_import_goes_on_with_the_same_arrays_and_no_others(tmp_path, monkeypatch, world):
+    append, done = StoreWriter.append, []
+
+    def interrupted(writer, rows):
+        done.append(len(done))
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        append(writer, rows)
+
+    monkeypatch.setattr("temporallens.activations.importing.CHUNK_BYTES", 40 * world[0].nbytes)
+    monkeypatch.setattr("temporallens.activations.importing.StoreWriter", partial(StoreWriter, shard_bytes=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store_arrays(world, tmp_path / "cut")
+    assert len(list((tmp_path / "cut").glob("shard-*"))) == 3
+    with pytest.raises(TemporalLensError, match="unfinished harvest with other settings"):
+        store_arrays(world + 1, tmp_path / "cut")
+    store_arrays(world, tmp_path / "cut")
+    store_arrays(world, tmp_path / "whole")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_arrays_are_read_from_the_three_formats_and_never_unpickled(tmp_path):
@@ -190,5 +230,6 @@ def test_damage_is_named_before_content_is_used(store, tmp_path, damage):
             values["shards"][0]["file"] = "../../shard-00000.safetensors"
         manifest.write_text(json.dumps(values))
     sentences = {"truncate": "truncated", "flip": "checksum", "version": "store/99", "escape": "outside", "missing": "missing"}
-    with pytest.raises(TemporalLensError, match=sentences[damage]):
+    with pytest.raises(TemporalLensError, match=sentences[damage]) as caught:
         ActivationStore(copy).read(np.arange(3))
+    assert str(caught.value).endswith(f"remove {copy} and run again") or damage == "escape"

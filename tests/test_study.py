@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from temporallens.activations.models import LanguageModel
+from temporallens.dictionaries.base import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study, as_file_name
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
@@ -19,6 +20,7 @@ from temporallens.study.reading import StudyFile, read_study
 from temporallens.study.run import run_study
 from temporallens.study.stages import Stage, stages_of
 from temporallens.study.tables import plan_table, results_table, scan_table
+from temporallens.training.trainer import Trainee
 from tiny_models import tiny_model
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -137,7 +139,13 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
         ("  low: ", "  a/b: ", "study.yaml:9: the name 'a/b' cannot name a folder: use letters, digits, dots, dashes and underscores"),
         ("layer: 0", "layer: middle", "study.yaml:9: activations.low.layer is 'middle': input should be a valid integer"),
         ("seeds: [0]", "seeds: [0, 0]", "study.yaml:25: seeds: a seed stands here twice, which would train the same dictionary twice"),
-        ("seeds: [0]", "seeds: []", "study.yaml:25: seeds is a list: tuple should have at least 1 item"),
+        ("seeds: [0]", "seeds: []", "study.yaml:25: seeds is empty: it needs at least one entry"),
+        ("seeds: [0]", "threads: .inf", "study.yaml:25: the key 'threads' stands here a second time"),
+        ("steps: 12", "steps: 12\n  warmup: .inf", "study.yaml:22: training.warmup is inf: input should be a finite number"),
+        ("groups: 3", "groups: 16", "study.yaml: arms.positional does not fit activations.low: 16 groups cannot divide 16 positions"),
+        ("layer: 2, ", "layer: 2, clock: sentense, ", "study.yaml:10: activations.high.clock: there is no clock 'sentense'; did you mean"),
+        ("name: tiny", "name: 1790-01-08", "study.yaml:1: name is read as datetime.date(1790, 1, 8), which is no text: put it in quotes"),
+        ("    kind: standard\n    features: 48\n", "", "study.yaml:12: arms.standard is empty: it should be a mapping of keys to values"),
         ("seeds: [0]", "name: other", "study.yaml:25: the key 'name' stands here a second time (first in line 1)"),
         ("seeds: [0]", "seeds: [0", "study.yaml:26 is not valid YAML: "),
         ("seeds: [0]", "? [a]\n: 1", "study.yaml:25: a key must be a plain word"),
@@ -383,6 +391,68 @@ def test_layers_of_one_model_are_harvested_in_one_pass(write: Callable[..., Path
     run_study(StudyFile(study.model_copy(update={"scans": ()}), text), tmp_path / "run", "harvest")
     assert loads == [2]
     assert not (tmp_path / "run" / "arms").exists()
+
+
+@one_worker
+@pytest.mark.parametrize("stage", ["train_arms", "evaluate_reconstruction"])
+def test_a_changed_study_that_fails_half_way_does_not_show_old_results(
+    folder: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise TemporalLensError("stop")
+
+    monkeypatch.setattr(f"temporallens.study.run.{stage}", fail)
+    with pytest.raises(TemporalLensError, match="stop"):
+        run(write(("k: 4", "k: 5")), folder)
+    assert not [name for name in ("results.json", "report.html", "figures") if (folder / name).exists()]
+
+
+@one_worker
+def test_a_changed_study_that_is_only_harvested_does_not_show_old_results(folder: Path, write: Callable[..., Path]) -> None:
+    run_study(read_study(write(("k: 4", "k: 5"))), folder, "harvest")
+    assert not (folder / "results.json").exists()
+
+
+@one_worker
+def test_files_in_scans_that_the_study_does_not_name_are_not_read(folder: Path) -> None:
+    before = (folder / "results.json").read_bytes()
+    (folder / "scans" / "foreign.json").write_text("{")
+    (folder / "results.json").unlink()
+    run(folder / "study.yaml", folder)
+    assert (folder / "results.json").read_bytes() == before
+
+
+@one_worker
+def test_a_checkpoint_is_gone_on_from_and_removed_once_its_settings_are_abandoned(
+    folder: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ("steps: 12", "steps: 40\n  checkpoint_every: 4")
+
+    def interrupted(path: Path) -> list[str]:
+        steps: list[int] = []
+
+        def stop(self: Trainee, x: Any, position: Any, place: Progress) -> None:
+            steps.append(place.step)
+            if len(steps) > 20:
+                raise KeyboardInterrupt
+            step(self, x, position, place)
+
+        step = Trainee.step
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainee, "step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(path, folder)
+        assert min(steps) == started
+        return [path.name for path in (folder / "arms" / "low").glob("checkpoint-*")]
+
+    started = 0
+    first = interrupted(write(many))
+    started = 8  # two arms, 20 steps: the checkpoint stands behind the eighth of each
+    assert interrupted(write(many)) == first
+    started = 0
+    second = interrupted(write(many, ("k: 4", "k: 5")))
+    assert len(second) == 1 != first
+    assert second != first
 
 
 @one_worker

@@ -70,15 +70,15 @@ def content(folder):
     return {path.name: sha256(path) for path in folder.iterdir() if path.name != "timing.json"}
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize(("stop", "step", "saved"), [(signal.SIGINT, 67, 70), (signal.SIGTERM, 67, 70), (signal.SIGINT, 120, 120)])
+def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkeypatch, stop, step, saved):
     seen = 0
     original = trainer.Trainee.step
 
     def counting(self, *arguments):
         nonlocal seen
         seen += 1
-        if seen == 3 * 67:
+        if seen == 3 * step:
             os.kill(os.getpid(), stop)
         return original(self, *arguments)
 
@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkey
     try:
         with pytest.raises(KeyboardInterrupt):
             train_arms(store, RUNS, POLICY, tmp_path)
-        assert seen == 3 * 70
+        assert seen == 3 * saved
         train_arms(store, RUNS, POLICY, tmp_path)
     finally:
         signal.signal(stop, before)

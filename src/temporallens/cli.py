@@ -175,9 +175,16 @@ def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[Stud
     from temporallens.study.reading import read_study
     from temporallens.study.run import STUDY_FILE
 
-    is_run = (study / STUDY_FILE).exists()
+    is_run = _is_there(study / STUDY_FILE)
     study_file = read_study(study / STUDY_FILE if is_run else study, model)
     return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder that may not be entered, or no name for a file: reading it will say so
+        return False
 
 
 def _run_up_to(kind: "Kind", study: Path, out: Path | None, model: str | None) -> Path:

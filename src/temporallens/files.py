@@ -21,6 +21,10 @@ from temporallens.errors import TemporalLensError
 REMEDIES = {
     errno.ENOSPC: "no space is left on the disk; free some and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the file would be larger than the system allows; raise the limit (ulimit -f) or choose another output folder",
+    errno.EIO: "the disk does not take it; check the disk, or choose another output folder",
+    errno.ENOENT: "its folder cannot be made there; choose another output folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EROFS: "the file system is read-only; choose another output folder",
     errno.EACCES: "permission is denied; choose a folder that you may write to",
     errno.EPERM: "permission is denied; choose a folder that you may write to",

@@ -9,10 +9,12 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def open_corpus(text: str | Path | Iterable[str], column: str | None = None, spl
             raise TemporalLensError(f"{name} is not read as text: its name should end in {', '.join(READERS)}")
         return _of_files(name, [path], column)
     if isinstance(text, Path) or path.suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
-        hint = "" if "/" in name else did_you_mean(name, [SHIPPED_TEXT])
+        hint = "" if "/" in name or path.suffix else did_you_mean(name, [SHIPPED_TEXT])
         raise TemporalLensError(f"there is no text at {name}: no such file or folder{hint}")
     return Corpus(name, None, lambda: _hub_documents(name, column, split))
 
@@ -96,7 +98,17 @@ def _of_files(name: str, files: list[Path], column: str | None) -> Corpus:
         for file in files:
             yield from READERS[file.suffix.lower()](file, column)
 
-    return Corpus(name, "sha256:" + fingerprint([[file.name, sha256(file)] for file in files]), read)
+    return Corpus(name, "sha256:" + fingerprint([[file.name, _content(file, file.stat())] for file in files]), read)
+
+
+def _content(path: Path, status: os.stat_result) -> str:
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size: int, modified: int) -> str:
+    """A study asks several times for what a file holds, and a text may be large; it is read again once it has changed."""
+    return sha256(path)
 
 
 def _plain_text(path: Path, column: str | None) -> Iterator[str]:

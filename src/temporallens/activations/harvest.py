@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named, usable_clocks
 from temporallens.activations.corpora import Corpus, open_corpus
 from temporallens.activations.models import LanguageModel, Layer
-from temporallens.activations.moments import FIRST, NORM, SPECIAL
+from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.errors import TemporalLensError, did_you_mean
@@ -41,7 +41,7 @@ COUNTED_SECONDS = 5.0  # but for no longer than this
 class HarvestPolicy(BaseModel):
     """One entry under `activations:` of a study: which activations of which text, and what becomes of every token."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     """A shipped name (smollm2-135m, minilm-l6), a hub name, a directory, or a .gguf file."""
@@ -76,9 +76,16 @@ class HarvestPolicy(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Rows in a forward pass."""
 
+    @field_validator("clock")
+    @classmethod
+    def _known_clock(cls, clock: str) -> str:
+        try:
+            return clock_named(clock).name
+        except TemporalLensError as error:
+            raise ValueError(str(error)) from error  # pydantic adds the place
+
     @model_validator(mode="after")
     def _consistent(self) -> "HarvestPolicy":
-        clock_named(self.clock)
         if self.rows_per_document is not None and self.rows != "split":
             raise ValueError(f"rows_per_document goes with rows: split, not with rows: {self.rows}")
         return self
@@ -320,12 +327,6 @@ def store_rows(stream: Float[Tensor, "B S D"], batch: Batch, columns: dict[str, 
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
         excluded = excluded + beyond_norm(norms, columns["index"] > 0, norm_multiple) * NORM
     return Rows(x, **{**columns, "excluded": excluded.to(torch.uint8)})
-
-
-def beyond_norm(norms: Float[Tensor, " N"], counts: Bool[Tensor, " N"], norm_multiple: float) -> Bool[Tensor, " N"]:
-    """The norm rule: which norms are more than `norm_multiple` times the median of those that count."""
-    typical = norms[counts] if bool(counts.any()) else norms
-    return norms > norm_multiple * typical.median()
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Your own activations: `[N, S, D]` arrays of anything sequential become a store like any harvested one."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS
-from temporallens.activations.moments import FIRST, NORM
+from temporallens.activations.moments import FIRST, NORM, beyond_norm
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.errors import TemporalLensError, did_you_mean
 
@@ -18,18 +20,16 @@ NORM_MULTIPLE = 10.0
 """A row is a sink when its norm exceeds this multiple of the median norm (measured on SmolLM2: sinks have 180 times it)."""
 
 
-def norm_rule(norms: Float[Tensor, " N"], eligible: Tensor, multiple: float | None) -> Tensor:
-    """Rows whose norm exceeds `multiple` times the median norm of the eligible ones; bool `[N]`, all False for None."""
-    if multiple is None or not bool(eligible.any()):
-        return torch.zeros_like(norms, dtype=torch.bool)
-    return norms > multiple * norms[eligible].median()
-
-
 def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
     """Read an array from .npy (mapped, not loaded), .npz or .safetensors; `name` is needed where a file holds several."""
     path = Path(path)
     if not path.is_file():
-        raise TemporalLensError(f"{path} does not exist: it should be an array in .npy, .npz or .safetensors")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise TemporalLensError(f"{path} {found}: it should be an array in .npy, .npz or .safetensors")
+    if name is not None and path.suffix == ".npy":
+        raise TemporalLensError(f"{path} holds one array without a name: leave out the name '{name}'")
+    if path.suffix == ".npz" and not is_zipfile(path):
+        raise TemporalLensError(f"{path} is not readable as .npz: it is truncated, or of another format")
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -38,7 +38,7 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
                 return arrays[_only(path, list(arrays.keys()), name)]
         if path.suffix == ".safetensors":
             return _read_safetensors(path, name)
-    except (ValueError, EOFError, OSError, KeyError) as error:
+    except (ValueError, EOFError, OSError, KeyError, BadZipFile) as error:
         raise TemporalLensError(f"{path} is not readable as {path.suffix}: {error}") from error
     raise TemporalLensError(f"{path} has the ending '{path.suffix}': activations are read from .npy, .npz or .safetensors")
 
@@ -77,15 +77,18 @@ def store_arrays(
 
     mask `[N, S]` is true where there is an activation; tokens `[N, S]` are ids; documents `[N]` say which sequences belong
     together (by default each is a document of its own) and so must not be divided between training and held-out data.
+    Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays.
     exclude_first leaves index 0 out of training and headline metrics, as language models want it. Raises TemporalLensError
     for another rank, mismatched shapes, NaN or infinity.
     """
     sequences, length, width = _shape(x)
-    mask = _companion(mask, "mask", (sequences, length), np.ones)
-    tokens = _companion(tokens, "tokens", (sequences, length), lambda shape: np.full(shape, -1))
-    documents = np.arange(sequences) if documents is None else _companion(documents, "documents", (sequences,), np.zeros)
+    mask = np.ones((sequences, length), bool) if mask is None else _companion(mask, "mask", (sequences, length), "biuf")
+    tokens = np.full((sequences, length), -1) if tokens is None else _companion(tokens, "tokens", (sequences, length), "iu")
+    documents = np.arange(sequences) if documents is None else _companion(documents, "documents", (sequences,), "iu")
+    chunk = max(1, CHUNK_BYTES // (length * width * 4))
+    parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
     description = StoreDescription(
-        source={"kind": "arrays", "file": source},
+        source={"kind": "arrays", "file": source, "sha256": _content((x, mask, tokens, documents), parts)},
         policies={
             "rows": "arrays",
             "clock": "index",
@@ -98,12 +101,24 @@ def store_arrays(
         positions=CLOCKS["index"].size(length),
     )
     writer = StoreWriter(out, description)
-    chunk = max(1, CHUNK_BYTES // (length * width * 4))
-    for number, first in enumerate(range(0, sequences, chunk)):
-        if number >= writer.appends_done:
-            part = slice(first, min(first + chunk, sequences))
-            writer.append(_rows(x[part], mask[part], tokens[part], documents[part], first, exclude_first, norm_multiple))
-    return writer.finish()
+    try:
+        for number, part in enumerate(parts):
+            if number >= writer.appends_done:
+                writer.append(_rows(x[part], mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple))
+        return writer.finish()
+    except TemporalLensError:
+        writer.discard()
+        raise
+
+
+def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:
+    """SHA-256 of all that is stored, so that an interrupted call is not continued with other arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        for part in parts:
+            values = array[part].detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(array, Tensor) else array[part]
+            digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def _shape(x: Any) -> tuple[int, int, int]:
@@ -120,35 +135,41 @@ def _shape(x: Any) -> tuple[int, int, int]:
     return sequences, length, width
 
 
-def _companion(value: Any, name: str, shape: tuple[int, ...], default: Any) -> np.ndarray:
-    array = default(shape) if value is None else np.asarray(value)
+def _companion(value: Any, name: str, shape: tuple[int, ...], kinds: str) -> np.ndarray:
+    """`value` as an array of that shape whose type is one of numpy's `kinds`."""
+    array = np.asarray(value)
     if array.shape != shape:
         raise TemporalLensError(f"{name} has shape {array.shape}, the activations need {shape}")
+    if array.dtype.kind not in kinds:
+        wanted = "integers" if "f" not in kinds else "true and false, or numbers"
+        raise TemporalLensError(f"{name} should hold {wanted}; this array holds {array.dtype}")
     return array
 
 
 def _rows(
     x: Any, mask: np.ndarray, tokens: np.ndarray, documents: np.ndarray, first: int, exclude_first: bool, multiple: float | None
 ) -> Rows:
-    values = (x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))).float()
+    values = (x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))).float()
     count, length, _ = values.shape
-    present = torch.from_numpy(np.array(mask)) > 0
+    present = torch.from_numpy(np.array(mask > 0))
     if not bool(present.any(1).all()):
         empty = first + int((~present.any(1)).nonzero()[0])
         raise TemporalLensError(f"sequence {empty} is masked out entirely; leave it out of the arrays")
     index = (present.long().cumsum(1) - 1)[present]
     sequence: Int[Tensor, " N"] = torch.arange(first, first + count)[:, None].expand(count, length)[present]
-    norms = torch.linalg.vector_norm(values[present], dim=1)
-    excluded = NORM * norm_rule(norms, index > 0, multiple).to(torch.uint8)
+    excluded = torch.zeros(len(index), dtype=torch.uint8)
     if exclude_first:
-        excluded = excluded | (FIRST * (index == 0)).to(torch.uint8)
+        excluded |= (index == 0).to(torch.uint8) * FIRST
+    if multiple is not None:
+        norms = torch.linalg.vector_norm(values[present], dim=1)
+        excluded |= beyond_norm(norms, index > 0, multiple).to(torch.uint8) * NORM
     return Rows(
         x=values[present],
         position=index,
         index=index,
         document_position=index,
         sequence=sequence,
-        document=torch.from_numpy(np.array(documents))[:, None].expand(count, length)[present],
-        token=torch.from_numpy(np.array(tokens))[present],
+        document=torch.from_numpy(documents.astype(np.int64))[:, None].expand(count, length)[present],
+        token=torch.from_numpy(tokens.astype(np.int64))[present],
         excluded=excluded,
     )

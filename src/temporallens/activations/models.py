@@ -23,6 +23,7 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import constants
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from temporallens.activations import shipped
@@ -37,6 +38,7 @@ Network = Any  # seconds, so it is imported where a model is loaded, and not by 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "sentencepiece*")
 DIGEST_BYTES = 1 << 20
 
 
@@ -223,6 +225,10 @@ class LanguageModel:
 
 def find_source(model: str, revision: str | None = None) -> Source:
     """Find out what `model` names. Raises TemporalLensError when it can be nothing, or a file that is not there."""
+    if not model.strip():
+        raise TemporalLensError(
+            f"the name of the model is empty: it should be a directory, a .gguf file, a hub name or one of {_shipped_names()}"
+        )
     if model in shipped.MODELS:
         return Source(shipped.MODELS[model].title, str(shipped.model_folder(model)), shipped.revision(model), local=True)
     path = Path(model).expanduser()
@@ -238,6 +244,18 @@ def find_source(model: str, revision: str | None = None) -> Source:
     return Source(model.rpartition("/")[2], model, revision, local=False)
 
 
+def check_at_hand(model: str) -> None:
+    """Raise TemporalLensError where it can be seen, without loading or fetching anything, that `model` is no model to read."""
+    if model in shipped.MODELS:
+        return
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return
+    source = find_source(model)
+    if source.local:
+        _check_folder(Path(source.place))
+
+
 def _shipped_names() -> str:
     return ", ".join(shipped.MODELS)
 
@@ -246,8 +264,8 @@ def _read_config(source: Source) -> Config:
     """The model's configuration, with whatever keeps it from being read turned into a sentence."""
     from transformers import AutoConfig
 
-    if source.local and not (Path(source.place) / "config.json").is_file():
-        raise TemporalLensError(f"{source.place} is not a model directory: it has no config.json")
+    if source.local:
+        _check_folder(Path(source.place))
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source.place, **_access(source))
@@ -300,8 +318,6 @@ def _read_network(source: Source, config: Config, dtype: torch.dtype) -> Network
     """The stack of blocks that `config` describes, with its weights. Weights of anything else in the files are left alone."""
     from transformers import AutoModel
 
-    if source.local:
-        _check_weights(Path(source.place))
     try:
         with quiet_transformers():
             network, report = AutoModel.from_pretrained(
@@ -314,6 +330,8 @@ def _read_network(source: Source, config: Config, dtype: torch.dtype) -> Network
             )
     except OSError as error:
         raise TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}") from error
+    except SafetensorError as error:
+        raise TemporalLensError(f"the weights of {source.place} are truncated or damaged: {first_line(error)}") from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise TemporalLensError(f"the weights of {source.place} do not fit its configuration: {first_line(error)}") from error
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
@@ -324,7 +342,10 @@ def _read_network(source: Source, config: Config, dtype: torch.dtype) -> Network
     return stack.eval().requires_grad_(False)
 
 
-def _check_weights(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
+    """Raise TemporalLensError unless `folder` holds a configuration and weights that are no pickles."""
+    if not (folder / "config.json").is_file():
+        raise TemporalLensError(f"{folder} is not a model directory: it has no config.json")
     if any(folder.glob("*.safetensors")):
         return
     pickled = next((path.name for pattern in PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))), None)
@@ -336,6 +357,8 @@ def _check_weights(folder: Path) -> None:
 def _read_tokenizer(source: Source) -> Tokenizer:
     from transformers import AutoTokenizer
 
+    if source.local and not any(path for pattern in TOKENIZER_FILES for path in Path(source.place).glob(pattern)):
+        raise TemporalLensError(f"{source.place} is a model directory without a tokenizer: it has no tokenizer.json")
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source.place, **_access(source), use_fast=True)

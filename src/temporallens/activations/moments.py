@@ -1,14 +1,20 @@
-"""First and second moments of activations by position, accumulated in float64 so that they can be summed over shards,
-processes and interruptions and still give the same bits."""
+"""Which activations count, and the first and second moments by position of those that do, accumulated in float64 so that they can
+be summed over shards, processes and interruptions and still give the same bits."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 FIRST, NORM, SPECIAL = 1, 2, 4
 """Why a row is left out of training and of headline metrics: first of its row, norm rule, special token."""
+
+
+def beyond_norm(norms: Float[Tensor, " N"], counts: Bool[Tensor, " N"], norm_multiple: float) -> Bool[Tensor, " N"]:
+    """The norm rule: which norms are more than `norm_multiple` times the median of those that count."""
+    typical = norms[counts] if bool(counts.any()) else norms
+    return norms > norm_multiple * typical.median()
 
 
 class Moments(NamedTuple):

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -181,7 +182,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             dense = GgufConfig(dequantize=True)  # without it every product would unpack the weights again
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=dense)
-        except (ValueError, KeyError, IndexError, NotImplementedError, ImportError) as error:
+        except (ValueError, KeyError, IndexError, NotImplementedError, ImportError, struct.error) as error:
             raise TemporalLensError(f"transformers cannot read {gguf}: {first_line(error)}") from error
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

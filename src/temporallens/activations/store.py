@@ -163,7 +163,7 @@ class StoreWriter:
         for shard in self._shards:
             path = inside(self.folder, shard.file)
             if not path.is_file() or path.stat().st_size != shard.bytes or sha256(path) != shard.sha256:
-                raise TemporalLensError(f"{path} was damaged after it was written; remove {self.folder} and harvest again")
+                raise TemporalLensError(f"{path} was damaged after it was written; remove {self.folder} and run again")
         self._table = {name: [tensors[f"table.{name}"]] for name in TABLE_DTYPES}
         self._sums.load({name.removeprefix("sums."): tensor for name, tensor in tensors.items() if name.startswith("sums.")})
 
@@ -189,7 +189,7 @@ class StoreWriter:
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             place = f"sequence {int(rows.sequence[bad])}, index {int(rows.index[bad])}"
-            raise TemporalLensError(f"the activations hold NaN or infinity at {place}; mend the source, nothing of it was stored")
+            raise TemporalLensError(f"the activations hold NaN or infinity at {place}; mend the source and run again")
         if int(rows.position.min()) < 0 or int(rows.position.max()) >= self.description.positions:
             raise TemporalLensError(f"a position lies outside 0 to {self.description.positions - 1}, the range of this store's clock")
 
@@ -225,6 +225,13 @@ class StoreWriter:
     def _table_tensors(self) -> dict[str, Tensor]:
         return {name: torch.cat(parts) if parts else torch.empty(0, dtype=TABLE_DTYPES[name]) for name, parts in self._table.items()}
 
+    def discard(self) -> None:
+        """Remove what was written, and the folder if nothing else is in it: the store can never be finished."""
+        for path in [*self.folder.glob("shard-*.safetensors"), self._progress_file]:
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def finish(self) -> "ActivationStore":
         """Close the last shard and write the manifest. Raises TemporalLensError when nothing was appended."""
         if self._pending:
@@ -259,6 +266,13 @@ def _summary(moments: Moments) -> PositionCounts:
     return PositionCounts(**lists, second_moment=moments.second_moment.sum(1).tolist())
 
 
+def _joined(starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of rows that follow each other both where they lie and where they go, as one: fewer and longer reads."""
+    apart = (starts[1:] != starts[:-1] + lengths[:-1]) | (targets[1:] != targets[:-1] + lengths[:-1])
+    first = np.concatenate([[0], np.flatnonzero(apart) + 1])
+    return starts[first], np.add.reduceat(lengths, first), targets[first]
+
+
 class ActivationStore:
     """A finished store, opened for reading. Raises TemporalLensError when the folder is not one, or is damaged.
 
@@ -274,7 +288,11 @@ class ActivationStore:
             size = path.stat().st_size if path.is_file() else -1
             if size != shard.bytes:
                 found = "is missing" if size < 0 else f"has {size} bytes instead of {shard.bytes}: it is truncated or foreign"
-                raise TemporalLensError(f"shard {path} {found}; harvest this store again")
+                raise TemporalLensError(f"shard {path} {found}; {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder} and run again"
 
     def _read_manifest(self) -> Manifest:
         path = self.folder / "manifest.json"
@@ -287,14 +305,12 @@ class ActivationStore:
         content = read_json(path, "the manifest of an activation store")
         version = content.get("format") if isinstance(content, dict) else None
         if version != FORMAT:
-            raise TemporalLensError(
-                f"{path} has format '{version}', this version of TemporalLens reads '{FORMAT}'; harvest the store again"
-            )
+            raise TemporalLensError(f"{path} has format '{version}', this version of TemporalLens reads '{FORMAT}'; {self._remedy}")
         try:
             return Manifest.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            raise TemporalLensError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise TemporalLensError(f"{path} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); {self._remedy}") from error
 
     @classmethod
     def from_arrays(cls, x: Any, out: Path | str, **options: Any) -> "ActivationStore":
@@ -336,7 +352,9 @@ class ActivationStore:
     def _sidecar(self, name: str, checksum: str, what: str) -> dict[str, Tensor]:
         path = self.folder / name
         if path.is_file() and sha256(path) != checksum:
-            raise TemporalLensError(f"{path} does not have the checksum that the manifest states: it was changed or damaged; harvest again")
+            raise TemporalLensError(
+                f"{path} does not have the checksum that the manifest states: it was changed or damaged; {self._remedy}"
+            )
         return read_tensors(path, what)[0]
 
     def read(self, entries: Int[np.ndarray, " n"]) -> Rows:
@@ -356,10 +374,11 @@ class ActivationStore:
     def _read_shard(self, number: int, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray, out: Rows) -> None:
         shard = self.manifest.shards[number]
         path = inside(self.folder, shard.file)
+        starts, lengths, targets = _joined(starts, lengths, targets)
         if number not in self._verified:
             if sha256(path) != shard.sha256:
                 raise TemporalLensError(
-                    f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; harvest again"
+                    f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; {self._remedy}"
                 )
             self._verified.add(number)
         try:
@@ -369,7 +388,7 @@ class ActivationStore:
                     for start, length, target in zip(starts.tolist(), lengths.tolist(), targets.tolist(), strict=True):
                         destination[target : target + length] = source[start : start + length]
         except (SafetensorError, OSError) as error:
-            raise TemporalLensError(f"shard {path} cannot be read: {error}; harvest this store again") from error
+            raise TemporalLensError(f"shard {path} cannot be read ({error}); {self._remedy}") from error
 
     def split(self, held_out: float, seed: int) -> Split:
         """Divide the sequences by document. Raises TemporalLensError when either side would be empty."""

@@ -103,7 +103,7 @@ class BatchTopKDictionary(Dictionary):
             positions = torch.zeros(len(x), dtype=torch.int64)
         elif bool((positions.diff() < 0).any()):
             row = torch.argsort(positions, stable=True)
-            x, positions = x[row], positions[row]
+            x, positions = x.index_select(0, row), positions.index_select(0, row)
         pattern, values = self.sparse_codes(x, positions)
         entries = (pattern.row if row is None else row[pattern.row]) * self.features + pattern.feature
         return values.new_zeros(len(x) * self.features).scatter_(0, entries, values).view(len(x), -1)

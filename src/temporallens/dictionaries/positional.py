@@ -82,8 +82,8 @@ class PositionalDictionary(BatchTopKDictionary):
     def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
         if self.mask.hard and not raw.is_cuda:  # closed entries were never candidates
             return raw
-        entries = self.mask.groups(positions)[pattern.row] * self.features + pattern.feature
-        return raw * self.mask.gates().reshape(-1).index_select(0, entries)
+        first = self.mask.groups(positions) * self.features  # of each row's entries in the flattened table of gates
+        return raw * self.mask.gates().view(-1).index_select(0, first.index_select(0, pattern.row).add_(pattern.feature))
 
     def row_gates(self, positions: Int[Tensor, " N"] | None) -> Tensor:
         gates = self.mask.gates()

@@ -30,7 +30,7 @@ BFLOAT16_MARGIN = 0.03
 SAMPLE_ROWS = 256
 """Rows from which a first guess of the threshold is taken."""
 
-GUESS = 0.9
+GUESS = 0.93
 """Share of the expected threshold above which candidates are collected; lower costs time, higher may cost a second pass."""
 
 
@@ -62,12 +62,12 @@ class Pattern:
         """The same entries in feature order (rows and features change places), and the permutation that brings values there."""
         order = torch.argsort(self.feature, stable=True)
         offsets = _offsets(self.feature, self.features)
-        return Pattern(self.feature[order], self.row[order], offsets, self.features, self.rows), order
+        return Pattern(self.feature.index_select(0, order), self.row.index_select(0, order), offsets, self.features, self.rows), order
 
     def combine_by_feature(self, values: Float[Tensor, " M"], table: Float[Tensor, "N D"]) -> Float[Tensor, "F D"]:
         """Row f of the result is the sum of table rows of the rows that use f, weighted by the values."""
         transposed, order = self.by_feature
-        return transposed.combine(values[order], table)
+        return transposed.combine(values.index_select(0, order), table)
 
     def inner(self, left: Float[Tensor, "N D"], right: Float[Tensor, "F D"]) -> Float[Tensor, " M"]:
         """Inner products of left rows with right rows, at the pattern's entries only."""
@@ -121,15 +121,17 @@ def entries_above(
 
     The product has the dtype of `x`, `encoder` and `bias`. Its cost follows the number of open features.
     """
-    features = len(encoder)
+    features, memory = len(encoder), Scratch(x)
     indices, values = [], []
     for block in blocks:
         weight = encoder if block.features is None else encoder.index_select(0, block.features)
         offset = bias if block.features is None else bias.index_select(0, block.features)
         for first in range(block.floors[0].first, block.floors[-1].last, CHUNK_ROWS):
             last = min(first + CHUNK_ROWS, block.floors[-1].last)
-            pre = torch.addmm(offset, x[first:last], weight.T)
-            hits = _hits(_above(pre, first, last, block.floors))
+            pre, mask = memory.take(last - first, len(weight))
+            torch.addmm(offset, x[first:last], weight.T, out=pre)
+            _compare(pre, first, last, block.floors, mask)
+            hits = _hits(mask)
             values.append(pre.view(-1).index_select(0, hits))
             if block.features is not None:
                 row = torch.div(hits, len(weight), rounding_mode="floor")
@@ -138,14 +140,28 @@ def entries_above(
     return torch.cat(indices), torch.cat(values)
 
 
-def _above(pre: Float[Tensor, "n f"], first: int, last: int, floors: list[Floor]) -> Tensor:
-    """Bool `[n, f]`: which pre-activations of rows `first` to `last` exceed the floor of their row."""
-    mask = torch.empty(pre.shape, dtype=torch.bool, device=pre.device)
+class Scratch:
+    """Memory of one chunk's product and comparison, used for every chunk: taking it anew each time costs as much as comparing."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._product = like.new_empty(0)
+        self._mask = torch.empty(0, dtype=torch.bool, device=like.device)
+
+    def take(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        if rows * columns > len(self._product):
+            self._product = self._product.new_empty(rows * columns)
+            self._mask = self._mask.new_empty(rows * columns)
+        size = rows * columns
+        return self._product[:size].view(rows, columns), self._mask[:size].view(rows, columns)
+
+
+def _compare(pre: Float[Tensor, "n f"], first: int, last: int, floors: list[Floor], mask: Tensor) -> None:
+    """Fill the bool `[n, f]` mask: which pre-activations of rows `first` to `last` exceed the floor of their row."""
     for floor in floors:
         start, end = max(first, floor.first) - first, min(last, floor.last) - first
         if start < end:
-            torch.gt(pre[start:end], floor.value, out=mask[start:end])
-    return mask
+            value = floor.value.to(pre.dtype) if isinstance(floor.value, Tensor) else floor.value  # two dtypes compare slowly
+            torch.gt(pre[start:end], value, out=mask[start:end])
 
 
 def _hits(mask: Tensor) -> Int[Tensor, " M"]:
@@ -167,7 +183,10 @@ class Codes(NamedTuple):
 
     def keep(self, mask: Tensor) -> "Codes":
         """The entries where `mask [M]` is true."""
-        chosen = mask.nonzero()[:, 0]
+        return self.at(mask.nonzero()[:, 0])
+
+    def at(self, chosen: Int[Tensor, " m"]) -> "Codes":
+        """The entries at these ascending places."""
         row, feature = self.pattern.row.index_select(0, chosen), self.pattern.feature.index_select(0, chosen)
         pattern = Pattern(row, feature, _offsets(row, self.pattern.rows), self.pattern.rows, self.pattern.features)
         return Codes(pattern, self.raw.index_select(0, chosen), self.values.index_select(0, chosen))
@@ -181,6 +200,9 @@ class Codes(NamedTuple):
         if len(values) <= count:
             return self
         threshold = values.kthvalue(len(values) - count + 1).values
+        chosen = (values >= threshold).nonzero()[:, 0]
+        if len(chosen) == count:
+            return self.at(chosen)
         above, tied = values > threshold, values == threshold
         return self.keep(above | (tied & (tied.cumsum(0) <= count - above.sum())))
 

@@ -56,11 +56,12 @@ class _Sums:
         kept, first = rows.excluded == 0, (rows.excluded & FIRST) > 0
         self.moments.add(x[kept], position[kept], rows.excluded[kept])
         self.error.index_add_(0, position[kept], error[kept])
-        in_use = codes[kept] > 0
+        codes = codes[kept]
+        in_use = codes > 0
         self.active.index_add_(0, position[kept], in_use.sum(1).double())
         self.fired += in_use.sum(0)
-        if len(in_use):
-            self.largest_spread = max(self.largest_spread, float((codes[kept].amax(0) - codes[kept].amin(0)).max()))
+        if len(codes) and self.largest_spread == 0:  # one code that varies is enough
+            self.largest_spread = float((codes.amax(0) - codes.amin(0)).max())
         if bool(first.any()):
             self.first.add(x[first], torch.zeros(int(first.sum()), dtype=torch.int64), torch.zeros(int(first.sum()), dtype=torch.uint8))
             self.first_error += error[first].sum()

@@ -80,6 +80,11 @@ class Results(_Part):
     runs: list[RunResult]
 
 
+def run_name(arm: str, seed: int) -> str:
+    """Name of a dictionary's folder."""
+    return f"{arm}-seed{seed}"
+
+
 class RunPlace(NamedTuple):
     """Where one dictionary stands in a study."""
 
@@ -89,7 +94,7 @@ class RunPlace(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return f"{self.activations}/{self.arm}-seed{self.seed}"
+        return f"{self.activations}/{run_name(self.arm, self.seed)}"
 
 
 def environment() -> dict[str, JsonValue]:
@@ -133,8 +138,8 @@ def describe_store(store: ActivationStore, held_out: float, data_seed: int) -> A
     )
 
 
-def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable[RunPlace]) -> Path:
-    """Gather `scans/`, `stores/`, `arms/` and `evaluation/` of a run's folder into its `results.json`.
+def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable[RunPlace], scans: Iterable[Path] = ()) -> Path:
+    """Gather the files `scans`, and `stores/`, `arms/` and `evaluation/` of a run's folder, into its `results.json`.
 
     Raises TemporalLensError when a dictionary saw no training step or when a number is missing or not finite.
     """
@@ -146,7 +151,7 @@ def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable
         "study": dict(study),
         "study_fingerprint": fingerprint(study),
         "environment": environment(),
-        "scans": {scan["model"]: scan for scan in _scans(folder)},
+        "scans": {scan["model"]: scan for scan in (read_json(path, "the scan of a model") for path in scans)},
         "activations": {
             key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()
         },
@@ -159,10 +164,6 @@ def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable
         raise TemporalLensError(f"{folder} holds no valid results: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     write_json(folder / "results.json", results.model_dump(mode="json"))
     return folder / "results.json"
-
-
-def _scans(folder: Path) -> list[dict[str, Any]]:
-    return [read_json(path, "the scan of a model") for path in sorted((folder / "scans").glob("*.json"))]
 
 
 def _run(folder: Path, place: RunPlace) -> dict[str, Any]:

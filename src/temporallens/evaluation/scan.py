@@ -22,8 +22,9 @@ from torch.nn.functional import embedding_bag
 
 from temporallens.activations.clocks import TokenMarks, TokenRow, usable_clocks
 from temporallens.activations.corpora import open_corpus
-from temporallens.activations.harvest import Batch, beyond_norm, schedule
+from temporallens.activations.harvest import Batch, schedule
 from temporallens.activations.models import LanguageModel, Layer
+from temporallens.activations.moments import beyond_norm
 from temporallens.activations.token_rows import RowShape, row_shape, token_rows
 from temporallens.errors import TemporalLensError
 from temporallens.progress import progress
@@ -41,7 +42,7 @@ Share = float | None  # None where there was no token
 class ScanPolicy(BaseModel):
     """One entry under `scans:` of a study."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     """A shipped name, a hub name, a directory, or a .gguf file."""
@@ -252,7 +253,13 @@ def _add_batch(
     streams = model.residuals(batch.tokens, batch.mask, layers)
     for layer, layer_sums in zip(layers, sums, strict=True):
         stream = streams.pop(layer)
-        layer_sums.add(stream[batch.mask.to(stream.device)].cpu(), kept, index, bags, norm_multiple)
+        x = stream[batch.mask.to(stream.device)].cpu()
+        if not torch.isfinite(x.sum(dtype=torch.float64)):
+            raise TemporalLensError(
+                f"the activations of {model.title} hold NaN or infinity at layer {layer}: "
+                f"its weights are damaged, or too large for {model.dtype}"
+            )
+        layer_sums.add(x, kept, index, bags, norm_multiple)
 
 
 def _bags(batch: Batch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:

@@ -9,8 +9,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.harvest import HarvestPolicy
-from temporallens.dictionaries.arms import Arm
+from temporallens.dictionaries.arms import Arm, Positional
+from temporallens.dictionaries.masks import group_starts
+from temporallens.errors import TemporalLensError
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.training.policy import TrainingPolicy
 
@@ -24,7 +27,7 @@ def as_file_name(text: str) -> str:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Study(Section):
@@ -58,6 +61,19 @@ class Study(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the model '{twice[0]}' is scanned twice; one scan per model")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit_positions(self) -> "Study":
+        """A mask of more groups than there are positions is found here, and not after the harvest."""
+        for entry, policy in self.activations.items():
+            positions = CLOCKS[policy.clock].size(policy.context_length)
+            for name, arm in self.arms.items():
+                if isinstance(arm, Positional):
+                    try:
+                        group_starts(positions, arm.groups)
+                    except TemporalLensError as error:
+                        raise ValueError(f"arms.{name} does not fit activations.{entry}: {error}") from error
         return self
 
     def with_model(self, model: str) -> "Study":

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from temporallens.activations.models import check_layer
+from temporallens.activations.corpora import SHIPPED_TEXT, open_corpus
+from temporallens.activations.models import check_at_hand, check_layer
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
 
@@ -28,16 +29,33 @@ SHIPPED_MODELS = {"smollm2-135m": ModelSizes(576, 1536, 30, 8192), "minilm-l6": 
 
 
 def check_models(study: Study) -> None:
-    """Raise TemporalLensError for a layer or a context that a model at hand does not have."""
+    """Raise TemporalLensError for a model that is not there, and for a layer or a context that a model at hand does not have."""
+    for number, scan in enumerate(study.scans):
+        check_at_hand(scan.model)
+        _check_context(f"scans.{number}", scan.model, scan.context_length)
     for name, policy in study.activations.items():
-        sizes = model_sizes(policy.model)
-        if sizes is None:
-            continue
-        check_layer(policy.layer, sizes.layers, policy.model)
-        if sizes.context is not None and policy.context_length > sizes.context:
-            raise TemporalLensError(
-                f"activations.{name}.context_length is {policy.context_length}, too long: {policy.model} has {sizes.context} positions"
-            )
+        check_at_hand(policy.model)
+        _check_context(f"activations.{name}", policy.model, policy.context_length)
+        if sizes := model_sizes(policy.model):
+            check_layer(policy.layer, sizes.layers, policy.model)
+
+
+def _check_context(entry: str, model: str, context_length: int) -> None:
+    sizes = model_sizes(model)
+    if sizes is not None and sizes.context is not None and context_length > sizes.context:
+        raise TemporalLensError(f"{entry}.context_length is {context_length}, too long: {model} has {sizes.context} positions")
+
+
+def check_texts(study: Study) -> None:
+    """Raise TemporalLensError for a text at hand that is empty or has not the column that is asked for.
+
+    Reads its first document; what would have to be fetched is left alone.
+    """
+    asked: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
+    asked |= {(policy.text, policy.column, policy.split) for policy in study.activations.values()}
+    for text, column, split in sorted(asked, key=str):
+        if text != SHIPPED_TEXT and Path(text).expanduser().exists():
+            iter(open_corpus(text, column, split))
 
 
 def model_sizes(model: str) -> ModelSizes | None:

@@ -15,7 +15,7 @@ import torch
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.dictionaries.standard import Standard
 from temporallens.study.config import Study
-from temporallens.study.models import ModelSizes, check_models, model_sizes
+from temporallens.study.models import ModelSizes, check_models, check_texts, model_sizes
 from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.stages import Records, Stage, stages_of
@@ -53,6 +53,7 @@ def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     study, text = study_file
     refuse_foreign_folder(study, folder)
     check_models(study)
+    check_texts(study)
     records = Records(folder)
     speed = _products_per_second(study.threads)
     lines = [_line(stage, study, records.finished(stage), speed) for stage in stages_of(study, text)]

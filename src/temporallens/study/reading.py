@@ -116,7 +116,8 @@ def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
         problems.append((details["type"] == "missing", line, ".".join(names), details))
     _, line, place, first = min(problems, key=lambda problem: problem[:2])
     alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == place and details is not first]
-    return f"{path}:{line}: {' or '.join([_explain(place, first), *alternatives])}"
+    where = str(path) if first["type"] == "value_error" and not place else f"{path}:{line}"
+    return f"{where}: {' or '.join([_explain(place, first), *alternatives])}"
 
 
 def _explain(place: str, details: ErrorDetails) -> str:
@@ -134,6 +135,12 @@ def _explain(place: str, details: ErrorDetails) -> str:
         return f"{place} has the unknown kind '{context['tag']}'{did_you_mean(str(context['tag']), _kinds())}"
     if kind == "string_pattern_mismatch" and details["loc"][-1] == "[key]":
         return f"the name '{value}' cannot name a folder: use letters, digits, dots, dashes and underscores"
+    if kind in {"dict_type", "model_type", "model_attributes_type"}:
+        return f"{place} is {_short(value)}: it should be a mapping of keys to values"
+    if kind == "too_short":
+        return f"{place} is empty: it needs at least one entry"
+    if kind == "string_type" and not isinstance(value, dict | list):
+        return f"{place} is read as {_short(value)}, which is no text: put it in quotes"
     if kind == "value_error":
         return f"{place}: {details['msg'].removeprefix('Value error, ')}" if place else details["msg"].removeprefix("Value error, ")
     return f"{place} is {_short(value)}: {_lower(details['msg'])}"
@@ -144,6 +151,8 @@ def _lower(message: str) -> str:
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "empty"
     text = repr(value) if not isinstance(value, dict | list) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -17,22 +17,27 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import RunPlace, assemble, load_results
+from temporallens.evaluation.results import RunPlace, assemble, load_results, run_name
 from temporallens.evaluation.scan import ScanPolicy, scan_policy
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
-from temporallens.files import fingerprint, locked, read_json, write_json, write_text
+from temporallens.files import explained, fingerprint, locked, read_json, write_json, write_text
 from temporallens.report.page import write_report
-from temporallens.study.config import Study, as_file_name
-from temporallens.study.models import check_models
+from temporallens.study.config import Study
+from temporallens.study.models import check_models, check_texts
 from temporallens.study.reading import StudyFile, name_of
-from temporallens.study.stages import HEADLINE_FIGURE, KINDS, Kind, Records, Stage, remove, run_name, stages_of
+from temporallens.study.stages import HEADLINE_FIGURE, KINDS, Kind, Records, Stage, remove, scan_file, stages_of
+from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, training_settings
 from temporallens.training.history import load_history
 from temporallens.training.trainer import ArmRun, train_arms
 
 STUDY_FILE = "study.yaml"
 SCAN_FIGURE = "scan.png"
+
+OF_THE_WHOLE = ("results", "figures", "report")
+"""Stages whose output speaks of the whole study: that of other settings goes before anything else is done, for the new study
+may fail or be stopped half way, and its folder must not show the numbers of another."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,15 @@ class Run:
 def refuse_foreign_folder(study: Study, folder: Path) -> None:
     """Raise TemporalLensError when `folder` holds another study, or anything that is not a study's run."""
     kept = folder / STUDY_FILE
-    if kept.exists():
+    with explained(folder):
+        holds_study, is_file = kept.exists(), folder.is_file()
+        holds_more = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
+    if is_file:
+        raise TemporalLensError(f"{folder} is a file; choose another output folder with --out")
+    if holds_study:
         if (name := name_of(kept)) != study.name:
             raise TemporalLensError(f"{folder} holds the study '{name}', not '{study.name}'; choose another output folder with --out")
-    elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+    elif holds_more:
         raise TemporalLensError(f"{folder} is not empty and holds no study; choose an empty output folder with --out")
 
 
@@ -64,11 +74,15 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     study, text = study_file
     refuse_foreign_folder(study, folder)
     check_models(study)
+    check_texts(study)
     stages = stages_of(study, text)
     with locked(folder):
         write_text(folder / STUDY_FILE, text)
         _fix_threads(study.threads)
         run = Run(study, text, folder, Records(folder), say)
+        for stage in stages:
+            if stage.name in OF_THE_WHOLE:
+                run.records.withdraw(stage)
         for kind in KINDS[: KINDS.index(up_to) + 1]:
             _do([stage for stage in stages if stage.kind == kind], run, kind)
 
@@ -100,18 +114,9 @@ def _groups(stages: list[Stage], key: Callable[[Stage], Any]) -> list[list[Stage
 
 def _do_scans(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     policies = {policy.model: policy for policy in run.study.scans}
-    _remove_other_scans(run)
     for stage in stages:
         write_json(run.path(stage), scan_model(policies[stage.model]))
         yield stage
-
-
-def _remove_other_scans(run: Run) -> None:
-    """A scan that the study no longer asks for would still be gathered into its results."""
-    wanted = {f"{as_file_name(policy.model)}.json" for policy in run.study.scans}
-    for path in (run.folder / "scans").glob("*.json"):
-        if path.name not in wanted:
-            remove(path)
 
 
 def scan_model(policy: ScanPolicy) -> dict[str, Any]:
@@ -138,7 +143,11 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for group in _groups(stages, lambda stage: stage.activations):
         arms = [ArmRun(stage.run, run.study.arms[stage.arm], stage.seed) for stage in group]
         store = ActivationStore(run.folder / "stores" / group[0].activations)
-        train_arms(store, arms, run.study.training, run.path(group[0]).parent)
+        folder = run.path(group[0]).parent
+        settings = training_settings(store, arms, run.study.training)
+        for abandoned in other_checkpoints(folder, checkpoint_file(folder, settings)):
+            remove(abandoned)
+        train_arms(store, arms, run.study.training, folder)
         yield from group
 
 
@@ -150,7 +159,8 @@ def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         else:
             study = run.study
             places = [RunPlace(*place) for place in product(study.activations, study.arms, study.seeds)]
-            assemble(run.folder, study.name, study.model_dump(mode="json"), places)
+            scans = [run.folder / scan_file(policy.model) for policy in study.scans]
+            assemble(run.folder, study.name, study.model_dump(mode="json"), places, scans)
         yield stage
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from temporallens.activations.corpora import open_corpus
 from temporallens.activations.shipped import MODELS
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.results import run_name
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.files import explained, fingerprint, read_json, sha256, write_json
 from temporallens.study.config import Study, as_file_name
@@ -52,8 +53,8 @@ class Stage:
         return run_name(self.arm, self.seed)
 
 
-def run_name(arm: str, seed: int) -> str:
-    return f"{arm}-seed{seed}"
+def scan_file(model: str) -> str:
+    return f"scans/{as_file_name(model)}.json"
 
 
 def stages_of(study: Study, study_text: str) -> list[Stage]:
@@ -78,7 +79,7 @@ def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
         "model": models[policy.model],
         "text": open_corpus(policy.text).fingerprint,
     }
-    return _stage("scan", f"scan/{name}", f"scans/{name}.json", shaped_by, [], model=policy.model)
+    return _stage("scan", f"scan/{name}", scan_file(policy.model), shaped_by, [], model=policy.model)
 
 
 def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
@@ -155,9 +156,13 @@ class Records:
 
     def start(self, stage: Stage) -> None:
         """Clear away the output of other settings; the output of an interrupted try with the same settings stays, to go on from."""
+        self.withdraw(stage)
+        self._write(stage, finished=False)
+
+    def withdraw(self, stage: Stage) -> None:
+        """Remove the stage's output where it is that of other settings."""
         if self._recorded(stage).get("fingerprint") != stage.fingerprint:
             remove(self.folder / stage.output)
-        self._write(stage, finished=False)
 
     def finish(self, stage: Stage) -> None:
         self._write(stage, finished=True)

@@ -60,7 +60,7 @@ class History:
 
     def append(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
-            self._columns.setdefault(name, []).append(value)
+            self._columns.setdefault(name, []).append(np.asarray(value, dtype=_kind(name)))  # as a checkpoint gives it back
 
     def last(self, name: str) -> float:
         return float(self._columns[name][-1])

@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
     scale: float
 
     def normalise(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        return (x.float() - self.centre) * self.scale
+        return (x - self.centre).mul_(self.scale)
 
 
 def inputs_for(mean: Float[Tensor, " D"], variance: Float[Tensor, ""]) -> Inputs:
