@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchmarks.timing import Section, Settings, processor
 from temporallens.figures.save import save
@@ -174,7 +174,8 @@ def draw_openness(axes: Axes, section: Section) -> None:
     bars = axes.barh(names, speed, color=[COLOURS[0] if name.endswith(" 1") else COLOURS[2] for name in names])
     axes.bar_label(bars, labels=[f"{value:,.0f}" for value in speed], padding=4, color=INK, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("tokens per second")
     axes.set_title("What closed masks save")
