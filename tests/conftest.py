@@ -1,5 +1,6 @@
 """Fixtures that several tests share: a small store with known structure, and dictionaries trained on it."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
 SEQUENCES, LENGTH, WIDTH, TRUE_FEATURES, DOCUMENTS = 240, 16, 24, 48, 24
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script, shells let processes ignore it
 
 
 def sparse_world(seed: int = 0) -> np.ndarray:

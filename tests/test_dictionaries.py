@@ -192,6 +192,8 @@ def test_positions_of_sequences_are_implied_and_of_loose_rows_demanded():
     assert dictionary.encode(x[:, 3]).shape == (2, 20)
     with pytest.raises(TemporalLensError, match=r"positions of shape \(2, 3\) do not fit"):
         dictionary.encode(x, torch.zeros(2, 3))
+    with pytest.raises(TemporalLensError, match="positions start at 0; the smallest of these is -1"):
+        dictionary.encode(x, positions - 1)
     with pytest.raises(TemporalLensError, match="width 5 do not fit this dictionary of width 12"):
         dictionary.encode(torch.randn(2, 5), torch.zeros(2))
 

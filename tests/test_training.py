@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -97,6 +98,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkey
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize(("handler", "steps"), [(signal.SIG_IGN, 120), (lambda *_: None, 70)])
+def test_a_run_ends_whole_or_not_at_all(trained, store, tmp_path, monkeypatch, handler, steps):
+    """Where SIGINT is ignored, it stops nothing; where it is handled without an exception, what was stopped is not finished."""
+    done = []
+    original = trainer.Trainee.step
+
+    def counting(self, x, position, place):
+        done.append(place.step)
+        if place.step == 67:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, x, position, place)
+
+    before = signal.signal(signal.SIGINT, handler)
+    monkeypatch.setattr(trainer.Trainee, "step", counting)
+    try:
+        with nullcontext() if steps == 120 else pytest.raises(KeyboardInterrupt):
+            train_arms(store, RUNS[:1], POLICY, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(done) == steps
+    assert (tmp_path / RUNS[0].name / "training.json").exists() == (steps == 120)
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, store, tmp_path, monkeypatch):
     original = trainer.Trainee.step
 
@@ -174,6 +198,18 @@ def test_a_loss_that_explodes_ends_the_run_with_the_place(store, tmp_path, monke
 def test_codes_that_vanish_end_the_run(store, tmp_path):
     with pytest.raises(TemporalLensError, match="no feature of 'run' fired"):
         train(store, Standard(features=16, sparsity=1e4), 400, tmp_path / "run", batch_size=128, learning_rate=1e-1)
+
+
+def test_a_policy_that_makes_no_sense_is_refused_in_one_sentence(store, trained, tmp_path):
+    arm = BatchTopK(features=8, k=1)
+    with pytest.raises(TemporalLensError, match="the training setting steps is 0: input should be greater than or equal to 1"):
+        train(store, arm, 0, tmp_path / "run")
+    with pytest.raises(TemporalLensError, match="no training setting 'learning_rat'; did you mean 'learning_rate'"):
+        train(store, arm, 5, tmp_path / "run", learning_rat=1.0)
+    with pytest.raises(TemporalLensError, match="already holds a trained dictionary"):
+        train(store, arm, 5, trained["batchtopk"].folder)
+    with pytest.raises(TemporalLensError, match=r"became NaN or infinite|no feature of"):
+        train(store.folder, arm, 30, tmp_path / "run", batch_size=64, learning_rate=1e30)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):

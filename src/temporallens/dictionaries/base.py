@@ -19,9 +19,9 @@ from temporallens.errors import TemporalLensError
 class ArmConfig(BaseModel):
     """What every arm's configuration has; each arm adds its own fields and builds its dictionary."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    features: int = Field(2304, ge=1)
+    features: int = Field(2304, ge=1, le=1 << 24)
     """Width of the dictionary; the lab notes use 2304."""
 
     @property
@@ -138,6 +138,8 @@ class Dictionary(nn.Module):
         if positions is not None:
             if positions.shape != x.shape[:-1]:
                 raise TemporalLensError(f"positions of shape {tuple(positions.shape)} do not fit activations of shape {tuple(x.shape)}")
+            if bool((positions < 0).any()):
+                raise TemporalLensError(f"positions start at 0; the smallest of these is {int(positions.min())}")
             return positions.reshape(-1).to(x.device)
         if x.ndim == 3:
             return torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])

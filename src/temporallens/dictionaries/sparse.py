@@ -239,7 +239,7 @@ def select_largest(
             break
         if len(flat) >= count:
             codes = codes.largest(count)
-            if float(codes.values.min()) >= floor * margin:
+            if len(codes.values) == count and float(codes.values.min()) >= floor * margin:
                 return codes
     return codes.above(0.0).largest(count)
 

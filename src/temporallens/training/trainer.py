@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import ValidationError
 from torch import Tensor
 
 from temporallens.activations.loader import Batch, Cursor, Loader
@@ -20,11 +21,11 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dead, Dictionary, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_json
 from temporallens.progress import progress
 from temporallens.stopping import held_signals
-from temporallens.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint
+from temporallens.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint, training_settings
 from temporallens.training.history import History, Window
 from temporallens.training.objective import Inputs, inputs_for, objective
 from temporallens.training.policy import EncoderDtype, TrainingPolicy
@@ -180,12 +181,7 @@ def train_arms(
     loader = Loader(store, split.train, policy.batch_size, policy.data_seed)
     mixing = loader.mixing()
     trainees = [Trainee(run, store.width, store.positions, policy, target) for run in runs]
-    settings = [
-        store.manifest.model_dump(mode="json"),
-        policy.model_dump(mode="json"),
-        [[r.name, r.arm.model_dump(mode="json"), r.seed] for r in runs],
-    ]
-    path = checkpoint_file(out, settings)
+    path = checkpoint_file(out, training_settings(store, runs, policy))
     start = _resume(path, trainees, loader, policy)
     centre = inputs.centre.to(target)
     with held_signals() as stopping, progress(f"training {len(runs)} arms", policy.steps * policy.batch_size, "tokens") as advance:
@@ -284,11 +280,27 @@ def _finish(
     return TrainedArm(folder, load_dictionary(folder), summary)
 
 
-def train(store: ActivationStore, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
+def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
     """Train one arm; the dictionary, its history and its summary are written straight into the folder `out`.
 
-    Further keywords are fields of `TrainingPolicy`. Raises TemporalLensError as `train_arms` does.
+    `store` may be the folder of one; further keywords are fields of `TrainingPolicy`. Raises TemporalLensError as `train_arms`
+    does, for an impossible policy, and when `out` holds a dictionary already.
     """
     out = Path(out)
+    if (out / "training.json").exists():
+        raise TemporalLensError(f"{out} already holds a trained dictionary; remove it or choose another folder")
+    try:
+        settings = TrainingPolicy(steps=steps, **policy)
+    except ValidationError as error:
+        raise TemporalLensError(_complaint(error)) from error
+    opened = store if isinstance(store, ActivationStore) else ActivationStore(store)
     run = ArmRun(out.name, arm, seed)
-    return train_arms(store, [run], TrainingPolicy(steps=steps, **policy), out.parent)[run.name]
+    return train_arms(opened, [run], settings, out.parent)[run.name]
+
+
+def _complaint(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return f"there is no training setting '{name}'{did_you_mean(name, TrainingPolicy.model_fields)}"
+    return f"the training setting {name} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
