@@ -69,6 +69,7 @@ class MomentSums:
         }
 
     def add(self, x: Float[Tensor, "N D"], position: Int[Tensor, " N"], excluded: Integer[Tensor, " N"]) -> None:
+        """Take rows into the sums; each excluded one is counted once, by its first reason."""
         tensors, position, excluded = self.tensors, position.long(), excluded.long()
         norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
         tensors["all_norm"].index_add_(0, position, norm)
@@ -92,6 +93,7 @@ class MomentSums:
             tensor.copy_(tensors[name])
 
     def moments(self) -> Moments:
+        """The sums so far as means; zeros where a position had no row."""
         t = self.tensors
         count, all_count = t["count"].clamp(min=1), t["all_count"].clamp(min=1)
         return Moments(

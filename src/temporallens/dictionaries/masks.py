@@ -20,7 +20,7 @@ CLOSED = 0.01
 """A soft gate below this is treated as closed: its feature would need a hundred times the threshold to be selected."""
 
 GATHER_ROWS = 32
-"""Rows of encoder product that cost as much as gathering the open columns of an encoder (`python -m benchmarks --only openness`)."""
+"""Rows of encoder product that are taken to cost as much as gathering the open columns of an encoder."""
 
 Groups = int | Literal["positions"]
 

@@ -34,7 +34,7 @@ def other_checkpoints(folder: Path, kept: Path) -> list[Path]:
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """`state` is small JSON (step, cursor, seconds); tensors are named `run/part/tensor`. Both carry a checksum."""
+    """`state` is small JSON (step, cursor, seconds); tensors are named `run/part/tensor`."""
     write_tensors(path, tensors, {"format": FORMAT, "state": canonical_json(state)})
 
 

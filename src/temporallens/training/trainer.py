@@ -31,7 +31,7 @@ from temporallens.training.objective import Inputs, inputs_for, objective
 from temporallens.training.policy import EncoderDtype, TrainingPolicy
 
 CALIBRATION_BATCHES = 32
-"""Batches over which inference thresholds are measured; their mean then varies by less than 1 % (`docs/method.md`)."""
+"""Batches over which inference thresholds are measured, with the final weights (`docs/method.md`)."""
 
 REVIVED = 0.25
 """At most this share of the features is revived at a time, which bounds what AuxK costs."""
@@ -139,6 +139,7 @@ class Trainee:
         return named
 
     def restore(self, tensors: dict[str, Tensor], place: Progress) -> None:
+        """Take back what `tensors` gave, at the step where it was saved."""
         parts: dict[str, dict[str, Tensor]] = {"dictionary": {}, "history": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
