@@ -21,7 +21,7 @@ POSITIONS, WIDTH = 16, 12
 
 
 def built(arm, seed: int = 0):
-    return arm.build(WIDTH, POSITIONS, torch.Generator().manual_seed(seed))
+    return arm.make(WIDTH, POSITIONS, torch.Generator().manual_seed(seed))
 
 
 @given(positions=st.integers(2, 300), groups=st.integers(1, 40))

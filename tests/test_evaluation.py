@@ -43,7 +43,7 @@ def test_metrics_are_their_definitions(store, world, trained, name):
 
 
 def test_a_mean_predictor_explains_nothing(store):
-    dictionary = BatchTopK(features=8, k=1).build(store.width, store.positions, torch.Generator())
+    dictionary = BatchTopK(features=8, k=1).make(store.width, store.positions, torch.Generator())
     split = held_out(store)
     with torch.no_grad():
         dictionary.decoder_bias.copy_(store.moments_of(split).pooled_mean())

@@ -112,7 +112,8 @@ def test_the_static_selection_is_the_same_selection():
         return [Block(None, [Floor(n, n + 1, floor / gates[n]) for n in range(40)])]
 
     dynamic = select_largest(x, encoder, bias, 100, 0.5, blocks, scale, torch.float32)
-    static = select_largest_static(torch.addmm(bias, x, encoder.T), gates, 100, scale)
+    pre = torch.addmm(bias, x, encoder.T)
+    static = select_largest_static(pre, pre.relu() * gates, 100, scale)
     assert torch.equal(static.pattern.row, dynamic.pattern.row)
     assert torch.equal(static.pattern.feature, dynamic.pattern.feature)
     torch.testing.assert_close(static.values, dynamic.values)

@@ -21,7 +21,7 @@ def reference(store, arm, positional: bool) -> list[float]:
     split = store.split(policy.held_out, policy.data_seed)
     moments = store.moments_of(split.train)
     centre, scale = moments.pooled_mean().float(), float(torch.sqrt(store.width / moments.pooled_variance()))
-    start = arm.build(store.width, store.positions, torch.Generator().manual_seed(0))
+    start = arm.make(store.width, store.positions, torch.Generator().manual_seed(0))
     encoder, bias = start.encoder.detach().clone().requires_grad_(), start.encoder_bias.detach().clone().requires_grad_()
     decoder, origin = start.decoder.detach().clone().requires_grad_(), start.decoder_bias.detach().clone().requires_grad_()
     groups = [{"params": [encoder, bias, decoder, origin], "multiple": 1.0}]

@@ -6,10 +6,10 @@ Weights are kept with one row per feature: `encoder [F, D]`, `decoder [F, D]` (u
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -21,8 +21,23 @@ class ArmConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    level: ClassVar[str | None] = None
+    """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
+
     features: int = Field(2304, ge=1, le=1 << 24)
     """Width of the dictionary; the lab notes use 2304."""
+
+    centre: Literal["pooled", "position"] = "pooled"
+    """Whether inputs lose the mean of all positions, or the mean and scale of their own position, and get it back afterwards."""
+
+    position_weights: bool = False
+    """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
+
+    permuted: bool = False
+    """A control: in training, position labels are permuted over the tokens of a batch, so that they mean nothing."""
+
+    def check(self, positions: int) -> None:
+        """Raise TemporalLensError where this arm does not fit a clock of so many positions."""
 
     @property
     def penalty(self) -> float:
@@ -33,6 +48,20 @@ class ArmConfig(BaseModel):
     def build(self, width: int, positions: int, generator: torch.Generator) -> "Dictionary":
         """A new dictionary of this arm for activations of `width` on a clock of `positions`."""
 
+    def make(self, width: int, positions: int, generator: torch.Generator) -> "Dictionary":
+        """What `build` gives, with room for per-position means and scales where the arm is centred on them."""
+        self.check(positions)
+        dictionary = self.build(width, positions, generator)
+        if self.centre == "position":
+            dictionary.wear(torch.zeros(positions, width), torch.ones(positions))
+        return dictionary
+
+    def at_level(self, value: float) -> "ArmConfig":
+        """The same arm with another value of the field that sets how many codes are in use."""
+        if self.level is None:
+            raise TemporalLensError(f"arms of kind '{type(self).__name__}' have no level to vary")
+        return type(self).model_validate(self.model_dump() | {self.level: value})
+
 
 class Forward(NamedTuple):
     """What a dictionary hands to the objective for one batch."""
@@ -41,6 +70,14 @@ class Forward(NamedTuple):
     magnitude: Float[Tensor, " N"]  # sum of |code| over features: what L1 penalises
     active: Float[Tensor, " N"]  # codes in use
     fired: Float[Tensor, " F"]  # rows in which each feature is in use
+    extra: Float[Tensor, " N"] | None = None  # further loss of the arm, by row
+
+
+class Previous(NamedTuple):
+    """The activation of the token before each row, in its sequence."""
+
+    x: Float[Tensor, "N D"]
+    paired: Bool[Tensor, " N"]  # whether there is one
 
 
 class Dead(NamedTuple):
@@ -65,7 +102,15 @@ class Dictionary(nn.Module):
     """Encodes activations into sparse non-negative codes and reconstructs them; arms say how."""
 
     kind: ClassVar[str]
-    position_aware: ClassVar[bool] = False
+    architecture: ClassVar[str]
+    """What `cfg.json` calls it: a name that SAELens knows where an ordinary SAE has the same codes."""
+    masked: ClassVar[bool] = False
+    """Whether codes depend on positions."""
+    wants_previous: ClassVar[bool] = False
+    """Whether a training step needs the activation of the token before each row."""
+
+    position_offset: Tensor | None
+    position_gain: Tensor | None
 
     def __init__(self, width: int, features: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -75,6 +120,8 @@ class Dictionary(nn.Module):
         self.encoder_bias = nn.Parameter(torch.zeros(features))
         self.decoder = nn.Parameter(directions)
         self.decoder_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("position_offset", None)
+        self.register_buffer("position_gain", None)
         self.encoder_dtype = torch.float32
         """In which the product with the encoder nominates candidates while training; codes are float32 all the same."""
         self.position_policy: int | Literal["mean"] | None = None
@@ -88,6 +135,40 @@ class Dictionary(nn.Module):
     def width(self) -> int:
         return self.encoder.shape[1]
 
+    @property
+    def position_aware(self) -> bool:
+        """Whether `encode` and `decode` need positions."""
+        return self.masked or self.position_offset is not None
+
+    def wear(self, offset: Float[Tensor, "P D"], gain: Float[Tensor, " P"]) -> None:
+        """Take `offset` off inputs, by position, and multiply by `gain`, before they are encoded; undo both after decoding."""
+        self.position_offset, self.position_gain = offset, gain
+
+    def _worn(self, positions: Int[Tensor, " N"] | None) -> tuple[Tensor, Tensor] | None:
+        """Offsets `[N, D]` and gains `[N, 1]` of rows; their means under the policy `mean`; None where nothing is worn."""
+        if self.position_offset is None or self.position_gain is None:
+            return None
+        if positions is None:
+            return self.position_offset.mean(0, keepdim=True), self.position_gain.mean().view(1, 1)
+        place = positions.long().clamp(max=len(self.position_gain) - 1)
+        return self.position_offset.index_select(0, place), self.position_gain.index_select(0, place)[:, None]
+
+    def enter(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
+        """Inputs as the encoder sees them: `(x - offset[p]) * gain[p]`."""
+        worn = self._worn(positions)
+        return x if worn is None else (x - worn[0]).mul_(worn[1])
+
+    def leave(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
+        """Undo `enter`."""
+        worn = self._worn(positions)
+        return x if worn is None else x / worn[1] + worn[0]
+
+    def gain(self, positions: Int[Tensor, " N"]) -> Float[Tensor, " N"] | None:
+        """By how much `enter` scales each row; None for 1."""
+        if self.position_gain is None:
+            return None
+        return self.position_gain.index_select(0, positions.long().clamp(max=len(self.position_gain) - 1))
+
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N F"]:
         return torch.addmm(self.encoder_bias, x - self.decoder_bias, self.encoder.T)
 
@@ -96,16 +177,21 @@ class Dictionary(nn.Module):
         """Codes at inference; `positions` is None only for arms that are not position-aware, or under the policy `mean`."""
 
     @abstractmethod
-    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Forward:
-        """One differentiable pass over a batch whose rows are in ascending order of position."""
+    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
+        """One differentiable pass over a batch that `enter` has prepared, whose rows are in ascending order of position."""
 
     def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor | None:
         """Loss that revives dead features, per row `[N]`; None where the arm has none."""
         return None
 
-    def batch_threshold(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Tensor | None:
-        """Smallest code that training would select in this batch; None where codes are not selected by number."""
-        return None
+    def follow_weights(self, weights: Float[Tensor, " P"]) -> None:
+        """Take note of the current position weights, of mean 1; for arms that spend their codes by them."""
+
+    def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
+        """Look at one more batch with the final weights, for what is measured once training is over."""
+
+    def finished(self) -> None:
+        """Settle what `finish` measured."""
 
     def advance(self, progress: Progress) -> None:
         """Follow the arm's schedules up to this step; called before each step."""
@@ -119,9 +205,21 @@ class Dictionary(nn.Module):
         """Parameters with the multiple of the learning rate at which they learn."""
         return [(list(self.parameters()), 1.0)]
 
+    def gates_by_position(self) -> Float[Tensor, "P F"] | None:
+        """How open each feature is at each position, 0 to 1; None where nothing is masked."""
+        return None
+
     def openness(self) -> Float[Tensor, " P"] | None:
         """Mean gate by position, None where nothing is masked."""
-        return None
+        gates = self.gates_by_position()
+        return None if gates is None else gates.mean(1)
+
+    def record(self) -> dict[str, Any]:
+        """State that is no tensor, as JSON; saved with the dictionary."""
+        return {}
+
+    def restore_record(self, record: dict[str, Any]) -> None:
+        """Take back what `record` gave."""
 
     def encode(self, x: Float[Tensor, "*batch width"], positions: Tensor | None = None) -> Float[Tensor, "*batch F"]:
         """Codes of activations. `[B, S, D]` without positions stands at 0 to S - 1; `[N, D]` without positions raises for a
@@ -130,11 +228,10 @@ class Dictionary(nn.Module):
         if x.shape[-1] != self.width:
             raise TemporalLensError(f"activations of width {x.shape[-1]} do not fit this dictionary of width {self.width}")
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)
-        return self.codes(flat, self._flat_positions(x, positions)).reshape(*x.shape[:-1], self.features)
+        where = self._flat_positions(x, positions) if self.position_aware else None
+        return self.codes(self.enter(flat, where), where).reshape(*x.shape[:-1], self.features)
 
     def _flat_positions(self, x: Tensor, positions: Tensor | None) -> Tensor | None:
-        if not self.position_aware:
-            return None
         if positions is not None:
             if positions.shape != x.shape[:-1]:
                 raise TemporalLensError(f"positions of shape {tuple(positions.shape)} do not fit activations of shape {tuple(x.shape)}")
@@ -152,9 +249,16 @@ class Dictionary(nn.Module):
             return None
         return torch.full((x.shape[0],), self.position_policy, device=x.device)
 
-    def decode(self, z: Float[Tensor, "*batch F"], positions: Tensor | None = None) -> Float[Tensor, "*batch D"]:
-        """Reconstruct from codes; `positions` is for arms whose decoding depends on them."""
+    def reconstruct(self, z: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch D"]:
+        """What `enter` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
+
+    def decode(self, z: Float[Tensor, "*batch F"], positions: Tensor | None = None) -> Float[Tensor, "*batch D"]:
+        """Reconstruct from codes. Positions, as `encode` takes them, matter to a dictionary with per-position centring only."""
+        if self.position_offset is None:
+            return self.reconstruct(z)
+        flat = self.reconstruct(z).reshape(-1, self.width)
+        return self.leave(flat, self._flat_positions(z, positions)).reshape(*z.shape[:-1], self.width)
 
     def forward(self, x: Float[Tensor, "*batch D"], positions: Tensor | None = None) -> Float[Tensor, "*batch D"]:
         return self.decode(self.encode(x, positions), positions)
@@ -166,7 +270,11 @@ class Dictionary(nn.Module):
         Codes shrink by `scale`; encoder and unit decoder rows stay as they are.
         """
         self.encoder_bias.div_(scale)
-        self.decoder_bias.div_(scale).add_(centre)
+        self.decoder_bias.div_(scale)
+        if self.position_offset is None:
+            self.decoder_bias.add_(centre)
+        else:
+            self.position_offset.div_(scale).add_(centre)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

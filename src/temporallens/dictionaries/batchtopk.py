@@ -6,14 +6,14 @@ measured anew with the final ones. Dead features are revived with AuxK (Gao et a
 """
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous
 from temporallens.dictionaries.sparse import (
     Block,
     Codes,
@@ -37,6 +37,8 @@ ROUNDING = 1e-4
 class TopKConfig(ArmConfig):
     """What the arms that keep k codes per token have in common."""
 
+    level: ClassVar[str | None] = "k"
+
     k: int = Field(32, ge=1)
     """Codes per token, on average over a batch."""
 
@@ -58,6 +60,7 @@ class BatchTopKDictionary(Dictionary):
     """Sparse codes selected over the batch in training and by a threshold at inference."""
 
     kind = "batchtopk"
+    architecture = "jumprelu"  # whose codes these are at inference
     threshold: Tensor
 
     def __init__(self, width: int, features: int, k: int, generator: torch.Generator) -> None:
@@ -65,6 +68,7 @@ class BatchTopKDictionary(Dictionary):
         self.k = k
         self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float32))
         self._expected = 0.0  # the last batch's threshold: where to look for the next, which changes no result
+        self._thresholds: list[Tensor] = []  # of the batches after training
 
     def blocks(self, positions: Int[Tensor, " N"], floor: float) -> list[Block]:
         """Rows, in order of position, to which the same features are open; `floor` is one for codes."""
@@ -74,16 +78,17 @@ class BatchTopKDictionary(Dictionary):
         """What the arm makes of positive pre-activations: the codes; differentiable."""
         return raw
 
-    def row_gates(self, positions: Int[Tensor, " N"] | None) -> Tensor | None:
-        """What `scale` multiplies by, as a matrix that broadcasts to `[N, F]`; None for 1."""
-        return None
+    def modulate(self, pre: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        """The same for whole rows of pre-activations, 0 where there is no code; under the policy `mean` without positions."""
+        return pre.relu()
 
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
         count = self.k * len(centred)
         if centred.is_cuda:
             product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, self.encoder.T)]
-            return select_largest_static(torch.addmm(*product), self.row_gates(positions), count, partial(self.scale, positions=positions))
+            pre = torch.addmm(*product)
+            return select_largest_static(pre, self.modulate(pre, positions), count, partial(self.scale, positions=positions))
         return select_largest(
             centred,
             self.encoder,
@@ -110,8 +115,7 @@ class BatchTopKDictionary(Dictionary):
 
     def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         """The same codes, differentiably in activations and weights, or where one dense pass is quicker."""
-        pre, gates = self.pre_activations(x).relu(), self.row_gates(positions)
-        values = pre if gates is None else pre * gates
+        values = self.modulate(self.pre_activations(x), positions)
         return values * (values > self.threshold)
 
     @torch.no_grad()
@@ -125,11 +129,17 @@ class BatchTopKDictionary(Dictionary):
         chosen = codes.above(threshold)
         return chosen.pattern, chosen.values
 
-    def batch_threshold(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Tensor:
-        codes = self._select(x - self.decoder_bias.detach(), positions)
-        return codes.values.min() if len(codes.values) else self.threshold
+    @torch.no_grad()
+    def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
+        codes = self._select(x - self.decoder_bias, positions)
+        if len(codes.values):
+            self._thresholds.append(codes.values.min())
 
-    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Forward:
+    def finished(self) -> None:
+        if self._thresholds:
+            self.threshold.copy_(torch.stack(self._thresholds).mean())
+
+    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         centred = x - self.decoder_bias.detach()
         pattern, raw, selected = self._select(centred, positions)
         self._follow_threshold(selected)

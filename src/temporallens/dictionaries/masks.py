@@ -67,11 +67,6 @@ class PositionMask(nn.Module):
     def groups(self, positions: Int[Tensor, " *shape"]) -> Int[Tensor, " *shape"]:
         return self.group_of[positions.long().clamp(max=len(self.group_of) - 1)]
 
-    def openness(self) -> Float[Tensor, " P"]:
-        """Mean gate over features, by position."""
-        with torch.no_grad():
-            return self.gates().mean(1)[self.group_of]
-
 
 def gated_blocks(gates: Float[Tensor, "G F"], groups: Int[Tensor, " N"], floor: float) -> list[Block]:
     """Blocks of rows in ascending order of group: which features are open to them, and how large a pre-activation must be for

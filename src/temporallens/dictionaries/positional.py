@@ -6,7 +6,7 @@ positions, and masked codes compete for the k places, so that a closed feature t
 because a soft mask that is rounded only after training costs reconstruction that nothing wins back.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.masks import Groups, PositionMask, gated_blocks
+from temporallens.dictionaries.masks import Groups, PositionMask, gated_blocks, group_starts
 from temporallens.dictionaries.sparse import Block, Pattern
 
 
@@ -47,6 +47,9 @@ class Positional(TopKConfig):
                 "annealing sharpens a mask, so give a lower end"
             )
 
+    def check(self, positions: int) -> None:
+        group_starts(positions, self.groups)
+
     def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionalDictionary":
         return PositionalDictionary(width, positions, self, generator)
 
@@ -55,7 +58,8 @@ class PositionalDictionary(BatchTopKDictionary):
     """BatchTopK codes modulated by a position mask."""
 
     kind = "positional"
-    position_aware = True
+    architecture = "temporallens_positional"
+    masked = True
 
     def __init__(self, width: int, positions: int, config: Positional, generator: torch.Generator) -> None:
         super().__init__(width, config.features, config.k, generator)
@@ -85,11 +89,16 @@ class PositionalDictionary(BatchTopKDictionary):
         first = self.mask.groups(positions) * self.features  # of each row's entries in the flattened table of gates
         return raw * self.mask.gates().view(-1).index_select(0, first.index_select(0, pattern.row).add_(pattern.feature))
 
-    def row_gates(self, positions: Int[Tensor, " N"] | None) -> Tensor:
+    def modulate(self, pre: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         gates = self.mask.gates()
-        if positions is None:  # the policy `mean`
-            return gates[self.mask.group_of].mean(0)
-        return gates[self.mask.groups(positions)]
+        chosen = gates[self.mask.group_of].mean(0) if positions is None else gates[self.mask.groups(positions)]
+        return pre.relu() * chosen
 
-    def openness(self) -> Float[Tensor, " P"]:
-        return self.mask.openness()
+    def gates_by_position(self) -> Float[Tensor, "P F"]:
+        return self.mask.gates().detach()[self.mask.group_of]
+
+    def record(self) -> dict[str, Any]:
+        return {"mask_hard": self.mask.hard}
+
+    def restore_record(self, record: dict[str, Any]) -> None:
+        self.mask.hard = bool(record["mask_hard"])

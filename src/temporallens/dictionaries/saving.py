@@ -14,35 +14,26 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary
-from temporallens.dictionaries.batchtopk import BatchTopKDictionary
-from temporallens.dictionaries.positional import PositionalDictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, write_json, write_tensors
 
-FORMAT = "temporallens.dictionary/1"
+FORMAT = "temporallens.dictionary/2"
 SAELENS_VERSION = "6.54.12"
 """Version of the layout; SAELens migrates, and drops keys of, files that do not name one."""
 
-ARCHITECTURES = {"standard": "standard", "batchtopk": "jumprelu", "positional": "temporallens_positional"}
+WEIGHTS = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "decoder_bias": "b_dec"}
+"""Our names of the weights that every dictionary has, and the layout's; every other tensor keeps its own."""
 ARM: TypeAdapter[Any] = TypeAdapter(Arm)
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positions: int, metadata: dict[str, Any] | None = None) -> None:
     """Write a dictionary in raw units (folded). `metadata` goes into `metadata.temporallens` beside the arm."""
     folder = Path(folder)
-    tensors = {
-        "W_enc": dictionary.encoder.T,
-        "b_enc": dictionary.encoder_bias,
-        "W_dec": dictionary.decoder,
-        "b_dec": dictionary.decoder_bias,
-        **_extra_tensors(dictionary),
-    }
-    write_tensors(folder / "sae_weights.safetensors", tensors)
+    write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
     ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions, "position_policy": dictionary.position_policy}
-    if isinstance(dictionary, PositionalDictionary):
-        ours["mask_hard"] = dictionary.mask.hard
+    ours["state"] = dictionary.record()
     config = {
-        "architecture": ARCHITECTURES[dictionary.kind],
+        "architecture": f"temporallens_{dictionary.kind}" if dictionary.position_aware else dictionary.architecture,
         "d_in": dictionary.width,
         "d_sae": dictionary.features,
         "dtype": "float32",
@@ -55,14 +46,12 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positi
     write_json(folder / "cfg.json", config)
 
 
-def _extra_tensors(dictionary: Dictionary) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    if isinstance(dictionary, BatchTopKDictionary):
-        tensors["threshold"] = dictionary.threshold.expand(dictionary.features)
-    if isinstance(dictionary, PositionalDictionary):
-        tensors["mask.logits"] = dictionary.mask.logits
-        tensors["mask.group_of"] = dictionary.mask.group_of
-        tensors["mask.temperature"] = dictionary.mask.temperature
+def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
+    """Tensors as the file holds them: weights with the layout's names and orientation, one threshold for every feature."""
+    tensors = {WEIGHTS.get(name, name): tensor for name, tensor in dictionary.state_dict().items()}
+    tensors["W_enc"] = tensors["W_enc"].T
+    if "threshold" in tensors:
+        tensors["threshold"] = tensors["threshold"].expand(dictionary.features)
     return tensors
 
 
@@ -98,26 +87,20 @@ def load_dictionary(folder: Path | str) -> Dictionary:
             raise TemporalLensError(f"{path}: '{name}' should have shape {shape}, the file has {found}")
     if arm.features != features:
         raise TemporalLensError(f"{folder / 'cfg.json'} contradicts itself: d_sae is {features}, the arm has {arm.features} features")
-    dictionary = arm.build(width, positions, torch.Generator())
+    dictionary = arm.make(width, positions, torch.Generator())
     _fill(dictionary, tensors, path)
     dictionary.position_policy = ours.get("position_policy")
-    if isinstance(dictionary, PositionalDictionary):
-        dictionary.mask.hard = bool(ours["mask_hard"])
+    dictionary.restore_record(ours["state"])
     return dictionary.eval()
 
 
 def _fill(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> None:
-    wanted = {
-        "encoder": tensors["W_enc"].T,
-        "encoder_bias": tensors["b_enc"],
-        "decoder": tensors["W_dec"],
-        "decoder_bias": tensors["b_dec"],
-    }
-    extra = {name: tensor for name, tensor in tensors.items() if name not in {"W_enc", "b_enc", "W_dec", "b_dec"}}
-    if "threshold" in extra:
-        extra["threshold"] = extra["threshold"][0]
+    ours = {theirs: name for name, theirs in WEIGHTS.items()}
+    wanted = {ours.get(name, name): tensor for name, tensor in tensors.items()}
+    wanted["encoder"] = wanted["encoder"].T
     own = dict(dictionary.state_dict())
-    wanted |= extra
+    if "threshold" in wanted and "threshold" in own and own["threshold"].ndim == 0:
+        wanted["threshold"] = wanted["threshold"][0]
     if wanted.keys() != own.keys() or any(wanted[name].shape != own[name].shape for name in own):
         difference = sorted(wanted.keys() ^ own.keys()) or sorted(name for name in own if wanted[name].shape != own[name].shape)
         raise TemporalLensError(

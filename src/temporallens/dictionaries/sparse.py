@@ -263,13 +263,12 @@ def _sampled_guess(x: Tensor, encoder: Tensor, bias: Tensor, count: int, scale: 
     return 0.0 if len(values) <= wanted else float(values.kthvalue(len(values) - wanted).values)
 
 
-def select_largest_static(pre: Float[Tensor, "N F"], gates: Tensor | None, count: int, scale: Scale) -> Codes:
+def select_largest_static(pre: Float[Tensor, "N F"], codes: Float[Tensor, "N F"], count: int, scale: Scale) -> Codes:
     """The same selection in shapes that do not depend on the data, for devices that a program must not wait for.
 
-    Where fewer than `count` entries are positive the rest are codes of value 0.
+    `codes` is what the arm makes of all of `pre`. Where fewer than `count` are positive the rest are codes of value 0.
     """
-    scaled = pre.relu() if gates is None else pre.relu().mul_(gates)
-    flat = scaled.view(-1).topk(count, sorted=False).indices.sort().values
+    flat = codes.view(-1).topk(count, sorted=False).indices.sort().values
     pattern = pattern_of(flat, *pre.shape)
     raw = pre.reshape(-1).index_select(0, flat).float().relu()
     return Codes(pattern, raw, scale(raw, pattern))

@@ -59,7 +59,7 @@ class Trainee:
     def __init__(self, run: ArmRun, width: int, positions: int, policy: TrainingPolicy, device: torch.device) -> None:
         self.run, self._policy = run, policy
         generator = torch.Generator().manual_seed(run.seed)
-        self.dictionary: Dictionary = run.arm.build(width, positions, generator).to(device)
+        self.dictionary: Dictionary = run.arm.make(width, positions, generator).to(device)
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
         self.dictionary.encoder_dtype = product_dtype(policy.encoder_dtype, device)
         self._optimizer = torch.optim.Adam(groups, lr=policy.learning_rate, fused=True)
@@ -75,6 +75,7 @@ class Trainee:
         dictionary = self.dictionary
         dictionary.advance(place)
         self._set_rate(place.step)
+        x = dictionary.enter(x, position)
         forward = dictionary.training_forward(x, position)
         losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, self._dead())
         self._optimizer.zero_grad(set_to_none=True)
@@ -209,17 +210,13 @@ def train_arms(
 
 def _calibrate(trainees: list[Trainee], loader: Loader, inputs: Inputs) -> None:
     """Measure inference thresholds on the batches that would have come next, with the final weights."""
-    found: dict[str, list[Tensor]] = {trainee.run.name: [] for trainee in trainees}
     for _ in range(CALIBRATION_BATCHES):
         x, position = _ordered(next(loader), inputs.centre.device)
         x = inputs.normalise(x)
         for trainee in trainees:
-            threshold = trainee.dictionary.batch_threshold(x, position)
-            if threshold is not None:
-                found[trainee.run.name].append(threshold)
+            trainee.dictionary.finish(trainee.dictionary.enter(x, position), position)
     for trainee in trainees:
-        if thresholds := found[trainee.run.name]:
-            trainee.dictionary.get_buffer("threshold").copy_(torch.stack(thresholds).mean())
+        trainee.dictionary.finished()
 
 
 def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
