@@ -406,6 +406,11 @@ def test_scan_prints_eta2_by_layer_and_draws_it(model: Path, study: Path, tmp_pa
     assert json.loads((tmp_path / "scan" / "scan.json").read_text())["layers"][0] == "embed"
 
 
+@pytest.mark.parametrize("option", ["context-length", "sequences"])
+def test_a_scan_of_too_little_is_refused_in_one_sentence(model: Path, tmp_path: Path, option: str) -> None:
+    assert refusal("scan", model, f"--{option}", 1, "--out", tmp_path / "scan") == f"--{option} is 1: it should be at least 2"
+
+
 def test_import_makes_a_store_of_arrays_with_their_companions(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     arrays = {

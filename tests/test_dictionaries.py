@@ -5,13 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from temporallens.dictionaries.base import Dead, Progress
+from temporallens.dictionaries.base import Dead
 from temporallens.dictionaries.batchtopk import BatchTopK
-from temporallens.dictionaries.masks import PositionMask, group_of_position, group_starts
 from temporallens.dictionaries.positional import Positional
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.standard import Standard
@@ -22,66 +19,6 @@ POSITIONS, WIDTH = 16, 12
 
 def built(arm, seed: int = 0):
     return arm.make(WIDTH, POSITIONS, torch.Generator().manual_seed(seed))
-
-
-@given(positions=st.integers(2, 300), groups=st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
-def test_groups_divide_the_positions_in_ascending_runs(positions, groups):
-    if groups > positions - 1:
-        with pytest.raises(TemporalLensError, match="cannot divide"):
-            group_starts(positions, groups)
-        return
-    group_of = group_of_position(positions, groups)
-    assert group_of[0] == 0
-    assert (group_of.diff() >= 0).all()
-    assert group_of.unique().tolist() == list(range(groups))
-
-
-def test_a_free_table_has_one_group_per_position():
-    assert group_of_position(5, "positions").tolist() == [0, 1, 2, 3, 4]
-
-
-def test_a_mask_sharpens_as_the_temperature_falls_and_hardens_to_zero_and_one():
-    mask = PositionMask(POSITIONS, 2, 4, temperature=5.0)
-    assert torch.equal(mask.gates(), torch.full((4, 2), 0.5))
-    mask.logits.data[:] = torch.tensor([-1.0, 1.0])
-    soft = mask.gates()
-    mask.temperature.fill_(0.1)
-    sharp = mask.gates()
-    assert (sharp[:, 0] < soft[:, 0]).all()
-    assert (sharp[:, 1] > soft[:, 1]).all()
-    mask.hard = True
-    assert torch.equal(mask.gates(), torch.tensor([0.0, 1.0]).expand(4, 2))
-    assert mask.groups(torch.tensor([10_000])).item() == 3
-
-
-def test_annealing_is_exponential_from_start_to_end_then_hard():
-    dictionary = built(Positional(features=8, k=2, groups=4, harden_at=0.8))
-    temperatures = []
-    for step in (0, 400, 799, 800):
-        dictionary.advance(Progress(step, 1000))
-        temperatures.append(dictionary.temperature)
-    assert temperatures[0] == pytest.approx(5.0)
-    assert temperatures[1] == pytest.approx((5.0 * 0.1) ** 0.5)
-    assert temperatures[2] == pytest.approx(0.1, rel=0.01)
-    assert temperatures[3] == 0.0
-    assert dictionary.mask.hard
-
-
-def test_training_codes_are_the_largest_masked_ones_and_their_gates_learn():
-    dictionary = built(Positional(features=20, k=3, groups=4))
-    dictionary.mask.logits.data = torch.randn(4, 20, generator=torch.Generator().manual_seed(1))
-    dictionary.mask.temperature.fill_(0.7)
-    x, positions = torch.randn(32, WIDTH), torch.arange(32) // 2
-    masked = dictionary.pre_activations(x).relu() * dictionary.mask.gates()[dictionary.mask.groups(positions)]
-    smallest = masked.flatten().sort(descending=True).values[3 * 32 - 1]
-    expected = masked * (masked >= smallest)
-    forward = dictionary.training_forward(x, positions)
-    torch.testing.assert_close(forward.reconstruction, dictionary.decode(expected), rtol=1e-5, atol=1e-5)
-    assert int(forward.active.sum()) == 3 * 32
-    dense = torch.autograd.grad((x - dictionary.decode(expected)).square().sum(), dictionary.mask.logits)[0]
-    sparse = torch.autograd.grad((x - forward.reconstruction).square().sum(), dictionary.mask.logits)[0]
-    torch.testing.assert_close(dense, sparse, rtol=1e-4, atol=1e-4)
 
 
 def test_a_closed_entry_neither_fires_nor_learns():

@@ -74,7 +74,7 @@ def run_folder(store, trained, tmp_path):
 
 
 STUDY = {"training": POLICY.model_dump(mode="json"), "seeds": [0]}
-PLACES = [RunPlace("x", name, 0) for name in ("standard", "batchtopk", "positional")]
+PLACES = [RunPlace("x", name, 0, name, None) for name in ("standard", "batchtopk", "positional")]
 
 
 def test_results_gather_every_run(run_folder):

@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
-    {"files", "progress", "stopping"},
+    {"files", "memory", "progress", "stopping"},
     {"activations"},
     {"dictionaries"},
     {"training"},

@@ -12,13 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from temporallens.activations.importing import store_arrays
-from temporallens.activations.loader import Cursor, Loader, sequential
+from temporallens.activations.loader import Batch, Cursor, Loader, sequential
 from temporallens.errors import TemporalLensError
 
 
 def small(store, **options):
     options = {"batch_size": 64, "seed": 1, "window_bytes": 1} | options
     return Loader(store, np.arange(store.sequences), **options)
+
+
+def same(left: Batch, right: Batch) -> bool:
+    """Whether the columns that both have hold the same bits."""
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True) if a is not None and b is not None)
 
 
 def test_every_column_follows_its_row_through_the_shuffle(store, world):
@@ -58,8 +63,7 @@ def test_a_restored_loader_goes_on_exactly(store, before, seed):
     restored = small(store, seed=seed)
     restored.restore(Cursor(*cut.cursor))
     for _ in range(5):
-        for left, right in zip(next(whole), next(restored), strict=True):
-            assert torch.equal(left, right)
+        assert same(next(whole), next(restored))
     for loader in (whole, cut, restored):
         loader.close()
 
@@ -83,6 +87,41 @@ def test_mixing_is_reported(store):
     loader.close()
     assert mixing.sequences_per_batch > 50
     assert 0.9 < mixing.position_entropy <= 1
+
+
+def test_neighbours_are_the_tokens_before_and_change_no_batch(store, world):
+    plain, paired = small(store), small(store, neighbours=True)
+    x, seen = torch.from_numpy(world), 0
+    for _ in range(60):
+        without, batch = next(plain), next(paired)
+        assert without.previous is None
+        assert without.paired is None
+        assert same(without, batch)
+        assert torch.equal(batch.paired, batch.position > 1)  # what stands before position 1 is a sink, and excluded
+        before = torch.where(batch.paired, batch.position - 1, batch.position)
+        assert torch.equal(batch.previous, x[batch.sequence, before])
+        seen += int(batch.paired.sum())
+    plain.close()
+    paired.close()
+    assert seen > 0.9 * 60 * 64 * 14 / 15
+
+
+def test_a_token_that_the_store_lacks_or_a_rule_excludes_is_no_neighbour(tmp_path):
+    generator = np.random.default_rng(0)
+    x, lengths = generator.normal(size=(40, 6, 4)).astype(np.float32), generator.integers(3, 7, 40)
+    mask = np.arange(6) < lengths[:, None]
+    x[5, 3] *= 1000  # a sink by the norm rule
+    kept = store_arrays(x, tmp_path / "store", mask=mask)
+    loader = small(kept, batch_size=32, neighbours=True)
+    seen = set()
+    while loader.cursor.epoch < 4:
+        batch = next(loader)
+        for sequence, position, has in zip(batch.sequence.tolist(), batch.position.tolist(), batch.paired.tolist(), strict=True):
+            seen.add((sequence, position))
+            assert has == (position > 1 and (sequence, position) != (5, 4))
+    loader.close()
+    assert (5, 4) in seen
+    assert (5, 3) not in seen
 
 
 def test_too_little_for_one_batch_is_said(tmp_path):

@@ -1,7 +1,7 @@
 """The report says what the numbers say and no more, escapes what comes from data, and loads nothing."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.comparison import Measured, compare
 from temporallens.figures.save import save
-from temporallens.report import answers, page
+from temporallens.report import answers, page, tables
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}"
 STUDY = """name: quickstart
@@ -31,6 +32,8 @@ def make_run(arm: str = "batchtopk", seed: int = 0, **changes: Any) -> dict[str,
     run = {
         "activations": "smollm2-middle",
         "arm": arm,
+        "family": arm,
+        "level": None,
         "kind": arm,
         "seed": seed,
         "features": 1152,
@@ -51,6 +54,8 @@ def make_run(arm: str = "batchtopk", seed: int = 0, **changes: Any) -> dict[str,
         "position_l0": [None, *[32.0] * (positions - 1)],
         "position_count": [0, *[190] * (positions - 1)],
         "held_out_tokens": 24_130,
+        "world": None,
+        "fields": None,
         "seconds": 41.8,
         "tokens_per_second": 24_500.0,
     }
@@ -107,7 +112,7 @@ def make_results(**changes: Any) -> dict[str, Any]:
         "seeds": [0],
     }
     results = {
-        "format": "temporallens.results/1",
+        "format": "temporallens.results/2",
         "name": "quickstart",
         "study": study,
         "study_fingerprint": "ab" * 32,
@@ -116,17 +121,24 @@ def make_results(**changes: Any) -> dict[str, Any]:
         "activations": {"smollm2-middle": make_entry()},
         "runs": [make_run(arm) for arm in arms],
     }
-    return results | changes
+    results |= changes
+    return {"comparison": {"smollm2-middle": make_comparison(results["runs"])}} | results
+
+
+def make_comparison(runs: Sequence[dict[str, Any]], levels: Sequence[float] = ()) -> dict[str, Any]:
+    """What the evaluation says of these runs at equal L0."""
+    known = [run for run in runs if run["fve"] is not None]
+    return compare([Measured(**{name: run[name] for name in Measured._fields}) for run in known], levels).model_dump()
 
 
 def render(results: dict[str, Any], study_text: str = STUDY) -> str:
     return page.render(results, [], study_text)
 
 
-def said(*runs: dict[str, Any], **entry: Any) -> str:
-    """The answer's sentence and remarks, with ordinary spaces."""
-    found = answers.answer("a", make_entry(**entry), runs)
-    return " ".join([found.sentence, *found.remarks]).replace("\u00a0", " ")
+def said(*runs: dict[str, Any], levels: Sequence[float] = (), **entry: Any) -> str:
+    """The answer's sentence, findings and remarks, with ordinary spaces."""
+    found = answers.answer("a", make_entry(**entry), runs, make_comparison(runs, levels))
+    return " ".join([found.sentence, *found.findings, *found.remarks]).replace("\u00a0", " ")
 
 
 class Tags(HTMLParser):
@@ -159,7 +171,7 @@ def test_the_sentence_gives_eta_squared_masks_and_reconstruction_and_claims_no_g
     assert "Position (index clock) explains 1.2 % of the variance (noise floor 0.2 %)" in sentence
     assert "close 45 % of the dictionary at position 1, 9.0 % at positions 2 to 3 and 2.0 % from position 4 on" in sentence
     assert "batchtopk explains a fraction of 0.778 (L0 32.0), positional 0.772 (L0 32.1) and standard 0.650 (L0 61.2)" in sentence
-    assert "no reconstruction gain of positional over batchtopk (−0.0060 FVE at matched L0)" in sentence
+    assert "no reconstruction gain of positional over batchtopk, in one seed (−0.0060 FVE at L0 32)" in sentence
     assert "One seed: no interval" in sentence
 
 
@@ -167,10 +179,64 @@ def test_a_higher_value_from_one_seed_is_no_gain() -> None:
     assert "no gain is claimed" in said(make_run("batchtopk"), make_run("positional", fve=0.9))
 
 
-def test_arms_of_different_l0_or_length_are_not_compared() -> None:
-    assert "cannot be read from one point each" in said(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
-    assert "not compared" in said(make_run("batchtopk"), make_run("positional", training_steps=10))
-    assert "share no seed" in said(make_run("batchtopk"), make_run("positional", seed=1))
+def test_arms_of_different_l0_or_seed_are_not_compared() -> None:
+    sentence = "positional and batchtopk have no L0 and seed in common, so they are not compared."
+    assert sentence in said(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
+    assert sentence in said(make_run("batchtopk"), make_run("positional", seed=1))
+
+
+def make_levels(arm: str, seed: int = 0, gain: float = 0.0) -> list[dict[str, Any]]:
+    fve = {16.0: 0.70 + gain, 32.0: 0.78 + gain, 64.0: 0.85}
+    runs = [make_run(arm, seed, l0=level, level=level, fve=value + 0.01 * seed) for level, value in fve.items()]
+    return [run | {"arm": f"{arm}-k{run['level']:g}"} for run in runs]
+
+
+def test_with_levels_arms_are_told_once_and_each_l0_has_its_verdict() -> None:
+    runs = [run for seed in range(3) for run in (*make_levels("batchtopk", seed), *make_levels("positional", seed, 0.01 + 0.001 * seed))]
+    sentence = said(*runs, levels=(16, 32, 64))
+    assert "at L0 32, the fraction of the variance explained is, of positional 0.8010 and batchtopk 0.7900" in sentence
+    assert "positional reconstructs better than batchtopk (+0.0110 FVE at L0 16, 95 % interval" in sentence
+    assert "no reconstruction gain of positional over batchtopk is shown (0.0000 FVE at L0 64, 95 % interval" in sentence
+    assert sentence.count("the masks of positional") == 1
+
+
+def test_what_rests_on_one_seed_among_several_is_named() -> None:
+    runs = [*(run for seed in range(2) for run in make_levels("batchtopk", seed)), *make_levels("standard")]
+    assert "One seed only, so nothing is established, for standard." in said(*runs, levels=(16, 32, 64))
+
+
+def test_the_comparison_has_a_row_per_arm_marked_where_it_is_one_seed() -> None:
+    runs = [*(run for seed in range(2) for run in make_levels("batchtopk", seed)), *make_levels("positional", gain=0.01)]
+    reached, against, _ = tables.comparison_tables("a", runs, make_comparison(runs, (16, 32, 64)) | {"baselines": ["batchtopk", "none"]})
+    rows = {row.head: dict(zip(reached.columns[1:], row.cells, strict=True)) for row in reached.rows}
+    assert rows["batchtopk"]["seeds"] == "2" and rows["positional"]["seeds"] == "one seed"
+    assert rows["batchtopk"]["FVE at L0 32"] == "0.7850 ± 0.0635" and rows["positional"]["FVE at L0 32"] == "0.7900 (one seed)"
+    (row,) = against.rows
+    cells = dict(zip(against.columns[1:], row.cells, strict=True))
+    assert cells["FVE difference at L0 16"] == "+0.0100 (one seed)" and cells["unexplained, share at L0 32"] == "0.955 (one seed)"
+    assert tables.comparison_tables("a", runs, {}) == []
+
+
+def test_openness_is_told_by_octaves_of_positions_with_its_interval() -> None:
+    runs = [make_run("positional", seed, openness_by_position=[None, *[0.5 + 0.1 * seed] * 4, 1.0]) for seed in range(2)]
+    table = tables.openness_table("a", [make_run(), *runs])
+    assert table.columns == ["arm", "seeds", "1", "2 to 3", "4 to 5"]
+    assert table.rows[0].cells[:2] == ["2", "0.550 ± 0.635"]
+
+
+def test_scores_of_a_world_are_averaged_over_seeds_and_missing_ones_have_no_column() -> None:
+    scores = [{"mcc": value, "mask": {"matched": {"f1": None, "auroc": 0.5}}, "list": [1]} for value in (0.8, 0.9)]
+    runs = [make_run("positional", seed, world=world) for seed, world in enumerate(scores)]
+    (table,) = tables.score_tables("a", [*runs, make_run("batchtopk", world={"mcc": 0.7})])
+    assert table.columns == ["arm", "seeds", "MCC", "mask AUROC"]
+    assert [row.cells for row in table.rows] == [["2", "0.8500 ± 0.6353", "0.5000 ± 0.0000"], ["one seed", "0.7000", "–"]]
+    assert tables.score_tables("a", [make_run()]) == []
+
+
+def test_notes_stand_beside_their_own_arms() -> None:
+    table = tables.dictionaries_table("a", [make_run("standard"), make_run("batchtopk")], {"standard": "training_steps: 0"})
+    assert table.columns[-1] == tables.NOTE
+    assert [row.cells[-1] for row in table.rows] == ["training_steps: 0", "–"]
 
 
 def make_seeds(differences: list[float]) -> list[dict[str, Any]]:
@@ -213,7 +279,7 @@ def test_closed_shares_are_told_in_a_few_runs_of_positions_that_cover_all() -> N
 
 
 def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> None:
-    table = page.arm_table("a", make_entry(), [make_run("batchtopk", final_loss=float("nan"))])
+    table = tables.dictionaries_table("a", [make_run("batchtopk", final_loss=float("nan"))])
     cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
     assert cells["FVE"] == "0.7782" and cells["L0"] == "32.0" and cells["dead features"] == "12 of 1,152"
     assert cells["tokens"] == "1,024,000" and cells["steps"] == "1,000" and cells["seconds"] == "42"
@@ -221,7 +287,7 @@ def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> Non
 
 
 def test_several_seeds_get_a_row_each_and_their_mean() -> None:
-    table = page.arm_table("a", make_entry(), [make_run(seed=0, fve=0.7), make_run(seed=1, fve=0.8)])
+    table = tables.dictionaries_table("a", [make_run(seed=0, fve=0.7), make_run(seed=1, fve=0.8)])
     assert [row.head for row in table.rows] == ["batchtopk, seed 0", "batchtopk, seed 1", "batchtopk, mean of 2"]
     assert table.rows[-1].summary and table.rows[-1].cells[0] == "0.7500"
 
@@ -251,7 +317,7 @@ def test_a_scan_tells_which_clock_is_kept_past_the_first_tokens() -> None:
 def test_a_measure_that_no_run_has_gets_no_column() -> None:
     run = make_run()
     del run["seconds"]
-    assert "seconds" not in page.arm_table("a", {}, [run]).columns
+    assert "seconds" not in tables.dictionaries_table("a", [run]).columns
 
 
 def test_policies_count_what_was_left_out() -> None:

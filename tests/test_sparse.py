@@ -101,6 +101,20 @@ def test_closed_columns_are_left_out_and_gates_raise_the_floor(seed, groups, flo
     torch.testing.assert_close(values, pre.view(-1)[flat], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.7, "by feature"])
+def test_bfloat16_entries_are_those_whose_values_exceed_the_floor(floor):
+    generator = torch.Generator().manual_seed(0)
+    x, encoder, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((60, 8), (24, 8), (24,)))
+    if floor == "by feature":
+        floor = torch.rand(24, generator=generator).masked_fill(torch.arange(24) % 5 == 0, torch.inf)
+    flat, values = entries_above(x, encoder, bias, [Block(None, [Floor(0, 60, floor)])])
+    pre = torch.addmm(bias, x, encoder.T)
+    above = pre > torch.as_tensor(floor).bfloat16()
+    assert 0 < len(flat) < above.numel()
+    assert torch.equal(flat, above.view(-1).nonzero()[:, 0])
+    assert torch.equal(values, pre[above])
+
+
 def test_the_static_selection_is_the_same_selection():
     x, encoder, bias = torch.randn(40, 8), torch.randn(30, 8), torch.randn(30)
     gates = torch.rand(40, 30)

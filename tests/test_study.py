@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.results import write_docs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from temporallens.activations.models import LanguageModel
 from temporallens.dictionaries.base import Progress
 from temporallens.errors import TemporalLensError
-from temporallens.study.config import Study, as_file_name
+from temporallens.study.config import Study, as_file_name, variant_name
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
 from temporallens.study.reading import StudyFile, read_study
 from temporallens.study.run import run_study
 from temporallens.study.stages import Stage, stages_of
-from temporallens.study.tables import plan_table, results_table, scan_table
+from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
 from temporallens.training.trainer import Trainee
 from tiny_models import tiny_model
 
@@ -50,6 +51,24 @@ training:
   log_every: 4
   held_out: 0.4
 seeds: [0]
+"""
+
+
+LEVELED = """\
+name: leveled
+threads: 1
+activations:
+  world:
+    {source: world, width: 16, features: 24, positions: 16, sequences: 64, start: 3, periods: [4], active: 2, highest_rate: 0.2}
+arms:
+  batchtopk: {kind: batchtopk, features: 32}
+  positional: {kind: positional, features: 32, groups: 3}
+  standard: {kind: standard, features: 32, sparsity: 1.0}
+levels: {k: [2, 4]}
+seeds: [0, 1]
+one_seed: {arms: [standard]}
+notes: {standard: "training_steps: 0, final_loss: None"}
+training: {steps: 12, batch_size: 64, learning_rate: 0.005, log_every: 6, held_out: 0.25}
 """
 
 
@@ -104,6 +123,21 @@ def test_the_shipped_studies_are_valid_and_name_the_three_arms(name: str) -> Non
     assert [arm.kind for arm in study.arms.values()] == ["standard", "batchtopk", "positional"]
 
 
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid_and_named_like_its_file(path: Path) -> None:
+    study = read_study(path).study
+    assert study.name == path.stem
+    assert study.trainings()
+
+
+def test_the_lab_notes_study_has_every_run_with_its_own_line() -> None:
+    study = read_study(STUDIES / "lab-notes.yaml").study
+    assert list(study.arms) == list(study.notes) == [f"run{number}" for number in range(10)]
+    assert {arm.features for arm in study.arms.values()} == {2304}
+    assert {arm.model_dump()["sparsity"] for arm in study.arms.values()} == {0.04}
+    assert study.training.learning_rate == 3e-4
+
+
 def test_the_gemma_study_is_the_lab_notes_setting() -> None:
     study = read_study(STUDIES / "gemma-2-2b.yaml").study
     (policy,) = study.activations.values()
@@ -149,6 +183,26 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
         ("seeds: [0]", "name: other", "study.yaml:25: the key 'name' stands here a second time (first in line 1)"),
         ("seeds: [0]", "seeds: [0", "study.yaml:26 is not valid YAML: "),
         ("seeds: [0]", "? [a]\n: 1", "study.yaml:25: a key must be a plain word"),
+        ("steps: 12", "steps: true", "study.yaml:21: training.steps is True: "),
+        ("steps: 12", 'steps: "12"', "study.yaml:21: training.steps is '12': input should be a valid integer"),
+        ("seeds: [0]", "seeds: [false]", "study.yaml:25: seeds.0 is False: input should be a valid integer"),
+        ("seeds: [0]", "seeds: 0", "study.yaml:25: seeds is 0: it should be a list, in square brackets"),
+        ("seeds: [0]", "levels: {}\nlevel: {}", "study.yaml:26: unknown key 'level'; did you mean 'levels'?"),
+        ("seeds: [0]", "levels: {k: []}", "study.yaml:25: levels.k is empty: it needs at least one entry"),
+        ("seeds: [0]", "levels: {k: 4}", "study.yaml:25: levels.k is 4: it should be a list, in square brackets"),
+        ("seeds: [0]", "levels: {k: [2, 2.0]}", "study.yaml:25: levels: a value of k stands here twice"),
+        ("seeds: [0]", "levels: {k: [2, 49]}", "study.yaml: levels.k = 49 does not suit arms.positional: k = 49 codes per token"),
+        ("seeds: [0]", "levels: {k: [2.5]}", "study.yaml: levels.k = 2.5 does not suit arms.positional: input should be a valid integer"),
+        ("seeds: [0]", "levels: {spasity: [1]}", "study.yaml: no arm of this study has the level 'spasity' that levels varies"),
+        ("seeds: [0]", "one_seed: {arm: []}", "study.yaml:25: unknown key 'arm' in one_seed; did you mean 'arms'?"),
+        ("seeds: [0]", "one_seed: {arms: [postional]}", "study.yaml: one_seed.arms names 'postional', which this study does not have; did"),
+        ("seeds: [0]", "one_seed: {activations: [hi]}", "study.yaml: one_seed.activations names 'hi', which this study does not have"),
+        ("seeds: [0]", "notes: {run0: none}", "study.yaml: notes names 'run0', which this study does not have"),
+        ("  high: {model", "  high: {source: wrold, model", "study.yaml:10: activations.high has the unknown source 'wrold'; did you mean"),
+        ("layer: 2, ", "layr: 2, source: model, ", "study.yaml:10: unknown key 'layr' in activations.high; did you mean 'layer'?"),
+        ("arms:", "  w: {source: world, widht: 8}\narms:", "study.yaml:11: unknown key 'widht' in activations.w; did you mean 'width'?"),
+        ("arms:", "  r: {source: records, layer: 7}\narms:", "study.yaml:11: activations.r: layer = 7 is out of range"),
+        ("arms:", "  empty:\narms:", "study.yaml:11: activations.empty is empty: it should be a mapping of keys to values"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence_with_its_line(write: Callable[..., Path], old: str, new: str, sentence: str) -> None:
@@ -213,6 +267,82 @@ def test_a_replaced_model_is_used_everywhere_and_recorded(write: Callable[..., P
     kept.write_text(text)
     assert read_study(kept).study == study
     assert text.startswith("# Written by --model other/model")
+
+
+# Levels and seeds
+
+
+def test_every_arm_with_the_field_is_trained_at_each_level_and_the_others_once(write: Callable[..., Path]) -> None:
+    study = read_study(write(("seeds: [0]", "levels: {k: [2, 6]}"))).study
+    variants = study.variants()
+    assert list(variants) == ["standard", "positional-k2", "positional-k6"]
+    assert [(variant.family, variant.level) for variant in variants.values()] == [("standard", None), ("positional", 2), ("positional", 6)]
+    assert variants["positional-k6"].arm == study.arms["positional"].model_copy(update={"k": 6})
+    assert len(study.trainings()) == 2 * 3
+
+
+def test_an_arm_at_a_level_may_not_take_the_name_of_another(write: Callable[..., Path]) -> None:
+    taken = ("  standard:\n", "  positional-k4: {kind: standard}\n  standard:\n")
+    assert "two arms would be called 'positional-k4'" in refusal(write(taken, ("seeds: [0]", "levels: {k: [4]}")))
+
+
+def test_names_of_levels_can_be_read_back() -> None:
+    assert [variant_name("a", *level) for level in (("k", 16.0), ("sparsity", 1.5), ("l0", 8.0))] == ["a-k16", "a-sparsity1.5", "a-l0-8"]
+
+
+def test_what_has_one_seed_is_trained_with_the_first_only(write: Callable[..., Path]) -> None:
+    study = read_study(write(("seeds: [0]", "seeds: [3, 1]\none_seed: {arms: [standard], activations: [high]}"))).study
+    assert [tuple(training) for training in study.trainings()] == [
+        ("low", "standard", 3),
+        ("low", "positional", 3),
+        ("low", "positional", 1),
+        ("high", "standard", 3),
+        ("high", "positional", 3),
+    ]
+
+
+def test_a_source_has_a_policy_of_its_own_which_alone_shapes_its_store(write: Callable[..., Path]) -> None:
+    entries = "  w: {source: world, positions: 32, sequences: 64}\n  r: {source: records, records: 64}\narms:"
+    first, other = write(("arms:", entries)), ("sequences: 64", "sequences: 68")
+    study, before = read_study(first).study, stages(first)
+    kinds = [type(entry).__name__ for entry in study.activations.values()]
+    assert kinds == ["HarvestPolicy", "HarvestPolicy", "WorldPolicy", "RecordsPolicy"]
+    found = changed(before, stages(write(("arms:", entries), other)))
+    assert {name for name in found if name.startswith("harvest/")} == {"harvest/w"}
+    assert study.with_model("other/model").activations["w"] == study.activations["w"]
+    plan = plan_study(read_study(first), first.parent / "run")
+    tokens = {line.stage.name: line.tokens for line in plan.lines}
+    assert (tokens["harvest/w"], tokens["harvest/r"]) == (68 * 32, 64 * 43)
+    assert all(line.seconds is not None for line in plan.lines)
+
+
+def test_a_model_cannot_replace_none(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(LEVELED)
+    with pytest.raises(TemporalLensError, match="reads no model that could be replaced: leave out --model"):
+        read_study(path, model="other/model")
+
+
+def test_a_batch_that_a_store_cannot_fill_is_refused_beforehand(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(LEVELED.replace("batch_size: 64", "batch_size: 1000"))
+    sentence = "batch_size is 1,000, but activations.world holds at most 1,024 activations, of which 0.25 are held out"
+    for attempt in (run, lambda *arguments: plan_study(read_study(arguments[0]), arguments[1])):
+        with pytest.raises(TemporalLensError, match=sentence):
+            attempt(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_model_that_cannot_be_had_is_refused_before_anything_is_done(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("temporallens.activations.models._hub_is_known", lambda: False)
+    path = write()
+    text = path.read_text()
+    path.write_text(text.replace(text[text.index("  high:") : text.index("arms:")], "  high: {model: smolm2-135m, layer: 2}\n"))
+    with pytest.raises(TemporalLensError, match=r"smolm2-135m was found neither here nor on the hub .*; did you mean 'smollm2-135m'\?"):
+        run(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # Stages
@@ -431,11 +561,11 @@ def test_a_checkpoint_is_gone_on_from_and_removed_once_its_settings_are_abandone
     def interrupted(path: Path) -> list[str]:
         steps: list[int] = []
 
-        def stop(self: Trainee, x: Any, position: Any, place: Progress) -> None:
+        def stop(self: Trainee, x: Any, position: Any, place: Progress, *rest: Any) -> None:
             steps.append(place.step)
             if len(steps) > 20:
                 raise KeyboardInterrupt
-            step(self, x, position, place)
+            step(self, x, position, place, *rest)
 
         step = Trainee.step
         with monkeypatch.context() as patch:
@@ -462,6 +592,98 @@ def test_a_scan_that_is_no_longer_asked_for_leaves_the_results(folder: Path, wri
     path.write_text(text.replace(text[text.index("scans:") : text.index("activations:")], ""))
     run(path, folder)
     assert results_of(folder)["scans"] == {}
+
+
+one_other_worker = pytest.mark.xdist_group("leveled")
+
+
+@pytest.fixture(scope="module")
+def leveled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("leveled")
+    path = folder / "given.yaml"
+    path.write_text(LEVELED)
+    run(path, folder / "run")
+    return folder / "run"
+
+
+@one_other_worker
+def test_a_study_of_levels_compares_its_arms_at_equal_l0(leveled: Path) -> None:
+    results = results_of(leveled)
+    assert len(results["runs"]) == 2 * 2 * 2 + 1
+    comparison = results["comparison"]["world"]
+    assert (comparison["l0"], comparison["baselines"]) == ([2, 4], ["batchtopk"])
+    row = next(row for row in comparison["against"] if (row["family"], row["l0"]) == ("positional", 4))
+    assert row["fve"]["seeds"] == 2 and row["fve"]["low"] < row["fve"]["value"] < row["fve"]["high"]
+    assert all(run["world"]["mcc"] <= 1 and run["fields"] is None for run in results["runs"])
+    assert (results["runs"][0]["arm"], results["runs"][0]["family"], results["runs"][0]["level"]) == ("batchtopk-k2", "batchtopk", 2)
+
+
+@one_other_worker
+def test_a_study_of_levels_draws_its_frontier_and_one_picture_of_each_arm(leveled: Path) -> None:
+    pictures = {path.name for path in (leveled / "figures").glob("*.png")}
+    arms = {"batchtopk-k4", "positional-k4", "standard"}
+    assert pictures == {"frontier.png", "position_analysis.png"} | {f"position_analysis-world-{arm}-seed0.png" for arm in arms}
+    page = (leveled / "report.html").read_text()
+    for word in ("arms at equal L0", "against the known truth", "one seed", "training_steps: 0, final_loss: None"):
+        assert word in page
+
+
+@one_other_worker
+def test_the_tables_of_a_study_of_levels_have_a_row_per_arm_and_per_dictionary(leveled: Path) -> None:
+    from temporallens.evaluation.results import load_results
+
+    results = load_results(leveled)
+    assert results_table(results).row_count == 3
+    table = dictionaries_table(results)
+    assert table.row_count == 9
+    assert list(table.columns[-1].cells) == [*[""] * 8, "training_steps: 0, final_loss: None"]
+
+
+@one_other_worker
+def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alone(leveled: Path, tmp_path: Path) -> None:
+    numbers, page = write_docs(leveled, tmp_path)
+    page.write_text(page.read_text().replace("## leveled", "## Levels\n\nWhat this says.") + "\nThe end.\n")
+    before = page.read_bytes(), numbers.read_bytes()
+    assert write_docs(leveled, tmp_path) == [numbers, page]
+    assert (page.read_bytes(), numbers.read_bytes()) == before
+    kept = json.loads(numbers.read_text())
+    assert list(kept["openness_by_position"]["world"]) == ["positional-k2", "positional-k4"]
+    assert len(kept["runs"]) == 9 and not [key for run in kept["runs"] for key, value in run.items() if isinstance(value, list)]
+    assert kept["runs"][0]["world"]["mcc"] > 0
+    assert "| positional | 2 |" in page.read_text()
+
+
+@one_other_worker
+def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("temporallens.study.run.TOGETHER", 5)
+    shutil.copytree(leveled / "stores", tmp_path / "run" / "stores")
+    (tmp_path / "run" / "study.yaml").write_text(LEVELED)
+    run_study(read_study(tmp_path / "run" / "study.yaml"), tmp_path / "run", "train")
+    for path in (leveled / "arms").rglob("*.safetensors"):
+        assert (tmp_path / "run" / path.relative_to(leveled)).read_bytes() == path.read_bytes()
+
+
+@one_other_worker
+def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(LEVELED)
+    trained: list[list[str]] = []
+
+    def interrupted(_store: Any, arms: Any, _policy: Any, out: Path) -> None:
+        trained.append([arm.name for arm in arms])
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        for arm in arms:
+            (out / arm.name).mkdir(parents=True)
+            (out / arm.name / "training.json").write_text("{}")
+
+    monkeypatch.setattr("temporallens.study.run.TOGETHER", 6)
+    monkeypatch.setattr("temporallens.study.run.train_arms", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tmp_path / "run")
+    run_study(read_study(path), tmp_path / "run", "train")
+    assert [len(names) for names in trained] == [6, 3, 3]
+    assert trained[1] == trained[2]
 
 
 @one_worker

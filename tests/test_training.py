@@ -3,6 +3,7 @@
 import os
 import signal
 from contextlib import nullcontext
+from hashlib import sha1
 
 import numpy as np
 import pytest
@@ -10,16 +11,31 @@ import torch
 from tests.conftest import ARMS, POLICY
 
 from temporallens.activations.importing import store_arrays
-from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.activations.loader import Loader
+from temporallens.dictionaries.batchtopk import BatchTopK, BatchTopKDictionary
+from temporallens.dictionaries.budgeted import Budgeted
+from temporallens.dictionaries.positional import Positional
 from temporallens.dictionaries.standard import Standard
+from temporallens.dictionaries.tsae import TSAE
 from temporallens.errors import TemporalLensError
 from temporallens.files import sha256
 from temporallens.training import trainer
 from temporallens.training.history import load_history
+from temporallens.training.objective import inputs_for
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, train, train_arms
 
 RUNS = [ArmRun(name, arm, 0) for name, arm in ARMS.items()]
+
+ADAPTIVE = [
+    ArmRun("shared", Standard(features=64, sparsity=1.0, position_weights=True, position_sparsity="shared"), 0),
+    ArmRun("own", Standard(features=64, sparsity=1.0, position_sparsity="own"), 0),
+    ArmRun("budgeted", Budgeted(features=64, k=4, position_weights=True), 1),
+    ArmRun("centred", Positional(features=64, k=4, groups=4, centre="position"), 0),
+    ArmRun("permuted", Positional(features=64, k=4, groups=4, centre="position", permuted=True), 0),
+    ArmRun("adjacent", TSAE(features=64, k=4, permuted=True), 0),
+]
+"""Arms whose training has state, or sees batches in another way, beyond those of the session's fixture."""
 
 
 def test_every_arm_learns_and_its_history_says_how(trained, store):
@@ -98,17 +114,124 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkey
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_weights_budgets_and_permutations_go_on_to_the_same_bits(store, tmp_path, monkeypatch):
+    policy = POLICY.model_copy(update={"steps": 24, "log_every": 5, "checkpoint_every": 5, "dead_after": 1000})
+    whole = train_arms(store, ADAPTIVE, policy, tmp_path / "whole")
+    original = trainer.Trainee.step
+
+    def failing(self, x, label, place, *rest):
+        if place.step == 13:
+            raise MemoryError
+        return original(self, x, label, place, *rest)
+
+    monkeypatch.setattr(trainer.Trainee, "step", failing)
+    with pytest.raises(MemoryError):
+        train_arms(store, ADAPTIVE, policy, tmp_path / "parts")
+    monkeypatch.setattr(trainer.Trainee, "step", original)
+    train_arms(store, ADAPTIVE, policy, tmp_path / "parts")
+    for name, arm in whole.items():
+        assert content(tmp_path / "parts" / name) == content(arm.folder), name
+
+
+def digest(rows):
+    return sha1(rows.contiguous().numpy().tobytes()).hexdigest()
+
+
+def test_all_arms_see_the_same_batches(store, tmp_path, monkeypatch):
+    """Every arm and seed sees, step by step, the rows that the loader gives: in order of position, or permuted as a set."""
+    runs = [*RUNS, *ADAPTIVE, ArmRun("again", ARMS["batchtopk"], 7), ArmRun("permuted_mean", BatchTopK(features=8, k=1, permuted=True), 0)]
+    policy = TrainingPolicy(steps=6, batch_size=64, log_every=3)
+    seen: dict[str, list[tuple[str, ...]]] = {run.name: [] for run in runs}
+    original = trainer.Trainee.step
+    split = store.split(policy.held_out, policy.data_seed)
+    loader = Loader(store, split.train, policy.batch_size, policy.data_seed)
+    moments = store.moments_of(split.train)
+    inputs = inputs_for(moments.pooled_mean(), moments.pooled_variance())
+    expected, labels = [], []
+    for _ in range(policy.steps):
+        batch = next(loader)
+        order = torch.argsort(batch.position, stable=True)
+        expected.append(inputs.normalise(batch.x[order]))
+        labels.append(batch.position[order])
+    loader.close()
+
+    def recording(self, x, label, place, position, previous):
+        arm, whole = self.run.arm, expected[place.step]
+        assert torch.equal(label, labels[place.step])  # permuted or not, the labels of a batch are those of its rows
+        assert torch.equal(label, position) != arm.permuted
+        if arm.centre == "position":
+            assert not torch.equal(x, whole)
+            x = self.dictionary.leave(x, position)
+            torch.testing.assert_close(x[position.argsort(stable=True)].sum(1).sort().values, whole.sum(1).sort().values)
+        else:
+            assert sorted(map(digest, x)) == sorted(map(digest, whole))
+        assert previous is not None  # one arm of the pass wants it, so the loader gives it
+        seen[self.run.name].append((digest(x), digest(label), digest(position)))
+        original(self, x if arm.centre == "pooled" else self.dictionary.enter(x, position), label, place, position, previous)
+
+    monkeypatch.setattr(trainer.Trainee, "step", recording)
+    train_arms(store, runs, policy, tmp_path)
+    plain = [run.name for run in runs if not run.arm.permuted and run.arm.centre == "pooled"]
+    assert all(seen[name] == seen["standard"] for name in plain)
+    assert [sums[0] for sums in seen["standard"]] == [digest(x) for x in expected]
+    assert seen["permuted_mean"] == seen["adjacent"]  # one permutation for all that are permuted
+    assert len(set(seen["adjacent"])) == policy.steps
+
+
+def test_the_token_before_goes_with_its_row(store, tmp_path, monkeypatch):
+    """Permuted or not, a row's predecessor is that of its own sequence, entered at the position before."""
+    policy = TrainingPolicy(steps=3, batch_size=64, log_every=3)
+    moments = store.moments_of(store.split(policy.held_out, policy.data_seed).train)
+    inputs = inputs_for(moments.pooled_mean(), moments.pooled_variance())
+    rows = store.read(np.arange(len(store.sequence_table.length)))
+    normal = inputs.normalise(rows.x.float())
+    runs = [ArmRun(str(permuted), TSAE(features=32, k=2, permuted=permuted, centre="position"), 0) for permuted in (False, True)]
+    original, pairs = trainer.Trainee.step, []
+
+    def recording(self, x, label, place, position, previous):
+        offset, gain = self.dictionary.position_offset, self.dictionary.position_gain
+        entered = (normal - offset[rows.position.long()]) * gain[rows.position.long(), None]
+        where = torch.cdist(x, entered).argmin(1)
+        assert torch.equal(rows.position[where].long(), position)
+        assert torch.equal(previous.paired, rows.position[where] > 1)  # position 0 is excluded
+        told = previous.paired & rows.x[where].any(1)  # a row of zeros is not the only one of its kind
+        torch.testing.assert_close(previous.x[told], entered[where - 1][told], rtol=1e-4, atol=1e-5)
+        pairs.append(int(previous.paired.sum()))
+        original(self, x, label, place, position, previous)
+
+    monkeypatch.setattr(trainer.Trainee, "step", recording)
+    train_arms(store, runs, policy, tmp_path)
+    assert len(pairs) == 6
+    assert min(pairs) > 30
+
+
+def test_arms_may_look_at_what_a_step_left(store, tmp_path, monkeypatch):
+    looked = []
+
+    def observe(self, x, positions, residual, place):
+        assert not torch.is_grad_enabled()
+        assert residual.shape == x.shape
+        assert len(positions) == len(x)
+        looked.append((place.step, float(residual.square().sum(1).mean())))
+
+    monkeypatch.setattr(BatchTopKDictionary, "observe", observe)
+    arm = train(store, BatchTopK(features=32, k=3), 5, tmp_path / "run", batch_size=64, log_every=1)
+    assert [step for step, _ in looked] == list(range(5))
+    history = load_history(arm.folder / "history.safetensors")
+    np.testing.assert_allclose([loss for _, loss in looked], history["mse_loss"], rtol=1e-5)
+
+
 @pytest.mark.parametrize(("handler", "steps"), [(signal.SIG_IGN, 120), (lambda *_: None, 70)])
 def test_a_run_ends_whole_or_not_at_all(trained, store, tmp_path, monkeypatch, handler, steps):
     """Where SIGINT is ignored, it stops nothing; where it is handled without an exception, what was stopped is not finished."""
     done = []
     original = trainer.Trainee.step
 
-    def counting(self, x, position, place):
+    def counting(self, x, label, place, *rest):
         done.append(place.step)
         if place.step == 67:
             signal.raise_signal(signal.SIGINT)
-        return original(self, x, position, place)
+        return original(self, x, label, place, *rest)
 
     before = signal.signal(signal.SIGINT, handler)
     monkeypatch.setattr(trainer.Trainee, "step", counting)
@@ -124,10 +247,10 @@ def test_a_run_ends_whole_or_not_at_all(trained, store, tmp_path, monkeypatch, h
 def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, store, tmp_path, monkeypatch):
     original = trainer.Trainee.step
 
-    def failing(self, x, position, place):
+    def failing(self, x, label, place, *rest):
         if place.step == 101:
             raise MemoryError
-        return original(self, x, position, place)
+        return original(self, x, label, place, *rest)
 
     monkeypatch.setattr(trainer.Trainee, "step", failing)
     with pytest.raises(MemoryError):
@@ -186,8 +309,8 @@ def test_dead_features_are_revived(store, tmp_path, monkeypatch):
 def test_a_loss_that_explodes_ends_the_run_with_the_place(store, tmp_path, monkeypatch):
     original = trainer.Trainee.step
 
-    def poisoned(self, x, position, place):
-        return original(self, x * torch.nan if place.step == 33 else x, position, place)
+    def poisoned(self, x, label, place, *rest):
+        return original(self, x * torch.nan if place.step == 33 else x, label, place, *rest)
 
     monkeypatch.setattr(trainer.Trainee, "step", poisoned)
     with pytest.raises(TemporalLensError, match=r"'batchtopk' became NaN or infinite between steps 31 and 40"):
@@ -204,6 +327,8 @@ def test_a_policy_that_makes_no_sense_is_refused_in_one_sentence(store, trained,
     arm = BatchTopK(features=8, k=1)
     with pytest.raises(TemporalLensError, match="the training setting steps is 0: input should be greater than or equal to 1"):
         train(store, arm, 0, tmp_path / "run")
+    with pytest.raises(TemporalLensError, match="the training setting steps is True: a number is needed here, neither True nor False"):
+        train(store, arm, True, tmp_path / "run")
     with pytest.raises(TemporalLensError, match="no training setting 'learning_rat'; did you mean 'learning_rate'"):
         train(store, arm, 5, tmp_path / "run", learning_rat=1.0)
     with pytest.raises(TemporalLensError, match="already holds a trained dictionary"):

@@ -12,7 +12,21 @@ from temporallens.errors import TemporalLensError
 if TYPE_CHECKING:
     from temporallens.activations.harvest import harvest
     from temporallens.activations.store import ActivationStore
-    from temporallens.dictionaries.arms import BatchTopK, Positional, Standard
+    from temporallens.dictionaries.arms import (
+        TSAE,
+        BatchTopK,
+        Budgeted,
+        JumpReLU,
+        Matryoshka,
+        Positional,
+        PositionalReLU,
+        PositionMean,
+        PostHoc,
+        RandomMask,
+        Sliced,
+        Standard,
+        TopK,
+    )
     from temporallens.dictionaries.saving import load_dictionary, save_dictionary
     from temporallens.evaluation.scan import scan
     from temporallens.training.trainer import train
@@ -20,11 +34,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "TSAE",
     "ActivationStore",
     "BatchTopK",
+    "Budgeted",
+    "JumpReLU",
+    "Matryoshka",
+    "PositionMean",
     "Positional",
+    "PositionalReLU",
+    "PostHoc",
+    "RandomMask",
+    "Sliced",
     "Standard",
     "TemporalLensError",
+    "TopK",
     "__version__",
     "harvest",
     "load_dictionary",
@@ -36,8 +60,18 @@ __all__ = [
 _HOMES = {
     "ActivationStore": "activations.store",
     "BatchTopK": "dictionaries.arms",
+    "Budgeted": "dictionaries.arms",
+    "JumpReLU": "dictionaries.arms",
+    "Matryoshka": "dictionaries.arms",
+    "PositionMean": "dictionaries.arms",
     "Positional": "dictionaries.arms",
+    "PositionalReLU": "dictionaries.arms",
+    "PostHoc": "dictionaries.arms",
+    "RandomMask": "dictionaries.arms",
+    "Sliced": "dictionaries.arms",
     "Standard": "dictionaries.arms",
+    "TSAE": "dictionaries.arms",
+    "TopK": "dictionaries.arms",
     "harvest": "activations.harvest",
     "load_dictionary": "dictionaries.saving",
     "save_dictionary": "dictionaries.saving",

@@ -137,15 +137,21 @@ def scan_command(
         "runs/scan"
     ),
     text: Annotated[str, typer.Option("--text", help="A shipped text, or a file or folder of texts.")] = "sotu",
-    context_length: Annotated[int, typer.Option("--context-length", min=2, help="Tokens in a row.")] = 128,
-    sequences: Annotated[int, typer.Option("--sequences", min=2, help="Rows that are read.")] = 256,
+    context_length: Annotated[int, typer.Option("--context-length", help="Tokens in a row, at least 2.")] = 128,
+    sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
 ) -> None:
     """Where does position live in MODEL? eta^2 of four clocks at every layer, with norms and sinks, before any training."""
+    from pydantic import ValidationError
+
     from temporallens.evaluation.scan import ScanPolicy
     from temporallens.study.run import scan_and_draw
     from temporallens.study.tables import scan_table
 
-    policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences)
+    try:
+        policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TemporalLensError(f"--{str(first['loc'][0]).replace('_', '-')} is {first['input']}: it should be at least 2") from error
     scan, picture = scan_and_draw(policy, out)
     _print_table(scan_table(scan))
     typer.echo(picture)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.store import ActivationStore, Rows
@@ -30,6 +30,15 @@ class Batch(NamedTuple):
     position: Int[Tensor, " N"]  # what the store's clock says
     sequence: Int[Tensor, " N"]  # id of the row of text
     token: Int[Tensor, " N"]  # token id, -1 where there is none
+    previous: Float[Tensor, "N D"] | None = None  # of the token before, in its sequence; the row itself where not paired
+    paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
+
+
+class _Window(NamedTuple):
+    """Shuffled rows from which batches are cut."""
+
+    rows: Batch
+    before: Int[Tensor, " M"] | None  # where in the window the token before each row is; the row's own place where there is none
 
 
 class Cursor(NamedTuple):
@@ -50,6 +59,7 @@ class Mixing(NamedTuple):
 class Loader:
     """Endless shuffled batches of exactly `batch_size` kept rows (no sinks, no special tokens) of the given sequences.
 
+    With `neighbours`, the same batches also carry the activation of the token before each row: windows hold whole sequences.
     Raises TemporalLensError when the sequences hold fewer kept rows than one batch.
     """
 
@@ -63,9 +73,10 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         window_bytes: int = WINDOW_BYTES,
+        neighbours: bool = False,
     ) -> None:
         self._store, self._sequences, self._batch_size, self._seed = store, np.asarray(sequences), batch_size, seed
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._neighbours = rank, world, neighbours
         self._cursor = Cursor(0, 0, 0)
         row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4)
         mean_length = max(1.0, store.rows / store.sequences)
@@ -73,8 +84,8 @@ class Loader:
         self._window_sequences = max(1, min(len(self._order(0)), math.ceil(window_rows / mean_length)))
         self._windows = max(1, len(self._order(0)) // self._window_sequences)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        self._ahead: tuple[Cursor, Future[Batch]] | None = None
-        self._current: Batch | None = None
+        self._ahead: tuple[Cursor, Future[_Window]] | None = None
+        self._current: _Window | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -89,27 +100,28 @@ class Loader:
         order = np.random.default_rng((self._seed, epoch)).permutation(self._sequences)
         return order[self._rank :: self._world]
 
-    def _read(self, epoch: int, window: int) -> Batch:
+    def _read(self, epoch: int, window: int) -> _Window:
         order = self._order(epoch)
         first = window * self._window_sequences
         last = len(order) if window == self._windows - 1 else first + self._window_sequences
         rows = self._store.read(np.sort(order[first:last]))
         kept = (rows.excluded == 0).nonzero()[:, 0].numpy()
         shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(kept))
-        return Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], rows.token[shuffled])
+        chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], rows.token[shuffled])
+        return _Window(chosen, _before(rows, shuffled) if self._neighbours else None)
 
     def _after(self, cursor: Cursor) -> Cursor:
         return Cursor(cursor.epoch, cursor.window + 1, 0) if cursor.window + 1 < self._windows else Cursor(cursor.epoch + 1, 0, 0)
 
-    def _window(self) -> Batch:
+    def _window(self) -> _Window:
         if self._current is None:
             place = self._cursor._replace(row=0)
             if self._ahead is not None and self._ahead[0] == place:
                 self._current = self._ahead[1].result()
             else:
                 self._current = self._read(place.epoch, place.window)
-            if len(self._current.x) < self._batch_size:
-                kept = len(self._current.x)
+            kept = len(self._current.rows.x)
+            if kept < self._batch_size:
                 raise TemporalLensError(
                     f"a window of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}"
                 )
@@ -121,11 +133,14 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        window = self._window()
+        rows, before = self._window()
         first = self._cursor.row
         last = first + self._batch_size
-        batch = Batch(*(column[first:last] for column in window))
-        if last + self._batch_size <= len(window.x):
+        batch = _part(rows, first, last)
+        if before is not None:
+            place = before[first:last]
+            batch = batch._replace(previous=rows.x[place], paired=place != torch.arange(first, last))
+        if last + self._batch_size <= len(rows.x):
             self._cursor = self._cursor._replace(row=last)
         else:  # a tail shorter than a batch is left out; another permutation leaves out other rows
             self._cursor, self._current = self._after(self._cursor), None
@@ -137,7 +152,7 @@ class Loader:
 
     def mixing(self, batches: int = 4) -> Mixing:
         """Look at `batches` batches from the start of the first window, without moving the loader."""
-        window = self._read(0, 0)
+        window = self._read(0, 0).rows
         available = len(window.x) // self._batch_size
         if available == 0:
             kept = len(window.x)
@@ -149,6 +164,20 @@ class Loader:
         whole = _entropy(self._store.moments.count)
         entropies = [_entropy(torch.bincount(window.position[part])) for part in parts]
         return Mixing(float(np.mean(distinct)), float(np.mean(entropies)) / whole if whole > 0 else 1.0)
+
+
+def _part(rows: Batch, first: int, last: int) -> Batch:
+    return Batch(rows.x[first:last], rows.position[first:last], rows.sequence[first:last], rows.token[first:last])
+
+
+def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
+    """Where among the shuffled rows the token before each of them is, or the row's own place where it is not among them."""
+    places = torch.arange(len(shuffled))
+    place = torch.full((len(rows.x),), -1, dtype=torch.int64)
+    place[shuffled] = places
+    earlier = (shuffled - 1).clamp(min=0)
+    follows = (rows.sequence[earlier] == rows.sequence[shuffled]) & (rows.index[earlier] == rows.index[shuffled] - 1)
+    return torch.where(follows & (place[earlier] >= 0), place[earlier], places)
 
 
 def _entropy(counts: Int[Tensor, " P"]) -> float:

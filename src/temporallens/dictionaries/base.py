@@ -27,8 +27,8 @@ class ArmConfig(BaseModel):
     features: int = Field(2304, ge=1, le=1 << 24)
     """Width of the dictionary; the lab notes use 2304."""
 
-    centre: Literal["pooled", "position"] = "pooled"
-    """Whether inputs lose the mean of all positions, or the mean and scale of their own position, and get it back afterwards."""
+    centre: Literal["pooled", "position", "position_scaled"] = "pooled"
+    """What inputs lose and get back afterwards: the mean of all positions, that of their own position, or its mean and scale."""
 
     position_weights: bool = False
     """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
@@ -52,7 +52,7 @@ class ArmConfig(BaseModel):
         """What `build` gives, with room for per-position means and scales where the arm is centred on them."""
         self.check(positions)
         dictionary = self.build(width, positions, generator)
-        if self.centre == "position":
+        if self.centre != "pooled":
             dictionary.wear(torch.zeros(positions, width), torch.ones(positions))
         return dictionary
 
@@ -108,6 +108,8 @@ class Dictionary(nn.Module):
     """Whether codes depend on positions."""
     wants_previous: ClassVar[bool] = False
     """Whether a training step needs the activation of the token before each row."""
+    wants_weights: ClassVar[bool] = False
+    """Whether the adaptive position weights are followed for this arm's `follow_weights`, even where no loss is weighed by them."""
 
     position_offset: Tensor | None
     position_gain: Tensor | None
@@ -187,6 +189,9 @@ class Dictionary(nn.Module):
     def follow_weights(self, weights: Float[Tensor, " P"]) -> None:
         """Take note of the current position weights, of mean 1; for arms that spend their codes by them."""
 
+    def observe(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], place: Progress) -> None:
+        """Look at what a step left unexplained, of a batch that `enter` has prepared; called after the step, without gradients."""
+
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
         """Look at one more batch with the final weights, for what is measured once training is over."""
 
@@ -213,6 +218,10 @@ class Dictionary(nn.Module):
         """Mean gate by position, None where nothing is masked."""
         gates = self.gates_by_position()
         return None if gates is None else gates.mean(1)
+
+    def layout(self) -> dict[str, Any]:
+        """Further keys of `cfg.json` that its architecture has."""
+        return {}
 
     def record(self) -> dict[str, Any]:
         """State that is no tensor, as JSON; saved with the dictionary."""
@@ -286,5 +295,5 @@ class Dictionary(nn.Module):
         """Take from the decoder's gradient what would only change the norms of its rows."""
         gradient = self.decoder.grad
         if gradient is not None:
-            parallel = torch.bmm(gradient[:, None], self.decoder[:, :, None])[:, 0]  # one pass, where a product and a sum take three
+            parallel = (gradient * self.decoder).sum(1, keepdim=True)
             gradient.addcmul_(self.decoder, parallel, value=-1)

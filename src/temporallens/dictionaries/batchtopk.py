@@ -139,15 +139,17 @@ class BatchTopKDictionary(Dictionary):
         if self._thresholds:
             self.threshold.copy_(torch.stack(self._thresholds).mean())
 
-    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
+    def training_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+        """The codes that a batch selects, differentiable in the weights."""
         centred = x - self.decoder_bias.detach()
         pattern, raw, selected = self._select(centred, positions)
         self._follow_threshold(selected)
         values = sparse_encode(raw, centred, self.encoder, self.encoder_bias, self.decoder_bias, pattern)
-        values = self.scale(values, pattern, positions)
-        reconstruction = sparse_decode(values, self.decoder, pattern) + self.decoder_bias
-        in_use = (selected > 0).float()
-        return Forward(reconstruction, pattern.row_sum(values.detach()), pattern.row_sum(in_use), pattern.feature_sum(in_use))
+        return Codes(pattern, raw, self.scale(values, pattern, positions))
+
+    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
+        codes = self.training_codes(x, positions)
+        return summed_up(sparse_decode(codes.values, self.decoder, codes.pattern) + self.decoder_bias, codes)
 
     def _follow_threshold(self, selected: Float[Tensor, " M"]) -> None:
         if len(selected):
@@ -157,17 +159,28 @@ class BatchTopKDictionary(Dictionary):
             self.threshold.copy_(torch.where(self.threshold > 0, followed, smallest))
 
     def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor:
-        """AuxK: the dead features that would fire most reconstruct what the living ones leave; squared error per row."""
-        encoder, decoder = self.encoder.index_select(0, dead.features), self.decoder.index_select(0, dead.features)
-        bias = self.encoder_bias.index_select(0, dead.features)
-        codes = torch.addmm(bias, x - self.decoder_bias.detach(), encoder.T).relu() * dead.certain
-        places = self.width // 2
-        if len(dead.features) > places:
-            largest = codes.topk(places, dim=1, sorted=False)
-            codes = torch.zeros_like(codes).scatter(1, largest.indices, largest.values)
-        return (residual - codes @ decoder).square().sum(1)
+        return auxk(self, x, residual, dead)
 
     @torch.no_grad()
     def fold(self, centre: Float[Tensor, " D"], scale: float) -> None:
         super().fold(centre, scale)
         self.threshold /= scale
+
+
+def summed_up(reconstruction: Float[Tensor, "N D"], codes: Codes, extra: Float[Tensor, " N"] | None = None) -> Forward:
+    """What the objective wants to know about a batch's codes."""
+    values, pattern = codes.values.detach(), codes.pattern
+    in_use = (values > 0).float()
+    return Forward(reconstruction, pattern.row_sum(values), pattern.row_sum(in_use), pattern.feature_sum(in_use), extra)
+
+
+def auxk(dictionary: Dictionary, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Float[Tensor, " N"]:
+    """AuxK: the dead features that would fire most reconstruct what the living ones leave; squared error per row."""
+    encoder, decoder = dictionary.encoder.index_select(0, dead.features), dictionary.decoder.index_select(0, dead.features)
+    bias = dictionary.encoder_bias.index_select(0, dead.features)
+    codes = torch.addmm(bias, x - dictionary.decoder_bias.detach(), encoder.T).relu() * dead.certain
+    places = dictionary.width // 2
+    if len(dead.features) > places:
+        largest = codes.topk(places, dim=1, sorted=False)
+        codes = torch.zeros_like(codes).scatter(1, largest.indices, largest.values)
+    return (residual - codes @ decoder).square().sum(1)

@@ -1,18 +1,21 @@
 """Position masks: for each group of positions, how open each feature is (lab notes, Runs 1 and 2).
 
-A mask is a table of logits `l[g, f]`, one row per group of positions. Its gate is `sigmoid(l / T)`; the temperature T falls
-through training and sharpens it, and a hardened mask is exactly 0 or 1. Logits start at 0: what starts open never closes
-(`docs/method.md`). A logit that no gradient ever moved stays at 0 and hardens to open, so that a mask closes an entry only on evidence.
+A mask is a table of logits `l[g, f]`, one row per group of positions: free for every group, or on a smooth basis,
+`l[p, f] = sum_k B_k(u) c[k, f]` with `u = log(1 + p) / log(1 + P)`. Its gate is `sigmoid(l / T)`; the temperature T falls through
+training and sharpens it, and a hardened mask is exactly 0 or 1. Logits start at 0, between open and closed, and a logit that no
+gradient ever moved hardens to open, so that a mask closes an entry only on evidence.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
+from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
 from temporallens.dictionaries.sparse import Block, Floor
 from temporallens.errors import TemporalLensError
 
@@ -22,12 +25,64 @@ CLOSED = 0.01
 GATHER_ROWS = 32
 """Rows of encoder product that are taken to cost as much as gathering the open columns of an encoder."""
 
-Groups = int | Literal["positions"]
+Groups = int | Literal["positions", "smooth"]
+
+
+class MaskConfig(ArmConfig):
+    """What the arms with a learnable position mask have in common: its shape and its schedule."""
+
+    groups: Groups = 8
+    """Log-spaced groups of positions that share a mask entry; 'positions' for a free table of one entry per position; 'smooth' for a
+    smooth function of the position."""
+
+    bumps: int = Field(12, ge=2)
+    """Bumps of a smooth mask, evenly spaced on a logarithmic axis: how sharp a window can be."""
+
+    length: int | None = Field(None, ge=2)
+    """Positions that the mask knows, by default all of the store's; at later ones it is what it is at its last."""
+
+    strictness: Literal["hard", "soft", "straight_through"] = "hard"
+    """Soft gates that harden; soft gates to the end; or gates that are exactly 0 or 1 from the end of the warm-up on."""
+
+    temperature_start: float = Field(5.0, gt=0)
+    """Temperature of the mask's sigmoid when it begins to learn."""
+
+    temperature_end: float = Field(0.1, gt=0)
+    """Temperature when the mask hardens."""
+
+    mask_warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps for which the mask stays equally open everywhere, so that features form before anything closes."""
+
+    harden_at: float = Field(0.8, gt=0, le=1)
+    """Share of the steps after which a mask of strictness 'hard' is exactly 0 or 1."""
+
+    mask_rate: float = Field(5.0, gt=0)
+    """Learning rate of the mask's logits, as a multiple of the dictionary's."""
+
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if self.temperature_end > self.temperature_start:
+            raise ValueError(
+                f"temperature_end = {self.temperature_end} is above temperature_start = {self.temperature_start}; "
+                "annealing sharpens a mask, so give a lower end"
+            )
+        if self.mask_warmup >= self.harden_at:
+            raise ValueError(
+                f"mask_warmup = {self.mask_warmup} is not below harden_at = {self.harden_at}; the mask would harden before it learned"
+            )
+
+    def check(self, positions: int) -> None:
+        if self.length is not None and self.length < positions and self.groups == "positions":
+            raise TemporalLensError(
+                f"length = {self.length} is below the data's {positions} positions, of which a free table must know each; "
+                f"give at least {positions}, or groups: smooth"
+            )
+        group_starts(self.length or positions, self.groups)
 
 
 def group_starts(positions: int, groups: Groups) -> list[int]:
     """First position of each group: log-spaced from position 1 on, position 0 with the first; or one group per position."""
-    if groups == "positions":
+    if isinstance(groups, str):
         return list(range(positions))
     if not 1 <= groups <= max(1, positions - 1):
         raise TemporalLensError(f"{groups} groups cannot divide {positions} positions: give 1 to {max(1, positions - 1)}, or 'positions'")
@@ -44,28 +99,91 @@ def group_of_position(positions: int, groups: Groups) -> Int[Tensor, " P"]:
     return torch.bucketize(torch.arange(positions), starts, right=True) - 1
 
 
+def smooth_basis(positions: int, bumps: int) -> Float[Tensor, "P K"]:
+    """A constant and raised cosines on the axis `log(1 + p)`, each overlapping its two neighbours on either side."""
+    axis = torch.log1p(torch.arange(positions)) / math.log1p(positions)
+    distance = (axis[:, None] - torch.linspace(0, 1, bumps)) * (bumps - 1)
+    raised = torch.where(distance.abs() < 2, 0.5 + 0.5 * torch.cos(math.pi / 2 * distance), 0.0)
+    return torch.cat([torch.ones(positions, 1), raised], 1)
+
+
 class PositionMask(nn.Module):
-    """Logits `[G, F]` over groups of positions; positions beyond those known belong to the last group."""
+    """A learnable mask; positions beyond those known belong to the last group."""
 
     group_of: Tensor
     temperature: Tensor
+    basis: Tensor | None
 
-    def __init__(self, positions: int, features: int, groups: Groups, temperature: float) -> None:
+    def __init__(self, positions: int, config: MaskConfig, full: bool = False) -> None:
+        """`full`: gates are 1, and not one half, at logits of 0 and more, as they will be once they are hard."""
         super().__init__()
-        group_of = group_of_position(positions, groups)
-        self.logits = nn.Parameter(torch.zeros(int(group_of[-1]) + 1, features))
+        self._config, self._full = config, full
+        known = config.length or positions
+        group_of = group_of_position(known, config.groups)
+        basis = smooth_basis(known, config.bumps) if config.groups == "smooth" else None
+        rows = int(group_of[-1]) + 1 if basis is None else basis.shape[1]
+        self.logits = nn.Parameter(torch.zeros(rows, config.features))  # of a smooth mask, coefficients
         self.register_buffer("group_of", group_of)
-        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32))
+        self.register_buffer("basis", basis)
+        self.register_buffer("temperature", torch.tensor(config.temperature_start, dtype=torch.float32))
         self.hard = False
+
+    def advance(self, progress: Progress) -> None:
+        """Follow the schedule: warm-up, exponential annealing (lab notes, Run 2), hardening."""
+        config = self._config
+        annealed = (progress.share - config.mask_warmup) / (config.harden_at - config.mask_warmup)
+        ratio = config.temperature_end / config.temperature_start
+        self.temperature.fill_(config.temperature_start * ratio ** min(1.0, max(0.0, annealed)))
+        hardened = config.strictness == "hard" and annealed >= 1
+        self.hard = hardened or (config.strictness == "straight_through" and annealed >= 0)
+        self.logits.requires_grad_(annealed >= 0 and not hardened)
+
+    def table(self) -> Float[Tensor, "G F"]:
+        """Logits of every group."""
+        return self.logits if self.basis is None else self.basis @ self.logits
+
+    def open(self) -> Bool[Tensor, "G F"]:
+        """The hard mask: logits of 0 or more, or, straight through, gates that are not as good as closed. Every feature stays open at
+        least where it is most open: closed everywhere it could never come back."""
+        table = self.table().detach()
+        least = math.log(CLOSED) * self.temperature if self._config.strictness == "straight_through" else 0.0
+        return (table >= least) | (table >= table.amax(0))
 
     def gates(self) -> Float[Tensor, "G F"]:
         """How open each feature is in each group, 0 to 1."""
         if self.hard:
-            return (self.logits >= 0).float()
-        return torch.sigmoid(self.logits / self.temperature)
+            return self.open().float()
+        gates = torch.sigmoid(self.table() / self.temperature)
+        return (2 * gates).clamp(max=1) if self._full else gates
 
     def groups(self, positions: Int[Tensor, " *shape"]) -> Int[Tensor, " *shape"]:
         return self.group_of[positions.long().clamp(max=len(self.group_of) - 1)]
+
+
+class LearnsMask(Dictionary):
+    """What the dictionaries with a learnable mask do with it, whatever their codes are."""
+
+    masked = True
+    mask: PositionMask
+    config: MaskConfig
+
+    def advance(self, progress: Progress) -> None:
+        self.mask.advance(progress)
+
+    @property
+    def temperature(self) -> float:
+        return 0.0 if self.mask.hard and self.config.strictness == "hard" else float(self.mask.temperature)
+
+    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        weights = [parameter for parameter in self.parameters() if parameter is not self.mask.logits]
+        return [(weights, 1.0), ([self.mask.logits], self.config.mask_rate)]
+
+    def record(self) -> dict[str, Any]:
+        return {"mask_hard": self.mask.hard}
+
+    def restore_record(self, record: dict[str, Any]) -> None:
+        self.mask.hard = bool(record["mask_hard"])
+        self.mask.logits.requires_grad_(False)
 
 
 def gated_blocks(gates: Float[Tensor, "G F"], groups: Int[Tensor, " N"], floor: float) -> list[Block]:

@@ -1,9 +1,16 @@
 """The positional dictionary: features that know where in the sequence they live (lab notes, Runs 1 and 2).
 
-`codes = BatchTopK(sigmoid(l[g(p), f] / T) * relu(pre))`: each feature is modulated by a learnable mask over groups of
-positions, and masked codes compete for the k places, so that a closed feature takes none. The temperature falls exponentially from
-5.0 to 0.1 (Run 2); at `harden_at` of the steps the mask becomes exactly 0 or 1 and the dictionary is fine-tuned under it,
-because a soft mask that is rounded only after training costs reconstruction that nothing wins back.
+Multiplicative gate: `codes = BatchTopK(sigmoid(l[g(p), f] / T) * relu(pre))`. Log gate: `codes = BatchTopK(relu(pre + tau * (log
+sigmoid(l / T) - max_g log sigmoid(l / T))))`, which leaves a feature's amplitude alone where it is most open and equals a threshold
+that depends on position. Gated codes compete for the k places, so that a closed feature takes none. The temperature falls
+exponentially; then the mask becomes exactly 0 or 1 and the dictionary is fine-tuned under it.
+
+What the logits learn from. A gate is meant to end at 0 or 1, and the gradient of the expected loss with respect to the probability
+that a gate is open is a difference: the loss without the code less the loss with it (`docs/method.md`, "Learning a mask"). The
+derivative of the loss by a soft gate is not: it vanishes on every feature whose amplitude is right, and noise then decides. So each
+code in use earns its entry the squared error that it saves, `z^2 + 2 z d . r`, and an entry stays open as long as its share of the
+feature's gain is at least `least_share` of its share of the tokens. A closed entry receives no gradient; every `reopen_every` steps
+those that would have earned their place are opened again.
 """
 
 from typing import Any, Literal
@@ -11,94 +18,186 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from temporallens.dictionaries.base import Progress
-from temporallens.dictionaries.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.masks import Groups, PositionMask, gated_blocks, group_starts
-from temporallens.dictionaries.sparse import Block, Pattern
+from temporallens.dictionaries.batchtopk import TopKConfig
+from temporallens.dictionaries.masked import MaskedDictionary
+from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask
+from temporallens.dictionaries.sparse import Block, Floor, Pattern
+
+REOPENING_ROWS = 1024
+"""Rows of a batch that are searched for closed entries worth reopening: a dense pass, and rare."""
+
+REOPENING_MEMORY = 0.96
+"""Of the evidence of one search, what is left at the next: one batch holds too few firings to judge by."""
+
+REOPENING_FIRINGS = 3
+"""Errors saved by fewer firings than this open nothing."""
 
 
-class Positional(TopKConfig):
-    """BatchTopK under a learnable multiplicative position mask with temperature annealing."""
+class Positional(MaskConfig, TopKConfig):
+    """BatchTopK under a learnable position mask with temperature annealing."""
 
     kind: Literal["positional"] = "positional"
 
-    groups: Groups = 8
-    """Log-spaced groups of positions that share a mask entry, or 'positions' for a free table of one entry per position."""
+    gate: Literal["multiplicative", "log"] = "multiplicative"
+    """Whether a mask scales codes, or lowers pre-activations by `tau` times its logarithm."""
 
-    temperature_start: float = Field(5.0, gt=0)
-    """Temperature of the mask's sigmoid at the first step."""
+    tau: float = Field(2.0, gt=0)
+    """Strength of the log gate."""
 
-    temperature_end: float = Field(0.1, gt=0)
-    """Temperature when the mask hardens."""
+    mask_gradient: Literal["difference", "derivative"] = "difference"
+    """What logits learn from: the error that a code saves, or the derivative of the loss by a soft gate (lab notes)."""
 
-    harden_at: float = Field(0.8, gt=0, le=1)
-    """Share of the steps after which the mask is exactly 0 or 1; 1 keeps it soft to the end."""
+    least_share: float = Field(0.1, ge=0, lt=1)
+    """An entry closes when a token there brings less than this share of what a token brings its feature on average."""
 
-    mask_rate: float = Field(5.0, gt=0)
-    """Learning rate of the mask's logits, as a multiple of the dictionary's."""
+    reopen_every: int = Field(10, ge=1)
+    """Steps from one search for closed entries worth reopening to the next."""
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
-        if self.temperature_end > self.temperature_start:
-            raise ValueError(
-                f"temperature_end = {self.temperature_end} is above temperature_start = {self.temperature_start}; "
-                "annealing sharpens a mask, so give a lower end"
-            )
-
-    def check(self, positions: int) -> None:
-        group_starts(positions, self.groups)
+        if self.gate == "log" and self.mask_gradient == "derivative":
+            raise ValueError("a log gate learns by difference only; give gate: multiplicative or mask_gradient: difference")
+        if self.strictness == "straight_through" and self.mask_gradient == "derivative":
+            raise ValueError("a straight-through mask learns by difference only: a gate of 0 or 1 has no derivative")
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionalDictionary":
         return PositionalDictionary(width, positions, self, generator)
 
 
-class PositionalDictionary(BatchTopKDictionary):
-    """BatchTopK codes modulated by a position mask."""
+class PositionalDictionary(LearnsMask, MaskedDictionary):
+    """BatchTopK codes under a mask that learns."""
 
     kind = "positional"
     architecture = "temporallens_positional"
-    masked = True
+    config: Positional
+    missed: Tensor
+    earned: Tensor
+    firings: Tensor
+    searched: Tensor
 
     def __init__(self, width: int, positions: int, config: Positional, generator: torch.Generator) -> None:
         super().__init__(width, config.features, config.k, generator)
         self.config = config
-        self.mask = PositionMask(positions, config.features, config.groups, config.temperature_start)
-
-    def advance(self, progress: Progress) -> None:
-        config = self.config
-        annealed = min(1.0, progress.share / config.harden_at)
-        self.mask.temperature.fill_(config.temperature_start * (config.temperature_end / config.temperature_start) ** annealed)
-        self.mask.hard = progress.share >= config.harden_at
+        self.mask = PositionMask(positions, config, full=config.mask_gradient == "difference")
+        groups = int(self.mask.group_of[-1]) + 1
+        self.register_buffer("missed", torch.zeros(groups, config.features))  # error that closed entries would have saved
+        self.register_buffer("earned", torch.zeros(config.features))  # error that open ones did save
+        self.register_buffer("firings", torch.zeros(config.features))  # in which they saved it
+        self.register_buffer("searched", torch.zeros(groups))  # tokens
 
     @property
-    def temperature(self) -> float:
-        return 0.0 if self.mask.hard else float(self.mask.temperature)
+    def group_of(self) -> Tensor:
+        return self.mask.group_of
 
-    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
-        weights = [parameter for parameter in self.parameters() if parameter is not self.mask.logits]
-        return [(weights, 1.0), ([self.mask.logits], self.config.mask_rate)]
+    def gates(self) -> Float[Tensor, "G F"]:
+        """Of a soft log gate, relative to where a feature is most open, as its codes are."""
+        with torch.no_grad():
+            return torch.exp(self._penalty() / self.config.tau) if self._adds else self.mask.gates()
+
+    @property
+    def _adds(self) -> bool:
+        """Whether gates are added to pre-activations just now: a hard log gate is an ordinary hard mask."""
+        return self.config.gate == "log" and not self.mask.hard
+
+    def _penalty(self) -> Float[Tensor, "G F"]:
+        """What a log gate adds to pre-activations: nothing where a feature is most open."""
+        with torch.no_grad():
+            openness = functional.logsigmoid(self.mask.table() / self.mask.temperature)
+            return self.config.tau * (openness - openness.amax(0))
 
     def blocks(self, positions: Int[Tensor, " N"], floor: float) -> list[Block]:
-        return gated_blocks(self.mask.gates().detach(), self.mask.groups(positions), floor)
+        if not self._adds:
+            return super().blocks(positions, floor)
+        ordered, sizes = torch.unique_consecutive(self.groups(positions), return_counts=True)
+        floors = floor - self._penalty()
+        lasts = sizes.cumsum(0).tolist()
+        return [
+            Block(
+                None, [Floor(last - rows, last, floors[g]) for g, rows, last in zip(ordered.tolist(), sizes.tolist(), lasts, strict=True)]
+            )
+        ]
 
     def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
-        if self.mask.hard and not raw.is_cuda:  # closed entries were never candidates
-            return raw
-        first = self.mask.groups(positions) * self.features  # of each row's entries in the flattened table of gates
-        return raw * self.mask.gates().view(-1).index_select(0, first.index_select(0, pattern.row).add_(pattern.feature))
+        config, learning = self.config, self.mask.logits.requires_grad
+        if self.mask.hard and not learning:
+            return super().scale(raw, pattern, positions)
+        entry, groups = self.entries(pattern, positions), self.groups(positions)
+        if config.mask_gradient == "derivative":
+            return raw * self.mask.gates().view(-1).index_select(0, entry)
+        if self._adds:
+            values = (raw.detach() + self._penalty().view(-1).index_select(0, entry)).relu_()
+            slope = (values > 0).to(values.dtype)
+        else:
+            slope = self.gates().view(-1).index_select(0, entry)
+            values = raw.detach() * slope
+        tokens = self.missed.new_zeros(len(self.missed)).index_add_(0, groups, torch.ones_like(groups, dtype=self.missed.dtype))
+        gain = self.gain(positions)
+        unit = None if gain is None else gain.square().index_select(0, pattern.row)
+        return _Gated.apply(raw, self.mask.table(), values, slope, entry, tokens, unit, config.least_share)
 
     def modulate(self, pre: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
-        gates = self.mask.gates()
-        chosen = gates[self.mask.group_of].mean(0) if positions is None else gates[self.mask.groups(positions)]
-        return pre.relu() * chosen
+        if not self._adds:
+            return super().modulate(pre, positions)
+        penalty = self._penalty()
+        return (pre + (penalty[self.group_of].mean(0) if positions is None else penalty[self.groups(positions)])).relu()
 
-    def gates_by_position(self) -> Float[Tensor, "P F"]:
-        return self.mask.gates().detach()[self.mask.group_of]
+    @torch.no_grad()
+    def observe(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], place: Progress) -> None:
+        """Every so often, open again what would have earned its place (masked gradient updates made reversible)."""
+        if self.mask.basis is not None or (place.step + 1) % self.config.reopen_every or place.share < self.config.mask_warmup:
+            return  # what a smooth mask closes still learns from its neighbours
+        step = max(1, len(x) // REOPENING_ROWS)
+        x, residual, groups = x[::step], residual[::step], self.groups(positions[::step])
+        closed = self.gates() <= CLOSED
+        code = self.pre_activations(x).relu_()
+        code *= code > self.threshold
+        fit, shut = 2 * residual @ self.decoder.T, closed[groups]
+        if (gain := self.gain(positions[::step])) is not None:  # squared errors count in common units
+            code, fit = code / gain[:, None], fit / gain[:, None]
+        missed, earned = code * (fit - code) * shut, code * (fit + code) * ~shut
+        tokens = torch.zeros_like(self.searched).index_add_(0, groups, torch.ones_like(groups, dtype=self.searched.dtype))
+        evidence = torch.zeros_like(self.missed).index_add_(0, groups, missed)
+        news = (evidence, earned.sum(0), (earned != 0).sum(0), tokens)
+        for memory, new in zip((self.missed, self.earned, self.firings, self.searched), news, strict=True):
+            memory.mul_(REOPENING_MEMORY).add_(new)
+        share = (self.searched / self.searched.sum())[:, None]
+        mean = self.earned.clamp(min=0)
+        due = torch.maximum(self.config.least_share * share * mean, REOPENING_FIRINGS * mean / self.firings.clamp(min=1))
+        worth = closed & (self.missed > due)
+        self.mask.logits.masked_fill_(worth, 0.0)
+        self.missed.masked_fill_(worth, 0.0)
 
-    def record(self) -> dict[str, Any]:
-        return {"mask_hard": self.mask.hard}
 
-    def restore_record(self, record: dict[str, Any]) -> None:
-        self.mask.hard = bool(record["mask_hard"])
+class _Gated(torch.autograd.Function):
+    """Gated codes; backward, pre-activations get the derivative, logits the difference that a code makes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        raw: Tensor,
+        logits: Tensor,
+        values: Tensor,
+        slope: Tensor,
+        entry: Tensor,
+        tokens: Tensor,
+        unit: Tensor | None,  # of squared errors, by code: those of arms with a scale by position are divided by its square
+        least_share: float,
+    ) -> Tensor:
+        ctx.save_for_backward(values, slope, entry, tokens, unit)
+        ctx.shape, ctx.least_share = logits.shape, least_share
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        values, slope, entry, tokens, unit = ctx.saved_tensors
+        rows = tokens.sum()
+        own = values / rows if unit is None else values / (rows * unit)
+        saved = values * (own - gradient)  # z^2 + 2 z d . r, over rows: position weights, which are near 1, are left out of z^2
+        earned = saved.new_zeros(ctx.shape.numel()).index_add_(0, entry, saved).view(ctx.shape)
+        expected = (tokens / rows)[:, None] * earned.sum(0).clamp(min=0)
+        return gradient * slope, ctx.least_share * expected - earned, None, None, None, None, None, None

@@ -43,7 +43,7 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positi
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": SAELENS_VERSION, "temporallens": ours | (metadata or {})},
     }
-    write_json(folder / "cfg.json", config)
+    write_json(folder / "cfg.json", config | dictionary.layout())
 
 
 def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:

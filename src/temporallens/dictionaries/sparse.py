@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,12 +56,13 @@ class Pattern:
 
     def combine(self, values: Float[Tensor, " M"], table: Float[Tensor, "F D"]) -> Float[Tensor, "N D"]:
         """Row n of the result is the sum of table rows of n's features, weighted by the values."""
-        return functional.embedding_bag(self.feature, table, self.offsets[:-1], mode="sum", per_sample_weights=values)
+        # detached, so that the bag writes down nothing for a backward pass of its own
+        return functional.embedding_bag(self.feature, table.detach(), self.offsets[:-1], mode="sum", per_sample_weights=values)
 
     @cached_property
     def by_feature(self) -> tuple["Pattern", Int[Tensor, " M"]]:
         """The same entries in feature order (rows and features change places), and the permutation that brings values there."""
-        order = torch.argsort(self.feature, stable=True)
+        order = torch.argsort(self.feature.to(_narrowest(self.features)), stable=True)  # sorting time goes by the width of the keys
         offsets = _offsets(self.feature, self.features)
         return Pattern(self.feature.index_select(0, order), self.row.index_select(0, order), offsets, self.features, self.rows), order
 
@@ -79,6 +81,11 @@ class Pattern:
             return torch.sparse.sampled_addmm(zeros, left, right.T, beta=0.0).values()
 
 
+def _narrowest(below: int) -> torch.dtype:
+    """The narrowest signed dtype for indices below a number."""
+    return next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if below <= torch.iinfo(dtype).max)
+
+
 def _offsets(owner: Int[Tensor, " M"], owners: int) -> Int[Tensor, " O"]:
     """Where the entries of each owner begin; sums, unlike counts, have a size that the device need not be asked for."""
     counts = torch.zeros(owners, dtype=torch.int64, device=owner.device).index_add_(0, owner, torch.ones_like(owner))
@@ -92,7 +99,7 @@ def pattern_of(flat: Int[Tensor, " M"], rows: int, features: int) -> Pattern:
 
 
 class Floor(NamedTuple):
-    """What a pre-activation must exceed to be a candidate, in rows `first` to `last`."""
+    """What a pre-activation must exceed to be a candidate, in rows `first` to `last`; not negative."""
 
     first: int
     last: int
@@ -160,8 +167,21 @@ def _compare(pre: Float[Tensor, "n f"], first: int, last: int, floors: list[Floo
     for floor in floors:
         start, end = max(first, floor.first) - first, min(last, floor.last) - first
         if start < end:
-            value = floor.value.to(pre.dtype) if isinstance(floor.value, Tensor) else floor.value  # two dtypes compare slowly
-            torch.gt(pre[start:end], value, out=mask[start:end])
+            value = torch.as_tensor(floor.value, dtype=pre.dtype, device=pre.device).detach()  # two dtypes compare slowly
+            _greater(_ordered_bits(pre[start:end].detach()), _ordered_bits(value), mask[start:end])
+
+
+def _greater(values: Tensor, floor: Tensor, out: Tensor) -> None:
+    """Elementwise comparison; on a processor NumPy's, which takes a third to a ninth of the time of PyTorch's."""
+    if values.is_cuda:
+        torch.gt(values, floor, out=out)
+    else:
+        np.greater(values.numpy(), floor.numpy(), out=out.numpy())
+
+
+def _ordered_bits(values: Tensor) -> Tensor:
+    """Bfloat16 as whole numbers, which compare with any that is not negative as the values do, and faster; others as they are."""
+    return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
 
 
 def _hits(mask: Tensor) -> Int[Tensor, " M"]:
@@ -199,12 +219,20 @@ class Codes(NamedTuple):
         values = self.values
         if len(values) <= count:
             return self
-        threshold = values.kthvalue(len(values) - count + 1).values
+        threshold = _smallest_of_largest(values, count)
         chosen = (values >= threshold).nonzero()[:, 0]
         if len(chosen) == count:
             return self.at(chosen)
         above, tied = values > threshold, values == threshold
         return self.keep(above | (tied & (tied.cumsum(0) <= count - above.sum())))
+
+
+def _smallest_of_largest(values: Float[Tensor, " M"], count: int) -> Tensor:
+    """The smallest of the `count` largest values."""
+    place = len(values) - count
+    if values.device.type != "cpu":
+        return values.kthvalue(place + 1).values
+    return torch.as_tensor(np.partition(values.detach().numpy(), place)[place])  # the same, in half the time of `kthvalue`
 
 
 Scale = Callable[[Float[Tensor, " M"], Pattern], Float[Tensor, " M"]]

@@ -10,18 +10,35 @@ from torch import Tensor
 from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward, Previous
 
 
-class Standard(ArmConfig):
-    """ReLU + L1. Inputs are scaled to mean norm sqrt(D), so `sparsity` means the same for every model."""
+class L1Config(ArmConfig):
+    """What the arms with an L1 penalty have in common. Inputs are scaled to mean norm sqrt(D), so that `sparsity` means the same
+    for every model."""
 
     level: ClassVar[str | None] = "sparsity"
-    kind: Literal["standard"] = "standard"
 
     sparsity: float = Field(0.04, ge=0)
     """Weight of the L1 penalty, summed over features and averaged over tokens; the lab notes use 0.04."""
 
+    position_sparsity: Literal["uniform", "shared", "own"] = "uniform"
+    """Whether the penalty is the same at every position, follows the weights of the reconstruction (lab notes, Run 6), or weights
+    of its own that follow how large each position's codes are."""
+
+    def model_post_init(self, _context: object) -> None:
+        if self.position_sparsity == "shared" and not self.position_weights:
+            raise ValueError(
+                "position_sparsity = 'shared' shares the weights of the reconstruction, which position_weights = false switches off; "
+                "set position_weights to true, or position_sparsity to 'own' or 'uniform'"
+            )
+
     @property
     def penalty(self) -> float:
         return self.sparsity
+
+
+class Standard(L1Config):
+    """ReLU + L1."""
+
+    kind: Literal["standard"] = "standard"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "StandardDictionary":
         return StandardDictionary(width, self.features, generator)

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.comparison import Comparison, Measured, compare
+from temporallens.evaluation.scan import Scan
 from temporallens.files import fingerprint, read_json, write_json
 
-FORMAT = "temporallens.results/1"
+FORMAT = "temporallens.results/2"
 
 
 class _Part(BaseModel):
@@ -26,6 +28,8 @@ class RunResult(_Part):
 
     activations: str
     arm: str
+    family: str
+    level: float | None
     kind: str
     seed: int
     features: int
@@ -46,6 +50,8 @@ class RunResult(_Part):
     position_l0: list[float | None]
     position_count: list[int]
     held_out_tokens: int
+    world: dict[str, JsonValue] | None
+    fields: dict[str, JsonValue] | None
 
 
 class ActivationsResult(_Part):
@@ -70,7 +76,7 @@ class ActivationsResult(_Part):
 class Results(_Part):
     """The whole file."""
 
-    format: Literal["temporallens.results/1"]
+    format: Literal["temporallens.results/2"]
     name: str
     study: dict[str, JsonValue]
     study_fingerprint: str
@@ -78,6 +84,7 @@ class Results(_Part):
     scans: dict[str, JsonValue]
     activations: dict[str, ActivationsResult]
     runs: list[RunResult]
+    comparison: dict[str, Comparison]
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -85,16 +92,23 @@ def run_name(arm: str, seed: int) -> str:
     return f"{arm}-seed{seed}"
 
 
+def run_folder(activations: str, arm: str, seed: int) -> str:
+    """A dictionary's folder under `arms/`, and its file under `evaluation/`."""
+    return f"{activations}/{run_name(arm, seed)}"
+
+
 class RunPlace(NamedTuple):
     """Where one dictionary stands in a study."""
 
     activations: str
-    arm: str
+    arm: str  # its name, level included
     seed: int
+    family: str  # the arm's name in the study
+    level: float | None
 
     @property
     def folder(self) -> str:
-        return f"{self.activations}/{run_name(self.arm, self.seed)}"
+        return run_folder(self.activations, self.arm, self.seed)
 
 
 def environment() -> dict[str, JsonValue]:
@@ -151,19 +165,32 @@ def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable
         "study": dict(study),
         "study_fingerprint": fingerprint(study),
         "environment": environment(),
-        "scans": {scan["model"]: scan for scan in (read_json(path, "the scan of a model") for path in scans)},
+        "scans": {scan.model: scan.to_json() for scan in map(_scan, scans)},
         "activations": {
             key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()
         },
         "runs": [_run(folder, place) for place in places],
+        "comparison": {},
     }
     try:
         results = Results.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise TemporalLensError(f"{folder} holds no valid results: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    results = results.model_copy(update={"comparison": {key: _comparison(results.runs, key, study) for key in stores}})
     write_json(folder / "results.json", results.model_dump(mode="json"))
     return folder / "results.json"
+
+
+def _scan(path: Path) -> Scan:
+    return Scan.from_json(read_json(path, "the scan of a model"))
+
+
+def _comparison(runs: Iterable[RunResult], activations: str, study: Mapping[str, Any]) -> Comparison:
+    """Of the runs of one store, at the L0 values that the study's levels name."""
+    levels = study.get("levels") or {}
+    own = [Measured(*(getattr(run, name) for name in Measured._fields)) for run in runs if run.activations == activations]
+    return compare(own, levels.get("k") or levels.get("l0") or ())
 
 
 def _run(folder: Path, place: RunPlace) -> dict[str, Any]:
@@ -173,7 +200,8 @@ def _run(folder: Path, place: RunPlace) -> dict[str, Any]:
     measured = read_json(folder / "evaluation" / f"{place.folder}.json", "the evaluation of a dictionary")
     trained = {name: summary[name] for name in ("training_steps", "tokens_seen", "final_loss", "mse_loss", "sparsity_loss")}
     arm = summary["arm"]
-    return {**place._asdict(), "kind": arm["kind"], "features": arm["features"], **trained, **measured}
+    scores = {"world": None, "fields": None}
+    return {**scores, **place._asdict(), "kind": arm["kind"], "features": arm["features"], **trained, **measured}
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -194,5 +222,5 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 
 def _timing(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    place = RunPlace(run["activations"], run["arm"], run["seed"])
-    return dict(read_json(folder / "arms" / place.folder / "timing.json", "the times of a training run"))
+    place = run_folder(run["activations"], run["arm"], run["seed"])
+    return dict(read_json(folder / "arms" / place / "timing.json", "the times of a training run"))

@@ -1,7 +1,7 @@
 """The sentences of a report, made from the numbers in `results.json`, and no more than the numbers bear.
 
-A gain is claimed only at matched L0, over several seeds, when its interval leaves out zero; position counts only above its noise
-floor; what was not measured is said not to have been.
+A gain is claimed only at equal L0 (`evaluation/comparison.py`), over several seeds, when its interval leaves out zero; position
+counts only above its noise floor; what was not measured is said not to have been.
 """
 
 import json
@@ -14,8 +14,15 @@ from typing import Any, NamedTuple, TypeGuard
 from temporallens.figures.style import percent
 
 UNKNOWN = "–"
-MATCHED = 0.02
-"""Two L0 this close, as a share, count as matched."""
+MASKS_TOLD, ARMS_TOLD = 4, 6
+"""Arms that a sentence names, at most; the tables hold all."""
+VERDICTS = {
+    "above": "{family} reconstructs better than {baseline}",
+    "no difference": "no reconstruction gain of {family} over {baseline} is shown",
+    "below": "no reconstruction gain of {family} over {baseline}, but a loss",
+    "one seed, higher": "{family} stands above {baseline}, but one seed has no interval: no gain is claimed",
+    "one seed, lower": "no reconstruction gain of {family} over {baseline}, in one seed",
+}
 SEGMENTS = 4
 """Runs of positions that a sentence tells apart, at most."""
 
@@ -26,7 +33,11 @@ class Answer(NamedTuple):
     name: str
     source: str
     sentence: str
+    findings: list[str]  # what each arm that knows positions gains over each baseline
     remarks: list[str]
+
+
+Runs = Sequence[Mapping[str, Any]]
 
 
 # Words
@@ -83,7 +94,7 @@ def source(entry: Mapping[str, Any]) -> str:
 def asked(results: Mapping[str, Any]) -> str:
     """What the study asks, in one paragraph."""
     study, entries, runs = results.get("study") or {}, results.get("activations") or {}, results.get("runs") or []
-    names = list(dict.fromkeys(str(run.get("arm")) for run in runs)) or list(study.get("arms") or {})
+    names = list(_by_family(runs)) or list(study.get("arms") or {})
     said = [str(study["description"])] if study.get("description") else []
     if not entries:
         return " ".join([*said, "This study names no activations: nothing was trained."])
@@ -103,7 +114,11 @@ def asked(results: Mapping[str, Any]) -> str:
         each = " on each" if len(entries) > 1 else ""
         were = "was" if len(names) == 1 else "were"
         arms = f"{counted(len(names), 'arm', 'arms')} ({listed(names)})"
-        said.append(f"{arms} {were} trained{each}{length}, with {counted(len(seeds), 'seed', 'seeds')}.")
+        levels = max((len(values) for values in (study.get("levels") or {}).values()), default=1)
+        at = f" at {counted(levels, 'level', 'levels')} of sparsity" if levels > 1 else ""
+        alone = [*(study.get("one_seed") or {}).get("arms", []), *(study.get("one_seed") or {}).get("activations", [])]
+        but = f" ({listed(alone)} with one)" if alone and len(seeds) > 1 else ""
+        said.append(f"{arms} {were} trained{each}{at}{length}, with {counted(len(seeds), 'seed', 'seeds')}{but}.")
     held_out = (study.get("training") or {}).get("held_out")
     share = f" ({percent(held_out)} of them)" if known(held_out) else ""
     said.append(f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart.")
@@ -113,24 +128,33 @@ def asked(results: Mapping[str, Any]) -> str:
 # Answers
 
 
-def answer(name: str, entry: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Answer:
-    """One sentence on one activations entry, and what must be kept in mind with it."""
-    arms: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        arms.setdefault(str(run.get("arm")), []).append(run)
+def answer(name: str, entry: Mapping[str, Any], runs: Runs, comparison: Mapping[str, Any]) -> Answer:
+    """One sentence on one activations entry, what each arm that knows positions gains, and what must be kept in mind with it."""
+    families = _by_family(runs)
+    masked = {family: own for family, own in families.items() if any(run.get("openness") is not None for run in own)}
     clauses = [_position_clause(entry)]
-    masked = {arm: own for arm, own in arms.items() if any(run.get("openness") is not None for run in own)}
-    clauses += [clause for arm, own in masked.items() if (clause := _mask_clause(arm, own))]
-    remarks = []
-    if arms:
-        clauses.append(_reconstruction_clause(arms))
-        clauses += [clause for arm in masked if (clause := compare(arm, masked[arm], arms))]
-        if max(len(own) for own in arms.values()) == 1:
+    clauses += [clause for family, own in list(masked.items())[:MASKS_TOLD] if (clause := _mask_clause(family, own))]
+    findings, remarks = [], []
+    if families:
+        knowing = [*masked, *(family for family in (comparison.get("baselines") or [])[1:] if family not in masked)]
+        clauses.append(_reconstruction_clause(families, comparison))
+        findings = [finding for family in knowing for finding in _findings(family, comparison)]
+        alone = [family for family, own in families.items() if len({run.get("seed") for run in own}) == 1]
+        if len(alone) == len(families):
             remarks.append("One seed: no interval, so no difference between arms is established.")
+        elif alone:
+            remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
     else:
         remarks.append("No arm was trained on these activations.")
     sentence = "; ".join(clauses)
-    return Answer(name, source(entry), sentence[0].upper() + sentence[1:] + ".", remarks)
+    return Answer(name, source(entry), sentence[0].upper() + sentence[1:] + ".", findings, remarks)
+
+
+def _by_family(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        families.setdefault(str(run.get("family", run.get("arm"))), []).append(run)
+    return families
 
 
 def _position_clause(entry: Mapping[str, Any]) -> str:
@@ -145,7 +169,7 @@ def _position_clause(entry: Mapping[str, Any]) -> str:
     return f"position{clock} explains {percent(eta2)} of the variance (noise floor {percent(floor)})"
 
 
-def _mask_clause(arm: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def _mask_clause(arm: str, runs: Runs) -> str:
     tables = [run["openness_by_position"] for run in runs if run.get("openness_by_position")]
     if not tables:
         overall = average(runs, "openness")
@@ -191,15 +215,33 @@ def closed_by_position(closed: Sequence[float], start: int) -> list[tuple[int, i
     return octaves
 
 
-def _reconstruction_clause(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    means = {arm: average(runs, "fve") for arm, runs in arms.items()}
-    ranked = sorted(arms, key=lambda arm: -math.inf if means[arm] is None else -float(means[arm] or 0.0))
+def _reconstruction_clause(families: Mapping[str, Runs], comparison: Mapping[str, Any]) -> str:
+    """How much the best arms explain: at the middle one of the common L0, or as measured where there is none."""
+    levels = comparison.get("l0") or []
+    if len(levels) < 2:
+        return f"on held-out documents {listed(_measured_parts(families))}"
+    l0 = levels[len(levels) // 2]
+    there = [row for row in comparison.get("reached") or [] if row["l0"] == l0]
+    ranked = sorted(there, key=lambda row: -float(row["fve"]["value"]))
+    parts = [f"{row['family']}{_seeds_of(row['fve'])} {fixed(row['fve']['value'], 4)}" for row in ranked[:ARMS_TOLD]]
+    rest = f"; {counted(len(ranked) - ARMS_TOLD, 'other arm', 'other arms')} less" if len(ranked) > ARMS_TOLD else ""
+    return f"on held-out documents, at L0 {l0:g}, the fraction of the variance explained is, of {listed(parts)}{rest}"
+
+
+def _seeds_of(mean: Mapping[str, Any]) -> str:
+    return " (one seed)" if mean["seeds"] == 1 else ""
+
+
+def _measured_parts(families: Mapping[str, Runs]) -> list[str]:
+    means = {family: average(runs, "fve") for family, runs in families.items()}
+    ranked = sorted(families, key=lambda family: -math.inf if means[family] is None else -float(means[family] or 0.0))
     parts = []
-    for order, arm in enumerate(ranked):
-        seeds = f", mean of {len(arms[arm])} seeds" if len(arms[arm]) > 1 else ""
+    for order, family in enumerate(ranked):
+        count = len({run.get("seed") for run in families[family]})
+        seeds = f", mean of {count} seeds" if count > 1 else ""
         verb = " explains a fraction of" if order == 0 else ""
-        parts.append(f"{arm}{verb} {fixed(means[arm], 3)} (L0 {fixed(average(arms[arm], 'l0'), 1)}{seeds})")
-    return f"on held-out documents {listed(parts)}"
+        parts.append(f"{family}{verb} {fixed(means[family], 3)} (L0 {fixed(average(families[family], 'l0'), 1)}{seeds})")
+    return parts
 
 
 def average(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
@@ -207,53 +249,38 @@ def average(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def compare(arm: str, own: Sequence[Mapping[str, Any]], arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """What the masks of `arm` do to reconstruction, against the arm without masks whose L0 is nearest; claims no more than can be."""
-    l0 = average(own, "l0")
-    blind = {name: average(runs, "l0") for name, runs in arms.items() if all(run.get("openness") is None for run in runs)}
-    near = sorted((abs(other - l0), name) for name, other in blind.items() if other is not None and l0 is not None)
-    if not near:
-        return ""
-    base = near[0][1]
-    theirs = {run.get("seed"): run for run in arms[base]}
-    pairs = [(run, theirs[run.get("seed")]) for run in own if run.get("seed") in theirs]
-    pairs = [(run, other) for run, other in pairs if known(run.get("fve")) and known(other.get("fve"))]
-    if not pairs:
-        return f"{arm} and {base} share no seed, so they are not compared"
-    if any(run.get("training_steps") != other.get("training_steps") for run, other in pairs):
-        return f"{arm} and {base} trained for different numbers of steps, so they are not compared"
-    differences = [float(run["fve"]) - float(other["fve"]) for run, other in pairs]
-    return _verdict(arm, base, differences, float(l0 or 0.0), float(blind[base] or 0.0))
+def _findings(family: str, comparison: Mapping[str, Any]) -> list[str]:
+    """What `family` gains over each baseline at equal L0, in one sentence each; claims no more than the intervals bear."""
+    findings = []
+    for baseline in comparison.get("baselines") or []:
+        rows = [row for row in comparison.get("against") or [] if (row["family"], row["baseline"]) == (family, baseline)]
+        verdicts = list(dict.fromkeys(_verdict(row["fve"]) for row in rows))
+        for verdict in verdicts:
+            there = "; ".join(_at(row) for row in rows if _verdict(row["fve"]) == verdict)
+            findings.append(f"{VERDICTS[verdict].format(family=family, baseline=baseline)} ({there}).")
+        if not rows and baseline != family and not _mirrored(family, baseline, comparison):
+            findings.append(f"{family} and {baseline} have no L0 and seed in common, so they are not compared.")
+    return findings
 
 
-def _verdict(arm: str, base: str, differences: Sequence[float], l0: float, base_l0: float) -> str:
-    mean = statistics.fmean(differences)
-    size = f"{'+' if mean > 0 else ''}{fixed(mean, 4)} FVE"
-    matched = abs(l0 - base_l0) <= MATCHED * max(base_l0, 1e-9)
-    sparser_and_better, denser_and_worse = l0 < base_l0 and mean > 0, l0 > base_l0 and mean <= 0
-    if not (matched or sparser_and_better or denser_and_worse):
-        points = f"L0 is {fixed(l0, 1)} in {arm}, {fixed(base_l0, 1)} in {base}"
-        return f"whether masks change reconstruction cannot be read from one point each: {points}"
-    at = "at matched L0" if matched else f"at L0 {fixed(l0, 1)} against {fixed(base_l0, 1)}"
-    if len(differences) == 1:
-        if mean > 0:
-            return f"{arm} stands at {size} from {base} {at}, but one seed has no interval: no gain is claimed"
-        return f"no reconstruction gain of {arm} over {base} ({size} {at})"
-    half = _half_width(differences)
-    interval = f"{size} {at}, 95 % interval {fixed(mean - half, 4)} to {fixed(mean + half, 4)}, {len(differences)} seeds"
-    if mean - half > 0:
-        return f"{arm} reconstructs better than {base} ({interval})"
-    if mean + half < 0:
-        return f"no reconstruction gain of {arm} over {base}, but a loss ({interval})"
-    return f"no reconstruction gain of {arm} over {base} is shown ({interval})"
+def _mirrored(family: str, baseline: str, comparison: Mapping[str, Any]) -> bool:
+    """Whether `baseline` is compared with `family` instead."""
+    baselines = comparison.get("baselines") or []
+    return family in baselines and baselines.index(family) < baselines.index(baseline)
 
 
-def _half_width(differences: Sequence[float]) -> float:
-    """Half of Student's 95 % interval of the mean of paired differences."""
-    from scipy import stats  # a second to import, and only studies with several seeds need it
+def _verdict(difference: Mapping[str, Any]) -> str:
+    if difference["verdict"] == "one seed":
+        return "one seed, higher" if difference["value"] > 0 else "one seed, lower"
+    return str(difference["verdict"])
 
-    count = len(differences)
-    return float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+
+def _at(row: Mapping[str, Any]) -> str:
+    difference = row["fve"]
+    size = f"{'+' if difference['value'] > 0 else ''}{fixed(difference['value'], 4)} FVE at L0 {row['l0']:.4g}"
+    if difference["low"] is None:
+        return size
+    return f"{size}, 95 % interval {fixed(difference['low'], 4)} to {fixed(difference['high'], 4)}, {difference['seeds']} seeds"
 
 
 # Scans

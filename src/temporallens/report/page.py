@@ -1,7 +1,7 @@
 """`report.html`: what was asked, the answer for each set of activations, tables, pictures, methods and caveats, in one file.
 
-The sentences come from `answers.py`, the tables from here; `templates/page.html.j2` lists the sections, one template each.
-Everything that comes from data is escaped, and the page's own policy forbids it to load anything.
+The sentences come from `answers.py`, the tables of arms from `tables.py`, the others from here; `templates/page.html.j2` lists the
+sections, one template each. Everything that comes from data is escaped, and the page's own policy forbids it to load anything.
 """
 
 import base64
@@ -16,7 +16,8 @@ import jinja2
 from temporallens.errors import TemporalLensError
 from temporallens.figures.style import number, percent
 from temporallens.files import write_text
-from temporallens.report.answers import UNKNOWN, answer, asked, average, fixed, known, late_clock, listed, text, whence
+from temporallens.report.answers import UNKNOWN, answer, asked, known, late_clock, listed, text
+from temporallens.report.tables import Row, Table, section
 
 
 class Picture(NamedTuple):
@@ -26,23 +27,6 @@ class Picture(NamedTuple):
     data: str  # base64 of the PNG
     width: int
     height: int
-
-
-class Row(NamedTuple):
-    """A line of a table whose columns the template knows."""
-
-    head: str
-    cells: list[str]
-    summary: bool = False
-
-
-class Table(NamedTuple):
-    """A table with its columns; the first column heads the rows."""
-
-    title: str
-    columns: list[str]
-    rows: list[Row]
-    note: str = ""
 
 
 def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], study_text: str, out: Path) -> None:
@@ -71,12 +55,13 @@ def render(results: Mapping[str, Any], pictures: Sequence[Picture], study_text: 
         lstrip_blocks=True,
     )
     study = results.get("study") or {}
-    entries = results.get("activations") or {}
+    entries, notes = results.get("activations") or {}, study.get("notes") or {}
+    sections = [section(name, entry, _runs(results, name), _comparison(results, name), notes) for name, entry in entries.items()]
     return environment.get_template("page.html.j2").render(
         name=results.get("name") or "study",
         asked=asked(results),
-        answers=[answer(name, entry, _runs(results, name)) for name, entry in entries.items()],
-        arms=[arm_table(name, entry, _runs(results, name)) for name, entry in entries.items()],
+        answers=[answer(name, entry, _runs(results, name), _comparison(results, name)) for name, entry in entries.items()],
+        arms=sections,
         pictures=list(pictures),
         scans=[scan_table(model, scan) for model, scan in (results.get("scans") or {}).items()],
         defaults=default_table(study, study_text),
@@ -95,48 +80,11 @@ def _runs(results: Mapping[str, Any], activations: str) -> list[Mapping[str, Any
     return [run for run in results.get("runs") or [] if run.get("activations") == activations]
 
 
+def _comparison(results: Mapping[str, Any], activations: str) -> Mapping[str, Any]:
+    return (results.get("comparison") or {}).get(activations) or {}
+
+
 # Tables
-
-MEASURES: tuple[tuple[str, str, int], ...] = (
-    ("FVE", "fve", 4),
-    ("FVE within position", "fve_within_position", 4),
-    ("FVE at index 0 alone", "fve_first", 4),
-    ("L0", "l0", 1),
-    ("dead features", "dead_features", 0),
-    ("openness", "openness", 3),
-    ("final loss", "final_loss", -1),
-    ("steps", "training_steps", 0),
-    ("tokens", "tokens_seen", 0),
-    ("seconds", "seconds", 0),
-)
-"""Column, key in a run, digits (-1: three significant ones)."""
-
-
-def arm_table(name: str, entry: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per dictionary, and the mean of an arm's seeds where there are several."""
-    several = len({run.get("seed") for run in runs}) > 1
-    measures = [measure for measure in MEASURES if any(measure[1] in run for run in runs)]
-    rows = []
-    for arm in dict.fromkeys(run.get("arm") for run in runs):
-        own = [run for run in runs if run.get("arm") == arm]
-        rows += [
-            Row(f"{arm}, seed {run.get('seed')}" if several else str(arm), [_measure(run, key, digits) for _, key, digits in measures])
-            for run in own
-        ]
-        if len(own) > 1:
-            means = {key: average(own, key) for _, key, _ in measures}
-            rows.append(Row(f"{arm}, mean of {len(own)}", [_measure(means, key, digits) for _, key, digits in measures], summary=True))
-    return Table(f"{name}: {whence(entry)}" if whence(entry) else name, ["arm", *(column for column, _, _ in measures)], rows)
-
-
-def _measure(run: Mapping[str, Any], key: str, digits: int) -> str:
-    value = run.get(key)
-    if digits < 0:
-        return number(value).replace("-", "−") if known(value) and value is not None else UNKNOWN
-    shown = fixed(value, digits)
-    if key == "dead_features" and known(value) and known(run.get("features")) and run["features"]:
-        return f"{shown} of {run['features']:,}"
-    return shown
 
 
 def scan_table(model: str, scan: Mapping[str, Any]) -> Table:

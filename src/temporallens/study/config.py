@@ -5,16 +5,17 @@ study, the command line and the Python functions cannot drift apart. `reading.py
 """
 
 import re
-from typing import Annotated
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.harvest import HarvestPolicy
-from temporallens.dictionaries.arms import Arm, Positional
-from temporallens.dictionaries.masks import group_starts
-from temporallens.errors import TemporalLensError
+from temporallens.dictionaries.arms import Arm
+from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
+from temporallens.study.sources import Activations, positions_of
 from temporallens.training.policy import TrainingPolicy
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
@@ -30,21 +31,53 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class OneSeed(Section):
+    """What is trained with the first seed only."""
+
+    arms: tuple[Name, ...] = ()
+    """Arms of the study: controls, where one look is enough."""
+    activations: tuple[Name, ...] = ()
+    """Entries of `activations`, with every arm."""
+
+
+class Variant(NamedTuple):
+    """An arm of a study at one level."""
+
+    family: str  # its name in the study
+    level: float | None  # None where its level is not varied
+    arm: Arm
+
+
+class Training(NamedTuple):
+    """One dictionary that a study trains."""
+
+    activations: str
+    arm: str  # name of the variant
+    seed: int
+
+
 class Study(Section):
-    """A whole study. Every arm is trained on every entry of `activations`, once for each seed."""
+    """A whole study. Every arm is trained on every entry of `activations`, at every level, once for each seed."""
 
     name: Name
     """An output folder belongs to one study; this name says to which."""
     scans: tuple[ScanPolicy, ...] = ()
     """Models whose every layer is scanned for position before any training."""
-    activations: dict[Name, HarvestPolicy] = Field(min_length=1)
-    """What to harvest. Entries that differ in nothing but the layer are harvested in one pass."""
+    activations: dict[Name, Activations] = Field(min_length=1)
+    """What to harvest. Entries of a model that differ in nothing but the layer are harvested in one pass."""
     arms: dict[Name, Arm] = Field(min_length=1)
     """The dictionaries to compare."""
+    levels: dict[str, Annotated[tuple[float, ...], Field(min_length=1)]] = {}
+    """Values of the field that sets an arm's sparsity (`k`, `sparsity`, `l0`): an arm that has it is trained at each. FVE is compared
+    at the L0 values that `k` (or else `l0`) names."""
     training: TrainingPolicy
     """How every arm is trained."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     """One training run per seed and arm; one seed supports no comparison."""
+    one_seed: OneSeed = OneSeed()
+    """What is trained with the first seed only; every result of it is marked so."""
+    notes: dict[str, str] = {}
+    """What earlier records said of an arm, printed beside its own line."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of every stage; fixed threads give the same bits every time, null leaves the number to PyTorch."""
 
@@ -55,6 +88,14 @@ class Study(Section):
             raise ValueError("a seed stands here twice, which would train the same dictionary twice")
         return seeds
 
+    @field_validator("levels")
+    @classmethod
+    def _distinct_levels(cls, levels: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for field, values in levels.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"a value of {field} stands here twice, which would train the same dictionary twice")
+        return levels
+
     @model_validator(mode="after")
     def _distinct_scans(self) -> "Study":
         names = [as_file_name(scan.model) for scan in self.scans]
@@ -64,25 +105,91 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
-    def _groups_fit_positions(self) -> "Study":
-        """A mask of more groups than there are positions is found here, and not after the harvest."""
-        for entry, policy in self.activations.items():
-            positions = CLOCKS[policy.clock].size(policy.context_length)
-            for name, arm in self.arms.items():
-                if isinstance(arm, Positional):
-                    try:
-                        group_starts(positions, arm.groups)
-                    except TemporalLensError as error:
-                        raise ValueError(f"arms.{name} does not fit activations.{entry}: {error}") from error
+    def _names_exist(self) -> "Study":
+        said: list[tuple[str, str, Iterator[str] | list[str]]] = [
+            *(("one_seed.arms", name, list(self.arms)) for name in self.one_seed.arms),
+            *(("one_seed.activations", name, list(self.activations)) for name in self.one_seed.activations),
+            *(("notes", name, list(self.arms)) for name in self.notes),
+        ]
+        for place, name, names in said:
+            if name not in names:
+                raise ValueError(f"{place} names '{name}', which this study does not have{did_you_mean(name, names)}")
         return self
 
+    @model_validator(mode="after")
+    def _levels_fit_arms(self) -> "Study":
+        fields = {arm.level for arm in self.arms.values() if arm.level}
+        for field in self.levels:
+            if field not in fields:
+                raise ValueError(f"no arm of this study has the level '{field}' that levels varies{did_you_mean(field, fields)}")
+        names = [name for name, _ in self._variants()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two arms would be called '{twice[0]}', one of them an arm at a level; give one another name")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_fit_positions(self) -> "Study":
+        """An arm that the clock has no room for is found here, and not after the harvest."""
+        for entry, policy in self.activations.items():
+            positions = positions_of(policy)
+            for name, variant in self.variants().items():
+                try:
+                    variant.arm.check(positions)
+                except TemporalLensError as error:
+                    raise ValueError(f"arms.{name} does not fit activations.{entry}: {error}") from error
+        return self
+
+    def _variants(self) -> Iterator[tuple[str, Variant]]:
+        for family, arm in self.arms.items():
+            if arm.level not in self.levels:
+                yield family, Variant(family, None, arm)
+                continue
+            for value in self.levels[arm.level]:
+                yield variant_name(family, arm.level, value), Variant(family, value, _at_level(family, arm, value))
+
+    def variants(self) -> dict[str, Variant]:
+        """Every arm, at each of its levels, by the name of its runs."""
+        return dict(self._variants())
+
+    def trainings(self) -> list[Training]:
+        """Every dictionary that is trained, in order."""
+        return [
+            Training(entry, name, seed)
+            for entry, (name, variant), seed in product(self.activations, self._variants(), self.seeds)
+            if seed == self.seeds[0] or not (variant.family in self.one_seed.arms or entry in self.one_seed.activations)
+        ]
+
     def with_model(self, model: str) -> "Study":
-        """The same study of another model: `model` in every activations entry, and in one scan where there was any."""
+        """The same study of another model: `model` in every entry that harvests one, and in one scan where there was any.
+
+        Raises TemporalLensError where there is none.
+        """
+        replaced = {name: entry.model_copy(update={"model": model, "revision": None}) for name, entry in self.from_models().items()}
+        if not replaced and not self.scans:
+            raise TemporalLensError(f"the study {self.name} reads no model that could be replaced: leave out --model")
         return self.model_copy(
             update={
                 "scans": tuple(scan.model_copy(update={"model": model}) for scan in self.scans[:1]),
-                "activations": {
-                    name: policy.model_copy(update={"model": model, "revision": None}) for name, policy in self.activations.items()
-                },
+                "activations": self.activations | replaced,
             }
         )
+
+    def from_models(self) -> dict[str, HarvestPolicy]:
+        """The entries of `activations` that harvest a language model."""
+        return {name: entry for name, entry in self.activations.items() if isinstance(entry, HarvestPolicy)}
+
+
+def variant_name(family: str, field: str, value: float) -> str:
+    """`batchtopk-k16`; a dash more where the field ends in a digit: `jumprelu-l0-16`."""
+    return f"{family}-{field}{'-' if field[-1].isdigit() else ''}{value:g}"
+
+
+def _at_level(family: str, arm: Arm, value: float) -> Any:
+    """The same arm at another level; raises ValueError with the arm's own reason where that contradicts it."""
+    try:
+        return arm.at_level(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"levels.{arm.level} = {value:g} does not suit arms.{family}: {reason[:1].lower()}{reason[1:]}") from error

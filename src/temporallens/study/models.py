@@ -4,6 +4,7 @@ The plan reckons with them, and a layer or context that a model does not have is
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from temporallens.activations.corpora import SHIPPED_TEXT, open_corpus
-from temporallens.activations.models import check_at_hand, check_layer
+from temporallens.activations.harvest import HarvestPolicy
+from temporallens.activations.models import _read_config, check_at_hand, check_layer, find_source
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
 
@@ -33,11 +35,35 @@ def check_models(study: Study) -> None:
     for number, scan in enumerate(study.scans):
         check_at_hand(scan.model)
         _check_context(f"scans.{number}", scan.model, scan.context_length)
-    for name, policy in study.activations.items():
+    for name, policy in study.from_models().items():
         check_at_hand(policy.model)
         _check_context(f"activations.{name}", policy.model, policy.context_length)
         if sizes := model_sizes(policy.model):
             check_layer(policy.layer, sizes.layers, policy.model)
+
+
+def reach_models(models: Iterable[tuple[str, str | None]]) -> None:
+    """Ask the hub for the configuration of those models (name, revision) that are only to be had there and were never fetched.
+
+    A few kilobytes; raises TemporalLensError for a name that the hub does not know, or where it cannot be reached.
+    """
+    for model, revision in models:
+        if model not in SHIPPED_MODELS and _in_hub_cache(model, revision) is None:
+            source = find_source(model, revision)
+            if not source.local:
+                _read_config(source)
+
+
+def check_batches(study: Study) -> None:
+    """Raise TemporalLensError where a batch is larger than all that an entry can give for training, as far as that is known."""
+    training = study.training
+    for name, entry in study.activations.items():
+        most = entry.max_tokens if isinstance(entry, HarvestPolicy) else entry.tokens
+        if most is not None and most * (1 - training.held_out) < training.batch_size:
+            raise TemporalLensError(
+                f"training.batch_size is {training.batch_size:,}, but activations.{name} holds at most {most:,} activations, of which "
+                f"{training.held_out:g} are held out; give smaller batches or more activations"
+            )
 
 
 def _check_context(entry: str, model: str, context_length: int) -> None:
@@ -52,7 +78,7 @@ def check_texts(study: Study) -> None:
     Reads its first document; what would have to be fetched is left alone.
     """
     asked: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
-    asked |= {(policy.text, policy.column, policy.split) for policy in study.activations.values()}
+    asked |= {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
     for text, column, split in sorted(asked, key=str):
         if text != SHIPPED_TEXT and Path(text).expanduser().exists():
             iter(open_corpus(text, column, split))
@@ -73,9 +99,9 @@ def model_sizes(model: str) -> ModelSizes | None:
     return _sizes_of(config.get("text_config", config)) if isinstance(config, dict) else None
 
 
-def _in_hub_cache(model: str) -> Path | None:
+def _in_hub_cache(model: str, revision: str | None = None) -> Path | None:
     try:
-        found = try_to_load_from_cache(model, "config.json")
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
     except HFValidationError:  # a path that is no hub name
         return None
     return Path(found) if isinstance(found, str) else None

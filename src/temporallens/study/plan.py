@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 
 from temporallens.activations.harvest import HarvestPolicy
-from temporallens.dictionaries.standard import Standard
+from temporallens.activations.records import RecordsPolicy
+from temporallens.activations.synthetic import WorldPolicy
 from temporallens.study.config import Study
-from temporallens.study.models import ModelSizes, check_models, check_texts, model_sizes
+from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, model_sizes
 from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
+from temporallens.study.sources import Activations
 from temporallens.study.stages import Records, Stage, stages_of
 
 SHIPPED_TEXTS = {"sotu": (2_450_000, 249)}
@@ -54,6 +56,7 @@ def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     refuse_foreign_folder(study, folder)
     check_models(study)
     check_texts(study)
+    check_batches(study)
     records = Records(folder)
     speed = _products_per_second(study.threads)
     lines = [_line(stage, study, records.finished(stage), speed) for stage in stages_of(study, text)]
@@ -98,6 +101,8 @@ def _scan(stage: Stage, study: Study) -> Amount:
 
 def _harvest(stage: Stage, study: Study) -> Amount:
     policy = study.activations[stage.activations]
+    if not isinstance(policy, HarvestPolicy):
+        return Amount(policy.tokens, policy.tokens * (4 * policy.width + COLUMN_BYTES), _making(policy))
     tokens, sizes = harvest_tokens(policy), model_sizes(policy.model)
     if tokens is None or sizes is None:
         return Amount(tokens, None, None)
@@ -106,22 +111,32 @@ def _harvest(stage: Stage, study: Study) -> Amount:
     return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), tokens * forward_products(sizes, blocks))
 
 
+def _making(policy: WorldPolicy | RecordsPolicy) -> float:
+    """Multiply-adds of a world's codes and directions, or of training and reading the network of the records."""
+    if isinstance(policy, WorldPolicy):
+        return 1.0 * policy.tokens * policy.width * policy.features
+    sizes = ModelSizes(policy.width, 4 * policy.width, policy.layers, policy.positions)
+    trained = 3 * policy.steps * policy.batch_size * policy.positions  # a step is a forward pass and two as dear
+    return (trained + policy.tokens) * forward_products(sizes, policy.layers)
+
+
 def _train(stage: Stage, study: Study) -> Amount:
-    arm, sizes = study.arms[stage.arm], model_sizes(study.activations[stage.activations].model)
+    arm, width = study.variants()[stage.arm].arm, width_of(study.activations[stage.activations])
     tokens = study.training.steps * study.training.batch_size
-    if sizes is None:
+    if width is None:
         return Amount(tokens, None, None)
-    entries = sizes.width * arm.features
-    return Amount(tokens, 2 * 4 * entries, tokens * entries * (DENSE_PRODUCTS if isinstance(arm, Standard) else SPARSE_PRODUCTS))
+    entries = width * arm.features
+    return Amount(tokens, 2 * 4 * entries, tokens * entries * (SPARSE_PRODUCTS if arm.level == "k" else DENSE_PRODUCTS))
 
 
 def _evaluate(stage: Stage, study: Study) -> Amount:
     if not stage.arm:  # the results, which are assembled, not computed
         return Amount(None, None, 0.0)
     policy = study.activations[stage.activations]
-    harvested, sizes = harvest_tokens(policy), model_sizes(policy.model)
+    harvested, width = tokens_of(policy), width_of(policy)
     tokens = None if harvested is None else round(harvested * study.training.held_out)
-    return Amount(tokens, None, None if tokens is None or sizes is None else 2.0 * tokens * sizes.width * study.arms[stage.arm].features)
+    features = study.variants()[stage.arm].arm.features
+    return Amount(tokens, None, None if tokens is None or width is None else 2.0 * tokens * width * features)
 
 
 def _nothing(_stage: Stage, _study: Study) -> Amount:
@@ -136,6 +151,19 @@ SIZES: dict[str, Callable[[Stage, Study], Amount]] = {
     "figures": _nothing,
     "report": _nothing,
 }
+
+
+def width_of(policy: Activations) -> int | None:
+    """Width of an entry's activations; None where its model is not at hand."""
+    if not isinstance(policy, HarvestPolicy):
+        return policy.width
+    sizes = model_sizes(policy.model)
+    return sizes and sizes.width
+
+
+def tokens_of(policy: Activations) -> int | None:
+    """About how many activations an entry gives; None where that is not known."""
+    return harvest_tokens(policy) if isinstance(policy, HarvestPolicy) else policy.tokens
 
 
 def harvest_tokens(policy: HarvestPolicy) -> int | None:

@@ -1,16 +1,15 @@
 """From a YAML file to a `Study`, or to one sentence that says which key is wrong, in which line, and what was meant."""
 
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.study.config import Study
+from temporallens.study.sources import TAG
 
 LARGEST_FILE = 1 << 20
 """Bytes; a study is a page of text, so more is a mistake (or an attack) that is refused before it is parsed."""
@@ -30,7 +29,7 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
     if not isinstance(content, dict):
         raise TemporalLensError(f"{path} is not a study: it should be a mapping with the keys {', '.join(Study.model_fields)}")
     try:
-        study = Study.model_validate(content)
+        study = Study.model_validate(_with_tuples(content), strict=True)  # strict: `true` is no 1, and "12" no 12
     except ValidationError as error:
         raise TemporalLensError(_sentence(error, path, root)) from error
     if model is None:
@@ -38,6 +37,13 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
     replaced = study.with_model(model)
     header = f"# Written by --model {model}, which replaced the model of every entry of {path.name}.\n"
     return StudyFile(replaced, header + yaml.safe_dump(replaced.model_dump(mode="json"), sort_keys=False))
+
+
+def _with_tuples(value: Any) -> Any:
+    """YAML's lists as tuples, which is what strict validation takes for a sequence that cannot change."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(entry) for key, entry in value.items()}
+    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def name_of(path: Path) -> str | None:
@@ -126,20 +132,23 @@ def _explain(place: str, details: ErrorDetails) -> str:
     where = f" in {parent}" if parent else ""
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key '{key}'{where}{did_you_mean(key, _keys_at(Study, details['loc'][:-1]))}"
+        return f"unknown key '{key}'{where}{did_you_mean(key, _keys_at(details['loc'][:-1]))}"
     if kind == "missing":
         return f"the key '{details['loc'][-1]}' is missing" + (f" in {place}" if place else "")
     if kind == "union_tag_not_found":
-        return f"{place} needs the key 'kind', which says what arm it is; it is one of: {_options(_kinds())}"
+        return f"{place} needs the key 'kind', which says what arm it is; it is one of: {_options(_tags_at(details['loc']))}"
     if kind == "union_tag_invalid":
-        return f"{place} has the unknown kind '{context['tag']}'{did_you_mean(str(context['tag']), _kinds())}"
+        word, tag = ("source" if context["tag"].startswith(TAG) else "kind"), context["tag"].removeprefix(TAG)
+        return f"{place} has the unknown {word} '{tag}'{did_you_mean(tag, _tags_at(details['loc']))}"
     if kind == "string_pattern_mismatch" and details["loc"][-1] == "[key]":
         return f"the name '{value}' cannot name a folder: use letters, digits, dots, dashes and underscores"
     if kind in {"dict_type", "model_type", "model_attributes_type"}:
         return f"{place} is {_short(value)}: it should be a mapping of keys to values"
+    if kind == "tuple_type":
+        return f"{place} is {_short(value)}: it should be a list, in square brackets"
     if kind == "too_short":
         return f"{place} is empty: it needs at least one entry"
-    if kind == "string_type" and not isinstance(value, dict | list):
+    if kind == "string_type" and not isinstance(value, dict | tuple):
         return f"{place} is read as {_short(value)}, which is no text: put it in quotes"
     if kind == "value_error":
         return f"{place}: {details['msg'].removeprefix('Value error, ')}" if place else details["msg"].removeprefix("Value error, ")
@@ -153,7 +162,7 @@ def _lower(message: str) -> str:
 def _short(value: object) -> str:
     if value is None:
         return "empty"
-    text = repr(value) if not isinstance(value, dict | list) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    text = repr(value) if not isinstance(value, dict | tuple) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -180,39 +189,48 @@ def _locate(root: yaml.Node, location: tuple[int | str, ...]) -> tuple[list[str]
     return names, line
 
 
-def _keys_at(annotation: Any, location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the model at this location knows."""
-    for part in location:
-        annotation = _descend(annotation, part)
-    model = next(iter(_models(annotation)), None)
+    model = next(iter(_members(_type_at(location)).values()), None)
     return list(model.model_fields) if model else []
 
 
+def _tags_at(location: tuple[int | str, ...]) -> list[str]:
+    """The kinds or sources among which an entry at this location chooses."""
+    return [tag.removeprefix(TAG) for tag in _members(_type_at(location))]
+
+
+def _type_at(location: tuple[int | str, ...]) -> Any:
+    annotation: Any = Study
+    for part in location:
+        annotation = _descend(annotation, part)
+    return annotation
+
+
 def _descend(annotation: Any, part: int | str) -> Any:
-    """The type one step further along pydantic's location: a field, an element, or a member of a union by its kind."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) in {dict, tuple, list}:
-        arguments = get_args(annotation)
-        return arguments[1] if get_origin(annotation) is dict else arguments[0]
-    members = list(_models(annotation))
-    if get_origin(annotation) in {Union, types.UnionType}:
-        return next((member for member in members if part in _kinds_of(member)), None)
-    field = members[0].model_fields.get(str(part)) if members else None
+    """The type one step further along pydantic's location: a field, an element, or a member of a union by its tag."""
+    inner = annotation
+    while get_origin(inner) is Annotated:
+        inner = get_args(inner)[0]
+    if get_origin(inner) in {dict, tuple, list}:
+        arguments = get_args(inner)
+        return arguments[1] if get_origin(inner) is dict else arguments[0]
+    members = _members(annotation)
+    if str(part) in members:
+        return members[str(part)]
+    model = next(iter(members.values()), None)
+    field = model.model_fields.get(str(part)) if model else None
     return field.annotation if field else None
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _members(annotation: Any, tag: str = "") -> dict[str, type[BaseModel]]:
+    """The models that may stand where this type is wanted, by the tag that chooses them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)
-
-
-def _kinds_of(model: type[BaseModel]) -> tuple[Any, ...]:
-    field = model.model_fields.get("kind")
-    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
-
-
-def _kinds() -> list[str]:
-    return [kind for model in _models(Study.model_fields["arms"].annotation) for kind in _kinds_of(model)]
+        kind = annotation.model_fields.get("kind")
+        tags = get_args(kind.annotation) if kind and get_origin(kind.annotation) is Literal else ()
+        return dict.fromkeys([tag] if tag or not tags else map(str, tags), annotation)
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        tag = next((part.tag for part in arguments if isinstance(part, Tag)), tag)
+        return _members(arguments[0], tag)
+    return {name: model for argument in arguments for name, model in _members(argument, tag).items()}

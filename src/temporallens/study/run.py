@@ -4,9 +4,8 @@ This is the one place where the study meets the functions of the lower floors; e
 stage. They get the stages that are not finished and yield each as it is done, so that an interruption loses no finished one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,26 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.evaluation.results import RunPlace, assemble, load_results, run_name
 from temporallens.evaluation.scan import ScanPolicy, scan_policy
+from temporallens.figures.frontier import draw_frontier
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
 from temporallens.files import explained, fingerprint, locked, read_json, write_json, write_text
 from temporallens.report.page import write_report
 from temporallens.study.config import Study
-from temporallens.study.models import check_models, check_texts
+from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.reading import StudyFile, name_of
+from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import HEADLINE_FIGURE, KINDS, Kind, Records, Stage, remove, scan_file, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, training_settings
 from temporallens.training.history import load_history
 from temporallens.training.trainer import ArmRun, train_arms
 
 STUDY_FILE = "study.yaml"
-SCAN_FIGURE = "scan.png"
+SCAN_FIGURE, FRONTIER_FIGURE = "scan.png", "frontier.png"
+
+TOGETHER = 16
+"""Dictionaries that are trained side by side at most: it bounds the memory, and what an interruption can lose."""
 
 OF_THE_WHOLE = ("results", "figures", "report")
 """Stages whose output speaks of the whole study: that of other settings goes before anything else is done, for the new study
@@ -75,16 +79,30 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     refuse_foreign_folder(study, folder)
     check_models(study)
     check_texts(study)
-    stages = stages_of(study, text)
+    check_batches(study)
+    stages, records = stages_of(study, text), Records(folder)
+    reach_models(_models_read(study, (stage for stage in stages if not records.finished(stage))))
     with locked(folder):
         write_text(folder / STUDY_FILE, text)
         _fix_threads(study.threads)
-        run = Run(study, text, folder, Records(folder), say)
+        run = Run(study, text, folder, records, say)
         for stage in stages:
             if stage.name in OF_THE_WHOLE:
                 run.records.withdraw(stage)
         for kind in KINDS[: KINDS.index(up_to) + 1]:
             _do([stage for stage in stages if stage.kind == kind], run, kind)
+
+
+def _models_read(study: Study, stages: Iterable[Stage]) -> set[tuple[str, str | None]]:
+    """The models (name, revision) that scans and harvests among these stages read."""
+    policies = study.from_models()
+    read: set[tuple[str, str | None]] = set()
+    for stage in stages:
+        if stage.kind == "scan":
+            read.add((stage.model, None))
+        elif stage.kind == "harvest" and stage.activations in policies:
+            read.add((policies[stage.activations].model, policies[stage.activations].revision))
+    return read
 
 
 def _fix_threads(threads: int | None) -> None:
@@ -112,6 +130,10 @@ def _groups(stages: list[Stage], key: Callable[[Stage], Any]) -> list[list[Stage
     return list(groups.values())
 
 
+def _parts(stages: list[Stage], size: int) -> list[list[Stage]]:
+    return [stages[first : first + size] for first in range(0, len(stages), size)]
+
+
 def _do_scans(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     policies = {policy.model: policy for policy in run.study.scans}
     for stage in stages:
@@ -132,16 +154,23 @@ def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[dict[str, Any], Pat
 
 
 def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
-    """Entries that share everything but the layer are harvested in one pass through the model."""
-    for group in _groups(stages, lambda stage: run.study.activations[stage.activations].model_dump(mode="json", exclude={"layer"})):
-        harvest_policy([run.study.activations[stage.activations] for stage in group], [run.path(stage) for stage in group])
+    """Entries of a model that share everything but the layer are harvested in one pass; what is made is made entry by entry."""
+    policies = run.study.from_models()
+    harvested = [stage for stage in stages if stage.activations in policies]
+    for group in _groups(harvested, lambda stage: policies[stage.activations].model_dump(mode="json", exclude={"layer"})):
+        harvest_policy([policies[stage.activations] for stage in group], [run.path(stage) for stage in group])
         yield from group
+    for stage in stages:
+        if stage.activations not in policies:
+            make_store(run.study.activations[stage.activations], run.path(stage))
+            yield stage
 
 
 def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
-    """All unfinished arms and seeds of one store learn from one pass over it."""
-    for group in _groups(stages, lambda stage: stage.activations):
-        arms = [ArmRun(stage.run, run.study.arms[stage.arm], stage.seed) for stage in group]
+    """Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time: passes are all alike."""
+    variants = run.study.variants()
+    for group in [part for own in _groups(stages, lambda stage: stage.activations) for part in _parts(own, TOGETHER)]:
+        arms = [ArmRun(stage.run, variants[stage.arm].arm, stage.seed) for stage in group]
         store = ActivationStore(run.folder / "stores" / group[0].activations)
         folder = run.path(group[0]).parent
         settings = training_settings(store, arms, run.study.training)
@@ -157,8 +186,8 @@ def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         if stage.arm:
             _evaluate(run, stage)
         else:
-            study = run.study
-            places = [RunPlace(*place) for place in product(study.activations, study.arms, study.seeds)]
+            study, variants = run.study, run.study.variants()
+            places = [RunPlace(*training, *variants[training.arm][:2]) for training in study.trainings()]
             scans = [run.folder / scan_file(policy.model) for policy in study.scans]
             assemble(run.folder, study.name, study.model_dump(mode="json"), places, scans)
         yield stage
@@ -169,7 +198,12 @@ def _evaluate(run: Run, stage: Stage) -> None:
     folder = run.folder / "arms" / stage.activations / stage.run
     held_out = store.split(run.study.training.held_out, run.study.training.data_seed).held_out
     scale = read_json(folder / "training.json", "the summary of a training run")["scale"]
-    write_json(run.path(stage), evaluate_reconstruction(load_dictionary(folder), store, held_out, scale)._asdict())
+    dictionary = load_dictionary(folder)
+    measured = evaluate_reconstruction(dictionary, store, held_out, scale)._asdict()
+    scores = {
+        name: score(dictionary, store, held_out)._asdict() for name, score in scores_of(run.study.activations[stage.activations]).items()
+    }
+    write_json(run.path(stage), {**measured, **scores})
 
 
 def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
@@ -177,7 +211,9 @@ def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         results, folder = load_results(run.folder), run.path(stage)
         if results["scans"]:
             save(draw_scan(list(results["scans"].values())), folder / SCAN_FIGURE)
-        for result in results["runs"]:
+        if run.study.levels:
+            save(draw_frontier(results), folder / FRONTIER_FIGURE)
+        for result in shown(results["runs"]):
             _draw_run(run, result, folder / figure_name(result))
         _draw_run(run, headline(results["runs"]), folder / HEADLINE_FIGURE)
         yield stage
@@ -188,9 +224,18 @@ def _draw_run(run: Run, result: dict[str, Any], path: Path) -> None:
     save(draw_position_analysis(history, figure_title(result), held_out=result["position_loss"]), path)
 
 
+def shown(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that get a picture of their own: of each arm on each store, the first seed at the middle one of its levels."""
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in runs:
+        families.setdefault((result["activations"], result["family"]), []).append(result)
+    firsts = [[result for result in own if result["seed"] == own[0]["seed"]] for own in families.values()]
+    return [own[len(own) // 2] for own in firsts]
+
+
 def headline(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run whose picture is `position_analysis.png`: the first positional one, or the first of all."""
-    return next((result for result in runs if result["kind"] == "positional"), runs[0])
+    """The run whose picture is `position_analysis.png`: the first positional one shown, or the first of all."""
+    return next((result for result in shown(runs) if result["kind"] == "positional"), runs[0])
 
 
 def figure_name(result: dict[str, Any]) -> str:
@@ -207,7 +252,9 @@ def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         results, folder = load_results(run.folder), run.folder / "figures"
         figures = {"Where position lives": folder / SCAN_FIGURE} if results["scans"] else {}
-        figures |= {figure_title(result): folder / figure_name(result) for result in results["runs"]}
+        if run.study.levels:
+            figures["FVE against L0"] = folder / FRONTIER_FIGURE
+        figures |= {figure_title(result): folder / figure_name(result) for result in shown(results["runs"])}
         write_report(results, figures, run.text, run.path(stage))
         yield stage
 

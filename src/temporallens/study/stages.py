@@ -10,17 +10,17 @@ import hashlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from temporallens.activations.corpora import open_corpus
+from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.shipped import MODELS
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import run_name
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.files import explained, fingerprint, read_json, sha256, write_json
-from temporallens.study.config import Study, as_file_name
+from temporallens.study.config import Study, Training, Variant, as_file_name
 
 Kind = Literal["scan", "harvest", "train", "evaluate", "figures", "report"]
 Contents = dict[str, str | None]
@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 HEADLINE_FIGURE = "position_analysis.png"
 """The figure that is drawn last, and so proves that all are there."""
 
-VERSIONS: dict[Kind, int] = {"scan": 1, "harvest": 1, "train": 1, "evaluate": 1, "figures": 1, "report": 1}
+VERSIONS: dict[Kind, int] = {"scan": 1, "harvest": 1, "train": 2, "evaluate": 2, "figures": 2, "report": 2}
 """Raise a stage's number when its code gives other output for the same settings: finished ones are then done again."""
 
 
@@ -59,16 +59,18 @@ def scan_file(model: str) -> str:
 
 def stages_of(study: Study, study_text: str) -> list[Stage]:
     """Every stage of a study in the order in which they are done."""
-    names = {scan.model for scan in study.scans} | {policy.model for policy in study.activations.values()}
+    names = {scan.model for scan in study.scans} | {policy.model for policy in study.from_models().values()}
     models = {name: content_of(name) for name in names}
     scans = [_scan_stage(study, policy, models) for policy in study.scans]
-    harvests = [_harvest_stage(study, name, models) for name in study.activations]
-    trainings = [_train_stage(study, harvest, arm, seed) for harvest in harvests for arm, seed in product(study.arms, study.seeds)]
+    harvests = {name: _harvest_stage(study, name, models) for name in study.activations}
+    variants = study.variants()
+    trainings = [_train_stage(study, harvests[training.activations], training, variants[training.arm]) for training in study.trainings()]
     evaluations = [_evaluate_stage(training) for training in trainings]
-    results = _stage("evaluate", "results", "results.json", {"study": _plain(study)}, [*scans, *harvests, *trainings, *evaluations])
+    before = [*scans, *harvests.values(), *trainings, *evaluations]
+    results = _stage("evaluate", "results", "results.json", {"study": _plain(study)}, before)
     figures = _stage("figures", "figures", "figures", None, [results], proof=f"figures/{HEADLINE_FIGURE}")
     report = _stage("report", "report", "report.html", {"study_text": study_text}, [results, figures])
-    return [*scans, *harvests, *trainings, *evaluations, results, figures, report]
+    return [*before, results, figures, report]
 
 
 def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
@@ -84,20 +86,19 @@ def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
 
 def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
     policy = study.activations[name]
-    shaped_by = {
-        "policy": _plain(policy),
-        "threads": study.threads,
-        "model": models[policy.model],
-        "text": open_corpus(policy.text, policy.column, policy.split).fingerprint,
-    }
+    shaped_by: dict[str, Any] = {"policy": _plain(policy), "threads": study.threads}
+    if isinstance(policy, HarvestPolicy):
+        text = open_corpus(policy.text, policy.column, policy.split)
+        shaped_by |= {"model": models[policy.model], "text": text.fingerprint}
     folder = f"stores/{name}"
     return _stage("harvest", f"harvest/{name}", folder, shaped_by, [], proof=f"{folder}/manifest.json", activations=name)
 
 
-def _train_stage(study: Study, harvest: Stage, arm: str, seed: int) -> Stage:
-    place = f"{harvest.activations}/{run_name(arm, seed)}"
-    shaped_by = {"arm": _plain(study.arms[arm]), "seed": seed, "training": _plain(study.training), "threads": study.threads}
-    where: dict[str, Any] = {"proof": f"arms/{place}/training.json", "activations": harvest.activations, "arm": arm, "seed": seed}
+def _train_stage(study: Study, harvest: Stage, training: Training, variant: Variant) -> Stage:
+    entry, arm, seed = training
+    place = f"{entry}/{run_name(arm, seed)}"
+    shaped_by = {"arm": _plain(variant.arm), "seed": seed, "training": _plain(study.training), "threads": study.threads}
+    where: dict[str, Any] = {"proof": f"arms/{place}/training.json", "activations": entry, "arm": arm, "seed": seed}
     return _stage("train", f"train/{place}", f"arms/{place}", shaped_by, [harvest], **where)
 
 

@@ -9,6 +9,12 @@ from rich.table import Table
 from temporallens.study.plan import Plan, readable_bytes, readable_time
 
 UNKNOWN = "?"
+VERDICTS = {
+    "above": "above {baseline}",
+    "below": "below {baseline}",
+    "no difference": "not told apart from {baseline}",
+    "one seed": "one seed, against {baseline}",
+}
 
 
 def _table(title: str, texts: list[str], numbers: list[str]) -> Table:
@@ -35,11 +41,20 @@ def plan_table(plan: Plan) -> Table:
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """One row per dictionary, on held-out documents, positions 1 and later."""
-    numbers = ["FVE", "FVE within\nposition", "L0", "dead\nfeatures", "openness", "seconds"]
-    table = _table(f"{results['name']}: held-out documents, position 0 apart", ["activations", "arm", "seed"], numbers)
+    """On held-out documents, positions 1 and later: one row per arm at equal L0 where the study has levels, else per dictionary."""
+    matched = results["study"].get("levels") and any(comparison["l0"] for comparison in results["comparison"].values())
+    return comparison_table(results) if matched else dictionaries_table(results)
+
+
+def dictionaries_table(results: Mapping[str, Any]) -> Table:
+    """One row per dictionary, with what earlier records said of its arm."""
+    notes = results["study"].get("notes") or {}
+    numbers = ["FVE", "FVE within\nposition", "L0", "dead\nfeatures", "openness", "steps", "final\nloss", "seconds"]
+    table = _table(_title(results), ["activations", "arm", "seed"], numbers)
+    if notes:
+        table.add_column("earlier records", overflow="fold")
     for run in results["runs"]:
-        table.add_row(
+        cells = [
             run["activations"],
             run["arm"],
             str(run["seed"]),
@@ -48,9 +63,48 @@ def results_table(results: Mapping[str, Any]) -> Table:
             _number(run["l0"], ".1f"),
             _number(run["dead_features"], ",.0f"),
             _number(run["openness"], ".3f"),
+            _number(run["training_steps"], ",.0f"),
+            _number(run["final_loss"], ".4g"),
             _number(run["seconds"], ",.0f"),
-        )
+        ]
+        table.add_row(*cells, *([notes.get(run["family"], "")] if notes else []))
     return table
+
+
+def comparison_table(results: Mapping[str, Any]) -> Table:
+    """One row per arm and store: FVE at the common L0 values, and the difference from the first baseline at the middle one."""
+    levels = sorted({l0 for comparison in results["comparison"].values() for l0 in comparison["l0"]})
+    middle = levels[len(levels) // 2]
+    headings = [*(f"FVE at\nL0 {l0:g}" for l0 in levels), f"against baseline\nat L0 {middle:g}", "verdict"]
+    table = _table(_title(results), ["activations", "arm", "seeds"], headings)
+    for name, comparison in results["comparison"].items():
+        families = list(dict.fromkeys(run["family"] for run in results["runs"] if run["activations"] == name))
+        for family in families:
+            reached = {row["l0"]: row["fve"] for row in comparison["reached"] if row["family"] == family}
+            seeds = {run["seed"] for run in results["runs"] if (run["activations"], run["family"]) == (name, family)}
+            against = [row for row in comparison["against"] if (row["family"], row["l0"]) == (family, middle)]
+            first = against[0]["fve"] if against else None
+            table.add_row(
+                name,
+                family,
+                "one seed" if len(seeds) == 1 else str(len(seeds)),
+                *(_interval(reached.get(l0), ".4f") for l0 in levels),
+                _interval(first, "+.4f"),
+                VERDICTS[first["verdict"]].format(baseline=against[0]["baseline"]) if first else "-",
+            )
+    return table
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    return f"{results['name']}: held-out documents, position 0 apart"
+
+
+def _interval(mean: Mapping[str, Any] | None, form: str) -> str:
+    """A value with half of its interval, where it has one."""
+    if mean is None:
+        return "-"
+    value = format(mean["value"], form)
+    return value if mean["high"] is None else f"{value} ± {format(mean['high'] - mean['value'], form.removeprefix('+'))}"
 
 
 def scan_table(scan: Mapping[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.files import read_tensors, write_tensors
@@ -25,12 +25,20 @@ class Window:
         self.by_position = {name: torch.zeros(positions, device=device) for name in ("position_loss", "position_l0", "position_count")}
         self.steps = 0
 
-    def add(self, losses: dict[str, Tensor], per_row: Tensor, active: Tensor, position: Int[Tensor, " N"]) -> None:
+    def add(
+        self,
+        losses: dict[str, Tensor],
+        per_row: Float[Tensor, " N"],
+        active: Float[Tensor, " N"],
+        position: Int[Tensor, " N"],
+        count: Float[Tensor, " P"],
+    ) -> None:
+        """Take in one step: its parts of the loss, squared error and codes in use by row, and how many rows each position has."""
         for name, value in losses.items():
             self.sums[name] += value.detach()
         self.by_position["position_loss"].index_add_(0, position, per_row)
-        self.by_position["position_l0"].index_add_(0, position, active.float())
-        self.by_position["position_count"] += torch.bincount(position, minlength=len(self.by_position["position_count"]))
+        self.by_position["position_l0"].index_add_(0, position, active)
+        self.by_position["position_count"] += count
         self.steps += 1
 
     def line(self) -> dict[str, Any]:
@@ -48,7 +56,6 @@ class Window:
             "position_loss_minimum": float(loss[count > 0].min()),
             "position_l0": l0.cpu().numpy(),
             "position_count": count.cpu().numpy(),
-            "position_weight": np.ones(len(count), dtype=np.float32),
         }
 
 

@@ -1,10 +1,11 @@
 """What a training step minimises: reconstruction, sparsity where the arm has it, and the revival of dead features.
 
 Everything is summed over dimensions and features and averaged over tokens, in float32, on inputs of mean norm sqrt(D)
-(`docs/method.md`). The parts are reported unweighted beside their sum.
+(`docs/method.md`). Squared errors are in these common units whatever the arm scales its inputs by, so that arms can be compared.
+Rows may be weighed by position (lab notes, Runs 5 and 6); the parts are reported unweighted beside the sum that is minimised.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,19 @@ class Losses(NamedTuple):
     mse: Float[Tensor, ""]  # squared error per token, summed over dimensions
     sparsity: Float[Tensor, ""]  # sum of codes per token, unweighted
     per_row: Float[Tensor, " N"]  # squared error of each token
+    residual: Float[Tensor, "N D"]  # what the reconstruction misses, in the units of the arm's inputs
+
+
+class RowWeights(NamedTuple):
+    """What each row of a batch counts; None where all count 1."""
+
+    gain: Float[Tensor, " N"] | None = None  # by which the arm scaled its inputs: squared errors are divided by its square
+    reconstruction: Float[Tensor, " N"] | None = None  # w_p of the squared error and of the arm's further loss
+    sparsity: Float[Tensor, " N"] | None = None  # w_p of the L1 penalty
+
+
+ALIKE = RowWeights()
+"""Every row counts the same."""
 
 
 def objective(
@@ -29,16 +43,46 @@ def objective(
     sparsity: float,
     auxiliary: float,
     dead: Dead | None,
+    weights: RowWeights = ALIKE,
 ) -> Losses:
     """Loss of one batch. `sparsity` weighs the arm's L1 penalty; `dead` are features for AuxK to revive."""
-    residual = x - forward.reconstruction
-    per_row = residual.square().sum(1)
-    mse, magnitude = per_row.mean(), forward.magnitude.mean()
-    loss = mse + sparsity * magnitude if sparsity else mse
-    revival = dictionary.auxiliary(x, residual.detach(), dead) if auxiliary and dead is not None else None
+    per_row, residual = squared_errors(forward.reconstruction, x)
+    units = None if weights.gain is None else weights.gain.square().reciprocal()
+    per_row = _times(per_row, units)
+    fitted = per_row if forward.extra is None else per_row + forward.extra
+    loss = _times(fitted, weights.reconstruction).mean()
+    if sparsity:
+        loss = loss + sparsity * _times(forward.magnitude, weights.sparsity).mean()
+    revival = dictionary.auxiliary(x, residual, dead) if auxiliary and dead is not None else None
     if revival is not None:
-        loss = loss + auxiliary * revival.mean()
-    return Losses(loss, mse.detach(), magnitude.detach(), per_row.detach())
+        loss = loss + auxiliary * _times(revival, units).mean()
+    per_row = per_row.detach()
+    return Losses(loss, per_row.mean(), forward.magnitude.detach().mean(), per_row, residual)
+
+
+def _times(rows: Float[Tensor, " N"], weights: Float[Tensor, " N"] | None) -> Float[Tensor, " N"]:
+    return rows if weights is None else rows * weights
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Two passes over `[N, D]` forward, one backward; autograd takes seven."""
+
+    @staticmethod
+    def forward(ctx: Any, reconstruction: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        residual = x - reconstruction
+        ctx.mark_non_differentiable(residual)
+        ctx.save_for_backward(residual)
+        return torch.linalg.vector_norm(residual, dim=1).square_(), residual
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (residual,) = ctx.saved_tensors
+        return residual * gradients[0].mul(-2)[:, None], None
+
+
+def squared_errors(reconstruction: Float[Tensor, "N D"], x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "N D"]]:
+    """Squared error of each row, differentiable in the reconstruction, and the residual `x - reconstruction`, which is not."""
+    return _SquaredErrors.apply(reconstruction, x)
 
 
 class Inputs(NamedTuple):

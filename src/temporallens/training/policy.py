@@ -1,8 +1,9 @@
 """How every arm of a study is trained: one frozen section, the same for all, so that arms differ in nothing else."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 EncoderDtype = Literal["auto", "float32", "bfloat16"]
 
@@ -48,6 +49,14 @@ class TrainingPolicy(BaseModel):
 
     checkpoint_every: int = Field(200, ge=1)
     """Steps from one checkpoint to the next: the work that an interruption can cost."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        """Python's `True` is a 1; a setting that says `true` was not meant as one."""
+        if isinstance(value, bool):
+            raise PydanticCustomError("truth_value", "a number is needed here, neither True nor False")
+        return value
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at this step: linear warm-up, constant, linear decay."""

@@ -1,8 +1,8 @@
 """The training loop: several arms and seeds side by side, from one pass over the store, each batch the same for all.
 
-Activations are centred and scaled once per batch and their rows put in order of position, so that position-aware arms work on
-slices. A checkpoint holds every arm's weights, optimizer, dead-feature counters and history, and the loader's cursor: a run that was
-interrupted and goes on ends with the same bits as one that never stopped.
+Batches are prepared once for all arms (`views`). A checkpoint holds every arm's weights, optimizer, dead-feature counters,
+position weights and history, and the loader's cursor: a run that was interrupted and goes on ends with the same bits as one that
+never stopped.
 """
 
 import math
@@ -11,24 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import ValidationError
 from torch import Tensor
 
-from temporallens.activations.loader import Batch, Cursor, Loader
+from temporallens.activations.loader import Cursor, Loader
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import Arm
-from temporallens.dictionaries.base import Dead, Dictionary, Progress
+from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_json
+from temporallens.memory import keep_freed_memory
 from temporallens.progress import progress
 from temporallens.stopping import held_signals
 from temporallens.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint, training_settings
 from temporallens.training.history import History, Window
-from temporallens.training.objective import Inputs, inputs_for, objective
+from temporallens.training.objective import Inputs, Losses, inputs_for, objective
 from temporallens.training.policy import EncoderDtype, TrainingPolicy
+from temporallens.training.scales import PositionScales, flat_scales, position_scales
+from temporallens.training.views import Views
+from temporallens.training.weights import PositionWeights, adaptive_weights
 
 CALIBRATION_BATCHES = 32
 """Batches over which inference thresholds are measured, with the final weights (`docs/method.md`)."""
@@ -54,39 +59,74 @@ class TrainedArm(NamedTuple):
 
 
 class Trainee:
-    """One dictionary while it is trained: weights, optimizer, counters and history."""
+    """One dictionary while it is trained: weights, optimizer, counters and history. `scales` is what is known of positions
+    beforehand; without it, they are taken to be alike."""
 
-    def __init__(self, run: ArmRun, width: int, positions: int, policy: TrainingPolicy, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: ArmRun,
+        width: int,
+        positions: int,
+        policy: TrainingPolicy,
+        device: torch.device,
+        scales: PositionScales | None = None,
+    ) -> None:
+        keep_freed_memory()
         self.run, self._policy = run, policy
+        scales = scales or flat_scales(positions, width)
         generator = torch.Generator().manual_seed(run.seed)
-        self.dictionary: Dictionary = run.arm.make(width, positions, generator).to(device)
+        self.dictionary: Dictionary = run.arm.make(width, positions, generator)
+        if run.arm.centre != "pooled":
+            gain = scales.gain if run.arm.centre == "position_scaled" else torch.ones_like(scales.gain)
+            self.dictionary.wear(scales.offset.clone(), gain.clone())
+        self.dictionary = self.dictionary.to(device)
+        self._adaptive = adaptive_weights(run.arm, self.dictionary, scales.to(device))
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
         self.dictionary.encoder_dtype = product_dtype(policy.encoder_dtype, device)
         self._optimizer = torch.optim.Adam(groups, lr=policy.learning_rate, fused=True)
         self._tokens_since_fired = torch.zeros(self.dictionary.features, dtype=torch.int64, device=device)
+        self._positions = positions
         self._dead_features = 0  # when last looked: asking in every step would make the program wait for the device
         self._window = Window(positions, device)
         self.history = History()
         self.seconds = 0.0
 
-    def step(self, x: Float[Tensor, "N D"], position: Int[Tensor, " N"], place: Progress) -> None:
-        """Learn from one normalised batch whose rows are in order of position."""
+    def step(
+        self,
+        x: Float[Tensor, "N D"],
+        label: Int[Tensor, " N"],
+        place: Progress,
+        position: Int[Tensor, " N"] | None = None,
+        previous: Previous | None = None,
+    ) -> None:
+        """Learn from one view of a batch (`views.View`); `position` holds the true positions where labels are others."""
         started = time.perf_counter()
         dictionary = self.dictionary
+        position = label if position is None else position
         dictionary.advance(place)
         self._set_rate(place.step)
-        x = dictionary.enter(x, position)
-        forward = dictionary.training_forward(x, position)
-        losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, self._dead())
+        forward = dictionary.training_forward(x, label, previous)
+        weights = self._adaptive.of_rows(label)._replace(gain=dictionary.gain(position))
+        losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, self._dead(), weights)
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss.backward()
         dictionary.remove_parallel_gradient()
         self._optimizer.step()
         dictionary.normalise_decoder()
-        self._tokens_since_fired = torch.where(forward.fired > 0, 0, self._tokens_since_fired + len(x))
-        parts = {"loss": losses.loss, "mse_loss": losses.mse, "sparsity_loss": losses.sparsity}
-        self._window.add(parts, losses.per_row, forward.active, position)
+        with torch.no_grad():
+            dictionary.observe(x, label, losses.residual, place)
+        self._look_back(losses, forward, label, position)
         self.seconds += time.perf_counter() - started
+
+    def _look_back(self, losses: Losses, forward: Forward, label: Int[Tensor, " N"], position: Int[Tensor, " N"]) -> None:
+        """Keep what the step says about features and positions; labels, permuted or not, are as many as the positions are."""
+        self._tokens_since_fired = torch.where(forward.fired > 0, 0, self._tokens_since_fired + len(label))
+        count = losses.per_row.new_zeros(self._positions).index_add_(0, label, torch.ones_like(losses.per_row))
+        self._adaptive.follow(losses.per_row, forward.magnitude.detach(), label, count)
+        if self._adaptive.by_loss is not None:
+            self.dictionary.follow_weights(self._adaptive.by_loss.weights)
+        parts = {"loss": losses.loss, "mse_loss": losses.mse, "sparsity_loss": losses.sparsity}
+        self._window.add(parts, losses.per_row, forward.active, position, count)
 
     def _dead(self) -> Dead | None:
         """As many features as were dead when last looked, those that have not fired for longest."""
@@ -126,9 +166,11 @@ class Trainee:
             "temperature": self.dictionary.temperature,
             "openness": 1.0 if openness is None else float(openness.mean()),
             "learning_rate": self._policy.learning_rate * self._policy.rate(step),
+            "position_weight": _column(self._adaptive.by_loss, self._positions),
+            "sparsity_weight": _column(self._adaptive.sparsity, self._positions),
         }
         self.history.append(line)
-        self._window = Window(len(line["position_loss"]), self._tokens_since_fired.device)
+        self._window = Window(self._positions, self._tokens_since_fired.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint must hold, by name."""
@@ -136,12 +178,13 @@ class Trainee:
         named |= {f"history/{name}": tensor for name, tensor in self.history.tensors().items()}
         for number, state in self._optimizer.state_dict()["state"].items():
             named |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
+        named |= {f"weights/{name}": tensor for name, tensor in self._adaptive.tensors().items()}
         named["tokens_since_fired"] = self._tokens_since_fired
         return named
 
     def restore(self, tensors: dict[str, Tensor], place: Progress) -> None:
         """Take back what `tensors` gave, at the step where it was saved."""
-        parts: dict[str, dict[str, Tensor]] = {"dictionary": {}, "history": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"dictionary": {}, "history": {}, "optimizer": {}, "weights": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             if rest:
@@ -149,6 +192,9 @@ class Trainee:
         self.dictionary.load_state_dict(parts["dictionary"])
         self.dictionary.advance(place)
         self.history = History.from_tensors(parts["history"])
+        self._adaptive.restore(parts["weights"])
+        if self._adaptive.by_loss is not None:
+            self.dictionary.follow_weights(self._adaptive.by_loss.weights)
         self._tokens_since_fired.copy_(tensors["tokens_since_fired"])
         self._count_dead()
         state: dict[int, dict[str, Tensor]] = {}
@@ -156,6 +202,11 @@ class Trainee:
             number, _, field = name.partition("/")
             state.setdefault(int(number), {})[field] = tensor
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+
+
+def _column(weights: PositionWeights | None, positions: int) -> np.ndarray:
+    """Weights as the history keeps them."""
+    return np.ones(positions, dtype=np.float32) if weights is None else weights.weights.cpu().numpy()
 
 
 def product_dtype(wanted: EncoderDtype, device: torch.device) -> torch.dtype:
@@ -180,20 +231,22 @@ def train_arms(
     if int(moments.count.sum()) == 0 or float(moments.pooled_variance()) <= 0:
         raise TemporalLensError(f"the activations in {store.folder} are constant: there is nothing for a dictionary to learn")
     inputs = inputs_for(moments.pooled_mean(), moments.pooled_variance())
-    loader = Loader(store, split.train, policy.batch_size, policy.data_seed)
+    scales = position_scales(moments, inputs)
+    trainees = [Trainee(run, store.width, store.positions, policy, target, scales) for run in runs]
+    neighbours = any(trainee.dictionary.wants_previous for trainee in trainees)
+    loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours)
     mixing = loader.mixing()
-    trainees = [Trainee(run, store.width, store.positions, policy, target) for run in runs]
     path = checkpoint_file(out, training_settings(store, runs, policy))
     start = _resume(path, trainees, loader, policy)
-    centre = inputs.centre.to(target)
+    here = inputs._replace(centre=inputs.centre.to(target))
     with held_signals() as stopping, progress(f"training {len(runs)} arms", policy.steps * policy.batch_size, "tokens") as advance:
         advance(start * policy.batch_size)
         for step in range(start, policy.steps):
-            x, position = _ordered(next(loader), target)
-            x = inputs._replace(centre=centre).normalise(x)
+            views = Views(next(loader), here, policy.data_seed, step)
             logged = (step + 1) % policy.log_every == 0 or step + 1 == policy.steps
             for trainee in trainees:
-                trainee.step(x, position, Progress(step, policy.steps))
+                view = views.of(trainee.run.arm, trainee.dictionary)
+                trainee.step(view.x, view.label, Progress(step, policy.steps), view.position, view.previous)
                 if logged:
                     trainee.log(step)
             advance(policy.batch_size)
@@ -201,20 +254,22 @@ def train_arms(
                 _save(path, trainees, loader, step + 1)
                 if stopping():
                     break
-    _calibrate(trainees, loader, inputs._replace(centre=centre))
+    _calibrate(trainees, loader, here, policy)
     loader.close()
     trained = {trainee.run.name: _finish(trainee, inputs, mixing._asdict(), store, policy, out) for trainee in trainees}
     path.unlink(missing_ok=True)
     return trained
 
 
-def _calibrate(trainees: list[Trainee], loader: Loader, inputs: Inputs) -> None:
-    """Measure inference thresholds on the batches that would have come next, with the final weights."""
-    for _ in range(CALIBRATION_BATCHES):
-        x, position = _ordered(next(loader), inputs.centre.device)
-        x = inputs.normalise(x)
+def _calibrate(trainees: list[Trainee], loader: Loader, inputs: Inputs, policy: TrainingPolicy) -> None:
+    """Let the arms measure what they need on the batches that would have come next, with the final weights and masks."""
+    for trainee in trainees:
+        trainee.dictionary.advance(Progress(policy.steps, policy.steps))
+    for number in range(CALIBRATION_BATCHES):
+        views = Views(next(loader), inputs, policy.data_seed, policy.steps + number)
         for trainee in trainees:
-            trainee.dictionary.finish(trainee.dictionary.enter(x, position), position)
+            view = views.of(trainee.run.arm, trainee.dictionary)
+            trainee.dictionary.finish(view.x, view.label)
     for trainee in trainees:
         trainee.dictionary.finished()
 
@@ -222,11 +277,6 @@ def _calibrate(trainees: list[Trainee], loader: Loader, inputs: Inputs) -> None:
 def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
     """Checkpoints fall on logged steps, where the sums of the history are empty and need not be saved."""
     return max(1, round(policy.checkpoint_every / policy.log_every))
-
-
-def _ordered(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    order = torch.argsort(batch.position, stable=True)
-    return batch.x[order].to(device), batch.position[order].to(device)
 
 
 def _save(path: Path, trainees: list[Trainee], loader: Loader, step: int) -> None:

@@ -1,0 +1,181 @@
+"""The matched comparison: families of arms at equal L0, paired by seed (`docs/method.md`).
+
+A family is an arm of a study at all its levels. Its FVE(L0), for one seed, is a curve of one measured point per level; it is read
+at common L0 values by straight lines in log L0 between measured points, and never beyond its range by more than `REACH`. What two
+families reach there is paired by seed: mean difference with Student's interval, and the ratio of what they leave unexplained. A
+family of one level is one point, compared where L0 agree within `REACH`.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of, ratio_of
+
+REACH = 0.05
+"""Share of an L0 within which two L0 count as equal: so far beyond its range a curve is read, along its nearest line."""
+
+BASELINES = ("batchtopk", "position_mean")
+"""Kinds that others are compared with: today's strongest, and the cheapest thing that knows positions."""
+LAST_RESORT = "standard"
+"""The kind that others are compared with where there is none of those: the lab notes' own baseline."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Reached(_Part):
+    """What one family reaches at one L0."""
+
+    family: str
+    l0: float
+    fve: Mean
+    fve_within_position: Mean
+
+
+class Against(_Part):
+    """One family against a baseline at one L0, over the seeds that both have."""
+
+    family: str
+    baseline: str
+    l0: float
+    fve: Difference
+    fve_within_position: Difference
+    unexplained: Mean | None
+    """`(1 - FVE) / (1 - FVE of the baseline)`, a geometric mean; None where one explains everything."""
+
+
+class Comparison(_Part):
+    """All families of one activations entry at the L0 values that they have in common."""
+
+    l0: list[float]
+    baselines: list[str]
+    reached: list[Reached]
+    against: list[Against]
+
+
+class Measured(NamedTuple):
+    """What the comparison needs to know of one dictionary."""
+
+    family: str
+    kind: str
+    seed: int
+    l0: float
+    fve: float
+    fve_within_position: float
+
+
+class Point(NamedTuple):
+    """A point of a curve."""
+
+    l0: float
+    fve: float
+    fve_within_position: float
+
+
+def compare(runs: Sequence[Measured], levels: Sequence[float]) -> Comparison:
+    """Compare the families among `runs` at the L0 values `levels`; without any, at those of the baselines."""
+    curves: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.l0 > 0:
+            curves[run.family][run.seed].append(Point(run.l0, run.fve, run.fve_within_position))
+    baselines = baselines_among(runs)
+    common = [float(level) for level in levels] or _levels_of(baselines, curves)
+    reached, against = [], []
+    for l0 in common:
+        at = {family: _read_all(own, l0) for family, own in curves.items()}
+        at = {family: own for family, own in at.items() if own}
+        reached += [_reached(family, l0, list(own.values())) for family, own in at.items()]
+        for family in at:
+            for baseline in _baselines_of(family, baselines):
+                if pairs := _pairs(at[family], at.get(baseline, {})):
+                    against.append(_against(family, baseline, l0, pairs))
+    return Comparison(l0=common, baselines=baselines, reached=reached, against=against)
+
+
+def baselines_among(runs: Sequence[Measured]) -> list[str]:
+    """For each kind of baseline the family of that name, or else the first of that kind."""
+    found: list[str] = []
+    for kind in (*BASELINES, LAST_RESORT):
+        families = list(dict.fromkeys(run.family for run in runs if run.kind == kind))
+        if families and not (kind == LAST_RESORT and found):
+            found.append(kind if kind in families else families[0])
+    return found
+
+
+def _baselines_of(family: str, baselines: Sequence[str]) -> Sequence[str]:
+    """Those that `family` is compared with: a baseline itself only with the ones before it."""
+    return baselines[: baselines.index(family)] if family in baselines else baselines
+
+
+def _levels_of(baselines: Sequence[str], curves: dict[str, dict[int, list[Point]]]) -> list[float]:
+    """Mean L0 of each baseline, those that count as equal taken as one."""
+    common: list[float] = []
+    for baseline in baselines:
+        points = [point.l0 for own in curves.get(baseline, {}).values() for point in own]
+        l0 = sum(points) / len(points) if points else math.nan
+        if points and not any(_equal(l0, other) for other in common):
+            common.append(l0)
+    return common
+
+
+def _equal(l0: float, other: float) -> bool:
+    return other / (1 + REACH) <= l0 <= other * (1 + REACH)
+
+
+def _read_all(curves: dict[int, list[Point]], l0: float) -> dict[int, Point]:
+    """What each seed's curve says at `l0`, of those that reach so far."""
+    read = {seed: read_curve(points, l0) for seed, points in curves.items()}
+    return {seed: point for seed, point in read.items() if point is not None}
+
+
+def read_curve(points: Sequence[Point], l0: float) -> Point | None:
+    """The point of a curve at `l0`; None where it does not reach so far."""
+    curve = _merged(points)
+    if len(curve) == 1:
+        return curve[0] if _equal(curve[0].l0, l0) else None
+    if not curve[0].l0 / (1 + REACH) <= l0 <= curve[-1].l0 * (1 + REACH):
+        return None
+    right = next((place for place, point in enumerate(curve) if point.l0 >= l0), len(curve) - 1)
+    low, high = curve[max(right, 1) - 1], curve[max(right, 1)]
+    share = math.log(l0 / low.l0) / math.log(high.l0 / low.l0)
+    return Point(l0, *(a + share * (b - a) for a, b in zip(low[1:], high[1:], strict=True)))
+
+
+def _merged(points: Sequence[Point]) -> list[Point]:
+    """Points in order of L0; those of equal L0 are averaged."""
+    curve = []
+    for l0, group in groupby(sorted(points), key=lambda point: point[0]):
+        columns = list(zip(*group, strict=True))
+        curve.append(Point(l0, *(sum(column) / len(column) for column in columns[1:])))
+    return curve
+
+
+def _pairs(own: dict[int, Point], theirs: dict[int, Point]) -> list[tuple[Point, Point]]:
+    return [(point, theirs[seed]) for seed, point in own.items() if seed in theirs]
+
+
+def _reached(family: str, l0: float, points: Sequence[Point]) -> Reached:
+    return Reached(
+        family=family,
+        l0=l0,
+        fve=mean_of([point.fve for point in points]),
+        fve_within_position=mean_of([point.fve_within_position for point in points]),
+    )
+
+
+def _against(family: str, baseline: str, l0: float, pairs: Sequence[tuple[Point, Point]]) -> Against:
+    left = [(1 - own.fve, 1 - other.fve) for own, other in pairs]
+    return Against(
+        family=family,
+        baseline=baseline,
+        l0=l0,
+        fve=difference_of([own.fve - other.fve for own, other in pairs]),
+        fve_within_position=difference_of([own.fve_within_position - other.fve_within_position for own, other in pairs]),
+        unexplained=ratio_of([a / b for a, b in left]) if all(a > 0 and b > 0 for a, b in left) else None,
+    )

@@ -1,0 +1,68 @@
+"""Where a study's activations come from: each entry under `activations:` is the policy of its `source`.
+
+`model` (the default) harvests a language model over text. The other sources make their activations themselves, know by
+construction what should be found in them, and score a dictionary against it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import BeforeValidator, Discriminator, Tag
+
+from temporallens.activations.clocks import CLOCKS
+from temporallens.activations.harvest import HarvestPolicy, harvest_policy
+from temporallens.activations.records import RecordsPolicy, harvest_records
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.synthetic import WorldPolicy, harvest_world
+from temporallens.dictionaries.base import Dictionary
+
+TAG = "source: "
+"""Begins the names by which pydantic tells the sources apart, so that none is mistaken for a key of the file."""
+
+Score = Callable[[Dictionary, ActivationStore, Int[np.ndarray, " n"]], Any]
+"""What a dictionary found of what is known, on held-out sequences: a NamedTuple of values that JSON holds."""
+
+
+def source_of(entry: Any) -> str:
+    """The tag of an entry: as it says, or a model's."""
+    said = entry.get("source", "model") if isinstance(entry, dict) else getattr(entry, "source", "model")
+    return f"{TAG}{said}"
+
+
+def _without_source(entry: Any) -> Any:
+    return {key: value for key, value in entry.items() if key != "source"} if isinstance(entry, dict) else entry
+
+
+FromModel = Annotated[HarvestPolicy, BeforeValidator(_without_source)]
+Activations = Annotated[
+    Annotated[FromModel, Tag(f"{TAG}model")] | Annotated[WorldPolicy, Tag(f"{TAG}world")] | Annotated[RecordsPolicy, Tag(f"{TAG}records")],
+    Discriminator(source_of),
+]
+
+
+def positions_of(entry: Activations) -> int:
+    """Positions that an entry's clock knows."""
+    return CLOCKS[entry.clock].size(entry.context_length) if isinstance(entry, HarvestPolicy) else entry.positions
+
+
+def make_store(entry: Activations, out: Path) -> ActivationStore:
+    """The store of one entry."""
+    if isinstance(entry, HarvestPolicy):
+        return harvest_policy([entry], [out])[0]
+    return harvest_world(entry, out) if isinstance(entry, WorldPolicy) else harvest_records(entry, out)
+
+
+def scores_of(entry: Activations) -> dict[str, Score]:
+    """What a dictionary trained on an entry is scored by, under the key of a run's results; nothing where nothing is known."""
+    if isinstance(entry, WorldPolicy):
+        from temporallens.evaluation.worlds import score_world
+
+        return {"world": score_world}
+    if isinstance(entry, RecordsPolicy):
+        from temporallens.evaluation.fields import score_fields
+
+        return {"fields": score_fields}
+    return {}

@@ -1,0 +1,69 @@
+"""A batch as the arms see it: rows in order of position, normalised, entered where arms are centred by position; each view is
+made once for all arms that share it.
+
+For arms with `permuted: true` labels are permuted over the rows, by a generator that depends on the data seed and the step alone.
+Since the labels of a batch stay the same and rows stand in their order, that is to permute the rows and leave the labels where they are.
+What is taken off a row by position is measured, not learned, and follows its true position: the control is about the labels that
+the arm is told.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from temporallens.activations.loader import Batch
+from temporallens.dictionaries.base import ArmConfig, Dictionary, Previous
+from temporallens.training.objective import Inputs
+
+PERMUTING = 0x7065726D
+"""Tells the stream of permutations from those that order the data by the same seed."""
+
+
+class View(NamedTuple):
+    """What one arm sees of a batch."""
+
+    x: Float[Tensor, "N D"]  # normalised and entered
+    label: Int[Tensor, " N"]  # positions that the arm is told, ascending
+    position: Int[Tensor, " N"]  # true positions
+    previous: Previous | None  # the token before each row, entered at the position before
+
+
+class Views:
+    """The views of one batch; `step` counts the batches of the training stream."""
+
+    def __init__(self, batch: Batch, inputs: Inputs, seed: int, step: int) -> None:
+        device = inputs.centre.device
+        order = torch.argsort(batch.position, stable=True)
+        x = inputs.normalise(batch.x[order].to(device))
+        position = batch.position[order].to(device)
+        previous = None
+        if batch.previous is not None and batch.paired is not None:
+            previous = Previous(inputs.normalise(batch.previous[order].to(device)), batch.paired[order].to(device))
+        self._plain = View(x, position, position, previous)
+        self._seed, self._step = seed, step
+        self._made: dict[tuple[str, bool], View] = {}
+
+    def of(self, arm: ArmConfig, dictionary: Dictionary) -> View:
+        """What `arm` sees; dictionaries that are centred by position all wear the same."""
+        kind = (arm.centre, arm.permuted)
+        if kind not in self._made:
+            view = _permuted(self._plain, self._seed, self._step) if arm.permuted else self._plain
+            self._made[kind] = _entered(view, dictionary)
+        return self._made[kind]
+
+
+def _permuted(view: View, seed: int, step: int) -> View:
+    rows = np.random.default_rng((PERMUTING, seed, step)).permutation(len(view.x))
+    chosen = torch.from_numpy(rows).to(view.x.device)
+    previous = None if view.previous is None else Previous(view.previous.x[chosen], view.previous.paired[chosen])
+    return View(view.x[chosen], view.label, view.position[chosen], previous)
+
+
+def _entered(view: View, dictionary: Dictionary) -> View:
+    previous = view.previous
+    if previous is not None:
+        previous = previous._replace(x=dictionary.enter(previous.x, (view.position - 1).clamp(min=0)))
+    return view._replace(x=dictionary.enter(view.x, view.position), previous=previous)
