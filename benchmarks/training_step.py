@@ -23,7 +23,9 @@ from temporallens.training.trainer import ArmRun, Trainee
 
 Precision = Literal["float32", "bfloat16"]
 STEPS = 100_000
-"""Length of the run that the timed steps pretend to be part of: masks are then early in their annealing, and soft."""
+"""Length of the run that the timed steps pretend to be part of."""
+LEARNING = 0.2
+"""Share of that run at which they stand: masks are soft, their logits learn, and closed entries are searched for worth."""
 WARM_UP = 12
 """Steps before any timing, after which a running threshold has settled."""
 OURS = "ours, BatchTopK"
@@ -55,7 +57,7 @@ class OurStep:
     def __init__(self, arm: Arm, sizes: Sizes, precision: Precision, data: list[Tensor], device: torch.device) -> None:
         policy = training_policy(sizes, precision)
         self.trainee = Trainee(ArmRun("benchmark", arm, 0), sizes.width, sizes.positions, policy, device)
-        self.place = Progress(0, STEPS)
+        self.place = Progress(round(LEARNING * STEPS), STEPS)
         self._inputs, self._data = normalisation(data), cycle(data)
         self._position = positions_of(sizes, device)
 

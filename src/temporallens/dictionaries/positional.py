@@ -25,7 +25,7 @@ from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.batchtopk import TopKConfig
 from temporallens.dictionaries.masked import MaskedDictionary
 from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask
-from temporallens.dictionaries.sparse import Block, Floor, Pattern
+from temporallens.dictionaries.sparse import Block, Floor, Pattern, entries_above, pattern_of, whole
 
 REOPENING_ROWS = 1024
 """Rows of a batch that are searched for closed entries worth reopening: a dense pass, and rare."""
@@ -150,26 +150,29 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         """Every so often, open again what would have earned its place (masked gradient updates made reversible)."""
         if self.mask.basis is not None or (place.step + 1) % self.config.reopen_every or place.share < self.config.mask_warmup:
             return  # what a smooth mask closes still learns from its neighbours
-        step = max(1, len(x) // REOPENING_ROWS)
-        x, residual, groups = x[::step], residual[::step], self.groups(positions[::step])
-        closed = self.gates() <= CLOSED
-        code = self.pre_activations(x).relu_()
-        code *= code > self.threshold
-        fit, shut = 2 * residual @ self.decoder.T, closed[groups]
-        if (gain := self.gain(positions[::step])) is not None:  # squared errors count in common units
-            code, fit = code / gain[:, None], fit / gain[:, None]
-        missed, earned = code * (fit - code) * shut, code * (fit + code) * ~shut
-        tokens = torch.zeros_like(self.searched).index_add_(0, groups, torch.ones_like(groups, dtype=self.searched.dtype))
-        evidence = torch.zeros_like(self.missed).index_add_(0, groups, missed)
-        news = (evidence, earned.sum(0), (earned != 0).sum(0), tokens)
-        for memory, new in zip((self.missed, self.earned, self.firings, self.searched), news, strict=True):
-            memory.mul_(REOPENING_MEMORY).add_(new)
+        step, closed = max(1, len(x) // REOPENING_ROWS), self.gates() <= CLOSED
+        self._weigh(x[::step], positions[::step], residual[::step], closed)
         share = (self.searched / self.searched.sum())[:, None]
         mean = self.earned.clamp(min=0)
         due = torch.maximum(self.config.least_share * share * mean, REOPENING_FIRINGS * mean / self.firings.clamp(min=1))
         worth = closed & (self.missed > due)
         self.mask.logits.masked_fill_(worth, 0.0)
         self.missed.masked_fill_(worth, 0.0)
+
+    def _weigh(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], closed: Tensor) -> None:
+        """Add to the evidence what closed entries would have saved of the residual, and what open ones did."""
+        flat, code = entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, whole(len(x), float(self.threshold)))
+        pattern, groups = pattern_of(flat, len(x), self.features), self.groups(positions)
+        fit, entry = 2 * pattern.inner(residual, self.decoder), self.entries(pattern, positions)
+        if (gain := self.gain(positions)) is not None:  # squared errors count in common units
+            unit = gain.index_select(0, pattern.row)
+            code, fit = code / unit, fit / unit
+        shut = closed.view(-1).index_select(0, entry)
+        missed = torch.zeros_like(self.missed).view(-1).index_add_(0, entry, code * (fit - code) * shut).view_as(self.missed)
+        earned, firings = pattern.feature_sum(code * (fit + code) * ~shut), pattern.feature_sum((~shut).to(code.dtype))
+        tokens = torch.zeros_like(self.searched).index_add_(0, groups, torch.ones_like(groups, dtype=self.searched.dtype))
+        for memory, new in zip((self.missed, self.earned, self.firings, self.searched), (missed, earned, firings, tokens), strict=True):
+            memory.mul_(REOPENING_MEMORY).add_(new)
 
 
 class _Gated(torch.autograd.Function):
