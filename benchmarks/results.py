@@ -33,7 +33,7 @@ from temporallens.report.tables import (
 
 DIGITS = 6
 """Significant digits of what is kept: far below what seeds differ by."""
-BY_FIELD = ("precision", "recall", "f1", "null_f1", "p_value")
+BY_FIELD = ("precision", "recall", "f1", "null_f1", "f1_p_value")
 LISTS = ("openness_by_position", "position_loss", "position_fve", "position_l0", "position_count")
 PAGE = "# Results\n\nEach table is written by the command above it; the numbers behind it are in `docs/results/`.\n"
 
@@ -109,10 +109,10 @@ def runs_of(results: Mapping[str, Any], entry: str) -> Runs:
 
 
 def tables_of(results: Mapping[str, Any], entry: str) -> list[Table]:
-    """The tables of one activations entry; every dictionary on its own only where arms have no levels."""
+    """The tables of one activations entry; every dictionary on its own only where there is one of each arm."""
     runs, notes = runs_of(results, entry), results["study"].get("notes") or {}
     tables = [*comparison_tables(entry, runs, results["comparison"][entry]), openness_table(entry, runs), *score_tables(entry, runs)]
-    if not results["study"].get("levels"):
+    if len({run["family"] for run in runs}) == len(runs):
         tables.append(dictionaries_table(entry, runs, notes))
     return [table for table in tables if table.rows]
 

@@ -535,6 +535,8 @@ def test_arms_that_contradict_themselves_are_refused(arm, options, sentence):
         (positional(groups=8, length=8), "8 groups cannot divide 8 positions"),
         (PositionalReLU(groups=0), "0 groups cannot divide"),
         (Sliced(features=8, k=1, groups=8), "4 features cannot be dealt out to 8 groups"),
+        (Sliced(features=16, k=5, groups=4, shared=0.0), "k = 5 codes per token cannot come from the 4 features that are open"),
+        (RandomMask(features=16, k=5, groups=4, openness=0.25), "k = 5 codes per token cannot come from the 4 features that are open"),
         (PostHoc(groups=16), "16 groups cannot divide 16 positions"),
         (RandomMask(groups=4, openness=(0.5, 0.5)), "openness has 2 values for 4 groups of positions"),
     ],
@@ -551,7 +553,7 @@ SAVED = MASKED | {
     "relu_soft": (PositionalReLU(features=FEATURES, groups="smooth", strictness="soft"), Progress(90, 100)),
     "table": (positional(groups="positions", length=40), Progress(90, 100)),
     "smooth": (positional(groups="smooth", bumps=4, length=40), SOME),
-    "sliced_centred": (Sliced(features=FEATURES, k=K, groups="positions", shared=0, centre="position"), SOME),
+    "sliced_centred": (Sliced(features=FEATURES, k=2, groups="positions", shared=0, centre="position"), SOME),
     "posthoc": (PostHoc(features=FEATURES, k=K, groups=4), SOME),
 }
 

@@ -150,6 +150,7 @@ class TestTruth:
             ({"windows": (0.0,)}, "shares of the positions"),
             ({"periods": (1,)}, "lies between 2 and 31"),
             ({"shift": 3}, "goes with variant: shifted"),
+            ({"positions": 10**9}, "60 features need a table of 60 by 1000000000"),
             ({"colour": 1}, "Extra inputs"),
         ],
     )

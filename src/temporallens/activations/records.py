@@ -83,7 +83,7 @@ class RecordsPolicy(BaseModel):
     source: Literal["records"] = "records"
     """Says that these activations come from the record network, which is trained on the spot."""
 
-    records: int = Field(8192, ge=2)
+    records: int = Field(8192, ge=2, le=1 << 26)
     """Records to harvest, of 43 tokens each; drawn anew, not those trained on."""
 
     records_per_document: int = Field(8, ge=1)
@@ -92,10 +92,10 @@ class RecordsPolicy(BaseModel):
     layer: int = Field(1, ge=0)
     """The residual stream after this block, counted from 0."""
 
-    layers: int = Field(3, ge=1)
+    layers: int = Field(3, ge=1, le=96)
     """Blocks of the network."""
 
-    width: int = Field(128, ge=1)
+    width: int = Field(128, ge=1, le=8192)
     """Dimensions of the residual stream."""
 
     heads: int = Field(4, ge=1)
@@ -391,11 +391,6 @@ def _write_truth(policy: RecordsPolicy, trained: Trained, out: Path) -> None:
     write_tensors(out / "truth.safetensors", {"field": field, "loss": trained.loss})
     with explained(out / "network"), quiet_transformers():
         trained.network.save_pretrained(make_folder(out / "network"))
-
-
-def is_records(store: ActivationStore) -> bool:
-    """Whether a store was made by `harvest_records`."""
-    return store.manifest.description.source.get("kind") == "records"
 
 
 def read_layout(folder: Path) -> Layout:

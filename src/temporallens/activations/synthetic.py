@@ -43,6 +43,8 @@ DIRECTIONS, PROFILES, OFFSET, LENGTHS, ROWS = range(5)
 """Purposes of the generators."""
 PUSHES = 2000
 """Repulsion steps after which feature directions are given up."""
+LARGEST_TABLE = 1 << 26
+"""Entries of a table of features by features, positions or dimensions; such tables are held in memory."""
 
 
 class WorldPolicy(BaseModel):
@@ -66,7 +68,7 @@ class WorldPolicy(BaseModel):
     positions: int = Field(64, ge=8)
     """Tokens in a full row; position 0 holds no feature and is excluded from training."""
 
-    sequences: int = Field(6400, ge=2 * DOCUMENT)
+    sequences: int = Field(6400, ge=2 * DOCUMENT, le=1 << 26)
     """Rows of the world; four in a document."""
 
     coherence: float = Field(0.4, gt=0, lt=1)
@@ -75,7 +77,7 @@ class WorldPolicy(BaseModel):
     active: float = Field(6.0, gt=0)
     """Features active in a token, on average over positions 1 and later."""
 
-    zipf: float = Field(0.5, ge=0)
+    zipf: float = Field(0.5, ge=0, le=10)
     """Exponent of the rates: the five features of rank j have a mean rate proportional to j to the power of minus this."""
 
     highest_rate: float = Field(0.06, gt=0, le=1)
@@ -97,10 +99,10 @@ class WorldPolicy(BaseModel):
     """How many times as often a feature is active at the last position as at the first, on top of its class's profile and at the
     same mean rate; with 1 only the classes shape L0 by position."""
 
-    offset: float = Field(0.3, ge=0)
+    offset: float = Field(0.3, ge=0, le=1e6)
     """Norm of the mean offset, which moves smoothly with position, in norms of the signal (root mean square)."""
 
-    noise: float = Field(0.05, ge=0)
+    noise: float = Field(0.05, ge=0, le=1e6)
     """Norm of the Gaussian noise, in norms of the signal."""
 
     sink: bool = False
@@ -111,7 +113,12 @@ class WorldPolicy(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "WorldPolicy":
-        lived = self.positions - 1
+        lived, largest = self.positions - 1, max(self.features, self.positions, self.width)
+        if self.features * largest > LARGEST_TABLE:
+            raise ValueError(
+                f"{self.features} features need a table of {self.features} by {largest}, more than {LARGEST_TABLE:,} entries; "
+                "give fewer features, positions or dimensions"
+            )
         welch = np.sqrt(max(0.0, (self.features - self.width) / (self.width * (self.features - 1))))
         if self.coherence <= welch:
             raise ValueError(

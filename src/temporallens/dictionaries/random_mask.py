@@ -32,6 +32,9 @@ class RandomMask(TopKConfig):
             raise TemporalLensError(
                 f"openness has {len(self.openness)} values for {groups} groups of positions; give one for each, or one number"
             )
+        most = max(1, round(max(self.openness if isinstance(self.openness, tuple) else (self.openness,)) * self.features))
+        if self.k > most:
+            raise TemporalLensError(f"k = {self.k} codes per token cannot come from the {most} features that are open at a position")
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "RandomMaskDictionary":
         groups = len(group_starts(positions, self.groups))

@@ -31,6 +31,9 @@ class Sliced(TopKConfig):
             raise TemporalLensError(
                 f"{own} features cannot be dealt out to {groups} groups: give more features, fewer groups or another share"
             )
+        most = self.shared_features + -(-own // groups)
+        if self.k > most:
+            raise TemporalLensError(f"k = {self.k} codes per token cannot come from the {most} features that are open at a position")
 
     @property
     def shared_features(self) -> int:

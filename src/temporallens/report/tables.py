@@ -25,8 +25,10 @@ WORLD: Columns = (
     ("closed mass", "closed_mass"),
     ("window centre, octaves off", "mask.windows.centre_octaves"),
     ("window width, octaves off", "mask.windows.width_octaves"),
-    ("post-hoc mask F1", "posthoc.positions.best.matched.f1"),
-    ("post-hoc in groups, F1", "posthoc.groups.best.matched.f1"),
+    ("F1 of a post-hoc mask, cut .05", "posthoc.positions.fixed.matched.f1"),
+    ("the same, best cut", "posthoc.positions.best.matched.f1"),
+    ("best cut in groups", "posthoc.groups.best.matched.f1"),
+    ("truly open, closed post hoc", "posthoc.positions.best.matched.false_closed"),
     ("FVE of the truth", "truth_fve"),
 )
 """Column and place of a score in a run's `world`."""
@@ -36,7 +38,7 @@ FIELDS: Columns = (
     ("precision", "mean_precision"),
     ("recall", "mean_recall"),
     ("F1", "mean_f1"),
-    ("F1 of shifted layouts", "null_mean_f1"),
+    ("F1 of reordered layouts", "null_mean_f1"),
     ("p", "mean_f1_p_value"),
 )
 """The same in its `fields`."""
@@ -206,12 +208,15 @@ def _field_tables(name: str, runs: Runs) -> list[Table]:
     fields = list(dict.fromkeys(field for run in runs for field in run["fields"].get("precision") or {}))
     rows = []
     for arm in dict.fromkeys(str(run.get("arm")) for run in runs):
-        own = [run["fields"] for run in runs if run.get("arm") == arm]
+        own = [run for run in runs if run.get("arm") == arm]
         means = {
-            (key, field): average([scores.get(key) or {} for scores in own], field) for key in ("precision", "recall") for field in fields
+            (key, field): average([run["fields"].get(key) or {} for run in own], field)
+            for key in ("precision", "recall")
+            for field in fields
         }
-        rows.append(Row(arm, [f"{fixed(means['precision', field], 2)} / {fixed(means['recall', field], 2)}" for field in fields]))
-    return [Table(f"{name}: precision / recall of each field of the records", ["arm", *fields], rows)] if fields else []
+        cells = [f"{fixed(means['precision', field], 2)} / {fixed(means['recall', field], 2)}" for field in fields]
+        rows.append(Row(arm, [seeds_of(own), *cells]))
+    return [Table(f"{name}: precision / recall of each field of the records", ["arm", "seeds", *fields], rows)] if fields else []
 
 
 def score_at(scores: Any, path: str) -> Any:

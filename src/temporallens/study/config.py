@@ -72,13 +72,13 @@ class Study(Section):
     at the L0 values that `k` (or else `l0`) names."""
     training: TrainingPolicy
     """How every arm is trained."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...] = Field((0,), min_length=1)
     """One training run per seed and arm; one seed supports no comparison."""
     one_seed: OneSeed = OneSeed()
     """What is trained with the first seed only; every result of it is marked so."""
     notes: dict[str, str] = {}
     """What earlier records said of an arm, printed beside its own line."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of every stage; fixed threads give the same bits every time, null leaves the number to PyTorch."""
 
     @field_validator("seeds")

@@ -32,6 +32,8 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
         study = Study.model_validate(_with_tuples(content), strict=True)  # strict: `true` is no 1, and "12" no 12
     except ValidationError as error:
         raise TemporalLensError(_sentence(error, path, root)) from error
+    except RecursionError as error:
+        raise TemporalLensError(f"{path} is not a study: an alias in it stands for something that holds the alias itself") from error
     if model is None:
         return StudyFile(study, text)
     replaced = study.with_model(model)
@@ -39,11 +41,19 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
     return StudyFile(replaced, header + yaml.safe_dump(replaced.model_dump(mode="json"), sort_keys=False))
 
 
-def _with_tuples(value: Any) -> Any:
+def _with_tuples(content: Any) -> Any:
     """YAML's lists as tuples, which is what strict validation takes for a sequence that cannot change."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(entry) for key, entry in value.items()}
-    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
+    made: dict[int, Any] = {}  # once for each value: aliases may repeat one more often than there is memory for
+
+    def converted(value: Any) -> Any:
+        if not isinstance(value, dict | list):
+            return value
+        if id(value) not in made:
+            mapping = {key: converted(entry) for key, entry in value.items()} if isinstance(value, dict) else None
+            made[id(value)] = tuple(map(converted, value)) if mapping is None else mapping
+        return made[id(value)]
+
+    return converted(content)
 
 
 def name_of(path: Path) -> str | None:
@@ -116,14 +126,20 @@ def _refuse_duplicates(root: yaml.Node, path: Path) -> None:
 
 def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
     """The sentence for the first problem in the file; a missing key comes after an unknown one, which it often is, misspelt."""
-    problems = []
-    for details in error.errors(include_url=False):
+    problems, found = [], error.errors(include_url=False)
+    for details in found:
+        if details["type"] == "too_short" and any(_within(other["loc"], details["loc"]) for other in found):
+            continue  # what pydantic refused of a list it does not count among its entries
         names, line = _locate(root, details["loc"])
         problems.append((details["type"] == "missing", line, ".".join(names), details))
     _, line, place, first = min(problems, key=lambda problem: problem[:2])
     alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == place and details is not first]
     where = str(path) if first["type"] == "value_error" and not place else f"{path}:{line}"
     return f"{where}: {' or '.join([_explain(place, first), *alternatives])}"
+
+
+def _within(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
 
 
 def _explain(place: str, details: ErrorDetails) -> str:
