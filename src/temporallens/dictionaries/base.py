@@ -214,6 +214,10 @@ class Dictionary(nn.Module):
         """How open each feature is at each position, 0 to 1; None where nothing is masked."""
         return None
 
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        """Codes as they would be if the mask were open everywhere; those of `encode` where nothing is masked."""
+        return self.encode(x, positions)
+
     def openness(self) -> Float[Tensor, " P"] | None:
         """Mean gate by position, None where nothing is masked."""
         gates = self.gates_by_position()

@@ -47,6 +47,10 @@ class MaskedDictionary(BatchTopKDictionary):
         chosen = gates[self.group_of].mean(0) if positions is None else gates[self.groups(positions)]
         return pre.relu() * chosen
 
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        codes = self.pre_activations(self.enter(x, positions)).relu_()
+        return codes * (codes > self.threshold)
+
     def gates_by_position(self) -> Float[Tensor, "P F"]:
         return self.gates()[self.group_of]
 

@@ -50,3 +50,6 @@ class PositionalReLUDictionary(LearnsMask, Dictionary):
 
     def gates_by_position(self) -> Float[Tensor, "P F"]:
         return self.mask.gates().detach()[self.mask.group_of]
+
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        return self.pre_activations(self.enter(x, positions)).relu_()

@@ -18,6 +18,7 @@ from temporallens.activations.moments import MomentSums
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.synthetic import CLASSES, LIMITED, WINDOW, Truth, extent, read_truth, true_codes
 from temporallens.dictionaries.base import Dictionary
+from temporallens.evaluation.masks import closed_mass
 from temporallens.progress import progress
 
 MATCH = 0.9
@@ -77,7 +78,8 @@ class WorldScores(NamedTuple):
     firing_f1_matched: float | None  # over matched ones
     firing_f1_by_class: dict[str, Any]
     truth_fve: float  # FVE of the true codes, directions and offset on held-out data: what noise leaves
-    closed_mass: float | None  # share of true activation on held-out data, over every assigned feature, on closed entries
+    closed_mass: float | None  # share of would-be activation on held-out data that the mask removes
+    closed_truth: float | None  # share of true activation on held-out data, over every assigned feature, on closed entries
     mask: dict[str, Any] | None  # as `judge_mask` says; None where nothing is masked
     posthoc: dict[str, Any]  # `positions` and, for a mask in groups, `groups`; in each `fixed` and `best`, as `judge_mask` says
 
@@ -145,7 +147,8 @@ def score_world(dictionary: Dictionary, store: ActivationStore, held_out: Int[np
         firing_f1_matched=_firing_f1(firings, match.matched),
         firing_f1_by_class={name: _firing_f1(firings, match.assigned & (kind == k)) for k, name in enumerate(CLASSES)},
         truth_fve=firings.fve,
-        closed_mass=None if closed is None else _share(firings.mass[closed].sum(), firings.mass[:, match.assigned].sum()),
+        closed_mass=closed_mass(dictionary, store, held_out),
+        closed_truth=None if closed is None else _share(firings.mass[closed].sum(), firings.mass[:, match.assigned].sum()),
         mask=None if gates is None else judge_mask(gates[:, match.feature], gates[:, match.feature], truth, match),
         posthoc=_posthoc(profile, gates, truth, match),
     )

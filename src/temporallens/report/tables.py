@@ -270,7 +270,7 @@ def dictionaries_table(name: str, runs: Runs, notes: Mapping[str, str] | None = 
             cells = [_measure(means, key, digits) for _, key, digits in measures]
             rows.append(Row(f"{arm}, mean of {len(own)}", [*cells, UNKNOWN] if noted else cells, summary=True))
     columns = ["arm", *(column for column, _, _ in measures), *([NOTE] if noted else [])]
-    return Table(f"{name}: every dictionary", columns, rows)
+    return Table(f"{name}: every dictionary{'' if several else f', {ONE_SEED}'}", columns, rows)
 
 
 def _note(run: Mapping[str, Any], notes: Mapping[str, str]) -> str:

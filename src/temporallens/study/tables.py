@@ -96,7 +96,8 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
 
 
 def _title(results: Mapping[str, Any]) -> str:
-    return f"{results['name']}: held-out documents, position 0 apart"
+    one_seed = len({run["seed"] for run in results["runs"]}) == 1
+    return f"{results['name']}: held-out documents, position 0 apart{', one seed' if one_seed else ''}"
 
 
 def _interval(mean: Mapping[str, Any] | None, form: str) -> str:
