@@ -42,6 +42,9 @@ def case_of(folder: Path, wanted: Wanted, example: str | None = None, fields: Ma
     """One dictionary's mask (first seed), with the means over seeds of what it and its baseline leave unexplained at equal L0."""
     results = load_results(folder)
     reached = {(point["family"], point["l0"]): point["fve"]["value"] for point in results["comparison"][wanted.activations]["reached"]}
+    for family in (wanted.family, wanted.baseline):
+        if (family, float(wanted.level)) not in reached:
+            raise TemporalLensError(f"{folder} has no '{family}' at L0 = {wanted.level} to draw; run its study as it is shipped")
     place = folder / "arms" / wanted.activations / f"{wanted.family}-k{wanted.level}-seed{results['study']['seeds'][0]}"
     dictionary, store = load_dictionary(place), ActivationStore(folder / "stores" / wanted.activations)
     gates = dictionary.gates_by_position()

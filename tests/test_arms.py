@@ -50,7 +50,11 @@ def batch(seed: int = 1, rows: int = ROWS) -> tuple[Tensor, Tensor, Previous]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64)
     before = x + torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64)
-    return x, (torch.arange(rows) * LENGTH) // rows, Previous(before, torch.rand(rows, generator=generator) < 0.7)
+    return (
+        x,
+        (torch.arange(rows) * LENGTH) // rows,
+        Previous(before, torch.rand(rows, generator=generator) < 0.7, torch.zeros(rows, dtype=torch.int64)),
+    )
 
 
 def dense_pre(d: Dictionary, x: Tensor) -> Tensor:
@@ -198,7 +202,7 @@ def test_contrast_is_laid_on_the_rows_that_have_a_token_before_them():
     added = dictionary.training_forward(x, positions, previous).extra - alone
     assert not added[~previous.paired].any()
     assert (added[previous.paired] > 0).all()
-    none = Previous(previous.x, torch.zeros(ROWS, dtype=torch.bool))
+    none = previous._replace(paired=torch.zeros(ROWS, dtype=torch.bool))
     assert torch.equal(dictionary.training_forward(x, positions, none).extra, alone)
 
 

@@ -100,6 +100,7 @@ def test_neighbours_are_the_tokens_before_and_change_no_batch(store, world):
         assert torch.equal(batch.paired, batch.position > 1)  # what stands before position 1 is a sink, and excluded
         before = torch.where(batch.paired, batch.position - 1, batch.position)
         assert torch.equal(batch.previous, x[batch.sequence, before])
+        assert torch.equal(batch.previous_position.long(), before)
         seen += int(batch.paired.sum())
     plain.close()
     paired.close()

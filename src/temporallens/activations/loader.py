@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     token: Int[Tensor, " N"]  # token id, -1 where there is none
     previous: Float[Tensor, "N D"] | None = None  # of the token before, in its sequence; the row itself where not paired
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
+    previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
 
 
 class _Window(NamedTuple):
@@ -139,7 +140,9 @@ class Loader:
         batch = _part(rows, first, last)
         if before is not None:
             place = before[first:last]
-            batch = batch._replace(previous=rows.x[place], paired=place != torch.arange(first, last))
+            batch = batch._replace(
+                previous=rows.x[place], paired=place != torch.arange(first, last), previous_position=rows.position[place]
+            )
         if last + self._batch_size <= len(rows.x):
             self._cursor = self._cursor._replace(row=last)
         else:  # a tail shorter than a batch is left out; another permutation leaves out other rows

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from temporallens.errors import TemporalLensError
@@ -35,6 +35,15 @@ class ArmConfig(BaseModel):
 
     permuted: bool = False
     """A control: in training, position labels are permuted over the tokens of a batch, so that they mean nothing."""
+
+    @model_validator(mode="after")
+    def _labels_and_scales_agree(self) -> "ArmConfig":
+        if self.permuted and self.centre == "position_scaled":
+            raise ValueError(
+                "permuted and centre: position_scaled contradict each other: errors are scaled by true positions, "
+                "which the arm is not told; give centre: position or pooled"
+            )
+        return self
 
     def check(self, positions: int) -> None:
         """Raise TemporalLensError where this arm does not fit a clock of so many positions."""
@@ -78,6 +87,7 @@ class Previous(NamedTuple):
 
     x: Float[Tensor, "N D"]
     paired: Bool[Tensor, " N"]  # whether there is one
+    position: Int[Tensor, " N"]  # its own; the row's where there is none
 
 
 class Dead(NamedTuple):

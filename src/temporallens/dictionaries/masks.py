@@ -35,10 +35,10 @@ class MaskConfig(ArmConfig):
     """Log-spaced groups of positions that share a mask entry; 'positions' for a free table of one entry per position; 'smooth' for a
     smooth function of the position."""
 
-    bumps: int = Field(12, ge=2)
+    bumps: int = Field(12, ge=2, le=4096)
     """Bumps of a smooth mask, evenly spaced on a logarithmic axis: how sharp a window can be."""
 
-    length: int | None = Field(None, ge=2)
+    length: int | None = Field(None, ge=2, le=1 << 20)
     """Positions that the mask knows, by default all of the store's; at later ones it is what it is at its last."""
 
     strictness: Literal["hard", "soft", "straight_through"] = "hard"
@@ -54,7 +54,7 @@ class MaskConfig(ArmConfig):
     """Share of the steps for which the mask stays equally open everywhere, so that features form before anything closes."""
 
     harden_at: float = Field(0.8, gt=0, le=1)
-    """Share of the steps after which a mask of strictness 'hard' is exactly 0 or 1."""
+    """Share of the steps after which the temperature stays where it is, and a mask of strictness 'hard' is exactly 0 or 1."""
 
     mask_rate: float = Field(5.0, gt=0)
     """Learning rate of the mask's logits, as a multiple of the dictionary's."""

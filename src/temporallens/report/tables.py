@@ -108,7 +108,9 @@ def reached_table(name: str, runs: Runs, comparison: Mapping[str, Any]) -> Table
         there = [reached.get((family, l0)) for l0 in levels]
         cells = [mean_cell(_part(row, key), 4) for key in ("fve", "fve_within_position") for row in there]
         rows.append(Row(family, [seeds_of(own), *cells, fixed(average(own, "openness"), 3)]))
-    return Table(f"{name}: arms at equal L0, read from each arm's own curve", ["arm", "seeds", *columns, "openness"], rows)
+    varied = any(run.get("level") is not None for run in runs)
+    how = "arms at equal L0, read from each arm's own curve" if varied else "arms of one level each, where their L0 agree within 5 %"
+    return Table(f"{name}: {how}", ["arm", "seeds", *columns, "openness"], rows)
 
 
 def against_table(name: str, comparison: Mapping[str, Any], baseline: str) -> Table:

@@ -28,7 +28,7 @@ class View(NamedTuple):
     x: Float[Tensor, "N D"]  # normalised and entered
     label: Int[Tensor, " N"]  # positions that the arm is told, ascending
     position: Int[Tensor, " N"]  # true positions
-    previous: Previous | None  # the token before each row, entered at the position before
+    previous: Previous | None  # the token before each row, entered at its own position
 
 
 class Views:
@@ -40,8 +40,9 @@ class Views:
         x = inputs.normalise(batch.x[order].to(device))
         position = batch.position[order].to(device)
         previous = None
-        if batch.previous is not None and batch.paired is not None:
-            previous = Previous(inputs.normalise(batch.previous[order].to(device)), batch.paired[order].to(device))
+        if batch.previous is not None and batch.paired is not None and batch.previous_position is not None:
+            before = inputs.normalise(batch.previous[order].to(device))
+            previous = Previous(before, batch.paired[order].to(device), batch.previous_position[order].to(device))
         self._plain = View(x, position, position, previous)
         self._seed, self._step = seed, step
         self._made: dict[tuple[str, bool], View] = {}
@@ -58,12 +59,12 @@ class Views:
 def _permuted(view: View, seed: int, step: int) -> View:
     rows = np.random.default_rng((PERMUTING, seed, step)).permutation(len(view.x))
     chosen = torch.from_numpy(rows).to(view.x.device)
-    previous = None if view.previous is None else Previous(view.previous.x[chosen], view.previous.paired[chosen])
+    previous = None if view.previous is None else Previous(*(column[chosen] for column in view.previous))
     return View(view.x[chosen], view.label, view.position[chosen], previous)
 
 
 def _entered(view: View, dictionary: Dictionary) -> View:
     previous = view.previous
     if previous is not None:
-        previous = previous._replace(x=dictionary.enter(previous.x, (view.position - 1).clamp(min=0)))
+        previous = previous._replace(x=dictionary.enter(previous.x, previous.position))
     return view._replace(x=dictionary.enter(view.x, view.position), previous=previous)
