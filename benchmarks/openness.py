@@ -26,6 +26,7 @@ def hardened(openness: float, sizes: Sizes, data: list[Tensor], device: torch.de
     rank = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)).argsort(1).argsort(1)
     with torch.no_grad():
         logits.copy_(torch.where(rank < round(openness * sizes.features), 1.0, -1.0))
+        dictionary.missed.fill_(-torch.inf)  # closed entries are searched as always, and none is found worth reopening
     step.place = Progress(int(0.9 * STEPS), STEPS)
     return step.warmed()
 
