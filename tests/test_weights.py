@@ -208,7 +208,8 @@ def weighed(offsets, tmp_path_factory):
         "own": Standard(features=64, sparsity=0.5, position_sparsity="own"),
         "budgeted": Budgeted(features=64, k=4),
         "position_mean": PositionMean(features=64, k=4),
-        "permuted": PositionMean(features=64, k=4, permuted=True, position_weights=True),
+        "centred": PositionMean(features=64, k=4, centre="position"),
+        "permuted": PositionMean(features=64, k=4, centre="position", permuted=True, position_weights=True),
     }
     runs = [ArmRun(name, arm, 0) for name, arm in arms.items()]
     return train_arms(offsets, runs, POLICY, tmp_path_factory.mktemp("weighed"))
@@ -287,7 +288,7 @@ def test_losses_of_a_centred_arm_are_in_the_units_of_all(weighed, offsets):
 
 
 def test_permuted_labels_say_nothing_and_the_history_is_by_true_position(weighed):
-    plain, permuted = history(weighed["position_mean"]), history(weighed["permuted"])
+    plain, permuted = history(weighed["centred"]), history(weighed["permuted"])
     np.testing.assert_array_equal(plain["position_count"], permuted["position_count"])
     np.testing.assert_allclose(permuted["position_loss"][:3, 1:], plain["position_loss"][:3, 1:], rtol=0.1)
     assert np.abs(permuted["position_weight"][-1] - 1).max() < 0.15
