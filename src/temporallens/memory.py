@@ -15,7 +15,7 @@ KEPT = 1 << 30
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of handing it back: every page taken anew costs a fault, a quarter of a training step.
+    """Let glibc keep freed memory instead of handing it back: every page that is taken anew costs a fault.
 
     For the whole process and once; other C libraries, which have no such setting, are left alone.
     """

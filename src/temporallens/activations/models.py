@@ -97,7 +97,7 @@ class LanguageModel:
         Raises TemporalLensError when there is no such model, when it has no such layer, or when weights or tokenizer are missing.
         """
         source = find_source(model, revision)
-        config = _read_config(source)
+        config = read_config(source)
         text = config.get_text_config(decoder=True)
         layers = int(text.num_hidden_layers)
         if up_to is not None:
@@ -260,7 +260,7 @@ def _shipped_names() -> str:
     return ", ".join(shipped.MODELS)
 
 
-def _read_config(source: Source) -> Config:
+def read_config(source: Source) -> Config:
     """The model's configuration, with whatever keeps it from being read turned into a sentence."""
     from transformers import AutoConfig
 

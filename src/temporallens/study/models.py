@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 
 from temporallens.activations.corpora import SHIPPED_TEXT, open_corpus
 from temporallens.activations.harvest import HarvestPolicy
-from temporallens.activations.models import _read_config, check_at_hand, check_layer, find_source
+from temporallens.activations.models import check_at_hand, check_layer, find_source, read_config
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
 
@@ -51,7 +51,7 @@ def reach_models(models: Iterable[tuple[str, str | None]]) -> None:
         if model not in SHIPPED_MODELS and _in_hub_cache(model, revision) is None:
             source = find_source(model, revision)
             if not source.local:
-                _read_config(source)
+                read_config(source)
 
 
 def check_batches(study: Study) -> None:
