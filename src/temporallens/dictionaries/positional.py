@@ -115,13 +115,11 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         ordered, sizes = torch.unique_consecutive(self.groups(positions), return_counts=True)
         floors = floor - self._penalty()
         lasts = sizes.cumsum(0).tolist()
-        return [
-            Block(
-                None, [Floor(last - rows, last, floors[g]) for g, rows, last in zip(ordered.tolist(), sizes.tolist(), lasts, strict=True)]
-            )
-        ]
+        groups = zip(ordered.tolist(), sizes.tolist(), lasts, strict=True)
+        return [Block(None, [Floor(last - rows, last, floors[group]) for group, rows, last in groups])]
 
     def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        """Gated codes; while the mask learns, its logits learn from them."""
         config, learning = self.config, self.mask.logits.requires_grad
         if self.mask.hard and not learning:
             return super().scale(raw, pattern, positions)

@@ -25,11 +25,13 @@ LAST_RESORT = "standard"
 """The kind that others are compared with where there is none of those: the lab notes' own baseline."""
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of `results.json`: frozen, and strict about its fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Reached(_Part):
+class Reached(Part):
     """What one family reaches at one L0."""
 
     family: str
@@ -38,7 +40,7 @@ class Reached(_Part):
     fve_within_position: Mean
 
 
-class Against(_Part):
+class Against(Part):
     """One family against a baseline at one L0, over the seeds that both have."""
 
     family: str
@@ -50,7 +52,7 @@ class Against(_Part):
     """`(1 - FVE) / (1 - FVE of the baseline)`, a geometric mean; None where one explains everything."""
 
 
-class Comparison(_Part):
+class Comparison(Part):
     """All families of one activations entry at the L0 values that they have in common."""
 
     l0: list[float]

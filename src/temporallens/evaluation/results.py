@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.comparison import Comparison, Measured, compare
+from temporallens.evaluation.comparison import Comparison, Measured, Part, compare
 from temporallens.evaluation.scan import Scan
 from temporallens.files import fingerprint, read_json, write_json
 
 FORMAT = "temporallens.results/2"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RunResult(_Part):
+class RunResult(Part):
     """One dictionary: how it was trained and what it does on held-out documents (fields as in `Reconstruction`)."""
 
     activations: str
@@ -54,7 +50,7 @@ class RunResult(_Part):
     fields: dict[str, JsonValue] | None
 
 
-class ActivationsResult(_Part):
+class ActivationsResult(Part):
     """One store: what it holds, by which policies, and how much of its variance position explains."""
 
     model: str | None
@@ -73,7 +69,7 @@ class ActivationsResult(_Part):
     norm: list[float]
 
 
-class Results(_Part):
+class Results(Part):
     """The whole file."""
 
     format: Literal["temporallens.results/2"]
