@@ -1,6 +1,7 @@
 """What a closed mask saves: a training step and `encode` under a hard mask of which a quarter is open, against an open one.
 
-Each group of positions opens a random quarter of the features, each its own. Training stands past hardening, where the mask is
+Each feature is open in a random quarter of the groups of positions: one that is closed in all of them would count as open in all.
+Training stands past hardening, where the mask is
 exactly 0 or 1. `encode` gets whole sequences `[B, S, D]`, as evaluation and users do.
 """
 
@@ -23,9 +24,9 @@ def hardened(openness: float, sizes: Sizes, data: list[Tensor], device: torch.de
     dictionary = step.trainee.dictionary
     assert isinstance(dictionary, PositionalDictionary)
     logits = dictionary.mask.logits
-    rank = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)).argsort(1).argsort(1)
+    rank = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)).argsort(0).argsort(0)
     with torch.no_grad():
-        logits.copy_(torch.where(rank < round(openness * sizes.features), 1.0, -1.0))
+        logits.copy_(torch.where(rank < round(openness * len(logits)), 1.0, -1.0))
         dictionary.missed.fill_(-torch.inf)  # closed entries are searched as always, and none is found worth reopening
     step.place = Progress(int(0.9 * STEPS), STEPS)
     return step.warmed()

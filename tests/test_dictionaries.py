@@ -36,7 +36,7 @@ def test_auxk_reaches_the_encoder_of_dead_features_only():
     dictionary = built(BatchTopK(features=20, k=3))
     x = torch.randn(16, WIDTH)
     dead = Dead(torch.tensor([5, 6, 7, 8]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    dictionary.auxiliary(x, x, dead).sum().backward()
+    dictionary.auxiliary(x, torch.ones(len(x), dtype=torch.int64), x, dead).sum().backward()
     assert dictionary.encoder.grad[5:8].abs().sum(1).all()
     assert dictionary.encoder_bias.grad[5:8].all()
     assert not dictionary.encoder.grad[:5].any()
@@ -50,7 +50,7 @@ def test_auxk_takes_the_largest_where_there_are_many():
     pre = dictionary.pre_activations(x)[:, :30].relu()
     largest = pre * (pre >= pre.sort(1, descending=True).values[:, [WIDTH // 2 - 1]])
     expected = (x - largest @ dictionary.decoder[:30]).square().sum(1)
-    torch.testing.assert_close(dictionary.auxiliary(x, x, dead), expected)
+    torch.testing.assert_close(dictionary.auxiliary(x, torch.ones(len(x), dtype=torch.int64), x, dead), expected)
 
 
 def test_auxk_gradient_agrees_with_finite_differences():
@@ -61,7 +61,7 @@ def test_auxk_gradient_agrees_with_finite_differences():
 
     def loss(changed: torch.Tensor) -> torch.Tensor:
         dictionary.encoder = changed
-        return dictionary.auxiliary(x, x, dead).sum()
+        return dictionary.auxiliary(x, torch.ones(len(x), dtype=torch.int64), x, dead).sum()
 
     assert torch.autograd.gradcheck(loss, (encoder,))
 
@@ -173,6 +173,12 @@ def test_the_saved_layout_computes_what_saelens_would(folder):
     np.testing.assert_allclose(dictionary(torch.from_numpy(x)).detach().numpy(), codes @ weights["W_dec"] + weights["b_dec"], atol=1e-5)
 
 
+def rewrite(path, old, new):
+    """What somebody else would write, without a checksum."""
+    content = json.loads(path.read_text().replace(old, new))
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -180,8 +186,9 @@ def test_the_saved_layout_computes_what_saelens_would(folder):
         (lambda f: (f / "cfg.json").write_text("{"), "not readable"),
         (lambda f: (f / "cfg.json").write_text("{}"), "not a dictionary that TemporalLens saved"),
         (lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x80\x04junk"), "not readable"),
-        (lambda f: (f / "cfg.json").write_text((f / "cfg.json").read_text().replace('"d_in": 12', '"d_in": 13')), "should have shape"),
-        (lambda f: (f / "cfg.json").write_text((f / "cfg.json").read_text().replace('"batchtopk"', '"standard"')), "does not describe"),
+        (lambda f: (f / "cfg.json").write_text((f / "cfg.json").read_text().replace('"d_in": 12', '"d_in": 13')), "checksum"),
+        (lambda f: rewrite(f / "cfg.json", '"d_in": 12', '"d_in": 13'), "should have shape"),
+        (lambda f: rewrite(f / "cfg.json", '"batchtopk"', '"standard"'), "does not describe"),
     ],
 )
 def test_damaged_dictionaries_are_refused(folder, damage, sentence):

@@ -224,6 +224,7 @@ def test_damage_is_named_before_content_is_used(store, tmp_path, damage):
         shard.unlink()
     else:
         values = json.loads(manifest.read_text())
+        del values["checksum"]  # files of other programs have none
         if damage == "version":
             values["format"] = "temporallens.store/99"
         else:

@@ -61,6 +61,8 @@ def reference(store, arm) -> list[float]:
             revived = silent.topk(min(int(dead.sum()), arm.features // 4)).indices
             revived = revived[dead[revived]]
             pre = ((x - origin.detach()) @ encoder[revived].T + bias[revived]).relu()
+            if positional:
+                pre = pre * gates.detach()[group][:, revived]
             places = min(store.width // 2, len(revived))
             top = pre.topk(places, dim=1)
             pre = torch.zeros_like(pre).scatter(1, top.indices, top.values)
@@ -127,7 +129,7 @@ def test_every_term_of_the_objective_is_the_plain_formula(gained, weighed, furth
     forward = Forward(reconstruction, magnitude, magnitude, magnitude, extra if further else None)
     weights = RowWeights(gain if gained else None, w if weighed else None, v if weighed else None)
     dead = Dead(torch.tensor([1, 4, 9, 12]), torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64))
-    losses = objective(dictionary, forward, x, 0.3, 0.25, dead, weights)
+    losses = objective(dictionary, forward, x, torch.zeros(rows, dtype=torch.int64), 0.3, 0.25, dead, weights)
 
     expected, mse = torch.zeros((), dtype=torch.float64), 0.0
     pre = (

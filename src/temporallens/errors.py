@@ -8,6 +8,10 @@ class TemporalLensError(Exception):
     """A mistake a user can mend. The command line prints its sentence and exits with code 2, without a traceback."""
 
 
+class CannotWriteError(TemporalLensError):
+    """The system refused to write a file. What was written before it is whole, and is gone on from once there is room."""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `; did you mean 'x'?`, or the whole list of options when nothing is near."""
     known = sorted(options)

@@ -1,13 +1,16 @@
 """Reading and writing, safely: every file is written to a temporary name, flushed and renamed; nothing is pickled.
 
 Everything above this floor writes through these functions, so a full disk or a killed process leaves either the old file or
-the new one, never half of one, and the sentence that reaches the user names the path.
+the new one, never half of one, and the sentence that reaches the user names the path. What they write carries its own checksum,
+which is verified before a reader gets anything; files without one, of older versions or other programs, are read as they are.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from typing import Any
 
 import filelock
 
-from temporallens.errors import TemporalLensError
+from temporallens.errors import CannotWriteError, TemporalLensError
 
 REMEDIES = {
     errno.ENOSPC: "no space is left on the disk; free some and run the same command again",
@@ -30,7 +33,24 @@ REMEDIES = {
     errno.EPERM: "permission is denied; choose a folder that you may write to",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another output folder",
     errno.EISDIR: "this path is a folder where a file should be written; choose another output folder",
+    errno.ELOOP: "its symbolic links lead in a circle; choose another output folder",
+    errno.EBUSY: "it is in use by the system; choose another output folder",
+    errno.ESTALE: "the network file system has lost it; mount it again, or choose another output folder",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and run the same command again",
+    errno.ENFILE: "too many files are open on this machine; close some programs and run the same command again",
 }
+
+LARGEST_JSON = 1 << 28
+"""Bytes; what is parsed takes about ten times its size in memory. The manifest of a store of a terabyte has 4 MB."""
+
+CHECKSUM = "checksum"
+"""Key under which a file states its own SHA-256."""
+SEAL = f'"{CHECKSUM}": "{{}}"\n}}}}\n'
+"""How a JSON file ends: the checksum of every byte before these."""
+SEAL_LENGTH = len(SEAL.format("0" * 64))
+
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
+"""Names of temporary files, as `write_atomically` makes them."""
 
 
 @contextmanager
@@ -42,7 +62,7 @@ def explained(path: Path) -> Iterator[None]:
         remedy = REMEDIES.get(error.errno or 0)
         if remedy is None:
             raise
-        raise TemporalLensError(f"cannot write {path}: {remedy}") from error
+        raise CannotWriteError(f"cannot write {path}: {remedy}") from error
 
 
 def make_folder(path: Path) -> Path:
@@ -50,7 +70,7 @@ def make_folder(path: Path) -> Path:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
-            raise TemporalLensError(f"cannot write {path}: a file of that name is in the way; choose another output folder") from error
+            raise CannotWriteError(f"cannot write {path}: a file of that name is in the way; choose another output folder") from error
     return path
 
 
@@ -103,27 +123,73 @@ def fingerprint(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write `value`; a mapping gets its checksum as its last key, which `read_json` verifies and takes off again."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_text(path, _sealed(text) if isinstance(value, dict) else text)
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read `path`; `what` names the file's role in the sentence that a user gets when it is missing or broken."""
+def _sealed(text: str) -> str:
+    """The JSON text of a mapping, closed by its checksum."""
+    head = text.removesuffix("}\n").rstrip()
+    head += "\n " if head == "{" else ",\n "
+    return head + SEAL.format(hashlib.sha256(head.encode()).hexdigest())
+
+
+def read_json(path: Path, what: str, remedy: str = "") -> Any:
+    """Read `path`; `what` names the file's role in the sentence that a user gets when it is missing or broken, `remedy` says there
+    what to do about a broken one."""
+    content = _content(path, what)
     try:
-        return json.loads(path.read_text("utf-8"))
+        text = content.decode("utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise TemporalLensError(f"{path} is not readable as {what}: {error}{_then(remedy)}") from error
+    stated = [key for key in value if _is_checksum_key(key)] if isinstance(value, dict) else []
+    if stated:
+        if text[-SEAL_LENGTH:] != SEAL.format(hashlib.sha256(text[:-SEAL_LENGTH].encode()).hexdigest()):
+            raise TemporalLensError(f"{path}, {what}, does not have the checksum that it states: it was changed or damaged{_then(remedy)}")
+        del value[CHECKSUM]
+    return value
+
+
+def _then(remedy: str) -> str:
+    return f"; {remedy}" if remedy else ""
+
+
+def _content(path: Path, what: str) -> bytes:
+    """All of a file that should be a small one."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise TemporalLensError(f"{path} is no file: it should be {what}")
+        if status.st_size > LARGEST_JSON:
+            raise TemporalLensError(f"{path} is larger than {LARGEST_JSON:,} bytes: it cannot be {what}")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise TemporalLensError(f"{path} does not exist: it should be {what}") from error
-    except (ValueError, RecursionError) as error:
-        raise TemporalLensError(f"{path} is not readable as {what}: {error}") from error
     except OSError as error:
         raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Any], metadata: Any = None) -> None:
-    """Write a safetensors file. `metadata` is stored as one JSON string: several keys would be written in random order."""
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no number in JSON")
+
+
+def _is_checksum_key(key: str) -> bool:
+    """Whether a key is that of a checksum, or was before one of its letters was damaged."""
+    return len(key) == len(CHECKSUM) and sum(a != b for a, b in zip(key, CHECKSUM, strict=True)) <= 1
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, Any] | None = None) -> str:
+    """Write a safetensors file, with its checksum in its header; return that of its tensors alone.
+
+    `metadata` is stored as one JSON string: several keys would be written in random order.
+    """
     from safetensors.torch import save_file
 
-    header = None if metadata is None else {"temporallens": canonical_json(metadata)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = tensor_digest(contiguous)
+    header = {"temporallens": canonical_json({**(metadata or {}), CHECKSUM: _combined(digest, metadata or {})})}
 
     def write(temporary: Path) -> None:
         try:
@@ -132,6 +198,23 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: Any = None) -> 
             raise _as_system_error(error) from error
 
     write_atomically(path, write)
+    return digest
+
+
+def tensor_digest(tensors: dict[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and contents of tensors, in order of name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _combined(digest: str, metadata: dict[str, Any]) -> str:
+    return fingerprint([digest, metadata])
 
 
 def _as_system_error(error: Exception) -> Exception:
@@ -141,25 +224,47 @@ def _as_system_error(error: Exception) -> Exception:
     return error
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, Any], Any]:
+def read_tensors(path: Path, what: str, remedy: str = "") -> tuple[dict[str, Any], Any]:
     """Read a safetensors file that fits in memory; return its tensors and the JSON metadata (None when it has none)."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.exists():
+        raise TemporalLensError(f"{path} does not exist: it should be {what}")
+    if not path.is_file():
+        raise TemporalLensError(f"{path} is no file: it should be {what}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = json.loads(header["temporallens"]) if "temporallens" in header else None
-    except FileNotFoundError as error:
-        raise TemporalLensError(f"{path} does not exist: it should be {what}") from error
-    except (SafetensorError, ValueError, OSError) as error:
-        raise TemporalLensError(f"{path} is not readable as {what} (truncated, or another format): {error}") from error
-    return tensors, metadata
+        metadata = _metadata(header)
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, RecursionError) as error:
+        raise TemporalLensError(f"{path} is not readable as {what} (truncated, or another format): {error}{_then(remedy)}") from error
+    stated = metadata.pop(CHECKSUM, None)
+    if stated is not None and stated != _combined(tensor_digest(tensors), metadata):
+        raise TemporalLensError(f"{path}, {what}, does not have the checksum that it states: it was changed or damaged{_then(remedy)}")
+    return tensors, metadata or None
+
+
+def _metadata(header: dict[str, str]) -> dict[str, Any]:
+    """Ours of the header of a safetensors file. Raises ValueError where a letter of it was damaged."""
+    if len(header) == 1 and "temporallens" not in header and len(next(iter(header))) == len("temporallens"):
+        raise ValueError(f"its header is called '{next(iter(header))}'")
+    metadata = json.loads(header.get("temporallens", "{}"), parse_constant=_refuse_constant)
+    if not isinstance(metadata, dict):
+        raise ValueError("its header is no mapping")
+    damaged = [key for key in metadata if key != CHECKSUM and _is_checksum_key(key)]
+    if damaged:
+        raise ValueError(f"its header names '{damaged[0]}'")
+    return metadata
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file's bytes, as 64 hex digits. Raises TemporalLensError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -172,7 +277,10 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a second process is refused at once instead of writing beside the first."""
+    """Hold `folder` for this process; a second process is refused at once instead of writing beside the first.
+
+    What killed processes left half written in it is removed: nobody else is writing there.
+    """
     make_folder(folder)
     with explained(folder):
         lock = filelock.FileLock(folder / ".lock")
@@ -181,6 +289,23 @@ def locked(folder: Path) -> Iterator[None]:
         except filelock.Timeout as error:
             raise TemporalLensError(f"{folder} is in use by another temporallens process; wait for it, or choose another folder") from error
     try:
+        _sweep(folder)
         yield
     finally:
         lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of killed processes, anywhere in `folder`."""
+    with explained(folder):
+        for path in folder.rglob(".*.partial"):
+            if LEFTOVER.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def abandon(folder: Path) -> None:
+    """Remove a folder that this process has locked and that holds nothing but its lock; who waits for that will make another."""
+    with explained(folder):
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()

@@ -1,9 +1,11 @@
 """Your own activations: `[N, S, D]` arrays of anything sequential become a store like any harvested one."""
 
 import hashlib
+import math
+import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import numpy as np
 import torch
@@ -12,12 +14,18 @@ from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
-from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter, refuse_occupied
+from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean
+from temporallens.files import abandon, locked
 
 CHUNK_BYTES = 32 << 20
 NORM_MULTIPLE = 10.0
 """A row is a sink when its norm exceeds this multiple of the median norm (measured on SmolLM2: sinks have 180 times it)."""
+
+LARGEST_UNPACKED = 4 << 30
+"""Bytes; an .npz is unpacked into memory, and a small one can hold a hundred times the memory that there is."""
+DEFLATE_RATIO = 1100
+"""DEFLATE makes nothing smaller than about one 1,030th."""
 
 
 def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
@@ -32,15 +40,49 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
         raise TemporalLensError(f"{path} is not readable as .npz: it is truncated, or of another format")
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return np.lib.format.open_memmap(path, mode="r")
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return arrays[_only(path, list(arrays.keys()), name)]
+            return _read_npz(path, name)
         if path.suffix == ".safetensors":
             return _read_safetensors(path, name)
-    except (ValueError, EOFError, OSError, KeyError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise TemporalLensError(f"{path} is not readable as {path.suffix}: {error}") from error
     raise TemporalLensError(f"{path} has the ending '{path.suffix}': activations are read from .npy, .npz or .safetensors")
+
+
+UNREADABLE = (
+    *(ValueError, TypeError, EOFError, OSError, KeyError, OverflowError, RecursionError, MemoryError, SyntaxError),
+    *(BadZipFile, zlib.error, NotImplementedError, RuntimeError),  # RuntimeError: zipfile's word for what is encrypted
+)
+"""What numpy and zipfile raise for files that are not what they seem."""
+
+
+def _read_npz(path: Path, name: str | None) -> np.ndarray:
+    """One array of an .npz; its sizes are checked before memory is taken for it."""
+    with ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        member = members[_only(path, list(members), name)]
+        _refuse_bomb(member, path)
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"its header promises an array of shape {shape}, which is more than it holds")
+        with archive.open(member) as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _refuse_bomb(member: ZipInfo, path: Path) -> None:
+    """Raise for a part of an archive that would unpack to more than it can hold, or than memory should."""
+    if member.compress_type not in {ZIP_STORED, ZIP_DEFLATED}:
+        raise ValueError("it is packed in a way that numpy does not use")
+    if member.file_size > DEFLATE_RATIO * min(member.compress_size, path.stat().st_size):
+        raise ValueError(f"it promises {member.file_size:,} bytes, which {member.compress_size:,} packed ones cannot hold")
+    if member.file_size > LARGEST_UNPACKED:
+        raise TemporalLensError(
+            f"{path} unpacks to {member.file_size / 1e9:.1f} GB in memory; save the array as .npy, which is read piece by piece"
+        )
 
 
 def _read_safetensors(path: Path, name: str | None) -> np.ndarray:
@@ -77,7 +119,8 @@ def store_arrays(
 
     mask `[N, S]` is true where there is an activation; tokens `[N, S]` are ids; documents `[N]` say which sequences belong
     together (by default each is a document of its own) and so must not be divided between training and held-out data.
-    Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays.
+    Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays, and a
+    second process that would write to `out` meanwhile is refused.
     exclude_first leaves index 0 out of training and headline metrics, as language models want it. Raises TemporalLensError
     for another rank, mismatched shapes, NaN or infinity.
     """
@@ -100,15 +143,20 @@ def store_arrays(
         dtype="float32",
         positions=CLOCKS["index"].size(length),
     )
-    writer = StoreWriter(out, description)
-    try:
-        for number, part in enumerate(parts):
-            if number >= writer.appends_done:
-                writer.append(_rows(x[part], mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple))
-        return writer.finish()
-    except TemporalLensError:
-        writer.discard()
-        raise
+    refuse_occupied(Path(out))
+    with locked(Path(out)):
+        writer = StoreWriter(out, description)
+        try:
+            for number, part in enumerate(parts):
+                if number >= writer.appends_done:
+                    writer.append(_rows(x[part], mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple))
+            return writer.finish()
+        except CannotWriteError:
+            raise
+        except TemporalLensError:
+            writer.discard()
+            abandon(Path(out))
+            raise
 
 
 def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:

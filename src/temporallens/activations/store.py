@@ -9,22 +9,23 @@ folder without `manifest.json` is not a store, and a harvest that was interrupte
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from temporallens.activations.manifest import DTYPES, FORMAT, Manifest, PositionCounts, Shard, StoreDescription, read_manifest, remedy
 from temporallens.activations.moments import Moments, MomentSums
 from temporallens.errors import TemporalLensError
-from temporallens.files import inside, make_folder, read_json, read_tensors, sha256, write_json, write_tensors
+from temporallens.files import inside, make_folder, read_tensors, sha256, write_json, write_tensors
 
-FORMAT = "temporallens.store/1"
 SHARD_BYTES = 64 << 20
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PROGRESS_FILE = "progress.safetensors"
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8"}
 COLUMNS = {
     "position": torch.int32,
     "index": torch.int32,
@@ -66,54 +67,18 @@ class Split(NamedTuple):
     held_out: np.ndarray
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StoreDescription(Frozen):
-    """What was asked for: two stores of the same description hold the same bytes."""
-
-    source: dict[str, JsonValue]
-    policies: dict[str, JsonValue]
-    width: int
-    dtype: Literal["float32", "bfloat16"]
-    positions: int
-
-
-class Shard(Frozen):
-    file: str
-    rows: int
-    appends: int
-    bytes: int
-    sha256: str
-
-
-class PositionCounts(Frozen):
-    """Per-position summary of the moments file, for people and reports: lists of length `positions`."""
-
-    count: list[int]
-    norm: list[float]
-    second_moment: list[float]
-    all_count: list[int]
-    all_norm: list[float]
-    excluded_first: list[int]
-    excluded_norm: list[int]
-    excluded_special: list[int]
-
-
-class Manifest(Frozen):
-    format: Literal["temporallens.store/1"]
-    description: StoreDescription
-    shards: list[Shard]
-    rows: int
-    sequences: int
-    documents: int
-    per_position: PositionCounts
-    index_sha256: str
-    moments_sha256: str
-
-
+MOMENT_DTYPES = dict.fromkeys(Moments._fields, torch.int64) | dict.fromkeys(("mean", "second_moment", "norm", "all_norm"), torch.float64)
 TABLE_DTYPES = {"shard": torch.int32, "start": torch.int64, "length": torch.int32, "sequence": torch.int64, "document": torch.int64}
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raise TemporalLensError where no store can be begun or gone on with: one is finished there, or other files are."""
+    if (folder / "manifest.json").exists():
+        raise TemporalLensError(f"{folder} already holds a finished store; choose another folder or remove it")
+    if folder.is_dir() and not (folder / PROGRESS_FILE).exists():
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "shard-")))
+        if foreign:
+            raise TemporalLensError(f"{folder} is not empty (it holds '{foreign[0]}'); choose an empty folder for the store")
 
 
 class StoreWriter:
@@ -141,37 +106,33 @@ class StoreWriter:
 
     @property
     def _progress_file(self) -> Path:
-        return self.folder / "progress.safetensors"
+        return self.folder / PROGRESS_FILE
 
     def _resume(self) -> None:
-        if (self.folder / "manifest.json").exists():
-            raise TemporalLensError(f"{self.folder} already holds a finished store; choose another folder or remove it")
+        refuse_occupied(self.folder)
         if not self._progress_file.exists():
-            foreign = (
-                [path.name for path in self.folder.iterdir() if not path.name.startswith((".", "shard-"))] if self.folder.is_dir() else []
-            )
-            if foreign:
-                raise TemporalLensError(
-                    f"{self.folder} is not empty (it holds '{sorted(foreign)[0]}'); choose an empty folder for the store"
-                )
             make_folder(self.folder)
             return
-        tensors, state = read_tensors(self._progress_file, "the progress of an interrupted harvest")
+        what = "the progress of an interrupted harvest"
+        tensors, state = read_tensors(self._progress_file, what, remedy(self.folder))
         if state is None or state.get("format") != FORMAT or state.get("description") != self.description.model_dump(mode="json"):
             raise TemporalLensError(f"{self.folder} holds an unfinished harvest with other settings; choose another folder or remove it")
-        self._shards = [Shard.model_validate(shard) for shard in state["shards"]]
+        try:
+            self._shards = [Shard.model_validate(shard) for shard in state["shards"]]
+            self._table = {name: [tensors[f"table.{name}"]] for name in TABLE_DTYPES}
+            self._sums.load({name.removeprefix("sums."): tensor for name, tensor in tensors.items() if name.startswith("sums.")})
+        except (KeyError, TypeError, RuntimeError, ValidationError) as error:
+            raise TemporalLensError(f"{self._progress_file} is not {what} ({error}); {remedy(self.folder)}") from error
         for shard in self._shards:
             path = inside(self.folder, shard.file)
             if not path.is_file() or path.stat().st_size != shard.bytes or sha256(path) != shard.sha256:
-                raise TemporalLensError(f"{path} was damaged after it was written; remove {self.folder} and run again")
-        self._table = {name: [tensors[f"table.{name}"]] for name in TABLE_DTYPES}
-        self._sums.load({name.removeprefix("sums."): tensor for name, tensor in tensors.items() if name.startswith("sums.")})
+                raise TemporalLensError(f"{path} was damaged after it was written; {remedy(self.folder)}")
 
     def append(self, rows: Rows) -> None:
         """Add whole sequences. Raises TemporalLensError for a wrong width, for NaN or infinity, naming sequence and index."""
+        rows = rows._replace(x=rows.x.to(DTYPES[self.description.dtype]))
         self._check(rows)
-        dtype = DTYPES[self.description.dtype]
-        kept = Rows(rows.x.to(dtype), *(getattr(rows, name).to(kind) for name, kind in COLUMNS.items()))
+        kept = Rows(rows.x, *(getattr(rows, name).to(kind) for name, kind in COLUMNS.items()))
         self._sums.add(kept.x, kept.position, kept.excluded)
         self._extend_table(kept)
         self._pending.append(kept)
@@ -281,7 +242,7 @@ class ActivationStore:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.folder)
         self._verified: set[int] = set()
         for shard in self.manifest.shards:
             path = inside(self.folder, shard.file)
@@ -289,28 +250,21 @@ class ActivationStore:
             if size != shard.bytes:
                 found = "is missing" if size < 0 else f"has {size} bytes instead of {shard.bytes}: it is truncated or foreign"
                 raise TemporalLensError(f"shard {path} {found}; {self._remedy}")
+            if shard.rows * self._row_bytes > shard.bytes:
+                raise self._contradiction(f"{shard.rows} rows do not fit into the {shard.bytes} bytes of {shard.file}")
+
+    @property
+    def _row_bytes(self) -> int:
+        description = self.manifest.description
+        return description.width * DTYPES[description.dtype].itemsize
+
+    def _contradiction(self, what: str) -> TemporalLensError:
+        """A stranger's store may be whole and still say what cannot be."""
+        return TemporalLensError(f"{self.folder} contradicts itself: {what}; {self._remedy}")
 
     @property
     def _remedy(self) -> str:
-        return f"remove {self.folder} and run again"
-
-    def _read_manifest(self) -> Manifest:
-        path = self.folder / "manifest.json"
-        if not self.folder.is_dir():
-            raise TemporalLensError(f"{self.folder} does not exist: it should be the folder of an activation store")
-        if not path.exists():
-            raise TemporalLensError(
-                f"{self.folder} is not an activation store (it has no manifest.json); an interrupted harvest can be run again"
-            )
-        content = read_json(path, "the manifest of an activation store")
-        version = content.get("format") if isinstance(content, dict) else None
-        if version != FORMAT:
-            raise TemporalLensError(f"{path} has format '{version}', this version of TemporalLens reads '{FORMAT}'; {self._remedy}")
-        try:
-            return Manifest.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise TemporalLensError(f"{path} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); {self._remedy}") from error
+        return remedy(self.folder)
 
     @classmethod
     def from_arrays(cls, x: Any, out: Path | str, **options: Any) -> "ActivationStore":
@@ -341,21 +295,34 @@ class ActivationStore:
 
     @cached_property
     def sequence_table(self) -> SequenceTable:
-        tensors = self._sidecar("index.safetensors", self.manifest.index_sha256, "the sequence table of a store")
-        return SequenceTable(**{name: tensors[name].numpy() for name in SequenceTable._fields})
+        shapes = dict.fromkeys(TABLE_DTYPES, (self.sequences,))
+        tensors = self._sidecar("index.safetensors", self.manifest.index_sha256, "the sequence table of a store", shapes, TABLE_DTYPES)
+        table = SequenceTable(**{name: tensors[name].numpy() for name in SequenceTable._fields})
+        rows = np.array([shard.rows for shard in self.manifest.shards])
+        known = (table.shard >= 0) & (table.shard < len(rows)) & (table.start >= 0) & (table.length >= 1)
+        if not known.all() or (table.start > rows[table.shard] - table.length).any() or table.length.sum(dtype=np.int64) != self.rows:
+            raise self._contradiction("its sequence table names rows that its shards do not have")
+        return table
 
     @cached_property
     def moments(self) -> Moments:
         """Moments over every document; training uses those of its own training documents (`moments_of`)."""
-        return Moments(**self._sidecar("moments.safetensors", self.manifest.moments_sha256, "the moments of a store"))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Moments._fields, (self.positions,))
+        shapes |= dict.fromkeys(("mean", "second_moment"), (self.positions, self.width))
+        return Moments(
+            **self._sidecar("moments.safetensors", self.manifest.moments_sha256, "the moments of a store", shapes, MOMENT_DTYPES)
+        )
 
-    def _sidecar(self, name: str, checksum: str, what: str) -> dict[str, Tensor]:
-        path = self.folder / name
+    def _sidecar(self, name: str, checksum: str, what: str, shapes: dict[str, Any], dtypes: dict[str, torch.dtype]) -> dict[str, Tensor]:
+        path = inside(self.folder, name)
         if path.is_file() and sha256(path) != checksum:
             raise TemporalLensError(
                 f"{path} does not have the checksum that the manifest states: it was changed or damaged; {self._remedy}"
             )
-        return read_tensors(path, what)[0]
+        tensors = read_tensors(path, what, self._remedy)[0]
+        if {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()} != {key: (shapes[key], dtypes[key]) for key in shapes}:
+            raise self._contradiction(f"{name} does not hold what {what} does, in the manifest's sizes")
+        return tensors
 
     def read(self, entries: Int[np.ndarray, " n"]) -> Rows:
         """Rows of these entries of the sequence table, sequence after sequence, in the order asked for."""
@@ -369,26 +336,37 @@ class ActivationStore:
         for number in np.unique(table.shard[entries]):
             chosen = np.flatnonzero(table.shard[entries] == number)
             self._read_shard(int(number), table.start[entries[chosen]], lengths[chosen], targets[chosen], out)
+        if total and not 0 <= int(out.position.min()) <= int(out.position.max()) < self.positions:
+            raise self._contradiction(f"a position lies outside 0 to {self.positions - 1}")
         return out
 
     def _read_shard(self, number: int, starts: np.ndarray, lengths: np.ndarray, targets: np.ndarray, out: Rows) -> None:
         shard = self.manifest.shards[number]
         path = inside(self.folder, shard.file)
         starts, lengths, targets = _joined(starts, lengths, targets)
-        if number not in self._verified:
-            if sha256(path) != shard.sha256:
-                raise TemporalLensError(
-                    f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; {self._remedy}"
-                )
-            self._verified.add(number)
+        if number not in self._verified and sha256(path) != shard.sha256:
+            raise TemporalLensError(
+                f"shard {path} does not have the checksum that the manifest states: it was changed or damaged; {self._remedy}"
+            )
         try:
             with safe_open(path, framework="pt") as file:
+                if number not in self._verified:
+                    self._check_columns(file, shard)
+                    self._verified.add(number)
                 for name, destination in zip(Rows._fields, out, strict=True):
                     source = file.get_slice(name)
                     for start, length, target in zip(starts.tolist(), lengths.tolist(), targets.tolist(), strict=True):
                         destination[target : target + length] = source[start : start + length]
         except (SafetensorError, OSError) as error:
             raise TemporalLensError(f"shard {path} cannot be read ({error}); {self._remedy}") from error
+
+    def _check_columns(self, file: Any, shard: Shard) -> None:
+        """Raise TemporalLensError unless an open shard holds every column in the shape and type that the manifest promises."""
+        wanted = {name: ([shard.rows], SAFETENSORS_NAMES[kind]) for name, kind in COLUMNS.items()}
+        wanted["x"] = ([shard.rows, self.width], SAFETENSORS_NAMES[DTYPES[self.manifest.description.dtype]])
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()} != wanted:
+            raise self._contradiction(f"{shard.file} does not hold the columns of {shard.rows} rows of width {self.width}")
 
     def split(self, held_out: float, seed: int) -> Split:
         """Divide the sequences by document. Raises TemporalLensError when either side would be empty."""

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
 
 
@@ -80,6 +81,7 @@ class Forward(NamedTuple):
     active: Float[Tensor, " N"]  # codes in use
     fired: Float[Tensor, " F"]  # rows in which each feature is in use
     extra: Float[Tensor, " N"] | None = None  # further loss of the arm, by row
+    codes: Codes | None = None  # of the arms that keep few per row
 
 
 class Previous(NamedTuple):
@@ -192,14 +194,18 @@ class Dictionary(nn.Module):
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         """One differentiable pass over a batch that `enter` has prepared, whose rows are in ascending order of position."""
 
-    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor | None:
-        """Loss that revives dead features, per row `[N]`; None where the arm has none."""
+    def auxiliary(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
+    ) -> Float[Tensor, " N"] | None:
+        """Loss that revives dead features, per row; None where the arm has none."""
         return None
 
     def follow_weights(self, weights: Float[Tensor, " P"]) -> None:
         """Take note of the current position weights, of mean 1; for arms that spend their codes by them."""
 
-    def observe(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], place: Progress) -> None:
+    def observe(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], forward: Forward, residual: Float[Tensor, "N D"], place: Progress
+    ) -> None:
         """Look at what a step left unexplained, of a batch that `enter` has prepared; called after the step, without gradients."""
 
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
@@ -210,6 +216,10 @@ class Dictionary(nn.Module):
 
     def advance(self, progress: Progress) -> None:
         """Follow the arm's schedules up to this step; called before each step."""
+
+    def hardens_at(self, steps: int) -> int | None:
+        """After how many of so many steps the mask becomes exactly 0 or 1; None where there is no such moment."""
+        return None
 
     @property
     def temperature(self) -> float:

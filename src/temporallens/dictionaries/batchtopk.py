@@ -18,6 +18,7 @@ from temporallens.dictionaries.sparse import (
     Block,
     Codes,
     Pattern,
+    dense_of,
     entries_above,
     pattern_of,
     select_largest,
@@ -74,6 +75,11 @@ class BatchTopKDictionary(Dictionary):
         """Rows, in order of position, to which the same features are open; `floor` is one for codes."""
         return whole(len(positions), floor)
 
+    @property
+    def scales(self) -> bool:
+        """Whether codes are just now anything but the pre-activations of what is open."""
+        return False
+
     def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
         """What the arm makes of positive pre-activations: the codes; differentiable."""
         return raw
@@ -109,9 +115,11 @@ class BatchTopKDictionary(Dictionary):
         elif bool((positions.diff() < 0).any()):
             row = torch.argsort(positions, stable=True)
             x, positions = x.index_select(0, row), positions.index_select(0, row)
-        pattern, values = self.sparse_codes(x, positions)
-        entries = (pattern.row if row is None else row[pattern.row]) * self.features + pattern.feature
-        return values.new_zeros(len(x) * self.features).scatter_(0, entries, values).view(len(x), -1)
+        flat, values = self.entries_in_use(x, positions)
+        if row is not None:
+            place = torch.div(flat, self.features, rounding_mode="floor")
+            flat = flat + (row.index_select(0, place) - place) * self.features
+        return dense_of(flat, values, len(x), self.features)
 
     def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         """The same codes, differentiably in activations and weights, or where one dense pass is quicker."""
@@ -119,15 +127,16 @@ class BatchTopKDictionary(Dictionary):
         return values * (values > self.threshold)
 
     @torch.no_grad()
-    def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
-        """Codes at inference of rows in order of position, as entries and values: what closed features would cost is not paid."""
-        threshold = float(self.threshold)
+    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+        """Codes at inference of rows in order of position, by flat index: what closed features would cost is not paid."""
+        threshold, centred = float(self.threshold), x - self.decoder_bias
+        if not self.scales:
+            return entries_above(centred, self.encoder, self.encoder_bias, self.blocks(positions, threshold))
         blocks = self.blocks(positions, threshold * (1 - ROUNDING))
-        flat, raw = entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, blocks)
-        pattern = pattern_of(flat, len(x), self.features)
-        codes = Codes(pattern, raw, self.scale(raw, pattern, positions))
-        chosen = codes.above(threshold)
-        return chosen.pattern, chosen.values
+        flat, raw = entries_above(centred, self.encoder, self.encoder_bias, blocks)
+        values = self.scale(raw, pattern_of(flat, len(x), self.features), positions)
+        chosen = (values > threshold).nonzero()[:, 0]
+        return flat.index_select(0, chosen), values.index_select(0, chosen)
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
@@ -158,7 +167,9 @@ class BatchTopKDictionary(Dictionary):
             followed = torch.lerp(smallest, self.threshold, THRESHOLD_DECAY)
             self.threshold.copy_(torch.where(self.threshold > 0, followed, smallest))
 
-    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor:
+    def auxiliary(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
+    ) -> Float[Tensor, " N"]:
         return auxk(self, x, residual, dead)
 
     @torch.no_grad()
@@ -171,14 +182,23 @@ def summed_up(reconstruction: Float[Tensor, "N D"], codes: Codes, extra: Float[T
     """What the objective wants to know about a batch's codes."""
     values, pattern = codes.values.detach(), codes.pattern
     in_use = (values > 0).float()
-    return Forward(reconstruction, pattern.row_sum(values), pattern.row_sum(in_use), pattern.feature_sum(in_use), extra)
+    return Forward(reconstruction, pattern.row_sum(values), pattern.row_sum(in_use), pattern.feature_sum(in_use), extra, codes)
 
 
-def auxk(dictionary: Dictionary, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Float[Tensor, " N"]:
-    """AuxK: the dead features that would fire most reconstruct what the living ones leave; squared error per row."""
+def auxk(
+    dictionary: Dictionary,
+    x: Float[Tensor, "N D"],
+    residual: Float[Tensor, "N D"],
+    dead: Dead,
+    gates: Float[Tensor, "N A"] | None = None,
+) -> Float[Tensor, " N"]:
+    """AuxK: the dead features that would fire most reconstruct what the living ones leave; squared error per row. `gates` say how
+    open the dead features are to each row: where one is closed it learns nothing."""
     encoder, decoder = dictionary.encoder.index_select(0, dead.features), dictionary.decoder.index_select(0, dead.features)
     bias = dictionary.encoder_bias.index_select(0, dead.features)
     codes = torch.addmm(bias, x - dictionary.decoder_bias.detach(), encoder.T).relu() * dead.certain
+    if gates is not None:
+        codes = codes * gates
     places = dictionary.width // 2
     if len(dead.features) > places:
         largest = codes.topk(places, dim=1, sorted=False)

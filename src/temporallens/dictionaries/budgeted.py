@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.dictionaries.batchtopk import ROUNDING, BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.batchtopk import BatchTopKDictionary, TopKConfig
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
 from temporallens.dictionaries.sparse import BFLOAT16_MARGIN, Codes, Pattern, entries_above, pattern_of, select_largest, whole
 
@@ -130,12 +130,8 @@ class BudgetedDictionary(BatchTopKDictionary):
         return values * (values > self._limits(positions)[..., None])
 
     @torch.no_grad()
-    def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
-        limits = self._limits(positions)
-        flat, raw = entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, blocks_of_rows(limits * (1 - ROUNDING)))
-        pattern = pattern_of(flat, len(x), self.features)
-        chosen = Codes(pattern, raw, raw).keep(raw > limits.index_select(0, pattern.row))
-        return chosen.pattern, chosen.values
+    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+        return entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, blocks_of_rows(self._limits(positions)))
 
     @torch.no_grad()
     def fold(self, centre: Float[Tensor, " D"], scale: float) -> None:

@@ -127,7 +127,9 @@ class JumpReLUDictionary(Dictionary):
         extra = (self._share * self.config.weight * self.width * excess.square()).expand(len(x))
         return summed_up(sparse_decode(values, self.decoder, pattern) + self.decoder_bias, Codes(pattern, raw, values), extra)
 
-    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor:
+    def auxiliary(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
+    ) -> Float[Tensor, " N"]:
         return auxk(self, x, residual, dead)
 
     @torch.no_grad()

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.dictionaries.batchtopk import BatchTopKDictionary
+from temporallens.dictionaries.base import Dead
+from temporallens.dictionaries.batchtopk import BatchTopKDictionary, auxk
 from temporallens.dictionaries.masks import Groups, gated_blocks, group_of_position
 from temporallens.dictionaries.sparse import Block, Pattern
 
@@ -36,6 +37,13 @@ class MaskedDictionary(BatchTopKDictionary):
         if not raw.is_cuda:  # closed entries were never candidates
             return raw
         return raw * self.gates().view(-1).index_select(0, self.entries(pattern, positions))
+
+    def auxiliary(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
+    ) -> Float[Tensor, " N"]:
+        with torch.no_grad():  # a mask has nothing to learn from codes that are not in use
+            gates = self.gates().index_select(1, dead.features).index_select(0, self.groups(positions))
+        return auxk(self, x, residual, dead, gates)
 
     def entries(self, pattern: Pattern, positions: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
         """Place of each code's gate in the flattened table."""

@@ -25,6 +25,9 @@ CLOSED = 0.01
 GATHER_ROWS = 32
 """Rows of encoder product that are taken to cost as much as gathering the open columns of an encoder."""
 
+COLUMNS = 64
+"""Products have a multiple of so many columns: a shape that was not seen before costs a kernel, and masks change as they learn."""
+
 Groups = int | Literal["positions", "smooth"]
 
 
@@ -130,13 +133,22 @@ class PositionMask(nn.Module):
 
     def advance(self, progress: Progress) -> None:
         """Follow the schedule: warm-up, exponential annealing (lab notes, Run 2), hardening."""
-        config = self._config
-        annealed = (progress.share - config.mask_warmup) / (config.harden_at - config.mask_warmup)
+        config, annealed = self._config, self._annealed(progress)
         ratio = config.temperature_end / config.temperature_start
         self.temperature.fill_(config.temperature_start * ratio ** min(1.0, max(0.0, annealed)))
         hardened = config.strictness == "hard" and annealed >= 1
         self.hard = hardened or (config.strictness == "straight_through" and annealed >= 0)
         self.logits.requires_grad_(annealed >= 0 and not hardened)
+
+    def _annealed(self, progress: Progress) -> float:
+        """Share of the annealing that is done; negative during warm-up."""
+        return (progress.share - self._config.mask_warmup) / (self._config.harden_at - self._config.mask_warmup)
+
+    def hardens_at(self, steps: int) -> int | None:
+        """After how many of so many steps the mask becomes exactly 0 or 1; None where it stays as it is."""
+        if self._config.strictness != "hard":
+            return None
+        return next((step for step in range(steps) if self._annealed(Progress(step, steps)) >= 1), None)
 
     def table(self) -> Float[Tensor, "G F"]:
         """Logits of every group."""
@@ -170,6 +182,9 @@ class LearnsMask(Dictionary):
     def advance(self, progress: Progress) -> None:
         self.mask.advance(progress)
 
+    def hardens_at(self, steps: int) -> int | None:
+        return self.mask.hardens_at(steps)
+
     @property
     def temperature(self) -> float:
         return 0.0 if self.mask.hard and self.config.strictness == "hard" else float(self.mask.temperature)
@@ -195,12 +210,15 @@ def gated_blocks(gates: Float[Tensor, "G F"], groups: Int[Tensor, " N"], floor: 
     first = 0
     for group, rows in zip(ordered.tolist(), sizes.tolist(), strict=True):
         gate, last = gates[group], first + rows
-        features = (gate > CLOSED).nonzero()[:, 0]
-        if len(features) * (rows + GATHER_ROWS) < len(gate) * rows:
-            blocks.append(Block(features, [Floor(first, last, floor / gate[features])]))
+        is_open = gate > CLOSED
+        columns = -(-int(is_open.sum()) // COLUMNS) * COLUMNS
+        floors = torch.where(is_open, floor / gate, torch.inf)
+        if columns * (rows + GATHER_ROWS) < len(gate) * rows:
+            features = gate.topk(columns).indices.sort().values
+            blocks.append(Block(features, [Floor(first, last, floors[features])]))
         else:
             if not blocks or blocks[-1].features is not None:
                 blocks.append(Block(None, []))
-            blocks[-1].floors.append(Floor(first, last, torch.where(gate > CLOSED, floor / gate, torch.inf)))
+            blocks[-1].floors.append(Floor(first, last, floors))
         first = last
     return [block for block in blocks if block.features is None or len(block.features)]

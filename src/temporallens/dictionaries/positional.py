@@ -13,22 +13,22 @@ feature's gain is at least `least_share` of its share of the tokens. A closed en
 those that would have earned their place are opened again.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from temporallens.dictionaries.base import Progress
+from temporallens.dictionaries.base import Forward, Progress
 from temporallens.dictionaries.batchtopk import TopKConfig
 from temporallens.dictionaries.masked import MaskedDictionary
-from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask
-from temporallens.dictionaries.sparse import Block, Floor, Pattern, entries_above, pattern_of, whole
+from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks
+from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above, pattern_of
 
 REOPENING_ROWS = 1024
-"""Rows of a batch that are searched for closed entries worth reopening: a dense pass, and rare."""
+"""Rows of a batch that are searched for closed entries worth reopening."""
 
 REOPENING_MEMORY = 0.96
 """Of the evidence of one search, what is left at the next: one batch holds too few firings to judge by."""
@@ -118,6 +118,10 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         groups = zip(ordered.tolist(), sizes.tolist(), lasts, strict=True)
         return [Block(None, [Floor(last - rows, last, floors[group]) for group, rows, last in groups])]
 
+    @property
+    def scales(self) -> bool:
+        return not self.mask.hard
+
     def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
         """Gated codes; while the mask learns, its logits learn from them."""
         config, learning = self.config, self.mask.logits.requires_grad
@@ -144,33 +148,56 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         return (pre + (penalty[self.group_of].mean(0) if positions is None else penalty[self.groups(positions)])).relu()
 
     @torch.no_grad()
-    def observe(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], place: Progress) -> None:
+    def observe(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], forward: Forward, residual: Float[Tensor, "N D"], place: Progress
+    ) -> None:
         """Every so often, open again what would have earned its place (masked gradient updates made reversible)."""
         if self.mask.basis is not None or (place.step + 1) % self.config.reopen_every or place.share < self.config.mask_warmup:
             return  # what a smooth mask closes still learns from its neighbours
-        step, closed = max(1, len(x) // REOPENING_ROWS), self.gates() <= CLOSED
-        self._weigh(x[::step], positions[::step], residual[::step], closed)
+        assert forward.codes is not None
+        rows = torch.arange(0, len(x), max(1, len(x) // REOPENING_ROWS), device=x.device)
+        looked = _Looked(x[rows] - self.decoder_bias, positions[rows], residual[rows], self.gates() <= CLOSED)
+        self._weigh(looked, forward.codes.of_rows(rows))
         share = (self.searched / self.searched.sum())[:, None]
         mean = self.earned.clamp(min=0)
         due = torch.maximum(self.config.least_share * share * mean, REOPENING_FIRINGS * mean / self.firings.clamp(min=1))
-        worth = closed & (self.missed > due)
+        worth = looked.closed & (self.missed > due)
         self.mask.logits.masked_fill_(worth, 0.0)
         self.missed.masked_fill_(worth, 0.0)
 
-    def _weigh(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], closed: Tensor) -> None:
-        """Add to the evidence what closed entries would have saved of the residual, and what open ones did."""
-        flat, code = entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, whole(len(x), float(self.threshold)))
-        pattern, groups = pattern_of(flat, len(x), self.features), self.groups(positions)
-        fit, entry = 2 * pattern.inner(residual, self.decoder), self.entries(pattern, positions)
-        if (gain := self.gain(positions)) is not None:  # squared errors count in common units
-            unit = gain.index_select(0, pattern.row)
-            code, fit = code / unit, fit / unit
-        shut = closed.view(-1).index_select(0, entry)
-        missed = torch.zeros_like(self.missed).view(-1).index_add_(0, entry, code * (fit - code) * shut).view_as(self.missed)
-        earned, firings = pattern.feature_sum(code * (fit + code) * ~shut), pattern.feature_sum((~shut).to(code.dtype))
+    def _weigh(self, looked: "_Looked", used: Codes) -> None:
+        """Add to the evidence what closed entries would have saved of the residual, and what the codes in use did."""
+        groups = self.groups(looked.positions)
+        shut = self._closed_codes(looked, groups)
+        missed = torch.zeros_like(self.missed).view(-1)
+        missed.index_add_(0, self.entries(shut.pattern, looked.positions), self._saved(shut, looked, -1))
+        earned, firings = used.pattern.feature_sum(self._saved(used, looked, 1)), used.pattern.feature_sum(torch.ones_like(used.values))
         tokens = torch.zeros_like(self.searched).index_add_(0, groups, torch.ones_like(groups, dtype=self.searched.dtype))
-        for memory, new in zip((self.missed, self.earned, self.firings, self.searched), (missed, earned, firings, tokens), strict=True):
-            memory.mul_(REOPENING_MEMORY).add_(new)
+        new = (missed.view_as(self.missed), earned, firings, tokens)
+        for memory, evidence in zip((self.missed, self.earned, self.firings, self.searched), new, strict=True):
+            memory.mul_(REOPENING_MEMORY).add_(evidence)
+
+    def _closed_codes(self, looked: "_Looked", groups: Int[Tensor, " N"]) -> Codes:
+        """What closed entries would have had; only their columns are multiplied."""
+        blocks = gated_blocks(looked.closed.float(), groups, float(self.threshold))
+        product = [tensor.to(self.encoder_dtype) for tensor in (looked.x, self.encoder, self.encoder_bias)]
+        flat, values = entries_above(product[0], product[1], product[2], blocks)
+        return Codes(pattern_of(flat, len(looked.x), self.features), values.float(), values.float())
+
+    def _saved(self, codes: Codes, looked: "_Looked", sign: int) -> Float[Tensor, " M"]:
+        """Squared error, in common units, that codes save: `2 z d . r + z^2` of those in use, `2 z d . r - z^2` of those that are not."""
+        saved = codes.values * (2 * codes.pattern.inner(looked.residual, self.decoder) + sign * codes.values)
+        gain = self.gain(looked.positions)
+        return saved if gain is None else saved / gain.square().index_select(0, codes.pattern.row)
+
+
+class _Looked(NamedTuple):
+    """Rows of a batch that are searched."""
+
+    x: Float[Tensor, "n D"]  # less the decoder's bias
+    positions: Int[Tensor, " n"]
+    residual: Float[Tensor, "n D"]
+    closed: Bool[Tensor, "G F"]
 
 
 class _Gated(torch.autograd.Function):

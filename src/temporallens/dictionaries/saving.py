@@ -2,20 +2,21 @@
 
 `docs/formats.md` is normative. Arms whose codes an ordinary SAE has too (`standard`, `batchtopk`) carry that architecture's name
 and load in SAELens; position-aware ones are named `temporallens_*`. `metadata.temporallens` holds the arm, the number of positions
-and what was recorded about the training. Nothing is pickled, and what is loaded is checked against what the arm needs.
+and what was recorded about the training. Nothing is pickled. Both files carry their checksums, and what is loaded is checked against
+what the arm needs before memory is taken for it.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json, read_tensors, write_json, write_tensors
+from temporallens.files import read_json, read_tensors, tensor_digest, write_json, write_tensors
 
 FORMAT = "temporallens.dictionary/2"
 SAELENS_VERSION = "6.54.12"
@@ -29,9 +30,9 @@ ARM: TypeAdapter[Any] = TypeAdapter(Arm)
 def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positions: int, metadata: dict[str, Any] | None = None) -> None:
     """Write a dictionary in raw units (folded). `metadata` goes into `metadata.temporallens` beside the arm."""
     folder = Path(folder)
-    write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
+    weights = write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
     ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions, "position_policy": dictionary.position_policy}
-    ours["state"] = dictionary.record()
+    ours |= {"state": dictionary.record(), "weights_sha256": weights}
     config = {
         "architecture": f"temporallens_{dictionary.kind}" if dictionary.position_aware else dictionary.architecture,
         "d_in": dictionary.width,
@@ -75,11 +76,16 @@ def load_dictionary(folder: Path | str) -> Dictionary:
     ours = config["metadata"]["temporallens"]
     path = folder / "sae_weights.safetensors"
     tensors, _ = read_tensors(path, "the weights of a saved dictionary")
+    if ours.get("weights_sha256") not in {None, tensor_digest(tensors)}:
+        raise TemporalLensError(f"{path} does not have the checksum that cfg.json states: the two were not saved together, or are damaged")
     try:
-        arm, positions = ARM.validate_python(ours["arm"]), int(ours["positions"])
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
-        raise TemporalLensError(f"{folder / 'cfg.json'} does not describe an arm that this version knows: {error}") from error
-    width, features = int(config["d_in"]), int(config["d_sae"])
+        arm, said = ARM.validate_python(ours["arm"]), Said.model_validate({**config, **ours})
+        arm.check(said.positions)
+    except ValidationError as error:
+        raise TemporalLensError(f"{folder / 'cfg.json'} does not describe an arm that this version knows: {_first(error)}") from error
+    except KeyError as error:
+        raise TemporalLensError(f"{folder / 'cfg.json'} does not say which arm it is: {error} is missing") from error
+    width, features, positions = said.d_in, said.d_sae, said.positions
     shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, width), "b_dec": (width,)}
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
@@ -87,25 +93,59 @@ def load_dictionary(folder: Path | str) -> Dictionary:
             raise TemporalLensError(f"{path}: '{name}' should have shape {shape}, the file has {found}")
     if arm.features != features:
         raise TemporalLensError(f"{folder / 'cfg.json'} contradicts itself: d_sae is {features}, the arm has {arm.features} features")
+    _check_fit(arm, said, tensors, path)
     dictionary = arm.make(width, positions, torch.Generator())
     _fill(dictionary, tensors, path)
-    dictionary.position_policy = ours.get("position_policy")
-    dictionary.restore_record(ours["state"])
+    dictionary.position_policy = said.position_policy
+    try:
+        dictionary.restore_record(ours["state"])
+    except (KeyError, TypeError) as error:
+        raise TemporalLensError(f"{folder / 'cfg.json'} is damaged: its state is not that of a '{arm.kind}' dictionary") from error
     return dictionary.eval()
 
 
-def _fill(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> None:
+class Said(BaseModel):
+    """What `cfg.json` says of sizes, within bounds that every real dictionary keeps."""
+
+    d_in: int = Field(ge=1, lt=1 << 24)
+    d_sae: int = Field(ge=1, lt=1 << 28)
+    positions: int = Field(ge=1, le=1 << 20)
+    position_policy: Annotated[int, Field(ge=0)] | Literal["mean"] | None = None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _check_fit(arm: Any, said: Said, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise TemporalLensError unless the file holds the tensors of such an arm; the arm is built without memory for it."""
+    try:
+        with torch.device("meta"):
+            dictionary = arm.make(said.d_in, said.positions, torch.Generator())
+    except RuntimeError:  # an arm whose sizes depend on values
+        return
+    _matched(dictionary, tensors, path)
+
+
+def _matched(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The file's tensors under our names and in our orientation, all there and of the right shapes."""
     ours = {theirs: name for name, theirs in WEIGHTS.items()}
     wanted = {ours.get(name, name): tensor for name, tensor in tensors.items()}
     wanted["encoder"] = wanted["encoder"].T
     own = dict(dictionary.state_dict())
-    if "threshold" in wanted and "threshold" in own and own["threshold"].ndim == 0:
-        wanted["threshold"] = wanted["threshold"][0]
+    if "threshold" in wanted and "threshold" in own and own["threshold"].ndim == 0 and wanted["threshold"].numel():
+        wanted["threshold"] = wanted["threshold"].reshape(-1)[0]
     if wanted.keys() != own.keys() or any(wanted[name].shape != own[name].shape for name in own):
         difference = sorted(wanted.keys() ^ own.keys()) or sorted(name for name in own if wanted[name].shape != own[name].shape)
         raise TemporalLensError(
             f"{path} does not fit a '{dictionary.kind}' dictionary: {', '.join(difference)} is missing, unknown or misshapen"
         )
+    return wanted
+
+
+def _fill(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> None:
+    wanted = _matched(dictionary, tensors, path)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in wanted.values()):
         raise TemporalLensError(f"{path} holds NaN or infinity; the dictionary is damaged or its training failed")
     dictionary.load_state_dict(wanted)

@@ -98,6 +98,17 @@ def pattern_of(flat: Int[Tensor, " M"], rows: int, features: int) -> Pattern:
     return Pattern(row, flat - row * features, _offsets(row, rows), rows, features)
 
 
+def dense_of(flat: Int[Tensor, " M"], values: Float[Tensor, " M"], rows: int, features: int) -> Float[Tensor, "N F"]:
+    """The dense matrix with these values at these flat indices and 0 elsewhere."""
+    size = rows * features
+    return (values.new_zeros(size) if values.is_cuda else _zeros(size, values.dtype)).scatter_(0, flat, values).view(rows, features)
+
+
+def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+    """NumPy asks the system for large pages, which come zeroed; writing zeros page by page takes three times as long."""
+    return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
+
+
 class Floor(NamedTuple):
     """What a pre-activation must exceed to be a candidate, in rows `first` to `last`; not negative."""
 
@@ -129,7 +140,7 @@ def entries_above(
     The product has the dtype of `x`, `encoder` and `bias`. Its cost follows the number of open features.
     """
     features, memory = len(encoder), Scratch(x)
-    indices, values = [], []
+    indices, values = [torch.empty(0, dtype=torch.int64, device=x.device)], [x.new_empty(0)]
     for block in blocks:
         weight = encoder if block.features is None else encoder.index_select(0, block.features)
         offset = bias if block.features is None else bias.index_select(0, block.features)
@@ -210,6 +221,17 @@ class Codes(NamedTuple):
         row, feature = self.pattern.row.index_select(0, chosen), self.pattern.feature.index_select(0, chosen)
         pattern = Pattern(row, feature, _offsets(row, self.pattern.rows), self.pattern.rows, self.pattern.features)
         return Codes(pattern, self.raw.index_select(0, chosen), self.values.index_select(0, chosen))
+
+    def of_rows(self, rows: Int[Tensor, " n"]) -> "Codes":
+        """Those of these ascending rows, which are numbered anew; values come detached."""
+        pattern = self.pattern
+        number = torch.full((pattern.rows,), -1, dtype=torch.int64, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        row = number.index_select(0, pattern.row)
+        chosen = (row >= 0).nonzero()[:, 0]
+        row, feature = row.index_select(0, chosen), pattern.feature.index_select(0, chosen)
+        found = Pattern(row, feature, _offsets(row, len(rows)), len(rows), pattern.features)
+        return Codes(found, self.raw.detach().index_select(0, chosen), self.values.detach().index_select(0, chosen))
 
     def above(self, threshold: float) -> "Codes":
         return self.keep(self.values > threshold)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous
 from temporallens.dictionaries.batchtopk import TopKConfig, auxk, summed_up
-from temporallens.dictionaries.sparse import BFLOAT16_MARGIN, CHUNK_ROWS, Codes, Pattern, pattern_of, sparse_decode, sparse_encode
+from temporallens.dictionaries.sparse import BFLOAT16_MARGIN, CHUNK_ROWS, Codes, Pattern, dense_of, pattern_of, sparse_decode, sparse_encode
 
 SPARE = 8
 """Nominees beyond half as many again as are wanted; fewer would send more rows through the product twice."""
@@ -51,12 +51,8 @@ class TopKDictionary(Dictionary):
         if torch.is_grad_enabled() or x.is_cuda:
             largest = self.pre_activations(x).relu().topk(self.k, dim=1, sorted=False)
             return x.new_zeros(len(x), self.features).scatter(1, largest.indices, largest.values)
-        pattern, values = self.sparse_codes(x)
-        return x.new_zeros(len(x) * self.features).scatter_(0, pattern.row * self.features + pattern.feature, values).view(len(x), -1)
-
-    def sparse_codes(self, x: Float[Tensor, "N D"]) -> tuple[Pattern, Float[Tensor, " M"]]:
-        """Codes at inference as entries and values."""
-        return self._select(x - self.decoder_bias, torch.float32)
+        pattern, values = self._select(x - self.decoder_bias, torch.float32)
+        return dense_of(pattern.row * self.features + pattern.feature, values, len(x), self.features)
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         centred = x - self.decoder_bias.detach()
@@ -64,7 +60,9 @@ class TopKDictionary(Dictionary):
         values = sparse_encode(raw, centred, self.encoder, self.encoder_bias, self.decoder_bias, pattern)
         return summed_up(sparse_decode(values, self.decoder, pattern) + self.decoder_bias, Codes(pattern, raw, values))
 
-    def auxiliary(self, x: Float[Tensor, "N D"], residual: Float[Tensor, "N D"], dead: Dead) -> Tensor:
+    def auxiliary(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
+    ) -> Float[Tensor, " N"]:
         return auxk(self, x, residual, dead)
 
 

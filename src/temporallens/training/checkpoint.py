@@ -1,17 +1,25 @@
-"""Checkpoints: everything that a training run is, in one safetensors file, so that going on equals never having stopped."""
+"""Checkpoints: everything that a training run is, in one safetensors file, so that going on equals never having stopped.
 
+The last two are kept: each is written over the older one, and the newer one is gone on from. A damaged one is named, and the one
+before it offered.
+"""
+
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import Arm
+from temporallens.errors import TemporalLensError
 from temporallens.files import canonical_json, fingerprint, read_tensors, write_tensors
 from temporallens.training.policy import TrainingPolicy
 
-FORMAT = "temporallens.checkpoint/1"
+FORMAT = "temporallens.checkpoint/2"
+FROM_THE_START = "remove it to start the training again"
 
 
 def checkpoint_file(folder: Path, settings: Any) -> Path:
@@ -30,7 +38,7 @@ def training_settings(store: ActivationStore, runs: Sequence[tuple[str, Arm, int
 
 def other_checkpoints(folder: Path, kept: Path) -> list[Path]:
     """Checkpoints in `folder` of trainings with other settings than that of `kept`: nothing will go on from them."""
-    return sorted(path for path in folder.glob("checkpoint-*.safetensors") if path != kept)
+    return sorted(path for path in folder.glob("checkpoint-*.safetensors") if not path.name.startswith(kept.stem))
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -39,8 +47,59 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Tensors and state of a checkpoint. Raises TemporalLensError when the file is damaged."""
-    import json
-
-    tensors, metadata = read_tensors(path, "a checkpoint (remove it to start the training again)")
+    """Tensors and state of a checkpoint. Raises TemporalLensError when the file is damaged, or of another version."""
+    tensors, metadata = read_tensors(path, "a checkpoint", FROM_THE_START)
+    if metadata is None or metadata.get("format") != FORMAT:
+        raise TemporalLensError(f"{path} is not a checkpoint of this version of TemporalLens ('{FORMAT}'); {FROM_THE_START}")
     return tensors, json.loads(metadata["state"])
+
+
+class Checkpoints:
+    """The last two checkpoints of a run whose first file is `path` (see `checkpoint_file`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = (path, path.with_name(f"{path.stem}-b{path.suffix}"))
+        self._last: Path | None = None  # the one that must not be written over
+
+    def load(self) -> tuple[dict[str, Tensor], Any] | None:
+        """The last one, or None where there is none. Raises TemporalLensError when it is damaged, saying what is left."""
+        steps = {path: _step(path) for path in self._files if path.exists()}
+        if not steps:
+            return None
+        last = max(steps, key=lambda path: steps[path])
+        try:
+            found = load_checkpoint(last)
+        except TemporalLensError as error:
+            before = [path for path in steps if path != last]
+            raise _offer(error, last, before[0]) if before else error from error
+        self._last = last
+        return found
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write the next one over the one before the last; `state` holds `step`."""
+        self._last = self._files[0] if self._last != self._files[0] else self._files[1]
+        save_checkpoint(self._last, tensors, state)
+
+    def remove(self) -> None:
+        """Remove both: the run is over."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+
+def _step(path: Path) -> float:
+    """The step that a checkpoint says it was saved at; infinity where it does not say, so that its damage is found."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return float(json.loads(json.loads((file.metadata() or {})["temporallens"])["state"])["step"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
+
+
+def _offer(error: TemporalLensError, damaged: Path, before: Path) -> TemporalLensError:
+    """The error of a damaged checkpoint, and what the one before it is good for."""
+    said = str(error).removesuffix(f"; {FROM_THE_START}")
+    try:
+        _, state = load_checkpoint(before)
+    except TemporalLensError:
+        return TemporalLensError(f"{said}; the one before it, {before.name}, is damaged too: remove both to start the training again")
+    return TemporalLensError(f"{said}; remove {damaged.name} to go on from the one before it, of step {state['step']}")

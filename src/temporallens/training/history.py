@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens.errors import TemporalLensError
 from temporallens.files import read_tensors, write_tensors
 
 FORMAT = "temporallens.history/1"
@@ -88,6 +89,9 @@ def _kind(name: str) -> type:
 
 
 def load_history(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a history file: `[T]` or `[T, P]` arrays by name."""
-    tensors, _ = read_tensors(path, "the history of a training run")
+    """Columns of a history file: `[T]` or `[T, P]` arrays by name. Raises TemporalLensError when it is missing or damaged."""
+    remedy = f"remove {path.parent} to train the dictionary again"
+    tensors, metadata = read_tensors(path, "the history of a training run", remedy)
+    if metadata is None or metadata.get("format") != FORMAT:
+        raise TemporalLensError(f"{path} is not the history of a training run ('{FORMAT}'); {remedy}")
     return {name: tensor.numpy() for name, tensor in tensors.items()}

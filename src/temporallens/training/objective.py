@@ -8,7 +8,7 @@ Rows may be weighed by position (lab notes, Runs 5 and 6); the parts are reporte
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.base import Dead, Dictionary, Forward
@@ -40,12 +40,13 @@ def objective(
     dictionary: Dictionary,
     forward: Forward,
     x: Float[Tensor, "N D"],
+    positions: Int[Tensor, " N"],
     sparsity: float,
     auxiliary: float,
     dead: Dead | None,
     weights: RowWeights = ALIKE,
 ) -> Losses:
-    """Loss of one batch. `sparsity` weighs the arm's L1 penalty; `dead` are features for AuxK to revive."""
+    """Loss of one batch at these positions. `sparsity` weighs the arm's L1 penalty; `dead` are features for AuxK to revive."""
     per_row, residual = squared_errors(forward.reconstruction, x)
     units = None if weights.gain is None else weights.gain.square().reciprocal()
     per_row = _times(per_row, units)
@@ -53,7 +54,7 @@ def objective(
     loss = _times(fitted, weights.reconstruction).mean()
     if sparsity:
         loss = loss + sparsity * _times(forward.magnitude, weights.sparsity).mean()
-    revival = dictionary.auxiliary(x, residual, dead) if auxiliary and dead is not None else None
+    revival = dictionary.auxiliary(x, positions, residual, dead) if auxiliary and dead is not None else None
     if revival is not None:
         loss = loss + auxiliary * _times(revival, units).mean()
     per_row = per_row.detach()

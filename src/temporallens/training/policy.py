@@ -50,6 +50,10 @@ class TrainingPolicy(BaseModel):
     checkpoint_every: int = Field(200, ge=1)
     """Steps from one checkpoint to the next: the work that an interruption can cost."""
 
+    snapshots: int = Field(0, ge=0, le=100)
+    """Dictionaries that are kept along the way, at equal distances, to see how features come about. The one before a mask hardens is
+    always kept."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any) -> Any:

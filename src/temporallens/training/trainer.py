@@ -8,6 +8,7 @@ never stopped.
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from pydantic import ValidationError
 from torch import Tensor
 
-from temporallens.activations.loader import Cursor, Loader
+from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Progress
@@ -27,7 +28,8 @@ from temporallens.files import write_json
 from temporallens.memory import keep_freed_memory
 from temporallens.progress import progress
 from temporallens.stopping import held_signals
-from temporallens.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint, training_settings
+from temporallens.training import snapshots
+from temporallens.training.checkpoint import Checkpoints, checkpoint_file, training_settings
 from temporallens.training.history import History, Window
 from temporallens.training.objective import Inputs, Losses, inputs_for, objective
 from temporallens.training.policy import EncoderDtype, TrainingPolicy
@@ -107,14 +109,14 @@ class Trainee:
         self._set_rate(place.step)
         forward = dictionary.training_forward(x, label, previous)
         weights = self._adaptive.of_rows(label)._replace(gain=dictionary.gain(position))
-        losses = objective(dictionary, forward, x, self.run.arm.penalty, self._policy.auxiliary, self._dead(), weights)
+        losses = objective(dictionary, forward, x, label, self.run.arm.penalty, self._policy.auxiliary, self._dead(), weights)
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss.backward()
         dictionary.remove_parallel_gradient()
         self._optimizer.step()
         dictionary.normalise_decoder()
         with torch.no_grad():
-            dictionary.observe(x, label, losses.residual, place)
+            dictionary.observe(x, label, forward, losses.residual, place)
         self._look_back(losses, forward, label, position)
         self.seconds += time.perf_counter() - started
 
@@ -237,7 +239,9 @@ def train_arms(
     loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours)
     mixing = loader.mixing()
     path = checkpoint_file(out, training_settings(store, runs, policy))
-    start = _resume(path, trainees, loader, policy)
+    checkpoints = Checkpoints(path)
+    start = _resume(checkpoints, trainees, loader, policy)
+    kept = {trainee.run.name: snapshots.steps_kept(trainee.dictionary, policy) for trainee in trainees}
     here = inputs._replace(centre=inputs.centre.to(target))
     with held_signals() as stopping, progress(f"training {len(runs)} arms", policy.steps * policy.batch_size, "tokens") as advance:
         advance(start * policy.batch_size)
@@ -249,29 +253,24 @@ def train_arms(
                 trainee.step(view.x, view.label, Progress(step, policy.steps), view.position, view.previous)
                 if logged:
                     trainee.log(step)
+                if step + 1 in kept[trainee.run.name]:
+                    snapshots.take(trainee.dictionary, snapshots.taken_file(path, trainee.run.name, step + 1))
             advance(policy.batch_size)
             if logged and (stopping() or ((step + 1) // policy.log_every) % _logs_per_checkpoint(policy) == 0):
-                _save(path, trainees, loader, step + 1)
+                _save(checkpoints, trainees, loader, step + 1)
                 if stopping():
                     break
-    _calibrate(trainees, loader, here, policy)
-    loader.close()
-    trained = {trainee.run.name: _finish(trainee, inputs, mixing._asdict(), store, policy, out) for trainee in trainees}
-    path.unlink(missing_ok=True)
-    return trained
-
-
-def _calibrate(trainees: list[Trainee], loader: Loader, inputs: Inputs, policy: TrainingPolicy) -> None:
-    """Let the arms measure what they need on the batches that would have come next, with the final weights and masks."""
+    finishing = _Finishing(store, loader, loader.cursor, inputs, mixing, policy, out, target)
+    for steps in sorted({steps for own in kept.values() for steps in own}):
+        finishing.save_snapshots([trainee.run for trainee in trainees if steps in kept[trainee.run.name]], steps, path, kept)
     for trainee in trainees:
         trainee.dictionary.advance(Progress(policy.steps, policy.steps))
-    for number in range(CALIBRATION_BATCHES):
-        views = Views(next(loader), inputs, policy.data_seed, policy.steps + number)
-        for trainee in trainees:
-            view = views.of(trainee.run.arm, trainee.dictionary)
-            trainee.dictionary.finish(view.x, view.label)
-    for trainee in trainees:
-        trainee.dictionary.finished()
+    finishing.calibrate({trainee.run: trainee.dictionary for trainee in trainees})
+    trained = {trainee.run.name: finishing.save(trainee) for trainee in trainees}
+    loader.close()
+    for file in path.parent.glob(f"{path.stem}*.safetensors"):
+        file.unlink(missing_ok=True)
+    return trained
 
 
 def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
@@ -279,16 +278,17 @@ def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
     return max(1, round(policy.checkpoint_every / policy.log_every))
 
 
-def _save(path: Path, trainees: list[Trainee], loader: Loader, step: int) -> None:
+def _save(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, step: int) -> None:
     tensors = {f"{trainee.run.name}/{name}": tensor for trainee in trainees for name, tensor in trainee.tensors().items()}
     state = {"step": step, "cursor": list(loader.cursor), "seconds": {trainee.run.name: trainee.seconds for trainee in trainees}}
-    save_checkpoint(path, tensors, state)
+    checkpoints.save(tensors, state)
 
 
-def _resume(path: Path, trainees: list[Trainee], loader: Loader, policy: TrainingPolicy) -> int:
-    if not path.exists():
+def _resume(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, policy: TrainingPolicy) -> int:
+    found = checkpoints.load()
+    if found is None:
         return 0
-    tensors, state = load_checkpoint(path)
+    tensors, state = found
     for trainee in trainees:
         own = f"{trainee.run.name}/"
         trainee.restore(
@@ -300,32 +300,74 @@ def _resume(path: Path, trainees: list[Trainee], loader: Loader, policy: Trainin
     return int(state["step"])
 
 
-def _finish(
-    trainee: Trainee, inputs: Inputs, mixing: dict[str, float], store: ActivationStore, policy: TrainingPolicy, out: Path
-) -> TrainedArm:
-    run, folder = trainee.run, out / trainee.run.name
-    dictionary = trainee.dictionary.cpu()
-    dictionary.fold(inputs.centre, inputs.scale)
-    source = store.manifest.description
-    summary = {
-        "arm": run.arm.model_dump(mode="json"),
-        "seed": run.seed,
-        "training_steps": policy.steps,
-        "tokens_seen": policy.steps * policy.batch_size,
-        "final_loss": trainee.history.last("loss"),
-        "mse_loss": trainee.history.last("mse_loss"),
-        "sparsity_loss": trainee.history.last("sparsity_loss"),
-        "scale": inputs.scale,
-        "mixing": mixing,
-        "training": policy.model_dump(mode="json"),
-    }
-    metadata = {"source": source.source, "policies": source.policies, "training": summary}
-    save_dictionary(dictionary, folder, run.arm, store.positions, metadata)
-    trainee.history.save(folder / "history.safetensors")
-    speed = policy.steps * policy.batch_size / max(trainee.seconds, 1e-9)
-    write_json(folder / "timing.json", {"seconds": trainee.seconds, "tokens_per_second": speed})
-    write_json(folder / "training.json", summary)
-    return TrainedArm(folder, load_dictionary(folder), summary)
+@dataclass(frozen=True)
+class _Finishing:
+    """What is done with dictionaries once training is over: measured on the batches that would have come next, folded, saved."""
+
+    store: ActivationStore
+    loader: Loader
+    cursor: Cursor  # where training ended
+    inputs: Inputs
+    mixing: Mixing
+    policy: TrainingPolicy
+    out: Path
+    device: torch.device
+
+    def calibrate(self, dictionaries: dict[ArmRun, Dictionary]) -> None:
+        """Let dictionaries measure what they need, with their weights and masks as they are; each time on the same batches."""
+        self.loader.restore(self.cursor)
+        here = self.inputs._replace(centre=self.inputs.centre.to(self.device))
+        for number in range(CALIBRATION_BATCHES):
+            views = Views(next(self.loader), here, self.policy.data_seed, self.policy.steps + number)
+            for run, dictionary in dictionaries.items():
+                view = views.of(run.arm, dictionary)
+                dictionary.finish(view.x, view.label)
+        for dictionary in dictionaries.values():
+            dictionary.finished()
+
+    def save_snapshots(self, runs: list[ArmRun], steps: int, checkpoint: Path, folders: dict[str, dict[int, list[str]]]) -> None:
+        """Calibrate and save the snapshots that were taken after so many steps."""
+        place = Progress(steps - 1, self.policy.steps)
+        taken = {}
+        for run in runs:
+            file = snapshots.taken_file(checkpoint, run.name, steps)
+            taken[run] = snapshots.retake(file, run.arm, self.store.width, self.store.positions, place).to(self.device)
+            taken[run].encoder_dtype = product_dtype(self.policy.encoder_dtype, self.device)
+        self.calibrate(taken)
+        for run, dictionary in taken.items():
+            self._fold(dictionary)
+            for folder in folders[run.name][steps]:
+                save_dictionary(dictionary, self.out / run.name / folder, run.arm, self.store.positions, self._origin() | {"step": steps})
+
+    def _fold(self, dictionary: Dictionary) -> None:
+        dictionary.cpu().fold(self.inputs.centre, self.inputs.scale)
+
+    def _origin(self) -> dict[str, Any]:
+        source = self.store.manifest.description
+        return {"source": source.source, "policies": source.policies}
+
+    def save(self, trainee: Trainee) -> TrainedArm:
+        """Leave behind what a finished training does; `training.json`, the proof, comes last."""
+        run, folder, policy = trainee.run, self.out / trainee.run.name, self.policy
+        self._fold(trainee.dictionary)
+        summary = {
+            "arm": run.arm.model_dump(mode="json"),
+            "seed": run.seed,
+            "training_steps": policy.steps,
+            "tokens_seen": policy.steps * policy.batch_size,
+            "final_loss": trainee.history.last("loss"),
+            "mse_loss": trainee.history.last("mse_loss"),
+            "sparsity_loss": trainee.history.last("sparsity_loss"),
+            "scale": self.inputs.scale,
+            "mixing": self.mixing._asdict(),
+            "training": policy.model_dump(mode="json"),
+        }
+        save_dictionary(trainee.dictionary, folder, run.arm, self.store.positions, self._origin() | {"training": summary})
+        trainee.history.save(folder / "history.safetensors")
+        speed = policy.steps * policy.batch_size / max(trainee.seconds, 1e-9)
+        write_json(folder / "timing.json", {"seconds": trainee.seconds, "tokens_per_second": speed})
+        write_json(folder / "training.json", summary)
+        return TrainedArm(folder, load_dictionary(folder), summary)
 
 
 def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
