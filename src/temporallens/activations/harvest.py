@@ -244,7 +244,7 @@ def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy:
         for number, batch in enumerate(schedule(rows, policy.batch_size, model.padding_token, left)):
             if number >= start:
                 streams = model.residuals(batch.tokens, batch.mask, layers)
-                columns = _columns(batch, clock, marks, policy.context_length)
+                columns = columns_of(batch, clock, marks, policy.context_length)
                 for writer in writers:
                     if number >= writer.done:
                         submit(writer.store.append, store_rows(streams[writer.layer], batch, columns, policy.norm_multiple))
@@ -298,7 +298,7 @@ def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bo
     return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), rows, torch.tensor([number for number, _ in entries]))
 
 
-def _columns(batch: Batch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
+def columns_of(batch: Batch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
     """The columns of a batch's rows, padding left out; the same for every layer."""
     lengths = torch.tensor([len(row.tokens) for row in batch.rows])
     token = _joined([row.tokens for row in batch.rows])

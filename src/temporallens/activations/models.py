@@ -3,8 +3,8 @@
 Any transformer of transformers will do, causal or encoder: the blocks are found as the largest list of modules that is as long
 as the model is deep. Layers are counted from 0 and named by their output (`resid_post`); `embed` is the stream that enters
 block 0. The configuration is cut to the wanted depth before the weights are read, so nothing above is built, read or run, and the
-forward pass stops at the last wanted block: no final norm, no head. Weights are read from safetensors only, and code that a
-model's folder brings along is never run.
+forward pass stops at the last wanted block: no final norm, no head. A model that was loaded whole can go on from a stream that it
+is given. Weights are read from safetensors only, and code that a model's folder brings along is never run.
 """
 
 import hashlib
@@ -65,12 +65,13 @@ def check_layer(layer: Layer, layers: int, title: str) -> None:
 class LanguageModel:
     """A transformer up to a layer, its tokenizer, and what is to be known about both. Made by `load`."""
 
-    def __init__(self, name: str, source: Source, network: Network, tokenizer: Tokenizer, layers: int) -> None:
+    def __init__(self, name: str, source: Source, whole: Network, network: Network, tokenizer: Tokenizer, layers: int) -> None:
         self.name = name  # as the user wrote it
         self.title = source.title  # as messages write it
         self.revision = source.revision
         self.tokenizer = tokenizer
         self.layers = layers  # of the whole model, however many were loaded
+        self._whole = whole  # the stack of blocks with the head on it, or the stack alone
         self._network = network
         self._blocks = _block_list(network, source.title)
         config = network.config.get_text_config()
@@ -91,8 +92,10 @@ class LanguageModel:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: str | None = None,
         revision: str | None = None,
+        head: bool = False,
     ) -> "LanguageModel":
-        """Load a shipped model, a hub model, a directory or a .gguf file, as far as layer `up_to` (None: all layers).
+        """Load a shipped model, a hub model, a directory or a .gguf file, as far as layer `up_to` (None: all layers; with `head`,
+        and what predicts tokens, where there is that).
 
         Raises TemporalLensError when there is no such model, when it has no such layer, or when weights or tokenizer are missing.
         """
@@ -103,8 +106,9 @@ class LanguageModel:
         if up_to is not None:
             check_layer(up_to, layers, source.title)
             _cut(text, layers, 1 if up_to == "embed" else up_to + 1)
-        network = _read_network(source, config, DTYPES[dtype]).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, source._replace(revision=_pinned(source, config)), network, _read_tokenizer(source), layers)
+        whole, network = _read_network(source, config, DTYPES[dtype], head)
+        whole.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, source._replace(revision=_pinned(source, config)), whole, network, _read_tokenizer(source), layers)
 
     @property
     def device(self) -> torch.device:
@@ -115,12 +119,24 @@ class LanguageModel:
         return next(self._blocks.parameters()).dtype
 
     @cached_property
+    def _probed(self) -> tuple[bool, bool]:
+        """What the first block tells when it is asked: whether a token sees those after it, and whether its output is a tuple."""
+        outputs: list[Any] = []
+        tokens = torch.tensor([[1, 1], [1, 2]], device=self.device)
+        hook = self._blocks[0].register_forward_hook(lambda block, arguments, output: outputs.append(output))
+        first, second = self.residuals(tokens, torch.ones_like(tokens, dtype=torch.bool), [0])[0][:, 0]
+        hook.remove()
+        return not torch.equal(first, second), isinstance(outputs[0], tuple)
+
+    @property
     def is_encoder(self) -> bool:
-        """Whether a token sees those after it; found by asking the first block."""
-        with torch.no_grad():
-            tokens = torch.tensor([[1, 1], [1, 2]], device=self.device)
-            first, second = self.residuals(tokens, torch.ones_like(tokens, dtype=torch.bool), [0])[0][:, 0]
-        return not torch.equal(first, second)
+        """Whether a token sees those after it."""
+        return self._probed[0]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it was loaded with what predicts the next token, which an encoder never does."""
+        return self._whole is not self._network and not self.is_encoder
 
     @property
     def bos(self) -> int | None:
@@ -184,6 +200,32 @@ class LanguageModel:
             for hook in hooks:
                 hook.remove()
         return streams
+
+    def continued(
+        self, stream: Float[Tensor, "B S D"], layer: Layer, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S V"]:
+        """What the model makes of `stream` as its residual stream at `layer`: logits, or, without a head, its last hidden states.
+
+        Blocks up to `layer` are not run; for a stream as they would give it the result has the bits of a whole pass.
+        """
+        self._check_loaded(layer)
+        given = stream.to(self.device, self.dtype)
+        output = (given,) if self._probed[1] else given
+        skipped = [] if layer == "embed" else list(self._blocks[: layer + 1])
+        entry = self._blocks[0].register_forward_pre_hook(
+            lambda block, arguments, named: ((given, *arguments[1:]), named) if arguments else ((), named | {"hidden_states": given}),
+            with_kwargs=True,
+        )
+        try:
+            for block in skipped:
+                block.forward = lambda *arguments, **named: output
+            with torch.no_grad():
+                result = (self._whole if self.has_head else self._network)(**self._arguments(tokens.to(self.device), mask.to(self.device)))
+        finally:
+            entry.remove()
+            for block in skipped:
+                block.__dict__.pop("forward", None)  # its class's own comes back
+        return result.logits if self.has_head else result.last_hidden_state
 
     def _check_loaded(self, layer: Layer) -> None:
         check_layer(layer, self.layers, self.title)
@@ -314,13 +356,14 @@ def _cut(config: Config, layers: int, kept: int) -> None:
     config.num_hidden_layers = kept
 
 
-def _read_network(source: Source, config: Config, dtype: torch.dtype) -> Network:
-    """The stack of blocks that `config` describes, with its weights. Weights of anything else in the files are left alone."""
-    from transformers import AutoModel
+def _read_network(source: Source, config: Config, dtype: torch.dtype, head: bool) -> tuple[Network, Network]:
+    """What `config` describes, with its weights, and in it the stack of blocks; they are one without `head`, or where the weights
+    hold none. Weights of anything else in the files are left alone."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
 
     try:
         with quiet_transformers():
-            network, report = AutoModel.from_pretrained(
+            whole, report = (AutoModelForCausalLM if head and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel).from_pretrained(
                 source.place,
                 config=config,
                 dtype=dtype,
@@ -334,12 +377,15 @@ def _read_network(source: Source, config: Config, dtype: torch.dtype) -> Network
         raise TemporalLensError(f"the weights of {source.place} are truncated or damaged: {first_line(error)}") from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise TemporalLensError(f"the weights of {source.place} do not fit its configuration: {first_line(error)}") from error
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    base = whole.base_model
+    in_base = "" if whole is base else f"{whole.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(in_base) and "pooler" not in name)
     if missing:
         others = f", with {len(missing) - 1} others" if missing[1:] else ""
-        raise TemporalLensError(f"the weights of {source.place} are incomplete: {missing[0]} is missing{others}")
-    stack = network.get_decoder() if config.get_text_config() is not config else network
-    return stack.eval().requires_grad_(False)
+        raise TemporalLensError(f"the weights of {source.place} are incomplete: {missing[0].removeprefix(in_base)} is missing{others}")
+    stack = base.get_decoder() if config.get_text_config() is not config else base
+    headless = whole is base or any(not name.startswith(in_base) for name in report["missing_keys"])
+    return (stack if headless else whole).eval().requires_grad_(False), stack
 
 
 def _check_folder(folder: Path) -> None:
@@ -352,6 +398,11 @@ def _check_folder(folder: Path) -> None:
     if pickled is not None:
         raise TemporalLensError(f"{folder} holds only pickled weights ({pickled}), which can run code; convert them to safetensors")
     raise TemporalLensError(f"{folder} is a model directory without weights: it has no .safetensors file")
+
+
+def read_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a model alone. Raises TemporalLensError when there is no such model or it has none."""
+    return _read_tokenizer(find_source(model, revision))
 
 
 def _read_tokenizer(source: Source) -> Tokenizer:

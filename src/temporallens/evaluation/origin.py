@@ -1,0 +1,93 @@
+"""Where a store came from: the model that it was harvested from, opened again as the harvest had it, and rows of it to run anew.
+
+What is measured in the model itself (fidelity under shifts, splicing) starts from token rows that the store holds already, so that
+model, tokens, dtype and what is left out are those under which the dictionary was trained.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from temporallens.activations.harvest import HarvestPolicy, policy_from
+from temporallens.activations.models import LanguageModel, Layer
+from temporallens.activations.store import ActivationStore, Rows
+from temporallens.activations.token_rows import evenly_spaced
+from temporallens.dictionaries.base import Dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.files import fingerprint
+
+
+class TokenRows(NamedTuple):
+    """Some sequences of a store with all their rows, excluded ones too, longest first; R sequences, N rows."""
+
+    entry: Int[np.ndarray, " R"]  # of the store's sequence table
+    document: Int[np.ndarray, " R"]
+    length: Int[np.ndarray, " R"]
+    rows: Rows  # sequence after sequence
+
+    def parts(self, size: int) -> list[slice]:
+        """The sequences in batches of so many."""
+        return [slice(first, min(first + size, len(self.length))) for first in range(0, len(self.length), size)]
+
+    def of(self, part: slice) -> Rows:
+        """The rows of some consecutive sequences."""
+        first, last = int(self.length[: part.start].sum()), int(self.length[: part.stop].sum())
+        return Rows(*(column[first:last] for column in self.rows))
+
+
+def check_origin(dictionary: Dictionary, store: ActivationStore, model: str, layer: Layer) -> None:
+    """Raise TemporalLensError unless the store holds `layer` of `model`, and the dictionary fits it."""
+    source = store.manifest.description.source
+    if source.get("kind") != "model":
+        raise TemporalLensError(f"{store.folder} was not harvested from a language model on text, so there is no model to run again")
+    if source["layer"] != layer or source["model"] != model:
+        raise TemporalLensError(f"{store.folder} holds layer {source['layer']} of {source['model']}, not layer {layer} of {model}")
+    if dictionary.width != store.width:
+        raise TemporalLensError(
+            f"a dictionary of width {dictionary.width} does not fit layer {layer} of {model}, whose activations have width {store.width}"
+        )
+
+
+def harvest_of(store: ActivationStore) -> HarvestPolicy:
+    """The policy under which the store was harvested, at the very revision that its model had."""
+    description = store.manifest.description
+    policies = {name: value for name, value in description.policies.items() if name != "position_zero"}  # always excluded
+    source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}
+    return policy_from(**source, **policies, dtype=description.dtype)
+
+
+def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:
+    """Raise TemporalLensError where the opened model has not the weights or the tokenizer that the store was harvested with."""
+    source = store.manifest.description.source
+    if model.revision != source["revision"] or model.tokenizer_sha256 != source["tokenizer_sha256"]:
+        raise TemporalLensError(
+            f"{model.title} has changed since {store.folder} was harvested from it; remove that folder and harvest again"
+        )
+
+
+def identity_of(store: ActivationStore) -> str:
+    """A fingerprint of everything that the store holds."""
+    return fingerprint(store.manifest.model_dump(mode="json"))
+
+
+def choose_rows(store: ActivationStore, sequences: Int[np.ndarray, " n"], wanted: int, least: int, purpose: str) -> TokenRows:
+    """About `wanted` of these sequences, evenly spaced among those of at least `least` tokens, which `purpose` needs; longest first.
+
+    Raises TemporalLensError where no sequence is as long.
+    """
+    table = store.sequence_table
+    long_enough = np.asarray(sequences)[table.length[sequences] >= least]
+    if not len(long_enough):
+        longest = int(table.length[sequences].max()) if len(sequences) else 0
+        raise TemporalLensError(f"the rows of {store.folder} have at most {longest} tokens, and {purpose} needs {least}")
+    chosen = long_enough[list(evenly_spaced(len(long_enough), wanted))]
+    chosen = chosen[np.argsort(-table.length[chosen], kind="stable")]
+    return TokenRows(chosen, table.document[chosen], table.length[chosen].astype(np.int64), store.read(chosen))
+
+
+def padded(values: Tensor, lengths: Int[np.ndarray, " B"]) -> Tensor:
+    """Rows `[N, ...]`, sequence after sequence, as `[B, S, ...]` with zeros behind the shorter sequences."""
+    return torch.nn.utils.rnn.pad_sequence(list(values.split(lengths.tolist())), batch_first=True)

@@ -1,0 +1,105 @@
+"""What a dictionary does on rows of a store as they are, or behind a prefix, token by token: firings, errors, and the spread of the
+activations that errors are measured against. Tokens are named by the row and by their index in the unshifted row, so that the same
+token has the same name whatever stands before it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from temporallens.activations.loader import sequential
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.base import Dictionary
+from temporallens.evaluation.firings import find_firings
+
+
+class PrefixRun(NamedTuple):
+    """The chosen rows as they are, or behind a prefix; R rows of at most S tokens, K firings."""
+
+    store: ActivationStore
+    entry: Int[np.ndarray, " R"]  # of each chosen row in this store
+    shift: int
+    kept: Bool[np.ndarray, "R S"]  # by the index of a token in the unshifted row: whether no rule excludes it, and it is text
+    row: Int[np.ndarray, " K"]  # of the firings on those tokens
+    place: Int[np.ndarray, " K"]  # index in the unshifted row
+    feature: Int[np.ndarray, " K"]
+    value: Float[np.ndarray, " K"]
+
+
+class Spread(NamedTuple):
+    """What FVE is measured against, of M documents and S indices."""
+
+    tokens: Float[np.ndarray, " M"]
+    total: Float[np.ndarray, "M D"]
+    square: Float[np.ndarray, " M"]
+    index_tokens: Float[np.ndarray, " S"]
+    index_total: Float[np.ndarray, "S D"]
+    index_square: Float[np.ndarray, " S"]
+
+
+class _Tokens(NamedTuple):
+    """Some tokens of a run."""
+
+    x: Float[Tensor, "n D"]
+    position: Int[Tensor, " n"]  # what the clock says
+    row: Int[np.ndarray, " n"]
+    place: Int[np.ndarray, " n"]  # index in the unshifted row
+
+
+def observe(dictionary: Dictionary, store: ActivationStore, entry: Int[np.ndarray, " R"], shift: int, opening: int) -> PrefixRun:
+    """Encode the chosen rows; `entry` says where in `store` they are."""
+    firings = find_firings(dictionary, store, entry)
+    number = np.zeros(store.sequences, dtype=np.int64)
+    number[entry] = np.arange(len(entry))
+    row, index = number[firings.sequence], firings.index.astype(np.int64) - shift
+    text = firings.index >= opening + shift
+    kept = np.zeros((len(entry), int(store.sequence_table.length[entry].max())), dtype=bool)
+    kept[row[text], index[text]] = True
+    own = text[firings.row]
+    fired = firings.row[own]
+    return PrefixRun(store, entry, shift, kept, row[fired], index[fired], firings.feature[own].astype(np.int64), firings.value[own])
+
+
+def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens]:
+    """The chosen tokens of a run, a few thousand at a time."""
+    number, first = np.repeat(np.arange(len(run.entry)), run.store.sequence_table.length[run.entry]), 0
+    for rows in sequential(run.store, run.entry):
+        row, index = number[first : first + len(rows.x)], rows.index.numpy() - run.shift
+        own = (index >= 0) & chosen[row, np.maximum(index, 0)]
+        yield _Tokens(rows.x[own].float(), rows.position[own].long(), row[own], index[own])
+        first += len(rows.x)
+
+
+@torch.inference_mode()
+def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndarray, "R S"]]:
+    """Squared error of every kept token, as the dictionary is and, where it has a mask, with that open."""
+    ways = [dictionary.encode] if dictionary.gates_by_position() is None else [dictionary.encode, dictionary.ungated]
+    errors = [np.zeros(run.kept.shape) for _ in ways]
+    for tokens in _tokens(run, run.kept):
+        for error, encode in zip(errors, ways, strict=True):
+            difference = tokens.x - dictionary.decode(encode(tokens.x, tokens.position), tokens.position)
+            error[tokens.row, tokens.place] = difference.square().sum(1, dtype=torch.float64).numpy()
+    return errors
+
+
+def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np.ndarray, " R"]) -> Spread:
+    """Counts, sums and squares of the activations of the chosen tokens, by document and by index."""
+    width, groups = run.store.width, (int(documents.max()) + 1, chosen.shape[1])
+    sums = [(torch.zeros(size, width, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)) for size in groups]
+    for tokens in _tokens(run, chosen):
+        x = tokens.x.double()
+        for (rows, squares), number in zip(sums, (documents[tokens.row], tokens.place), strict=True):
+            rows.index_add_(0, torch.from_numpy(number).long(), x)
+            squares.index_add_(0, torch.from_numpy(number).long(), x.square().sum(1))
+    (total, square), (index_total, index_square) = ([part.numpy() for part in pair] for pair in sums)
+    tokens_of = np.bincount(documents, weights=chosen.sum(1))
+    return Spread(tokens_of, total, square, chosen.sum(0).astype(np.float64), index_total, index_square)
+
+
+def events_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], features: int) -> Int[np.ndarray, " E"]:
+    """The firings on the chosen tokens, each as one number: `(row * S + index) * F + feature`."""
+    own = chosen[run.row, run.place]
+    return (run.row[own] * chosen.shape[1] + run.place[own]) * features + run.feature[own]
