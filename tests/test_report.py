@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Measured, compare
 from temporallens.figures.save import save
-from temporallens.report import answers, page, tables
+from temporallens.report import answers, measured, page, tables
+from temporallens.report.side_by_side import Compared, arms_table, settings_table, write_side_by_side
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}"
 STUDY = """name: quickstart
@@ -326,6 +327,14 @@ def test_policies_count_what_was_left_out() -> None:
     assert rows["left out: index 0"] == ["1,954 (0.8\u00a0%)", "–"]
 
 
+def only_its_own_script(text: str, parsed: Tags) -> None:
+    """One script, the one that the page's policy names by its digest."""
+    code, digest = page.script()
+    assert [attributes for tag, attributes in parsed.tags if tag == "script"] == [{}]
+    assert f"<script>{code}</script>" in text
+    assert f"script-src '{digest}'" in text
+
+
 def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Path) -> None:
     out = tmp_path / "new" / "report.html"
     page.write_report(make_results(), {"smollm2-middle / positional, seed 0": picture}, STUDY, out)
@@ -333,11 +342,12 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Pat
     parsed = Tags(text)
     assert parsed.open == []
     for tag, attributes in parsed.tags:
-        assert tag not in {"script", "link", "iframe", "object"}
+        assert tag not in {"link", "iframe", "object"}
         for name in ("src", "href"):
             target = attributes.get(name)
             assert target is None or target.startswith(("data:image/png;base64,", "#"))
     assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    only_its_own_script(text, parsed)
     images = [attributes for tag, attributes in parsed.tags if tag == "img"]
     assert [image["alt"] for image in images] == ["smollm2-middle / positional, seed 0"]
     assert int(images[0]["width"] or 0) >= 1200
@@ -374,7 +384,8 @@ def test_hostile_strings_stay_text(where: str) -> None:
     plant(results, where)
     text = render(results, HOSTILE + "\nname: 1 # " + HOSTILE)
     parsed = Tags(text)
-    assert not {"script", "img"} & {tag for tag, _ in parsed.tags}
+    assert "img" not in {tag for tag, _ in parsed.tags}
+    only_its_own_script(text, parsed)
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert "&lt;script&gt;" in text and "{{ 7*7 }}" in text
 
@@ -414,3 +425,52 @@ def test_a_missing_or_broken_picture_is_one_sentence_and_no_report(
     with pytest.raises(TemporalLensError, match=sentence):
         page.write_report(make_results(), {"a": picture}, STUDY, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def estimate(value: float | None, low: float | None = None, high: float | None = None, n: int = 10) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def test_what_was_measured_has_its_table_with_intervals_and_dashes() -> None:
+    headline = {"clean": estimate(3.0, 2.9, 3.1), "spliced": estimate(3.5), "recovered_zero": estimate(0.93, 0.9, 0.95)}
+    headline |= {"recovered_mean": estimate(None), "kl": estimate(0.4, 0.3, 0.5)}
+    measure = {"tokens": 1234, "loss": "cross-entropy", "reason": None, "headline": headline, "everything": headline}
+    run = make_run("positional") | {"measures": {"splicing": measure}}
+    (section,) = measured.measured_sections(make_results()["activations"], [make_run(), run], {})
+    (table,) = section.tables
+    assert [row.head for row in table.rows] == ["positional, seed 0"]
+    cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
+    assert cells["tokens"] == "1,234"
+    assert cells["clean"] == "3.000 (2.900 to 3.100)"
+    assert cells["spliced"] == "3.500"
+    assert cells["recovered (mean)"] == "–"
+    assert "Spliced into the model" in render(make_results(runs=[make_run(), run]))
+
+
+def test_several_runs_stand_side_by_side_with_what_differs(tmp_path: Path, picture: Path) -> None:
+    one, other = make_results(), make_results()
+    other["study"] = other["study"] | {"training": {"steps": 77}}
+    compared = [Compared("first", one, {"FVE": picture}), Compared(HOSTILE, other, {})]
+    write_side_by_side(compared, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    parsed = Tags(text)
+    assert parsed.open == []
+    only_its_own_script(text, parsed)
+    assert [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"] == ["first: FVE"]
+    settings = {row.head: row.cells for row in settings_table(compared).rows}
+    assert settings["training.steps"][1] == "77"
+    assert "seeds" not in settings
+    heads = [row.head for row in arms_table(compared).rows]
+    assert len(heads) == 2 * len({run["family"] for run in one["runs"]})
+    assert any(head.startswith("first, smollm2-middle: ") for head in heads)
+
+
+def test_gains_are_counted_by_verdict_against_the_ordinary_dictionary() -> None:
+    def gain(task: str, value: float, verdict: str) -> dict[str, Any]:
+        return {"task": task, "pooling": "bins", "probe": "dense", "against_bins": estimate(value), "verdict": verdict}
+
+    told = {"against": "batchtopk-seed0", "order": {"positional-seed0": [gain("a", 0.2, "above"), gain("b", 0.0, "no difference")]}}
+    (table,) = measured.gains_tables("low", told)
+    assert [(row.head, row.cells) for row in table.rows] == [("positional-seed0: bins, dense", ["1", "1", "0", "0.100"])]
+    assert "Against batchtopk-seed0" in table.note
+    assert measured.gains_tables("low", None) == []

@@ -16,7 +16,12 @@ from temporallens.evaluation.comparison import Comparison, Measured, Part, compa
 from temporallens.evaluation.scan import Scan
 from temporallens.files import fingerprint, read_json, write_json
 
-FORMAT = "temporallens.results/2"
+FORMAT = "temporallens.results/3"
+
+MEASURES, GAINS = "measures", "gains"
+
+DETAILS = {"features", "labels", "drawing", "feature_absolute_index", "feature_distance", "feature_content"}
+"""Sections and lists that have an entry for every feature; they stay in the files of their measurement."""
 
 
 class RunResult(Part):
@@ -48,6 +53,8 @@ class RunResult(Part):
     held_out_tokens: int
     world: dict[str, JsonValue] | None
     fields: dict[str, JsonValue] | None
+    measures: dict[str, JsonValue]
+    """By section of the study's evaluation; what there is of every feature is in the file of `measures_file`."""
 
 
 class ActivationsResult(Part):
@@ -72,7 +79,7 @@ class ActivationsResult(Part):
 class Results(Part):
     """The whole file."""
 
-    format: Literal["temporallens.results/2"]
+    format: Literal["temporallens.results/3"]
     name: str
     study: dict[str, JsonValue]
     study_fingerprint: str
@@ -81,6 +88,8 @@ class Results(Part):
     activations: dict[str, ActivationsResult]
     runs: list[RunResult]
     comparison: dict[str, Comparison]
+    gains: dict[str, JsonValue]
+    """By activations: what probes of each dictionary have over those of an ordinary one (`docs/formats.md`)."""
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -91,6 +100,16 @@ def run_name(arm: str, seed: int) -> str:
 def run_folder(activations: str, arm: str, seed: int) -> str:
     """A dictionary's folder under `arms/`, and its file under `evaluation/`."""
     return f"{activations}/{run_name(arm, seed)}"
+
+
+def measures_file(section: str, activations: str, run: str) -> str:
+    """Where one section of the evaluation of one dictionary is kept, in a run's folder."""
+    return f"{MEASURES}/{section}/{activations}/{run}.json"
+
+
+def gains_file(activations: str) -> str:
+    """Where the gains of one activations entry's dictionaries are kept, in a run's folder."""
+    return f"{MEASURES}/{GAINS}/{activations}.json"
 
 
 class RunPlace(NamedTuple):
@@ -148,8 +167,17 @@ def describe_store(store: ActivationStore, held_out: float, data_seed: int) -> A
     )
 
 
-def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable[RunPlace], scans: Iterable[Path] = ()) -> Path:
-    """Gather the files `scans`, and `stores/`, `arms/` and `evaluation/` of a run's folder, into its `results.json`.
+def assemble(
+    folder: Path,
+    name: str,
+    study: Mapping[str, Any],
+    places: Iterable[RunPlace],
+    scans: Iterable[Path] = (),
+    measures: Mapping[tuple[str, str, str], Path] | None = None,
+    gains: Mapping[str, Path] | None = None,
+) -> Path:
+    """Gather the files `scans`, the `measures` (by activations, run and section) and `gains` (by activations), and `stores/`, `arms/`
+    and `evaluation/` of a run's folder, into its `results.json`.
 
     Raises TemporalLensError when a dictionary saw no training step or when a number is missing or not finite.
     """
@@ -165,8 +193,11 @@ def assemble(folder: Path, name: str, study: Mapping[str, Any], places: Iterable
         "activations": {
             key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()
         },
-        "runs": [_run(folder, place) for place in places],
+        "runs": [_run(folder, place) | {"measures": _measures(place, measures or {})} for place in places],
         "comparison": {},
+        "gains": {
+            key: read_json(folder / gains_file(key), "gains of dictionaries") for key in stores if (folder / gains_file(key)).exists()
+        },
     }
     try:
         results = Results.model_validate(content)
@@ -198,6 +229,20 @@ def _run(folder: Path, place: RunPlace) -> dict[str, Any]:
     arm = summary["arm"]
     scores = {"world": None, "fields": None}
     return {**scores, **place._asdict(), "kind": arm["kind"], "features": arm["features"], **trained, **measured}
+
+
+def _measures(place: RunPlace, files: Mapping[tuple[str, str, str], Path]) -> dict[str, Any]:
+    """Measurements of one dictionary by section, without what there is of every feature."""
+    own = {key[2]: path for key, path in files.items() if key[:2] == (place.activations, run_name(place.arm, place.seed))}
+    read = {section: read_json(path, "a measurement of a dictionary") for section, path in own.items() if section not in DETAILS}
+    return {section: _without_details(content) for section, content in read.items()}
+
+
+def _without_details(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: part for name, part in value.items() if not (name in DETAILS and isinstance(part, dict | list))}
+        return {name: _without_details(part) for name, part in kept.items()}
+    return [_without_details(part) for part in value] if isinstance(value, list) else value
 
 
 def load_results(folder: Path) -> dict[str, Any]:

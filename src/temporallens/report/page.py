@@ -5,9 +5,11 @@ sections, one template each. Everything that comes from data is escaped, and the
 """
 
 import base64
+import hashlib
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ from temporallens.errors import TemporalLensError
 from temporallens.figures.style import number, percent
 from temporallens.files import write_text
 from temporallens.report.answers import UNKNOWN, answer, asked, known, late_clock, listed, text
+from temporallens.report.browser import Browsed, packed
+from temporallens.report.measured import measured_sections
 from temporallens.report.tables import Row, Table, section
 
 
@@ -29,9 +33,20 @@ class Picture(NamedTuple):
     height: int
 
 
-def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], study_text: str, out: Path) -> None:
-    """Write the page to `out`: `figures` maps captions to PNG files in the order shown, `study_text` is the study file as it is."""
-    write_text(out, render(results, [read_picture(caption, path) for caption, path in figures.items()], study_text))
+class Browser(NamedTuple):
+    """The features of one dictionary, ready to be put into the page."""
+
+    title: str
+    data: str  # JSON without any `<`
+
+
+def write_report(
+    results: Mapping[str, Any], figures: Mapping[str, Path], study_text: str, out: Path, browsed: Sequence[Browsed] = ()
+) -> None:
+    """Write the page to `out`: `figures` maps captions to PNG files in the order shown, `study_text` is the study file as it is,
+    `browsed` are the dictionaries whose features can be looked at one by one."""
+    pictures = [read_picture(caption, path) for caption, path in figures.items()]
+    write_text(out, render(results, pictures, study_text, [Browser(own.title, packed(own)) for own in browsed]))
 
 
 def read_picture(caption: str, path: Path) -> Picture:
@@ -45,42 +60,63 @@ def read_picture(caption: str, path: Path) -> Picture:
     return Picture(caption, base64.b64encode(content).decode("ascii"), width, height)
 
 
-def render(results: Mapping[str, Any], pictures: Sequence[Picture], study_text: str) -> str:
+def render(results: Mapping[str, Any], pictures: Sequence[Picture], study_text: str, browsers: Sequence[Browser] = ()) -> str:
     """The page as text; the same arguments give the same text."""
-    environment = jinja2.Environment(
+    code, code_hash = script()
+    study = results.get("study") or {}
+    entries, notes = results.get("activations") or {}, study.get("notes") or {}
+    sections = [section(name, entry, own_runs(results, name), comparison_of(results, name), notes) for name, entry in entries.items()]
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            name=results.get("name") or "study",
+            asked=asked(results),
+            answers=[answer(name, entry, own_runs(results, name), comparison_of(results, name)) for name, entry in entries.items()],
+            arms=sections,
+            pictures=list(pictures),
+            measured=measured_sections(entries, results.get("runs") or [], results.get("gains") or {}),
+            browsers=list(browsers),
+            script=code,
+            script_hash=code_hash,
+            scans=[scan_table(model, scan) for model, scan in (results.get("scans") or {}).items()],
+            defaults=default_table(study, study_text),
+            policies=policy_table(entries),
+            environment=Table(
+                "", ["environment", "value"], [Row(key, [text(value)]) for key, value in (results.get("environment") or {}).items()]
+            ),
+            fingerprint=results.get("study_fingerprint") or UNKNOWN,
+            format=results.get("format") or UNKNOWN,
+            one_seed=len(study.get("seeds") or [0]) == 1,
+            study_text=study_text,
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """The templates; what they are given is escaped."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("temporallens.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    study = results.get("study") or {}
-    entries, notes = results.get("activations") or {}, study.get("notes") or {}
-    sections = [section(name, entry, _runs(results, name), _comparison(results, name), notes) for name, entry in entries.items()]
-    return environment.get_template("page.html.j2").render(
-        name=results.get("name") or "study",
-        asked=asked(results),
-        answers=[answer(name, entry, _runs(results, name), _comparison(results, name)) for name, entry in entries.items()],
-        arms=sections,
-        pictures=list(pictures),
-        scans=[scan_table(model, scan) for model, scan in (results.get("scans") or {}).items()],
-        defaults=default_table(study, study_text),
-        policies=policy_table(entries),
-        environment=Table(
-            "", ["environment", "value"], [Row(key, [text(value)]) for key, value in (results.get("environment") or {}).items()]
-        ),
-        fingerprint=results.get("study_fingerprint") or UNKNOWN,
-        format=results.get("format") or UNKNOWN,
-        one_seed=len(study.get("seeds") or [0]) == 1,
-        study_text=study_text,
-    )
 
 
-def _runs(results: Mapping[str, Any], activations: str) -> list[Mapping[str, Any]]:
+def script() -> tuple[str, str]:
+    """The pages' own script, and its digest: the only code that their policy lets run."""
+    code = (files("temporallens.report") / "templates" / "browser.js").read_text("utf-8")
+    return code, f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode('ascii')}"
+
+
+def own_runs(results: Mapping[str, Any], activations: str) -> list[Mapping[str, Any]]:
+    """The runs of one activations entry."""
     return [run for run in results.get("runs") or [] if run.get("activations") == activations]
 
 
-def _comparison(results: Mapping[str, Any], activations: str) -> Mapping[str, Any]:
+def comparison_of(results: Mapping[str, Any], activations: str) -> Mapping[str, Any]:
+    """The comparison of one activations entry; empty where there is none."""
     return (results.get("comparison") or {}).get(activations) or {}
 
 

@@ -15,6 +15,7 @@ from temporallens.activations.harvest import HarvestPolicy
 from temporallens.dictionaries.arms import Arm
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
+from temporallens.study.measures import OF_MODELS, Evaluation
 from temporallens.study.sources import Activations, positions_of
 from temporallens.training.policy import TrainingPolicy
 
@@ -76,6 +77,8 @@ class Study(Section):
     """One training run per seed and arm; one seed supports no comparison."""
     one_seed: OneSeed = OneSeed()
     """What is trained with the first seed only; every result of it is marked so."""
+    evaluation: Evaluation = Evaluation()
+    """What is measured of the dictionaries beyond reconstruction."""
     notes: dict[str, str] = {}
     """What earlier records said of an arm, printed beside its own line."""
     threads: int | None = Field(None, ge=1, le=1024)
@@ -140,6 +143,15 @@ class Study(Section):
                     raise ValueError(f"arms.{name} does not fit activations.{entry}: {error}") from error
         return self
 
+    @model_validator(mode="after")
+    def _sections_have_models(self) -> "Study":
+        for section in OF_MODELS:
+            if getattr(self.evaluation, section) is not None and not self.from_models():
+                raise ValueError(
+                    f"evaluation.{section} reads a language model again, and no entry of activations comes from one; leave it out"
+                )
+        return self
+
     def _variants(self) -> Iterator[tuple[str, Variant]]:
         for family, arm in self.arms.items():
             if arm.level not in self.levels:
@@ -159,6 +171,18 @@ class Study(Section):
             for entry, (name, variant), seed in product(self.activations, self._variants(), self.seeds)
             if seed == self.seeds[0] or not (variant.family in self.one_seed.arms or entry in self.one_seed.activations)
         ]
+
+    def measured(self) -> list[Training]:
+        """The dictionaries that `evaluation` measures, in order."""
+        trainings = self.trainings()
+        if self.evaluation.runs == "all":
+            return trainings
+        variants, chosen = self.variants(), []
+        for entry, family in product(self.activations, self.arms):
+            own = [training for training in trainings if training.activations == entry and variants[training.arm].family == family]
+            first = [training for training in own if training.seed == own[0].seed]
+            chosen.append(first[len(first) // 2])
+        return chosen
 
     def with_model(self, model: str) -> "Study":
         """The same study of another model: `model` in every entry that harvests one, and in one scan where there was any.

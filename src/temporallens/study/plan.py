@@ -72,7 +72,7 @@ def _notes(lines: list[PlanLine], speed: float) -> list[str]:
     amount = f"about {readable_time(seconds)} and {readable_bytes(size)} of disk"
     unknown = any(line.seconds is None for line in to_do)
     return [
-        f"{finished}; the rest takes {amount}" + (", without those marked ?, whose model is not at hand." if unknown else "."),
+        f"{finished}; the rest takes {amount}" + (", without those marked ?, of which that is not known beforehand." if unknown else "."),
         f"The times are each stage's arithmetic at {2 * speed / 1e9:.0f} GFLOP/s, timed just now with a matrix product on this machine;"
         " fetching and converting models is not in them.",
     ]
@@ -130,6 +130,8 @@ def _train(stage: Stage, study: Study) -> Amount:
 
 
 def _evaluate(stage: Stage, study: Study) -> Amount:
+    if stage.section:
+        return Amount(None, None, None)
     if not stage.arm:  # the results, which are assembled, not computed
         return Amount(None, None, 0.0)
     policy = study.activations[stage.activations]

@@ -4,7 +4,7 @@ This is the one place where the study meets the functions of the lower floors; e
 stage. They get the stages that are not finished and yield each as it is done, so that an interruption loses no finished one.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,28 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import RunPlace, assemble, load_results, run_name
+from temporallens.evaluation.results import GAINS, RunPlace, assemble, load_results, measures_file, run_name
 from temporallens.evaluation.scan import ScanPolicy, scan_policy
-from temporallens.figures.frontier import draw_frontier
-from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
 from temporallens.files import explained, fingerprint, locked, read_json, write_json, write_text
+from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
+from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.study.config import Study
+from temporallens.study.measures import COMPARED, Subject, gains, measure, ordinary_among
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
+from temporallens.study.pictures import captions, draw_pictures, run_title
 from temporallens.study.reading import StudyFile, name_of
 from temporallens.study.sources import make_store, scores_of
-from temporallens.study.stages import HEADLINE_FIGURE, KINDS, Kind, Records, Stage, remove, scan_file, stages_of
+from temporallens.study.stages import KINDS, Kind, Records, Stage, remove, scan_file, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, training_settings
-from temporallens.training.history import load_history
 from temporallens.training.trainer import ArmRun, train_arms
 
 STUDY_FILE = "study.yaml"
-SCAN_FIGURE, FRONTIER_FIGURE = "scan.png", "frontier.png"
+
+PASSES = "passes"
+"""Folder of what measurements share: passes of the model and baselines; it can be removed, and is made again when it is needed."""
 
 TOGETHER = 16
 """Dictionaries that are trained side by side at most: it bounds the memory, and what an interruption can lose."""
@@ -183,13 +186,20 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """Each dictionary on the held-out documents of its store; the last stage gathers everything into results.json."""
     for stage in stages:
-        if stage.arm:
+        if stage.section == GAINS:
+            _tell_gains(run, stage)
+        elif stage.section:
+            _measure(run, stage)
+        elif stage.arm:
             _evaluate(run, stage)
         else:
             study, variants = run.study, run.study.variants()
             places = [RunPlace(*training, *variants[training.arm][:2]) for training in study.trainings()]
             scans = [run.folder / scan_file(policy.model) for policy in study.scans]
-            assemble(run.folder, study.name, study.model_dump(mode="json"), places, scans)
+            measured = _measured(run)
+            files = {(stage.activations, stage.run, stage.section): run.path(stage) for stage in measured}
+            told = {stage.activations: run.path(stage) for stage in stages_of(study, run.text) if stage.section == GAINS}
+            assemble(run.folder, study.name, study.model_dump(mode="json"), places, scans, files, told)
         yield stage
 
 
@@ -206,57 +216,77 @@ def _evaluate(run: Run, stage: Stage) -> None:
     write_json(run.path(stage), {**measured, **scores})
 
 
+def _measure(run: Run, stage: Stage) -> None:
+    """One section of the evaluation of one dictionary."""
+    store, arms = ActivationStore(run.folder / "stores" / stage.activations), run.folder / "arms" / stage.activations
+    others = [arms / run_name(stage.arm, other.seed) for other in run.study.trainings() if other[:2] == (stage.activations, stage.arm)]
+    subject = Subject(
+        folder=arms / stage.run,
+        dictionary=load_dictionary(arms / stage.run),
+        store=store,
+        held_out=store.split(run.study.training.held_out, run.study.training.data_seed).held_out,
+        others=[other for other in others if other != arms / stage.run],
+        cache=run.folder / PASSES,
+    )
+    write_json(run.path(stage), measure(stage.section, subject, getattr(run.study.evaluation, stage.section)))
+
+
+def _measured(run: Run) -> list[Stage]:
+    """The stages that measure a dictionary."""
+    return [stage for stage in stages_of(run.study, run.text) if stage.section and stage.section != GAINS]
+
+
+def _tell_gains(run: Run, stage: Stage) -> None:
+    """What dictionaries of one activations entry gain over an ordinary one."""
+    own = [measured for measured in _measured(run) if measured.activations == stage.activations and measured.section in COMPARED]
+    files: dict[str, dict[str, Path]] = {}
+    for measured in own:
+        files.setdefault(measured.section, {})[measured.run] = run.path(measured)
+    variants = run.study.variants()
+    ordinary = ordinary_among({measured.run: variants[measured.arm].arm.kind for measured in own})
+    assert ordinary is not None  # or there would be no such stage
+    write_json(run.path(stage), gains(ordinary, files, run.folder / PASSES))
+
+
 def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
-        results, folder = load_results(run.folder), run.path(stage)
-        if results["scans"]:
-            save(draw_scan(list(results["scans"].values())), folder / SCAN_FIGURE)
-        if run.study.levels:
-            save(draw_frontier(results), folder / FRONTIER_FIGURE)
-        for result in shown(results["runs"]):
-            _draw_run(run, result, folder / figure_name(result))
-        _draw_run(run, headline(results["runs"]), folder / HEADLINE_FIGURE)
+        draw_pictures(run.folder, load_results(run.folder))
         yield stage
-
-
-def _draw_run(run: Run, result: dict[str, Any], path: Path) -> None:
-    history = load_history(run.folder / "arms" / result["activations"] / run_name(result["arm"], result["seed"]) / "history.safetensors")
-    save(draw_position_analysis(history, figure_title(result), held_out=result["position_loss"]), path)
-
-
-def shown(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs that get a picture of their own: of each arm on each store, the first seed at the middle one of its levels."""
-    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for result in runs:
-        families.setdefault((result["activations"], result["family"]), []).append(result)
-    firsts = [[result for result in own if result["seed"] == own[0]["seed"]] for own in families.values()]
-    return [own[len(own) // 2] for own in firsts]
-
-
-def headline(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run whose picture is `position_analysis.png`: the first positional one shown, or the first of all."""
-    return next((result for result in shown(runs) if result["kind"] == "positional"), runs[0])
-
-
-def figure_name(result: dict[str, Any]) -> str:
-    """File of one run's picture."""
-    return f"position_analysis-{result['activations']}-{run_name(result['arm'], result['seed'])}.png"
-
-
-def figure_title(result: dict[str, Any]) -> str:
-    """Heading of one run's picture, and its caption in the report."""
-    return f"{result['activations']}, {result['arm']}, seed {result['seed']}"
 
 
 def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
-        results, folder = load_results(run.folder), run.folder / "figures"
-        figures = {"Where position lives": folder / SCAN_FIGURE} if results["scans"] else {}
-        if run.study.levels:
-            figures["FVE against L0"] = folder / FRONTIER_FIGURE
-        figures |= {figure_title(result): folder / figure_name(result) for result in shown(results["runs"])}
-        write_report(results, figures, run.text, run.path(stage))
+        results = load_results(run.folder)
+        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run.folder, results["runs"]))
         yield stage
+
+
+def browsed_in(folder: Path, runs: Sequence[Mapping[str, Any]]) -> list[Browsed]:
+    """The dictionaries of a run's folder whose features were looked at."""
+    found = []
+    for result in runs:
+        name = run_name(result["arm"], result["seed"])
+        own = {section: folder / measures_file(section, result["activations"], name) for section in ("features", "positions", "clusters")}
+        read = {section: read_json(path, "a measurement of a dictionary") for section, path in own.items() if path.exists()}
+        if "features" in read:
+            found.append(Browsed(run_title(result), read["features"], read.get("positions"), read.get("clusters")))
+    return found
+
+
+def compare_runs(folders: Sequence[Path], out: Path) -> Path:
+    """One page for several finished runs, with the picture of FVE against L0 of each. Raises TemporalLensError where one is not
+    finished, or stands there twice."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise TemporalLensError("a run stands here twice; name each run once")
+    runs = []
+    for folder in folders:
+        results, frontier = load_results(folder), folder / "figures" / "frontier.png"
+        runs.append(Compared(str(results["name"]), results, {"FVE against L0": frontier} if frontier.exists() else {}))
+    titles = [run.title for run in runs]
+    if len(set(titles)) < len(titles):  # two runs of one study are told apart by their folders
+        runs = [run._replace(title=f"{run.title} ({folder})") for run, folder in zip(runs, folders, strict=True)]
+    write_side_by_side(runs, out)
+    return out
 
 
 WORK: dict[Kind, Callable[[Run, list[Stage]], Iterator[Stage]]] = {

@@ -17,10 +17,14 @@ from temporallens.activations.corpora import open_corpus
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.shipped import MODELS
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.results import run_name
+from temporallens.evaluation.order_probing import OrderPolicy
+from temporallens.evaluation.pooled_probing import ProbingPolicy
+from temporallens.evaluation.results import GAINS, gains_file, measures_file, run_name
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.files import explained, fingerprint, read_json, sha256, write_json
 from temporallens.study.config import Study, Training, Variant, as_file_name
+from temporallens.study.measures import ACROSS_SEEDS, COMPARED, ordinary_among
+from temporallens.study.measures import VERSION as MEASURES_VERSION
 
 Kind = Literal["scan", "harvest", "train", "evaluate", "figures", "report"]
 Contents = dict[str, str | None]
@@ -29,7 +33,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 HEADLINE_FIGURE = "position_analysis.png"
 """The figure that is drawn last, and so proves that all are there."""
 
-VERSIONS: dict[Kind, int] = {"scan": 1, "harvest": 1, "train": 2, "evaluate": 3, "figures": 2, "report": 2}
+VERSIONS: dict[Kind, int] = {"scan": 1, "harvest": 1, "train": 2, "evaluate": 4, "figures": 3, "report": 3}
 """Raise a stage's number when its code gives other output for the same settings: finished ones are then done again."""
 
 
@@ -46,6 +50,7 @@ class Stage:
     arm: str = ""
     seed: int = 0
     model: str = ""  # of a scan
+    section: str = ""  # of the study's evaluation
 
     @property
     def run(self) -> str:
@@ -66,7 +71,9 @@ def stages_of(study: Study, study_text: str) -> list[Stage]:
     variants = study.variants()
     trainings = [_train_stage(study, harvests[training.activations], training, variants[training.arm]) for training in study.trainings()]
     evaluations = [_evaluate_stage(training) for training in trainings]
-    before = [*scans, *harvests.values(), *trainings, *evaluations]
+    measures = [stage for measured in study.measured() for stage in _measure_stages(study, measured, trainings)]
+    told = [stage for entry in study.activations if (stage := _gains_stage(study, entry, measures))]
+    before = [*scans, *harvests.values(), *trainings, *evaluations, *measures, *told]
     results = _stage("evaluate", "results", "results.json", {"study": _plain(study)}, before)
     figures = _stage("figures", "figures", "figures", None, [results], proof=f"figures/{HEADLINE_FIGURE}")
     report = _stage("report", "report", "report.html", {"study_text": study_text}, [results, figures])
@@ -106,6 +113,47 @@ def _evaluate_stage(training: Stage) -> Stage:
     place = f"{training.activations}/{training.run}"
     where: dict[str, Any] = {"activations": training.activations, "arm": training.arm, "seed": training.seed}
     return _stage("evaluate", f"evaluate/{place}", f"evaluation/{place}.json", None, [training], **where)
+
+
+def _measure_stages(study: Study, measured: Training, trainings: list[Stage]) -> list[Stage]:
+    """One stage for each section of the evaluation of one dictionary."""
+    alike = [stage for stage in trainings if (stage.activations, stage.arm) == (measured.activations, measured.arm)]
+    own = [stage for stage in alike if stage.seed == measured.seed]
+    place = f"{measured.activations}/{own[0].run}"
+    where: dict[str, Any] = {"activations": measured.activations, "arm": measured.arm, "seed": measured.seed}
+    sections = study.evaluation.sections(of_model=measured.activations in study.from_models())
+    return [
+        _stage(
+            "evaluate",
+            f"measure/{name}/{place}",
+            measures_file(name, measured.activations, own[0].run),
+            {"policy": _plain(policy), "version": MEASURES_VERSION, "text": _text_content(policy)},
+            alike if name in ACROSS_SEEDS else own,
+            section=name,
+            **where,
+        )
+        for name, policy in sections.items()
+    ]
+
+
+def _gains_stage(study: Study, entry: str, measures: list[Stage]) -> Stage | None:
+    """What dictionaries of one activations entry gain over an ordinary one; None where nothing of the kind is measured of two."""
+    own = [stage for stage in measures if stage.activations == entry and stage.section in COMPARED]
+    variants = study.variants()
+    ordinary = ordinary_among({stage.run: variants[stage.arm].arm.kind for stage in own})
+    if ordinary is None or len({stage.run for stage in own}) < 2:
+        return None
+    shaped_by = {"against": ordinary, "version": MEASURES_VERSION}
+    return _stage("evaluate", f"measure/{GAINS}/{entry}", gains_file(entry), shaped_by, own, activations=entry, section=GAINS)
+
+
+def _text_content(policy: Any) -> str | None:
+    """What pins the content of the text or the folder of labelled sets that a policy names, where it names one."""
+    if isinstance(policy, OrderPolicy):
+        return open_corpus(policy.text, policy.column, policy.split).fingerprint
+    if isinstance(policy, ProbingPolicy):
+        return fingerprint([content_of(name) for name in policy.sets])
+    return None
 
 
 def _stage(kind: Kind, name: str, output: str, shaped_by: Any, builds_on: Iterable[Stage], **where: Any) -> Stage:

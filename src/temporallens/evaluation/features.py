@@ -1,0 +1,159 @@
+"""Every feature of a dictionary as a reader meets it: how often it fires, where in the sequence, under which mask, beyond what chance
+would give, and on which words (`report`, the feature browser).
+
+The band of chance is that of the circular-shift null (`docs/method.md`, "Position metrics"): the labels of every sequence are turned
+in a circle, so that what fires together still does and nothing is tied to a position.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from pydantic import BaseModel, ConfigDict, Field
+
+from temporallens.activations.models import read_tokenizer
+from temporallens.activations.records import read_layout
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.base import Dictionary
+from temporallens.evaluation.cluster_table import Context, Contexts
+from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.temporal_profiles import rotated
+
+DIGITS = 3
+"""Significant digits of rates: more than sampling leaves of them."""
+
+BAND = (0.025, 0.975)
+"""Quantiles of the draws between which chance lies."""
+
+
+class FeaturesPolicy(BaseModel):
+    """The `features` section of a study's evaluation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    bins: int = Field(24, ge=2, le=256)
+    """Bins of positions in a profile, at most, which widen with the logarithm; up to twice as many positions are bins of their own."""
+    contexts: int = Field(4, ge=0, le=50)
+    """Places where a feature fires most strongly, each in another sequence."""
+    draws: int = Field(100, ge=40, le=10_000)
+    """Circular shifts behind the band of chance."""
+    seed: int = Field(0, ge=0)
+    """Of the shifts."""
+
+
+class FeatureTable(NamedTuple):
+    """One entry, or row, for each of F features; rates are shares of a bin's tokens."""
+
+    tokens: int
+    documents: int
+    first: list[int]  # positions of each of B bins
+    last: list[int]  # inclusive
+    bin_tokens: list[int]
+    firings: list[int]
+    mean: list[float]  # activation where it fires, 0 where it never does
+    rate: list[list[float]]  # F x B
+    low: list[list[float]]  # F x B, band of chance
+    high: list[list[float]]
+    open: list[list[float]] | None  # F x B, mean gate; None where nothing is masked
+    contexts: list[list[Context]]
+    words: dict[int, str]  # of the tokens in contexts; empty where no tokenizer is known
+
+    def to_json(self) -> dict[str, Any]:
+        contexts = [[context._asdict() for context in own] for own in self.contexts]
+        return {**self._asdict(), "contexts": contexts, "words": {str(token): word for token, word in self.words.items()}}
+
+
+def measure_features(
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: FeaturesPolicy
+) -> FeatureTable:
+    """What there is to see of every feature on the held-out sequences. Raises TemporalLensError where nothing fires."""
+    firings = find_firings(dictionary, store, held_out)
+    first, last = log_bins(np.unique(firings.position), policy.bins)
+    bin_of = np.searchsorted(first, np.arange(store.positions), side="right") - 1
+    tokens = np.bincount(bin_of[firings.position], minlength=len(first))
+    low, high = _chance(firings, bin_of, tokens, policy)
+    finder = Contexts(firings)
+    contexts = [finder.strongest(feature, policy.contexts) for feature in range(firings.features)]
+    sums = np.bincount(firings.feature, weights=firings.value, minlength=firings.features)
+    return FeatureTable(
+        tokens=len(firings.position),
+        documents=len(np.unique(firings.document)),
+        first=first.tolist(),
+        last=last.tolist(),
+        bin_tokens=tokens.tolist(),
+        firings=firings.counts.tolist(),
+        mean=rounded(sums / np.maximum(firings.counts, 1)),
+        rate=rounded(_rates(firings, bin_of[firings.position], tokens)),
+        low=rounded(low),
+        high=rounded(high),
+        open=_gates(dictionary, bin_of, firings.position, len(first)),
+        contexts=contexts,
+        words=words_of(store, {token for own in contexts for context in own for token in context.tokens}),
+    )
+
+
+def log_bins(positions: Int[np.ndarray, " p"], most: int) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+    """First and last positions of at most so many bins that widen with the logarithm, none of them without a position; where there
+    are no more than twice as many positions each is a bin of its own."""
+    if len(positions) <= 2 * most:
+        return positions.astype(np.int64), np.append(positions[1:] - 1, positions[-1]).astype(np.int64)
+    edges = np.unique(np.rint(np.geomspace(1, positions[-1] - positions[0] + 2, most + 1)).astype(np.int64)) - 1 + positions[0]
+    starts = np.unique(np.searchsorted(positions, edges[:-1]))
+    starts = starts[starts < len(positions)]
+    return positions[starts].astype(np.int64), np.append(positions[starts[1:]] - 1, positions[-1]).astype(np.int64)
+
+
+def _rates(firings: Firings, row_bin: Int[np.ndarray, " N"], tokens: Int[np.ndarray, " B"]) -> Float32[np.ndarray, "F B"]:
+    cell = firings.feature.astype(np.int64) * len(tokens) + row_bin[firings.row]
+    counts = np.bincount(cell, minlength=firings.features * len(tokens)).reshape(firings.features, len(tokens))
+    return (counts / np.maximum(tokens, 1)).astype(np.float32)
+
+
+def _chance(
+    firings: Firings, bin_of: Int[np.ndarray, " P"], tokens: Int[np.ndarray, " B"], policy: FeaturesPolicy
+) -> tuple[Float32[np.ndarray, "F B"], Float32[np.ndarray, "F B"]]:
+    """The band in which rates lie when positions mean nothing."""
+    generator = np.random.default_rng(policy.seed)
+    draws = np.stack([_rates(firings, bin_of[rotated(firings.position, firings.sequence, generator)], tokens) for _ in range(policy.draws)])
+    low, high = np.quantile(draws, BAND, axis=0)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def _gates(dictionary: Dictionary, bin_of: Int[np.ndarray, " P"], position: Int[np.ndarray, " N"], bins: int) -> list[list[float]] | None:
+    """Mean gate over the tokens of each bin."""
+    gates = dictionary.gates_by_position()
+    if gates is None:
+        return None
+    table = gates.double().cpu().numpy()[np.minimum(np.arange(len(bin_of)), len(gates) - 1)]
+    weight = np.bincount(position, minlength=len(bin_of)).astype(np.float64)
+    sums = np.zeros((bins, table.shape[1]))
+    live = weight > 0
+    np.add.at(sums, bin_of[live], table[live] * weight[live, None])
+    return rounded((sums / np.bincount(bin_of[live], weights=weight[live], minlength=bins)[:, None]).T)
+
+
+def rounded(values: Float[np.ndarray, "..."]) -> Any:
+    """Nested lists of numbers of a few significant digits."""
+    wide = np.asarray(values, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        scale = np.where(wide != 0, 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(wide)))), 1.0)
+    return (np.round(wide * scale) / scale).tolist()
+
+
+def words_of(store: ActivationStore, tokens: set[int]) -> dict[int, str]:
+    """The text of tokens; nothing for activations whose tokenizer is not known."""
+    known = sorted(token for token in tokens if token >= 0)
+    decode = _decoder(store)
+    return {token: decode(token) for token in known} if decode is not None else {}
+
+
+def _decoder(store: ActivationStore) -> Callable[[int], str] | None:
+    source = store.manifest.description.source
+    if source.get("kind") == "records":
+        vocabulary = read_layout(store.folder).vocabulary
+        return lambda token: vocabulary[token]
+    if "tokenizer_sha256" not in source:
+        return None
+    tokenizer = read_tokenizer(str(source["model"]), None if source["revision"] is None else str(source["revision"]))
+    return lambda token: str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
