@@ -5,12 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
+PARITY := .venv-parity/.installed
 MARKED := $(if $(SLOW),,-m "not slow")
 
 # Two test processes with one thread each use two cores; more threads would only fight for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint peers clean
+.PHONY: quickstart test lint chaos peers parity clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/temporallens run studies/quickstart.yaml --out runs/quickstart
@@ -22,6 +23,10 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+# A small study is killed KILLS times at random moments; the last line says whether anything was lost (docs/reliability.md).
+chaos: $(INSTALLED)
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.chaos --kills $(or $(KILLS),200) $(ARGS)
 
 # Other libraries, for `python -m benchmarks`, in an environment of their own: their needs contradict ours and each other's.
 peers: $(PEERS)
@@ -37,9 +42,26 @@ $(PEERS): benchmarks/peers-constraints.txt
 		     ".venv-peers/install.log" >&2; exit 1; }
 	@touch $@
 
+# Our sparse probing against that of the unmodified sae_bench, which runs in an environment of its own; the last line is the largest
+# difference. The package declares more than sparse probing needs (torchvision for CUDA, clients of services), so it goes in without.
+parity: $(INSTALLED) $(PARITY)
+	@$(BIN)/python -m benchmarks.parity $(ARGS)
+
+$(PARITY): benchmarks/parity-constraints.txt
+	@echo "installing sae_bench into .venv-parity (minutes, once)"
+	@$(PYTHON) -m venv .venv-parity \
+		|| { echo "error: $(PYTHON) could not make the environment .venv-parity here; mend what it says above, then run make parity again" >&2; exit 1; }
+	@{ .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/parity-constraints.txt \
+			torch sae-lens transformer-lens scikit-learn beartype filelock tabulate \
+		&& .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c benchmarks/parity-constraints.txt sae-bench; } \
+		> .venv-parity/install.log 2>&1 \
+		|| { echo "error: pip could not install the packages ($$(sed -n 's/^ *ERROR: //p' .venv-parity/install.log | head -n 1)); all that pip said:" \
+		     ".venv-parity/install.log" >&2; exit 1; }
+	@touch $@
+
 # Removes what these targets made, except runs/, which holds results.
 clean:
-	@rm -rf .venv .venv-peers .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
+	@rm -rf .venv .venv-peers .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -245,7 +245,9 @@ def test_a_truncated_shard_and_a_store_of_another_version_are_refused(study: Pat
     assert sentence.endswith(f"; remove {store} and run again")
     shard.write_bytes(content)
     manifest = store / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("temporallens.store/1", "temporallens.store/9"))
+    values = json.loads(manifest.read_text()) | {"format": "temporallens.store/9"}
+    del values["checksum"]
+    manifest.write_text(json.dumps(values))
     assert "has format 'temporallens.store/9'" in refusal("train", out)
     shutil.rmtree(store)  # as the sentences say
     assert call("train", out).exit_code == 0
@@ -324,7 +326,7 @@ STOPPED_IN = [
     "training.trainer.save_dictionary",
     "study.run.evaluate_reconstruction",
     "study.run.assemble",
-    "study.run.draw_position_analysis",
+    "study.pictures.draw_position_analysis",
     "study.run.write_report",
 ]
 """One function of every stage."""
@@ -468,6 +470,61 @@ def test_import_names_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     assert "x.npz is not readable as .npz: it is truncated, or of another format" in refusal("import", tmp_path / "x.npz", *out)
     assert "is a folder: it should be an array" in refusal("import", tmp_path, *out)
     assert "holds one array without a name: leave out the name 'y'" in refusal("import", tmp_path / "x.npy", "--name", "y", *out)
+
+
+# Vectors, and several runs on one page
+
+
+@pytest.fixture(scope="module")
+def drawn(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A run up to its figures, with vectors beside them."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "text.jsonl").write_text(TEXT)
+    (folder / "study.yaml").write_text(STUDY.format(model=model, text=folder / "text.jsonl"))
+    return folder / "run", call("figures", folder / "study.yaml", "--out", folder / "run", "--format", "svg")
+
+
+@pytest.mark.xdist_group("drawn")
+def test_figures_are_written_as_vectors_beside_the_png(drawn: tuple[Path, Result]) -> None:
+    run, result = drawn
+    assert (result.exit_code, result.stdout) == (0, f"{run / 'figures'}\n")
+    vectors = {path.stem: path.read_text("utf-8") for path in (run / "figures").glob("*.svg")}
+    assert set(vectors) == {path.stem for path in (run / "figures").glob("*.png")} >= {"frontier", "comparative_analysis", "masks"}
+    assert all("<svg" in text and "<path" in text for text in vectors.values())
+    assert "<image" not in vectors["frontier"]
+
+
+def test_a_format_that_is_none_is_refused_before_anything_is_done(study: Path, tmp_path: Path) -> None:
+    sentence = refusal("figures", study, "--out", tmp_path / "out", "--format", "gif")
+    assert sentence == "figures are not written as 'gif'; it is one of: pdf, png, svg"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.xdist_group("drawn")
+def test_several_runs_stand_on_one_page(drawn: tuple[Path, Result], tmp_path: Path) -> None:
+    run, other, out = drawn[0], tmp_path / "other", tmp_path / "page"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("figures", "stores"))
+    results = json.loads((other / "results.json").read_text())
+    results["study"]["training"]["steps"] = 11
+    (other / "results.json").write_text(json.dumps(results))
+    result = call("report", run, other, "--out", out)
+    assert (result.exit_code, result.stdout) == (0, f"{out / 'report.html'}\n")
+    page = (out / "report.html").read_text("utf-8")
+    for words in (f"cli ({run})", f"cli ({other})", "training.steps", ">11<"):
+        assert words in page
+    assert page.count("<img ") == 1  # the other has no picture to show
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.xdist_group("drawn")
+def test_runs_that_cannot_stand_side_by_side_are_refused_in_one_sentence(drawn: tuple[Path, Result], study: Path, tmp_path: Path) -> None:
+    run, unfinished, out = drawn[0], tmp_path / "unfinished", tmp_path / "page"
+    assert call("harvest", study, "--out", unfinished).exit_code == 0
+    assert f"{unfinished / 'results.json'} does not exist" in refusal("report", run, unfinished, "--out", out)
+    assert refusal("report", run, run, "--out", out) == "a run stands here twice; name each run once"
+    assert "leave out --model" in refusal("report", run, unfinished, "--model", "smollm2-135m", "--out", out)
+    assert f"{unfinished} holds a run" in refusal("report", run, study, "--out", unfinished)
+    assert not out.exists()
 
 
 # Models of every family, and the lab notes' study

@@ -18,14 +18,14 @@ from temporallens.activations.store import ActivationStore
 from temporallens.activations.synthetic import WorldPolicy, harvest_world, read_truth, true_codes, truth_of
 from temporallens.dictionaries.standard import StandardDictionary
 from temporallens.evaluation.cluster_policy import ClustersPolicy, DistanceName
-from temporallens.evaluation.cluster_stability import jaccards, matched, rand_index
+from temporallens.evaluation.cluster_stability import Reference, jaccards, matched, over_documents, rand_index
 from temporallens.evaluation.cluster_trees import SCATTERED, cophenetic_correlation, cut, grow, part_of
 from temporallens.evaluation.cluster_worlds import recovery_of
 from temporallens.evaluation.clustering import cluster_firings, measure_clusters
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.motifs import motifs_of, similarity
 from temporallens.evaluation.profile_distances import between, condensed
-from temporallens.evaluation.temporal_profiles import Bins, Table, bins_of, profiles_of, rotated, select, shuffled, table_of
+from temporallens.evaluation.temporal_profiles import Bins, Table, bins_of, profiles_of, rotated, select, shuffled, standardised, table_of
 from temporallens.training.trainer import TrainedArm
 
 DISTANCES: tuple[DistanceName, ...] = ("jensen_shannon", "correlation", "motif")
@@ -138,6 +138,12 @@ def test_condensed_distances_are_those_of_every_pair_in_scipys_order(distance: D
     assert np.allclose(whole, whole.T, atol=2e-4)
 
 
+def test_flat_profiles_correlate_with_nothing() -> None:
+    profiles = np.full((2, 7), 1 / 7)
+    profiles[1, 0] += 1e-16
+    assert not standardised(profiles).any()
+
+
 # Trees
 
 
@@ -158,6 +164,18 @@ def test_silhouette_and_cophenetic_correlation_are_those_of_the_libraries() -> N
         labels = cut(tree, distances, 1, 20, number).best.labels
         assert len(np.unique(labels)) == number
         assert best == pytest.approx(silhouette_score(square, labels, metric="precomputed"), abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.3, 0.37, 1 / 3])
+def test_distances_that_are_all_equal_have_no_cophenetic_correlation(distance: float) -> None:
+    distances = np.full(33 * 32 // 2, distance)
+    assert cophenetic_correlation(grow(distances), distances) is None
+
+
+def test_distances_that_hardly_differ_have_that_of_the_libraries() -> None:
+    distances = 0.5 + 1e-6 * squareform(two_groups(), checks=False)
+    tree = grow(distances)
+    assert cophenetic_correlation(tree, distances) == pytest.approx(cophenet(tree.merges, distances)[0], abs=1e-6)
 
 
 def test_a_branch_of_few_features_is_scattered_and_not_a_cluster() -> None:
@@ -302,6 +320,18 @@ def test_jaccard_is_that_of_the_best_match_and_the_rand_index_is_chance_correcte
     assert jaccards(first, second, 3) == [pytest.approx(2 / 3), pytest.approx(2 / 3), None]
     assert jaccards(first, np.full(6, -1), 2) == [0.0, 0.0]
     assert rand_index(first, first[::-1][::-1]) == 1.0
+
+
+def test_a_cluster_without_a_feature_in_the_sample_has_no_stability() -> None:
+    firings = sampled(STRUCTURED)
+    policy = ClustersPolicy(**FEW)
+    labels = np.repeat([0, 2, -1], [12, 12, 16])  # none of cluster 1
+    chosen = select(firings, np.arange(len(STRUCTURED)))
+    whole = table_of(chosen, firings.position)
+    reference = Reference(np.arange(len(STRUCTURED)), labels, 3, bins_of(whole, policy.bins))
+    drawn = over_documents(firings, chosen, reference, policy, np.random.default_rng(0))
+    assert drawn.jaccard[0] == drawn.jaccard[2] == 1.0
+    assert drawn.jaccard[1] is None
 
 
 def test_matching_finds_the_same_features_in_another_order(trained: dict[str, TrainedArm]) -> None:

@@ -91,6 +91,7 @@ def test_results_of_a_run_that_never_trained_are_refused(run_folder):
     summary = json.loads((path / "training.json").read_text()) | {"training_steps": 0}
     path.unlink()
     path.mkdir()
+    del summary["checksum"]
     (path / "training.json").write_text(json.dumps(summary))
     with pytest.raises(TemporalLensError, match="trained for 0 steps: that is no result"):
         assemble(run_folder, "test", STUDY, PLACES)
@@ -100,5 +101,5 @@ def test_results_of_a_run_that_never_trained_are_refused(run_folder):
 def test_results_that_are_not_finite_are_refused(run_folder):
     path = run_folder / "evaluation" / "x" / "standard-seed0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fve": float("nan")}))
-    with pytest.raises(TemporalLensError, match=r"runs.0.fve"):
+    with pytest.raises(TemporalLensError, match="NaN is no number"):
         assemble(run_folder, "test", STUDY, PLACES)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.positional import Positional
+from temporallens.evaluation import features
 from temporallens.evaluation.features import FeaturesPolicy, log_bins, measure_features, rounded
 from temporallens.evaluation.firings import find_firings
 
@@ -59,6 +60,13 @@ def test_the_band_of_chance_holds_what_position_does_not_shape_and_not_what_it_d
     assert rate[0, 1] > high[0, 1] + 0.5
     assert (rate[0, 2:] < low[0, 2:]).all()
     assert ((low[1] <= rate[1]) & (rate[1] <= high[1])).sum() >= 5
+
+
+def test_the_band_is_the_same_however_few_features_are_drawn_at_a_time(store, dictionary, monkeypatch):
+    whole = measure_features(dictionary, store, np.arange(300), FeaturesPolicy(draws=40))
+    monkeypatch.setattr(features, "CELLS", 3 * 40 * 7)
+    parts = measure_features(dictionary, store, np.arange(300), FeaturesPolicy(draws=40))
+    assert parts == whole
 
 
 @given(count=st.integers(1, 400), most=st.integers(2, 40), start=st.integers(0, 5))

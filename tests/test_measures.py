@@ -1,8 +1,11 @@
 """The sections of a study's evaluation: what is measured, once, and where it is found."""
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +35,11 @@ evaluation:
   positions: {{least_firings: 5, least_tokens: 2, resamples: 20}}
   splicing: {{rows: 2, resamples: 20}}
   fidelity: {{rows: 4, shifts: [1, 2], least_firings: 2, resamples: 20}}
+  clusters: {{least_firings: 20, least_features: 2, sample: 32, draws: 19, bootstraps: 2}}
+  features: {{bins: 6, contexts: 2, draws: 40}}
 """
+
+FEATURES = 32
 
 pytestmark = pytest.mark.xdist_group("measures")
 
@@ -57,12 +64,13 @@ def finished(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_the_dictionaries_that_are_shown_are_measured_and_no_others(finished: Path) -> None:
     results = load_results(finished / "run")
     measured = {(run["activations"], run["arm"], run["seed"]): set(run["measures"]) for run in results["runs"] if run["measures"]}
-    of_model = {"positions", "splicing", "fidelity"}
+    everywhere = {"positions", "clusters"}  # the section `features` is for the report alone
+    of_model = everywhere | {"splicing", "fidelity"}
     assert measured == {
         ("low", "batchtopk-k4", 0): of_model,
         ("low", "positional-k4", 0): of_model,
-        ("world", "batchtopk-k4", 0): {"positions"},
-        ("world", "positional-k4", 0): {"positions"},
+        ("world", "batchtopk-k4", 0): everywhere,
+        ("world", "positional-k4", 0): everywhere,
     }
 
 
@@ -84,6 +92,40 @@ def test_what_there_is_of_every_feature_stays_in_the_file_of_the_measurement(fin
     kept = next(run["measures"]["positions"] for run in runs if run["activations"] == "world" and run["arm"] == "positional-k4")
     assert "features" not in kept
     assert kept["specialised"] == whole["specialised"]
+
+
+def test_the_results_hold_no_list_with_an_entry_for_every_feature(finished: Path) -> None:
+    def lengths(value: Any) -> Iterator[int]:
+        if isinstance(value, dict | list):
+            yield len(value)
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from lengths(part)
+
+    runs = [run for run in load_results(finished / "run")["runs"] if run["measures"]]
+    assert {run["features"] for run in runs} == {FEATURES}
+    assert max(length for run in runs for length in lengths(run["measures"])) < FEATURES
+    whole = json.loads((finished / "run" / "measures" / "features" / "world" / "positional-k4-seed0.json").read_text())
+    assert len(whole["rate"]) == len(whole["contexts"]) == FEATURES
+
+
+def test_the_report_shows_every_feature_of_what_this_study_looks_at(finished: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    run_study(read_study(finished / "study.yaml"), run)
+    assert browsed(run) == [
+        f"{place}, seed 0" for place in ("low, batchtopk-k4", "low, positional-k4", "world, batchtopk-k4", "world, positional-k4")
+    ]
+    unlooked = tmp_path / "study.yaml"
+    unlooked.write_text("".join(line for line in STUDY.format(**sources).splitlines(keepends=True) if not line.startswith("  features:")))
+    run_study(read_study(unlooked), run)
+    assert (run / "measures" / "features").exists() and browsed(run) == []
+
+
+def browsed(run: Path) -> list[str]:
+    """Titles of the dictionaries in a report's feature browser, each with an entry for every feature."""
+    data = re.findall(r'<script type="application/json" id="browsed-\d+">(.*?)</script>', (run / "report.html").read_text("utf-8"))
+    own = [json.loads(text) for text in data]
+    assert all(len(one["firings"]) == len(one["contexts"]) == FEATURES for one in own)
+    return [one["title"] for one in own]
 
 
 def test_another_setting_does_one_section_again_and_trains_nothing(finished: Path, tmp_path: Path, sources: dict[str, Path]) -> None:

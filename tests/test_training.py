@@ -20,6 +20,7 @@ from temporallens.dictionaries.tsae import TSAE
 from temporallens.errors import TemporalLensError
 from temporallens.files import sha256
 from temporallens.training import trainer
+from temporallens.training.checkpoint import load_checkpoint
 from temporallens.training.history import load_history
 from temporallens.training.objective import inputs_for
 from temporallens.training.policy import TrainingPolicy
@@ -271,7 +272,7 @@ def test_an_arm_is_the_same_alone_and_in_company(trained, store, tmp_path):
 def test_train_writes_one_dictionary_straight_into_its_folder(store, tmp_path):
     arm = train(store, BatchTopK(features=32, k=3), 20, tmp_path / "run", batch_size=64)
     assert arm.folder == tmp_path / "run"
-    assert {path.name for path in arm.folder.iterdir()} == {
+    assert {path.name for path in arm.folder.iterdir() if path.name != ".lock"} == {
         "cfg.json",
         "sae_weights.safetensors",
         "history.safetensors",
@@ -314,9 +315,32 @@ def test_a_loss_that_explodes_ends_the_run_with_the_place(store, tmp_path, monke
         return original(self, x * torch.nan if place.step == 33 else x, label, place, *rest)
 
     monkeypatch.setattr(trainer.Trainee, "step", poisoned)
-    with pytest.raises(TemporalLensError, match=r"'batchtopk' became NaN or infinite between steps 31 and 40"):
+    sentence = r"'batchtopk' became NaN or infinite at step 34, on the batch at row \d+ of window"
+    with pytest.raises(TemporalLensError, match=sentence) as caught:
         train_arms(store, [RUNS[1]], POLICY, tmp_path)
+    assert str(caught.value).endswith("no checkpoint was saved before")
     assert not (tmp_path / "batchtopk").exists()
+
+
+def test_a_loss_that_leaps_ends_the_run_with_step_batch_and_checkpoint(store, tmp_path, monkeypatch):
+    original, cursors = trainer.Trainee.step, []
+    following = Loader.__next__
+
+    def shocked(self, x, label, place, *rest):
+        return original(self, x * 30 if place.step == 83 else x, label, place, *rest)
+
+    def noting(self):
+        cursors.append(self.cursor)
+        return following(self)
+
+    monkeypatch.setattr(trainer.Trainee, "step", shocked)
+    monkeypatch.setattr(Loader, "__next__", noting)
+    with pytest.raises(TemporalLensError, match=r"'batchtopk' leapt to .* times what is usual, at step 84") as caught:
+        train_arms(store, [RUNS[1]], POLICY, tmp_path)
+    epoch, window, row = cursors[83]
+    assert f"on the batch at row {row} of window {window} of epoch {epoch}" in str(caught.value)
+    (kept,) = [path for path in tmp_path.glob("checkpoint-*") if load_checkpoint(path)[1]["step"] == 80]
+    assert str(caught.value).endswith(f"its checkpoint of before is kept in {kept}")
 
 
 def test_codes_that_vanish_end_the_run(store, tmp_path):

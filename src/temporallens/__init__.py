@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from temporallens.errors import TemporalLensError
 
 if TYPE_CHECKING:
+    from temporallens import interop
     from temporallens.activations.harvest import harvest
     from temporallens.activations.store import ActivationStore
     from temporallens.dictionaries.arms import (
@@ -51,6 +52,7 @@ __all__ = [
     "TopK",
     "__version__",
     "harvest",
+    "interop",
     "load_dictionary",
     "save_dictionary",
     "scan",
@@ -81,6 +83,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "interop":
+        return import_module("temporallens.interop")
     if name not in _HOMES:
         raise AttributeError(f"module 'temporallens' has no attribute '{name}'")
     value = getattr(import_module(f"temporallens.{_HOMES[name]}"), name)

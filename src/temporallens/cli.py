@@ -113,21 +113,111 @@ def train(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
 
 
 @app.command()
-def evaluate(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
-    """Do a study up to its evaluation: results.json."""
-    _print_results(_run_up_to("evaluate", study, out, model), "results.json")
+def evaluate(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file or run; with --probing the folder of a saved dictionary.")],
+    out: Out = None,
+    model: Model = None,
+    probing: Annotated[bool, typer.Option("--probing", help="Probe one dictionary as SAEBench does, and write its JSON.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--sets", help="With --probing: `embedded`, `saebench`, a table or a folder of them; repeatable.")
+    ] = None,
+    part: Annotated[str | None, typer.Option("--part", metavar="COLUMN", help="The column of tables that says train or test.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Where the dictionary does not say: a number or `embed`.")] = None,
+    train_size: Annotated[int | None, typer.Option("--train-size", help="Training texts of a task; by default up to 4000.")] = None,
+    test_size: Annotated[int | None, typer.Option("--test-size", help="Test texts of a task; by default up to 1000.")] = None,
+    k: Annotated[list[int] | None, typer.Option("--k", help="A number of features to probe; repeatable. By default 1, 2, 5 to 50.")] = None,
+    context_length: Annotated[
+        int | None, typer.Option("--context-length", help="Tokens of a text that are read, BOS included; by default 128.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32 (the default) or bfloat16.")] = None,
+    padding: Annotated[str | None, typer.Option("--padding", help="left or right; by default the tokenizer's own side.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Texts in a forward pass; by default 32.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="By default 42.")] = None,
+) -> None:
+    """Do a study up to its evaluation: results.json. With --probing: SAEBench's sparse probing of one dictionary."""
+    asked = {
+        "probe_train_set_size": train_size,
+        "probe_test_set_size": test_size,
+        "k_values": None if k is None else tuple(k),
+        "context_length": context_length,
+        "llm_dtype": dtype,
+        "padding": padding,
+        "llm_batch_size": batch_size,
+        "random_seed": seed,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if probing:
+        _probe(study, out or Path("runs/probing"), model, layer, sets or ["embedded"], part, given)
+    elif given or sets or part or layer:
+        raise TemporalLensError("--sets, --part, --layer and what else describes probing go with --probing and the folder of a dictionary")
+    elif _is_there(study / "cfg.json"):
+        raise TemporalLensError(f"{study} is a dictionary, not a study: give --probing to probe it")
+    else:
+        _print_results(_run_up_to("evaluate", study, out, model), "results.json")
+
+
+def _probe(
+    dictionary: Path, out: Path, model: str | None, layer: str | None, names: list[str], part: str | None, given: dict[str, Any]
+) -> None:
+    from pydantic import ValidationError
+
+    from temporallens.evaluation.labelled import Columns, open_sets
+    from temporallens.evaluation.probing import SparseProbingPolicy, fitting_sizes
+    from temporallens.interop.saebench import probe_folder
+
+    where: Any = layer if layer is None or layer == "embed" else int(layer) if layer.isdecimal() else None
+    if layer is not None and where is None:
+        raise TemporalLensError(f"--layer is '{layer}': it should be a number or 'embed'")
+    sets = open_sets(names, Columns(part=part))
+    try:
+        policy = SparseProbingPolicy(**fitting_sizes(sets) | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TemporalLensError(f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}") from error
+    typer.echo(probe_folder(dictionary, sets, policy, out, model=model, layer=where))
 
 
 @app.command()
-def figures(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+def figures(
+    study: StudyOrFolder,
+    out: Out = None,
+    model: Model = None,
+    file_format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="png, or svg or pdf beside it: vectors, for print.")
+    ] = "png",
+) -> None:
     """Do a study up to its figures."""
-    _run_up_to("figures", study, out, model)
+    from temporallens.evaluation.results import load_results
+    from temporallens.figures.save import check_format
+    from temporallens.study.pictures import draw_pictures
+
+    check_format(file_format)
+    folder = _run_up_to("figures", study, out, model)
+    if file_format != "png":
+        draw_pictures(folder, load_results(folder), file_format)
+    typer.echo(folder / "figures")
 
 
 @app.command()
-def report(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
-    """Do a study up to its report: report.html. The same stages as `run`."""
-    _print_results(_run_up_to("report", study, out, model), "report.html")
+def report(
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY...", help="A study file or run; of several finished runs, one page for all.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="As elsewhere; of several runs where their page goes, by default runs/comparison."),
+    ] = None,
+    model: Model = None,
+) -> None:
+    """Do a study up to its report: report.html. Of several finished runs: one page that puts them side by side."""
+    if len(studies) == 1:
+        _print_results(_run_up_to("report", studies[0], out, model), "report.html")
+        return
+    if model is not None:
+        raise TemporalLensError("several finished runs are put side by side as they are: leave out --model")
+    from temporallens.study.run import compare_runs
+
+    typer.echo(compare_runs(studies, (out or Path("runs/comparison")) / "report.html"))
 
 
 @app.command("scan")

@@ -270,8 +270,8 @@ def sha256(path: Path) -> str:
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, refused when `name` (from a file that may be a stranger's) would leave the folder."""
     path = folder / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-        raise TemporalLensError(f"{folder} names the file '{name}', which lies outside of it; refusing to open it")
+    if "\0" in name or Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise TemporalLensError(f"{folder} names the file {name!r}, which lies outside of it; refusing to open it")
     return path
 
 

@@ -26,10 +26,10 @@ from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow,
 from temporallens.activations.corpora import Corpus, open_corpus
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.files import locked
+from temporallens.files import explained, locked
 from temporallens.progress import progress
 
 WINDOW_BATCHES = 16  # batches whose rows are ordered by length together
@@ -224,7 +224,12 @@ def _padding(policy: HarvestPolicy, model: LanguageModel) -> str:
 
 
 def _finished(out: Path, description: StoreDescription) -> bool:
-    return (out / "manifest.json").exists() and ActivationStore(out).manifest.description == description
+    """Whether the store is whole; what a process that was killed right after its last write left beside it is removed."""
+    whole = (out / "manifest.json").exists() and ActivationStore(out).manifest.description == description
+    if whole:
+        with explained(out):
+            (out / PROGRESS_FILE).unlink(missing_ok=True)
+    return whole
 
 
 def _writer(layer: Layer, out: Path, description: StoreDescription) -> Writer:

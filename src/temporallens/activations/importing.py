@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import tokenize
 import zlib
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
         raise TemporalLensError(f"{path} is not readable as .npz: it is truncated, or of another format")
     try:
         if path.suffix == ".npy":
-            return np.lib.format.open_memmap(path, mode="r")
+            return _map_npy(path)
         if path.suffix == ".npz":
             return _read_npz(path, name)
         if path.suffix == ".safetensors":
@@ -52,9 +53,16 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
 
 UNREADABLE = (
     *(ValueError, TypeError, EOFError, OSError, KeyError, OverflowError, RecursionError, MemoryError, SyntaxError),
-    *(BadZipFile, zlib.error, NotImplementedError, RuntimeError),  # RuntimeError: zipfile's word for what is encrypted
+    *(BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, RuntimeError),  # RuntimeError: zipfile's word for what is encrypted
 )
 """What numpy and zipfile raise for files that are not what they seem."""
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """The array of an .npy, mapped."""
+    with path.open("rb") as file:
+        _check_header(file, path.stat().st_size)
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _read_npz(path: Path, name: str | None) -> np.ndarray:
@@ -64,13 +72,18 @@ def _read_npz(path: Path, name: str | None) -> np.ndarray:
         member = members[_only(path, list(members), name)]
         _refuse_bomb(member, path)
         with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = header(file)
-            if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"its header promises an array of shape {shape}, which is more than it holds")
+            _check_header(file, member.file_size)
         with archive.open(member) as file:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _check_header(file: Any, size: int) -> None:
+    """Raise ValueError where the header of an .npy promises more than its `size` bytes hold."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"its header promises an array of shape {shape}, which is more than it holds")
 
 
 def _refuse_bomb(member: ZipInfo, path: Path) -> None:

@@ -124,7 +124,7 @@ class PositionMask(nn.Module):
         known = config.length or positions
         group_of = group_of_position(known, config.groups)
         basis = smooth_basis(known, config.bumps) if config.groups == "smooth" else None
-        rows = int(group_of[-1]) + 1 if basis is None else basis.shape[1]
+        rows = len(group_starts(known, config.groups)) if basis is None else basis.shape[1]
         self.logits = nn.Parameter(torch.zeros(rows, config.features))  # of a smooth mask, coefficients
         self.register_buffer("group_of", group_of)
         self.register_buffer("basis", basis)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from temporallens.dictionaries.base import Forward, Progress
 from temporallens.dictionaries.batchtopk import TopKConfig
 from temporallens.dictionaries.masked import MaskedDictionary
-from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks
+from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks, group_starts
 from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above, pattern_of
 
 REOPENING_ROWS = 1024
@@ -83,7 +83,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         super().__init__(width, config.features, config.k, generator)
         self.config = config
         self.mask = PositionMask(positions, config, full=config.mask_gradient == "difference")
-        groups = int(self.mask.group_of[-1]) + 1
+        groups = len(group_starts(config.length or positions, config.groups))
         self.register_buffer("missed", torch.zeros(groups, config.features))  # error that closed entries would have saved
         self.register_buffer("earned", torch.zeros(config.features))  # error that open ones did save
         self.register_buffer("firings", torch.zeros(config.features))  # in which they saved it

@@ -31,7 +31,7 @@ class Bootstraps(NamedTuple):
     ari: float | None  # mean over draws; None for one cluster, or one document
     low: float | None  # 2.5th percentile of draws
     high: float | None  # 97.5th
-    jaccard: list[float]  # of each cluster, mean over draws
+    jaccard: list[float | None]  # of each cluster, mean over draws; None where none of its features is in the sample
     draws: int
 
 
@@ -89,10 +89,11 @@ def over_documents(
             table = table_of(selection, firings.position, times[document].astype(np.float64))
             labels = clustered(table, reference.bins, policy, policy.distance, reference.clusters).cuts.best.labels
             found.append(rand_index(reference.labels, labels))
-            shares.append([share or 0.0 for share in jaccards(reference.labels, labels, reference.clusters)])
+            shares.append(jaccards(reference.labels, labels, reference.clusters))
             advance(1)
     low, high = np.quantile(found, [0.025, 0.975])
-    return Bootstraps(float(np.mean(found)), float(low), float(high), np.mean(shares, axis=0).tolist(), len(resamples))
+    jaccard = [None if None in own else float(np.mean(own)) for own in zip(*shares, strict=True)]  # a cluster is in all draws or in none
+    return Bootstraps(float(np.mean(found)), float(low), float(high), jaccard, len(resamples))
 
 
 def over_steps(

@@ -10,7 +10,7 @@ from temporallens.evaluation.cluster_policy import ClustersPolicy
 from temporallens.evaluation.cluster_trees import Cut, Tree, part_of
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.motifs import Motifs, similarity
-from temporallens.evaluation.temporal_profiles import Bins, Table
+from temporallens.evaluation.temporal_profiles import Bins, Table, standardised
 
 BEFORE, AFTER = 8, 4
 """Tokens of a context on either side of the one on which the feature fires."""
@@ -143,9 +143,7 @@ def mean_correlation(profiles: Float[np.ndarray, "n B"]) -> float | None:
     count = len(profiles)
     if count < 2:
         return None
-    centred = profiles - profiles.mean(1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
+    unit = standardised(profiles)
     total = unit.sum(0)
     return float((total @ total - np.square(unit).sum()) / (count * (count - 1)))
 

@@ -15,6 +15,10 @@ CUTS = 192
 """Branches that a tree is cut into at most."""
 BLOCK = 512
 """Rows of the distance matrix that are unfolded at a time."""
+PAIRS = 1 << 22
+"""Pairs in a piece of the condensed distances: a whole copy is a gigabyte for 16,384 features."""
+EQUAL = 1e-9
+"""Distances that spread by less than this share of their mean are equal: the rest is rounding."""
 SCATTERED = -1
 
 
@@ -59,14 +63,15 @@ def cophenetic_correlation(tree: Tree, distances: Float[np.ndarray, " pairs"]) -
     from scipy.cluster.hierarchy import cophenet
 
     heights = cophenet(tree.merges)
-    sums = np.zeros(5)
-    for start in range(0, len(distances), 1 << 22):  # in pieces: a whole copy is a gigabyte for 16,384 features
-        x, y = distances[start : start + (1 << 22)], heights[start : start + (1 << 22)]
-        sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y]
-    n = len(distances)
-    x_mean, y_mean = sums[0] / n, sums[1] / n
-    spread = (sums[2] / n - x_mean**2) * (sums[3] / n - y_mean**2)
-    return float((sums[4] / n - x_mean * y_mean) / np.sqrt(spread)) if spread > 0 else None
+    x_mean, y_mean = distances.mean(), heights.mean()
+    squares = np.zeros(3)
+    for start in range(0, len(distances), PAIRS):
+        x, y = distances[start : start + PAIRS] - x_mean, heights[start : start + PAIRS] - y_mean
+        squares += [x @ x, y @ y, x @ y]
+    x_spread, y_spread, product = squares / len(distances)
+    if x_spread <= (EQUAL * x_mean) ** 2 or y_spread <= (EQUAL * y_mean) ** 2:
+        return None
+    return float(product / np.sqrt(x_spread * y_spread))
 
 
 def cut(tree: Tree, distances: Float[np.ndarray, " pairs"], least: int, most: int, wanted: int | None = None) -> Cuts:

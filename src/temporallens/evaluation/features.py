@@ -26,6 +26,9 @@ DIGITS = 3
 BAND = (0.025, 0.975)
 """Quantiles of the draws between which chance lies."""
 
+CELLS = 1 << 23
+"""Rates of one table of draws, by feature and bin; features are taken in parts that keep within it."""
+
 
 class FeaturesPolicy(BaseModel):
     """The `features` section of a study's evaluation."""
@@ -53,7 +56,7 @@ class FeatureTable(NamedTuple):
     firings: list[int]
     mean: list[float]  # activation where it fires, 0 where it never does
     rate: list[list[float]]  # F x B
-    low: list[list[float]]  # F x B, band of chance
+    low: list[list[float]]  # F x B, band of chance, bin by bin: one in twenty lies outside of it by chance alone
     high: list[list[float]]
     open: list[list[float]] | None  # F x B, mean gate; None where nothing is masked
     contexts: list[list[Context]]
@@ -113,11 +116,23 @@ def _rates(firings: Firings, row_bin: Int[np.ndarray, " N"], tokens: Int[np.ndar
 def _chance(
     firings: Firings, bin_of: Int[np.ndarray, " P"], tokens: Int[np.ndarray, " B"], policy: FeaturesPolicy
 ) -> tuple[Float32[np.ndarray, "F B"], Float32[np.ndarray, "F B"]]:
-    """The band in which rates lie when positions mean nothing."""
-    generator = np.random.default_rng(policy.seed)
-    draws = np.stack([_rates(firings, bin_of[rotated(firings.position, firings.sequence, generator)], tokens) for _ in range(policy.draws)])
-    low, high = np.quantile(draws, BAND, axis=0)
-    return low.astype(np.float32), high.astype(np.float32)
+    """The band in which rates lie when positions mean nothing. Each part of the features is drawn anew from the same seed: turning
+    positions costs little, and all draws of all features would fill the memory."""
+    size = max(1, CELLS // (policy.draws * len(tokens)))
+    bands = []
+    for first in range(0, firings.features, size):
+        part = _part(firings, first, min(first + size, firings.features))
+        generator = np.random.default_rng(policy.seed)
+        turned = (bin_of[rotated(firings.position, firings.sequence, generator)] for _ in range(policy.draws))
+        bands.append(np.quantile(np.stack([_rates(part, row_bin, tokens) for row_bin in turned]), BAND, axis=0).astype(np.float32))
+    low, high = np.concatenate(bands, axis=1)
+    return low, high
+
+
+def _part(firings: Firings, first: int, stop: int) -> Firings:
+    """The firings of some consecutive features, which are numbered from 0."""
+    own = (firings.feature >= first) & (firings.feature < stop)
+    return firings._replace(row=firings.row[own], feature=firings.feature[own] - first, value=firings.value[own], features=stop - first)
 
 
 def _gates(dictionary: Dictionary, bin_of: Int[np.ndarray, " P"], position: Int[np.ndarray, " N"], bins: int) -> list[list[float]] | None:

@@ -31,7 +31,7 @@ from temporallens.evaluation.passes import open_model
 from temporallens.evaluation.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
 from temporallens.evaluation.prefixes import NEUTRAL, enclosing, prefix_tokens, shifted_store
 from temporallens.evaluation.specialisation import correlation
-from temporallens.evaluation.statistics import Estimate, estimate_of, resampled_documents
+from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 
 LEAST_TEXT = 8
 """Tokens of text that a row must still have behind the longest prefix."""
@@ -94,7 +94,7 @@ class ShiftFidelity(NamedTuple):
     index_correlation: Estimate  # rho(l, l^(s))
     content_correlation: Estimate  # rho(shift_s l, l^(s))
     absolute_index_distance: Estimate  # D
-    tied_to_index: int  # features whose own interval of AI lies above 0
+    tied_to_index: int  # features whose own interval of AI lies above 0, not corrected for their number: 2.5 % do by chance, and below
     tied_to_content: int  # below 0
     undecided: int  # around 0
     content: Estimate  # Jaccard index of firings; n is the number of firings with or without the prefix
@@ -244,9 +244,9 @@ class _Comparison:
             return common, first + second - common
 
         common, union = counts(lambda events: self.documents[events // features // both.shape[1]], self.weights.shape[1])
-        overall = _ratio(self.weights @ common, self.weights @ union)
-        by_feature = _ratio(*counts(lambda events: events % features, features))[self.features]
-        by_index = _ratio(*counts(lambda events: events // features % both.shape[1], both.shape[1]))
+        overall = quotient(self.weights @ common, self.weights @ union)
+        by_feature = quotient(*counts(lambda events: events % features, features))[self.features]
+        by_index = quotient(*counts(lambda events: events // features % both.shape[1], both.shape[1]))
         estimate = estimate_of(float(overall[0]), overall[1:], int(union.sum()), limits=(0, 1))
         return estimate, _plain(by_feature), _plain(_behind(by_index, run.shift))
 
@@ -271,8 +271,8 @@ class _Comparison:
         """Pooled, as measured and in every resample."""
         errors = self.weights @ np.bincount(self.documents, weights=error.sum(1))
         count, total = self.weights @ spread.tokens, self.weights @ spread.total
-        squares = self.weights @ spread.square - _ratio((total**2).sum(1), count)
-        return 1 - _ratio(errors, squares)
+        squares = self.weights @ spread.square - quotient((total**2).sum(1), count)
+        return 1 - quotient(errors, squares)
 
     def scores(self, run: PrefixRun) -> _Scores:
         """Correlations and distances of profiles, some features at a time."""
@@ -308,8 +308,8 @@ class _Comparison:
 
 def _index_fve(error: Float[np.ndarray, "R S"], spread: Spread) -> Float[np.ndarray, " S"]:
     """About the mean of each index."""
-    squares = spread.index_square - _ratio((spread.index_total**2).sum(1), spread.index_tokens)
-    return 1 - _ratio(error.sum(0), np.where(spread.index_tokens > 1, squares, 0.0))
+    squares = spread.index_square - quotient((spread.index_total**2).sum(1), spread.index_tokens)
+    return 1 - quotient(error.sum(0), np.where(spread.index_tokens > 1, squares, 0.0))
 
 
 def _compared(same: Float[np.ndarray, "B1 f n"], moved: Float[np.ndarray, "B1 f n"], found: Float[np.ndarray, "B1 f n"]) -> _Scores:
@@ -321,13 +321,8 @@ def _compared(same: Float[np.ndarray, "B1 f n"], moved: Float[np.ndarray, "B1 f 
     return _Scores(
         index_correlation=correlation(ranks[0], ranks[2]).reshape(apart.shape),
         content_correlation=correlation(ranks[1], ranks[2]).reshape(apart.shape),
-        distance=_ratio(apart_moved - apart, apart_moved + apart),
+        distance=quotient(apart_moved - apart, apart_moved + apart),
     )
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where there is nothing to divide by."""
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
 def _mean_over_features(values: Float[np.ndarray, "B1 F"]) -> Estimate:
@@ -336,7 +331,7 @@ def _mean_over_features(values: Float[np.ndarray, "B1 F"]) -> Estimate:
     if not values.shape[1]:
         return Estimate(None, None, None, 0)
     known = np.isfinite(values)
-    means = _ratio(np.where(known, values, 0.0).sum(1), known.sum(1))
+    means = quotient(np.where(known, values, 0.0).sum(1), known.sum(1))
     return estimate_of(float(means[0]), means[1:], values.shape[1])
 
 

@@ -17,7 +17,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.labelled import Place
 from temporallens.evaluation.pooling import POOLINGS, Pooling
 from temporallens.evaluation.probe_scores import Scored
-from temporallens.evaluation.statistics import Estimate, Verdict, estimate_of
+from temporallens.evaluation.statistics import Estimate, Verdict, estimate_of, verdict_of
 from temporallens.files import fingerprint, inside, read_tensors, write_tensors
 
 FORMAT = "temporallens.probing/1"
@@ -241,6 +241,4 @@ def _gain(names: Sequence[str], kind: Kind, other: Kind, ours: Mapping[str, SetS
         for table in ("auc", "auc_resampled")
     )
     estimate = estimate_of(float(difference), resampled.numpy(), sum(ours[name].tested for name in names))
-    low, high = estimate.low, estimate.high
-    verdict: Verdict = "above" if low is not None and low > 0 else "below" if high is not None and high < 0 else "no difference"
-    return Gain(names[0], kind.pooling, other.pooling, kind.k, estimate, verdict)
+    return Gain(names[0], kind.pooling, other.pooling, kind.k, estimate, verdict_of(estimate.low, estimate.high))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from temporallens.evaluation.cluster_policy import DistanceName
 from temporallens.evaluation.motifs import motifs_of
-from temporallens.evaluation.temporal_profiles import Bins, Table, profiles_of
+from temporallens.evaluation.temporal_profiles import Bins, Table, profiles_of, standardised
 from temporallens.progress import progress
 
 ROWS, COLUMNS = 64, 2048
@@ -23,11 +23,7 @@ def vectors_of(table: Table, bins: Bins, smoothing: float, distance: DistanceNam
     if distance == "motif":
         return motifs_of(table, bins).coordinates()
     profiles = profiles_of(table, bins, smoothing)
-    if distance == "jensen_shannon":
-        return profiles
-    centred = profiles - profiles.mean(1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
+    return profiles if distance == "jensen_shannon" else standardised(profiles)
 
 
 def between(first: Float[np.ndarray, "n V"], second: Float[np.ndarray, "m V"], distance: DistanceName) -> Float[np.ndarray, "n m"]:

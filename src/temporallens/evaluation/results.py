@@ -14,7 +14,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison, Measured, Part, compare
 from temporallens.evaluation.scan import Scan
-from temporallens.files import fingerprint, read_json, write_json
+from temporallens.files import fingerprint, inside, read_json, write_json
 
 FORMAT = "temporallens.results/3"
 
@@ -195,9 +195,7 @@ def assemble(
         },
         "runs": [_run(folder, place) | {"measures": _measures(place, measures or {})} for place in places],
         "comparison": {},
-        "gains": {
-            key: read_json(folder / gains_file(key), "gains of dictionaries") for key in stores if (folder / gains_file(key)).exists()
-        },
+        "gains": {key: read_json(path, "gains of dictionaries") for key, path in (gains or {}).items()},
     }
     try:
         results = Results.model_validate(content)
@@ -264,4 +262,4 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 def _timing(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     place = run_folder(run["activations"], run["arm"], run["seed"])
-    return dict(read_json(folder / "arms" / place / "timing.json", "the times of a training run"))
+    return dict(read_json(inside(folder, f"arms/{place}/timing.json"), "the times of a training run"))

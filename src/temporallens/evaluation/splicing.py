@@ -26,7 +26,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, identity_of, padded
-from temporallens.evaluation.statistics import Estimate, estimate_of, resampled_documents
+from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.files import fingerprint, read_tensors, write_tensors
 from temporallens.progress import progress
 
@@ -297,7 +297,7 @@ class _Means:
         documents = self._weights.shape[1]
         total = self._weights @ np.bincount(self._document[own], weights=values[own], minlength=documents)
         count = self._weights @ np.bincount(self._document[own], minlength=documents)
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return quotient(total, count)
 
 
 def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray, " n"]) -> Spliced:
@@ -312,7 +312,7 @@ def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray,
 
     def recovered(ablation: str) -> Estimate:
         ablated, cost = mean(f"{ablation}/{scope}"), mean(f"{ablation}/{scope}") - mean("clean")
-        return estimate(np.divide(ablated - mean(f"spliced/{scope}"), cost, out=np.full(len(cost), np.nan), where=cost > 0))
+        return estimate(quotient(ablated - mean(f"spliced/{scope}"), cost))
 
     def kl(name: str) -> Estimate | None:
         return estimate(mean(f"kl/{name}/{scope}")) if f"kl/{name}/{scope}" in losses else None

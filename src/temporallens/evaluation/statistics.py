@@ -1,4 +1,5 @@
-"""Statistics over training seeds: means with Student's interval, and paired differences with the verdict that they bear.
+"""Statistics over training seeds and over documents: means with Student's interval, paired differences with the verdict that they
+bear, bootstraps over documents, and discoveries among many tests.
 
 One value has no interval and no p-value, and says so; nothing here claims what an interval does not leave out.
 """
@@ -6,8 +7,10 @@ One value has no interval and no p-value, and says so; nothing here claims what 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 
 CONFIDENCE = 0.95
@@ -48,8 +51,20 @@ def difference_of(differences: Sequence[float]) -> Difference:
     mean = mean_of(differences)
     if mean.low is None or mean.high is None:
         return Difference(**mean.model_dump(), p=None, verdict="one seed")
-    verdict: Verdict = "above" if mean.low > 0 else "below" if mean.high < 0 else "no difference"
+    verdict = verdict_of(mean.low, mean.high)
     return Difference(**mean.model_dump(), p=_p_value(mean.value, statistics.stdev(differences), mean.seeds), verdict=verdict)
+
+
+def verdict_of(low: float | None, high: float | None) -> Verdict:
+    """What an interval of a difference leaves to say; without an interval, no difference is claimed."""
+    if low is not None and low > 0:
+        return "above"
+    return "below" if high is not None and high < 0 else "no difference"
+
+
+def quotient(numerator: Float[np.ndarray, "..."], denominator: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """NaN where there is nothing to divide by."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
 def ratio_of(ratios: Sequence[float]) -> Mean:
@@ -57,6 +72,51 @@ def ratio_of(ratios: Sequence[float]) -> Mean:
     logs = mean_of([math.log(ratio) for ratio in ratios])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Mean(value=math.exp(logs.value), low=low, high=high, seeds=logs.seeds)
+
+
+class Estimate(NamedTuple):
+    """A number with its bootstrap interval."""
+
+    value: float | None  # None where there is nothing to measure
+    low: float | None  # lower end of the 95 % interval; None where documents are too few for one
+    high: float | None
+    n: int  # how many things it is a mean over, or was measured on
+
+
+def resampled_documents(documents: int, resamples: int, generator: np.random.Generator) -> Int[np.ndarray, "B D"]:
+    """How often each document is in each bootstrap resample; a single document supports none."""
+    resamples = resamples if documents > 1 else 0
+    return generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
+
+
+def half_samples(documents: int, resamples: int, generator: np.random.Generator) -> Int[np.ndarray, "B D"]:
+    """Random halves of the documents: 1 for those that are in, 0 for the others; a single document supports none.
+
+    An estimate varies from half to half as it does from one sample of all documents to another (delete-d jackknife with d half of
+    them; Shao and Wu 1989). Measures of dependence need this: a document that is drawn twice looks like one more coincidence.
+    """
+    ordered = np.tile(np.arange(documents), (resamples if documents > 1 else 0, 1))
+    return (generator.permuted(ordered, axis=1) < documents // 2).astype(np.int64)
+
+
+def estimate_of(value: float, resampled: Float[np.ndarray, " B"], n: int, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """`value` with the spread of its resamples about their own mean: fewer distinct documents raise every measure of dependence,
+    so that where resamples lie says nothing. The interval keeps within `limits`; without resamples there is none."""
+    known = resampled[np.isfinite(resampled)]
+    if not math.isfinite(value):
+        return Estimate(None, None, None, n)
+    if len(known) < 2:
+        return Estimate(float(value), None, None, n)
+    spread = np.quantile(known - known.mean(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.clip(value + spread, *limits)
+    return Estimate(float(value), float(low), float(high), n)
+
+
+def q_values(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Benjamini-Hochberg: for each test, the smallest false discovery rate at which it is a discovery."""
+    from scipy import stats
+
+    return np.asarray(stats.false_discovery_control(p, method="bh")) if len(p) else p.astype(np.float64)
 
 
 def _half_width(values: Sequence[float]) -> float | None:

@@ -158,3 +158,10 @@ def profiles_of(table: Table, bins: Bins, smoothing: float) -> Float[np.ndarray,
     level = (mass + smoothing * strength[:, None]) / np.maximum(tokens + smoothing / rate[:, None], TINY)
     level += TINY * np.maximum(level.sum(1, keepdims=True), TINY)
     return level / level.sum(1, keepdims=True)
+
+
+def standardised(profiles: Float[np.ndarray, "n B"]) -> Float[np.ndarray, "n B"]:
+    """Profiles about their mean, of length 1, so that products are correlations; 0 for flat ones, which rounding would give a shape."""
+    centred = profiles - profiles.mean(1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > TINY)

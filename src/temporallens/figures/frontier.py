@@ -2,27 +2,48 @@
 
 Drawn from the results of a study. The height is the unexplained variance on a logarithmic axis, upside down and labelled as FVE, so
 that arms near the top can be told apart. A line joins an arm's levels at the mean of its seeds; dots are single seeds, bars
-Student's 95 % interval; an arm of one seed is drawn hollow.
+Student's 95 % interval; an arm of one seed is drawn hollow. Below it stands what the matched comparison says: by how much more or
+less each arm leaves unexplained than the first baseline, paired by seed at equal L0.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from temporallens.evaluation.statistics import Mean, mean_of
-from temporallens.figures.style import COLOURS, MARKERS, PAPER, new_figure, open_grid, panel_title, plain, say_missing, style
+from temporallens.figures.style import COLOURS, MARKERS, MUTED, PAPER, new_figure, open_grid, panel_title, plain, say_missing, style
 
 COLUMNS = 2
 ROW_HEIGHT, LEGEND_HEIGHT = 4.6, 0.24
 LEGEND_COLUMNS = 4
 TITLE_CHARACTERS = 58
 LEGEND = "bars: 95 % interval over seeds, dots: single seeds; hollow markers: one seed"
+L0_LABEL = "L0, codes in use per token (log scale)"
+LEAST_SPAN = 1.5
+"""An axis of L0 spans at least this factor: a few percent are nothing to look at."""
+LEAST_ROOM = 1.5
+"""Bars are shown up to this factor, at least, beyond the heights of all runs."""
 LEAST_UNEXPLAINED = 1e-6
+STRIP_HEIGHT = 1.5
+DODGE = 1.035
+"""Arms at one L0 stand so far apart, as a factor."""
+FEW = 4
+"""What is left unexplained varies less than so many times: FVE is then marked at round values."""
+NAMED = 3
+"""Arms that a title names; more are counted."""
+VERDICTS = {
+    "above": "above",
+    "no difference": "no different from",
+    "below": "below",
+    "mixed": "above or below, by L0,",
+}
+"""How a title says what the comparison found, in this order."""
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 """Each palette of colours again in another dash, where a study has more arms than there are colours."""
 
@@ -49,21 +70,104 @@ def draw_frontier(results: Mapping[str, Any]) -> Figure:
     families = list(dict.fromkeys(run["family"] for run in runs))
     looks = {family: _look(place) for place, family in enumerate(families)}
     entries = list(results.get("activations") or {}) or list(dict.fromkeys(run["activations"] for run in runs))
+    comparisons = {entry: (results.get("comparison") or {}).get(entry) or {} for entry in entries}
+    strips = any(own.get("against") for own in comparisons.values())
     columns = min(COLUMNS, max(len(entries), 1))
     rows = max(1, math.ceil(len(entries) / columns))
     with style():
-        figure = new_figure(ROW_HEIGHT * rows + LEGEND_HEIGHT * (3 + math.ceil(len(families) / LEGEND_COLUMNS)))
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        figure = new_figure((ROW_HEIGHT + STRIP_HEIGHT * strips) * rows + LEGEND_HEIGHT * (3 + math.ceil(len(families) / LEGEND_COLUMNS)))
+        ratios = (ROW_HEIGHT, STRIP_HEIGHT) if strips else (1,)
+        grid = figure.add_gridspec(len(ratios) * rows, columns, height_ratios=ratios * rows)
+        places = [(row, column) for row in range(rows) for column in range(columns)]
+        panels = [figure.add_subplot(grid[len(ratios) * row, column]) for row, column in places]
         for letter, axes, entry in zip("abcdefghijklmnopqrstuvwxyz", panels, entries, strict=False):
-            panel_title(axes, letter, plain(entry), TITLE_CHARACTERS * COLUMNS // columns)
+            panel_title(axes, letter, plain(entry) + _statement(comparisons[entry]), TITLE_CHARACTERS * COLUMNS // columns)
             _draw_panel(axes, [run for run in runs if run["activations"] == entry], looks)
         for axes in panels[len(entries) :]:
             axes.set_axis_off()
+        for (row, column), axes, entry in zip(places, panels, entries, strict=False):
+            if strips:
+                _draw_strip(figure.add_subplot(grid[2 * row + 1, column]), axes, comparisons[entry], looks)
         handles = [_handle(panels[0], family, look) for family, look in looks.items()]
         if handles:
             columns = min(LEGEND_COLUMNS, len(handles))
             figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2, title=LEGEND)
     return figure
+
+
+def _statement(comparison: Mapping[str, Any]) -> str:
+    """Which arms lie above and below the first baseline at equal L0, beyond the noise of seeds."""
+    baseline = (comparison.get("baselines") or [""])[0]
+    if not comparison.get("against"):
+        return f": no arm is at the L0 of {plain(baseline, 28)}, so none is compared with it" if baseline else ""
+    verdicts: dict[str, set[str]] = {}
+    for row in comparison["against"]:
+        if row["baseline"] == baseline:
+            verdicts.setdefault(row["family"], set()).add(row["fve"]["verdict"])
+    named: dict[str, list[str]] = {}
+    for family, own in verdicts.items():
+        tested = own - {"one seed"}
+        decided = tested - {"no difference"}
+        found = "one seed" if not tested else decided.pop() if len(decided) == 1 else "mixed" if decided else "no difference"
+        named.setdefault(found, []).append(plain(family, 28))
+    if set(named) <= {"one seed"}:
+        return f": {_highest(comparison)}"
+    said = [f"{_listed(named[key])} {words} {plain(baseline, 28)}" for key, words in VERDICTS.items() if key in named]
+    return ": " + "; ".join(said + ([f"{_listed(named['one seed'])}: one seed, not tested"] if "one seed" in named else []))
+
+
+def _highest(comparison: Mapping[str, Any]) -> str:
+    l0 = comparison["l0"][len(comparison["l0"]) // 2]
+    reached = [row for row in comparison["reached"] if row["l0"] == l0] or comparison["reached"]
+    best = max(reached, key=lambda row: row["fve"]["value"])
+    return f"at L0 {best['l0']:.3g} {plain(best['family'], 28)} is highest ({best['fve']['value']:.4f}); one seed, not tested"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} arms" if len(names) > NAMED else " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+def _draw_strip(axes: Axes, panel: Axes, comparison: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
+    """Unexplained variance of each arm against that of the first baseline, on the axis of the panel above it."""
+    baseline = (comparison.get("baselines") or [""])[0]
+    rows = [row for row in comparison.get("against") or [] if row["baseline"] == baseline and row["unexplained"] and row["family"] in looks]
+    if not rows:
+        say_missing(axes, "nothing to compare at equal L0")
+        return
+    families = [family for family in looks if any(row["family"] == family for row in rows)]
+    for row in rows:
+        look, ratio = looks[row["family"]], row["unexplained"]
+        x = row["l0"] * DODGE ** (families.index(row["family"]) - (len(families) - 1) / 2)
+        if ratio["low"] is not None and ratio["high"] is not None:
+            ends = [100 * (ratio["low"] - 1), 100 * (ratio["high"] - 1)]
+            axes.plot([x, x], ends, color=look.colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        face = look.colour if ratio["seeds"] > 1 else PAPER
+        axes.plot([x], [100 * (ratio["value"] - 1)], color=look.colour, marker=look.marker, markersize=4.5, markerfacecolor=face)
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    axes.set_xscale("log")
+    axes.set_xlim(panel.get_xlim())
+    axes.xaxis.set_major_locator(FixedLocator(list(panel.get_xticks())))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("")
+    _strip_scale(axes, [100 * (row["unexplained"]["value"] - 1) for row in rows])
+    axes.set_ylabel("unexplained\nvariance, %")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{L0_LABEL}\nup: less left unexplained than by {plain(baseline, 28)}, at equal L0")
+    open_grid(axes)
+
+
+def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:
+    """Linear, or from 5 % on logarithmic where one arm is far from all others."""
+    if max(map(abs, changes)) > 40 and statistics.median(map(abs, changes)) < 10:
+        axes.set_yscale("symlog", linthresh=5, linscale=0.8)
+        axes.yaxis.set_major_locator(FixedLocator([-50, -20, -5, 0, 5, 20, 100, 500]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(2 * min(*changes, -2.5), 2 * max(*changes, 2.5))
+    else:
+        axes.margins(y=0.16)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
 
 
 def _drawable(run: Mapping[str, Any]) -> bool:
@@ -100,8 +204,9 @@ def _draw_panel(axes: Axes, runs: Sequence[Mapping[str, Any]], looks: Mapping[st
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_yaxis()
+    _bound_heights(axes, [_height(run["fve"]) for run in runs])
     _ticks(axes, [run["l0"] for run in runs])
-    axes.set_xlabel("L0, codes in use per token (log scale)")
+    axes.set_xlabel(L0_LABEL)
     axes.set_ylabel("FVE (logarithm of what is left unexplained)")
     open_grid(axes)
 
@@ -119,16 +224,32 @@ def _height(fve: float) -> float:
     return max(1 - fve, LEAST_UNEXPLAINED)
 
 
+def _bound_heights(axes: Axes, heights: Sequence[float]) -> None:
+    """Bars that reach far beyond all runs, as those over two seeds may, are cut and do not set the scale."""
+    bottom, top = sorted(axes.get_ylim())
+    low, high = min(heights), max(heights)
+    room = max(LEAST_ROOM, high / low)
+    axes.set_ylim(min(top, high * room), max(bottom, low / room))
+
+
 def _ticks(axes: Axes, l0: Sequence[float]) -> None:
     """Plain numbers: L0 at round values, heights as FVE."""
     low, high = min(l0), max(l0)
-    marks = [value for power in range(-2, 6) for step in (1, 2, 4, 8) if low / 1.3 <= (value := step * 2.0 ** (4 * power)) <= high * 1.3]
+    room = max(1.12, math.sqrt(LEAST_SPAN * low / high))
+    axes.set_xlim(low / room, high * room)
+    marks = [step * 2.0 ** (4 * power) for power in range(-2, 6) for step in (1, 2, 4, 8)]
+    marks = [mark for mark in marks if low / room <= mark <= high * room]
+    if len(marks) < 2:
+        marks = list(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low / room, high * room))
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     bottom, top = sorted(axes.get_ylim())
     span = top / bottom
-    axes.yaxis.set_major_locator(LogLocator(10, subs=tuple(np.arange(1, 10)) if span < 12 else (1.0, 2.0, 5.0), numticks=20))
+    if span < FEW:
+        axes.yaxis.set_major_locator(FixedLocator([1 - fve for fve in MaxNLocator(7).tick_values(1 - top, 1 - bottom) if fve < 1]))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(10, subs=tuple(np.arange(1, 10)) if span < 12 else (1.0, 2.0, 5.0), numticks=20))
     axes.yaxis.set_major_formatter(FuncFormatter(_as_fve))
     axes.yaxis.set_minor_locator(NullLocator())
 

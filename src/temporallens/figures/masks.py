@@ -1,25 +1,30 @@
-"""Where each feature may fire, in two networks side by side: one whose positions carry roles, one language model.
+"""Where each feature may fire: the mask of one run before and after it hardened (lab notes, Run 2), or those of two networks side by
+side, one whose positions carry roles, one language model.
 
-Drawn from the gates of two trained masks (`Dictionary.gates_by_position`), what the masks bought at equal L0, and, for the records,
-the known layout. Above each mask stands its openness by position; features are sorted by the middle of where they are open.
+Drawn from the gates of trained masks (`Dictionary.gates_by_position`); beside them stands their openness by position, and what is
+known of how they came about and what they bought. Features are sorted by the middle of where they are open.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from temporallens.figures.steps import step_axis
 from temporallens.figures.style import (
     COLOURS,
     INK,
     MUTED,
     SPACE,
+    array,
+    blocks,
     colour_bar,
     heatmap,
     new_figure,
@@ -29,10 +34,19 @@ from temporallens.figures.style import (
     percent,
     plain,
     position_axis,
+    say_missing,
     style,
 )
 
 HEIGHT = 6.4
+ROWS = 700
+"""Features of one mask drawn one below the other at most; of more, neighbours in the order are averaged."""
+UNDECIDED = (0.1, 0.9)
+"""A gate between these is neither open nor closed."""
+ALIKE = 0.05
+"""Shares of open features that differ by no more are called much alike."""
+NO_SOFT = "this run did not keep its mask as it was before it hardened"
+PAIR_HEIGHT, PAIR_CHARACTERS = 8.2, 56
 TITLE = "Where each feature may fire: a network whose positions carry roles, and a language model"
 TITLE_CHARACTERS = 60
 BRACKET, NAME, NAME_LOWER = -0.052, -0.06, -0.09
@@ -62,6 +76,121 @@ class Case:
     """Columns of the record's fields; those of one run are marked."""
 
 
+def draw_masks(
+    after: Float[np.ndarray, "P F"] | None,
+    before: Float[np.ndarray, "P F"] | None = None,
+    history: Mapping[str, Any] | None = None,
+    title: str = "",
+    missing: str = NO_SOFT,
+) -> Figure:
+    """One run's mask: `after` as it ended, `before` as it was when it hardened (`missing` says why there is none); None: no mask."""
+    with style():
+        figure = new_figure(PAIR_HEIGHT)
+        if title:
+            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        panels = figure.add_gridspec(2, 2, height_ratios=(1, 1.9))
+        openness, evolution, left, right = (figure.add_subplot(panels[place]) for place in ((0, 0), (0, 1), (1, 0), (1, 1)))
+        _draw_both(openness, after, before)
+        _draw_annealing(evolution, history or {}, after is not None)
+        order = None if after is None else _order(after[1:])
+        drawn = [
+            _draw_one(left, before, order, "c", _before_statement(before), missing),
+            _draw_one(right, after, order, "d", _after_statement(after, before), "this run's dictionary has no mask"),
+        ]
+        shown = [axes for axes, mesh in zip((left, right), drawn, strict=True) if mesh is not None]
+        if shown:
+            mesh = next(mesh for mesh in drawn if mesh is not None)
+            colour_bar(mesh, shown, np.empty(0), "gate (0 closed, 1 open)")
+    return figure
+
+
+def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) -> None:
+    if after is None:
+        panel_title(axes, "a", "Openness by position", PAIR_CHARACTERS)
+        say_missing(axes, "this run's dictionary has no mask")
+        return
+    known = [("before hardening", before, COLOURS[1], (0, (4, 2))), ("as trained", after, COLOURS[0], "-")]
+    for label, gates, colour, dash in known:
+        if gates is not None:
+            axes.plot(np.arange(1, len(gates)), gates[1:].mean(1), color=colour, linestyle=dash, label=label)
+    _share_axis(axes, "features open\n(mean gate)")
+    position_axis(axes, "x", len(after), zero=False)
+    mean = after[1:].mean(1)
+    axes.legend(loc="lower right" if mean.mean() > 0.5 else "upper right", borderaxespad=0.2)
+    low, high = float(mean.min()), float(mean.max())
+    least = f"{percent(float(mean.mean()))} of the mask is open; least at position {int(mean.argmin()) + 1:,}: {percent(low)}"
+    alike = f"{percent(low)} to {percent(high)} of the mask is open, much alike at every position"
+    panel_title(axes, "a", least if high - low > ALIKE else alike, PAIR_CHARACTERS)
+
+
+def _share_axis(axes: Axes, label: str) -> None:
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    axes.set_ylabel(label)
+    open_grid(axes)
+
+
+def _draw_annealing(axes: Axes, history: Mapping[str, Any], masked: bool) -> None:
+    columns = [array(history.get(name, [])) for name in ("step", "openness", "temperature")]
+    steps, openness, temperature = columns
+    if not masked or not len(steps) or any(own.shape != steps.shape for own in columns):
+        panel_title(axes, "b", "Openness over training", PAIR_CHARACTERS)
+        say_missing(axes, "this run's history does not hold the openness of a mask")
+        return
+    axes.plot(steps, openness, color=COLOURS[0])
+    _share_axis(axes, "mean gate")
+    step_axis(axes, steps)
+    hard = np.flatnonzero((temperature == 0) & (np.arange(len(steps)) > 0))
+    annealed = temperature[temperature > 0]
+    said = f", temperature {number(annealed[0])} to {number(annealed[-1])}" if len(annealed) else ""
+    if len(hard):
+        axes.axvline(steps[hard[0] - 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+        where: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "right"}
+        axes.annotate("hardens", (steps[hard[0] - 1], 0.06), (-4, 0), fontsize=7.5, color=MUTED, **where)
+    statement = f"Openness goes from {percent(float(openness[0]))} to {percent(float(openness[-1]))} in {steps[-1]:,.0f} steps{said}"
+    panel_title(axes, "b", statement, PAIR_CHARACTERS)
+
+
+def _draw_one(
+    axes: Axes, gates: np.ndarray | None, order: np.ndarray | None, letter: str, statement: str, missing: str
+) -> ScalarMappable | None:
+    panel_title(axes, letter, statement, PAIR_CHARACTERS)
+    if gates is None or order is None:
+        say_missing(axes, missing)
+        return None
+    ordered = gates[1:, order]
+    rows = np.unique(np.linspace(0, len(order), min(ROWS, len(order)), endpoint=False).astype(int))
+    edges = np.append(rows, len(order))
+    mesh = heatmap(axes, np.arange(len(gates)) + 0.5, edges, blocks(ordered, rows, 1).T, Normalize(0, 1))
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(FixedLocator([1, len(order)]))
+    axes.set_ylabel("features, by the middle of where they end open", labelpad=-12)
+    position_axis(axes, "x", len(gates), zero=False)
+    return mesh
+
+
+def _undecided(gates: np.ndarray) -> str:
+    low, high = UNDECIDED
+    share = float(((gates[1:] > low) & (gates[1:] < high)).mean())
+    return f"{percent(share)} of the gates are undecided ({low:g} to {high:g})"
+
+
+def _before_statement(before: np.ndarray | None) -> str:
+    return "Before hardening" if before is None else f"Before hardening {_undecided(before)}"
+
+
+def _after_statement(after: np.ndarray | None, before: np.ndarray | None) -> str:
+    if after is None:
+        return "The mask as trained"
+    limited = f"{percent(float((after[1:].min(0) < UNDECIDED[0]).mean()))} of features are closed somewhere"
+    if before is None:
+        hard = bool(np.isin(after[1:], (0.0, 1.0)).all())
+        return f"As trained, {limited}" if hard else f"As trained, {_undecided(after)}; {limited}"
+    changed = float(((before[1:] >= 0.5) != (after[1:] >= 0.5)).mean())
+    return f"As trained, {limited}; hardening took {percent(changed)} of the gates across one half"
+
+
 def draw_two_cases(records: Case, language: Case) -> Figure:
     """The masks of two networks, features by positions."""
     with style():
@@ -81,12 +210,17 @@ def draw_two_cases(records: Case, language: Case) -> Figure:
 
 
 def sorted_gates(case: Case) -> Float[np.ndarray, "P L"]:
-    """Gates of live features at positions 1 and later, in the order of the middle of where each is open (as many open positions
-    before it as after it); of those with the same middle, the least open first."""
+    """Gates of live features at positions 1 and later, in order."""
     gates = case.gates[1:] if case.live is None else case.gates[1:, case.live]
+    return gates[:, _order(gates)]
+
+
+def _order(gates: Float[np.ndarray, "P F"]) -> Int[np.ndarray, " F"]:
+    """By the middle of where each feature is open (as many open positions before it as after it); of those with the same middle, the
+    least open first."""
     total = gates.sum(0)
     middle = (gates.cumsum(0) >= total / 2).argmax(0)
-    return gates[:, np.lexsort((total, np.where(total > 0, middle, len(gates))))]
+    return np.lexsort((total, np.where(total > 0, middle, len(gates))))
 
 
 def _draw_openness(axes: Axes, gates: Float[np.ndarray, "P L"], letter: str, case: Case) -> None:

@@ -15,10 +15,15 @@ METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": 
 LEAST_PIXELS = 1200
 
 
-def save(figure: Figure, path: Path | str, format: str = "png") -> Path:
-    """Write `figure` to `path`, whose ending becomes that of `format` (png, svg or pdf); return the path written."""
+def check_format(format: str) -> None:
+    """Raise TemporalLensError for a format in which no figure is written."""
     if format not in METADATA:
         raise TemporalLensError(f"figures are not written as '{format}'{did_you_mean(format, METADATA)}")
+
+
+def save(figure: Figure, path: Path | str, format: str = "png") -> Path:
+    """Write `figure` to `path`, whose ending becomes that of `format` (png, svg or pdf); return the path written."""
+    check_format(format)
     target = with_ending(Path(path), format)
     dpi = max(figure.dpi, math.ceil(LEAST_PIXELS / figure.get_figwidth()))
 

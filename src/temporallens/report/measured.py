@@ -7,8 +7,8 @@ does not tell from chance is called so, and what was not measured has no table.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from temporallens.report.answers import UNKNOWN, fixed, known
-from temporallens.report.tables import Arms, Row, Table
+from temporallens.report.answers import UNKNOWN, average, fixed, known
+from temporallens.report.tables import Arms, Row, Table, score_at
 
 Run = Mapping[str, Any]
 Measure = Mapping[str, Any]
@@ -48,18 +48,6 @@ def estimate(value: Any, digits: int = 3, scale: float = 1.0, unit: str = "") ->
     if not (known(low) and known(high)):
         return said
     return f"{said} ({fixed(low * scale, digits)} to {fixed(high * scale, digits)})"
-
-
-def plain(value: Any, digits: int = 3) -> str:
-    """A number, or a dash."""
-    return fixed(value, digits) if known(value) else UNKNOWN
-
-
-def _at(measure: Any, *path: str) -> Any:
-    """What lies at a path of keys; None where something on the way is missing."""
-    for key in path:
-        measure = measure.get(key) if isinstance(measure, Mapping) else None
-    return measure
 
 
 # Positions
@@ -145,7 +133,7 @@ def _following_tables(found: Mapping[str, Measure]) -> list[Table]:
                     f"{correlations['openness_unexplained']['n']:,}",
                     estimate(correlations["openness_unexplained"], 2),
                     estimate(correlations["weight_unexplained"], 2),
-                    plain(_at(mask, "auroc_ungated")),
+                    fixed(score_at(mask, "auroc_ungated"), 3),
                     UNKNOWN if mask is None or mask["closed_mass"] is None else f"{fixed(100 * mask['closed_mass'], 2)} %",
                 ],
             )
@@ -162,27 +150,27 @@ def _following_tables(found: Mapping[str, Measure]) -> list[Table]:
 
 
 def cluster_tables(runs: Sequence[Run]) -> list[Table]:
-    """How many temporal clusters stand out from chance, and how well they hold."""
+    """How many temporal clusters stand out from chance, how well they hold, and what each is."""
+    found = {_head(run): _of(run, "clusters") for run in runs}
+    each = [_each_cluster(head, measure) for head, measure in found.items() if len(measure["rows"]) > 1]
+    return [_held_table(found), *_worlds_tables(found), *each]
+
+
+def _held_table(found: Mapping[str, Measure]) -> Table:
     rows = []
-    for run in runs:
-        measure = _of(run, "clusters")
-        stability, chance = measure["documents_drawn"], measure["chance"]
-        cophenetic = _at(chance, "shuffled", "cophenetic", "mean")
+    for head, measure in found.items():
+        ari, low, high = (fixed(score_at(measure, f"documents_drawn.{key}"), 2) for key in ("ari", "low", "high"))
         seeds = [other["ari"] for other in measure["seeds"] if known(other["ari"])]
-        rows.append(
-            Row(
-                _head(run),
-                [
-                    f"{measure['kept']:,} of {measure['features']:,}",
-                    plain(measure["clusters"], 0),
-                    plain(measure["silhouette"], 2),
-                    plain(measure["p"], 3),
-                    f"{plain(measure['cophenetic'], 2)} ({plain(cophenetic, 2)})",
-                    f"{plain(_at(stability, 'ari'), 2)} ({plain(_at(stability, 'low'), 2)} to {plain(_at(stability, 'high'), 2)})",
-                    plain(sum(seeds) / len(seeds), 2) if seeds else UNKNOWN,
-                ],
-            )
-        )
+        cells = [
+            f"{measure['kept']:,} of {measure['features']:,}",
+            fixed(measure["clusters"], 0),
+            fixed(measure["silhouette"], 2),
+            fixed(measure["p"], 3),
+            f"{fixed(measure['cophenetic'], 2)} ({fixed(score_at(measure, 'chance.shuffled.cophenetic.mean'), 2)})",
+            ari if ari == UNKNOWN else f"{ari} ({low} to {high})",
+            fixed(sum(seeds) / len(seeds), 2) if seeds else UNKNOWN,
+        ]
+        rows.append(Row(head, cells))
     columns = [
         "dictionary",
         "features",
@@ -193,8 +181,46 @@ def cluster_tables(runs: Sequence[Run]) -> list[Table]:
         "ARI over documents",
         "ARI over seeds",
     ]
-    note = "One cluster: nothing stands out from chance. ARI: adjusted Rand index with the clusters of other draws of the documents."
-    return [Table("Temporal clusters", columns, rows, note)]
+    note = (
+        "Features that fire often enough to have a profile. One cluster: nothing stands out from chance. ARI: adjusted Rand index with "
+        "the clusters of other draws of the documents, and of other seeds."
+    )
+    return Table("Temporal clusters", columns, rows, note)
+
+
+def _worlds_tables(found: Mapping[str, Measure]) -> list[Table]:
+    """What is made of the classes of a world with known answers, by each distance."""
+    rows = []
+    for head, measure in found.items():
+        for distance, recovered in (score_at(measure, "world.by_distance") or {}).items():
+            cells = [f"{measure['world']['features']:,}", f"{recovered['clusters']:,}", fixed(recovered["ari"], 2)]
+            rows.append(Row(f"{head}: {distance.replace('_', '-')}", [*cells, fixed(recovered["ari_at_classes"], 2)]))
+    columns = ["dictionary: distance", "true features", "clusters", "ARI with the classes", "at as many clusters as classes"]
+    note = "Of the true features that the dictionary has found and that fire often enough."
+    return [Table("Temporal clusters and the classes of this world", columns, rows, note)] if rows else []
+
+
+def _each_cluster(head: str, measure: Measure) -> Table:
+    rows = []
+    for number, cluster in enumerate(measure["rows"], 1):
+        first, last = cluster["peak"]
+        periods = [f"{period} ({count:,})" for period, count in cluster["periods"].items()]
+        cells = [
+            f"{cluster['features']:,}",
+            str(first) if first == last else f"{first} to {last}",
+            f"{fixed(100 * cluster['width'], 0)} %",
+            fixed(cluster["trend"], 2),
+            ", ".join(periods) or UNKNOWN,
+            fixed(cluster["silhouette"], 2),
+            ", ".join(str(telling["feature"]) for telling in cluster["telling"]),
+        ]
+        rows.append(Row(str(number), cells))
+    columns = ["cluster", "features", "peak at positions", "width", "trend", "periods (features)", "silhouette", "most telling features"]
+    note = (
+        "Peak: where the mean profile is highest. Width: share of the bins of positions that a feature is spread over; trend: "
+        "correlation of its level and the bin; medians. The feature browser shows each feature."
+    )
+    return Table(f"Clusters of {head}", columns, rows, note)
 
 
 # The model
@@ -224,7 +250,7 @@ def splicing_tables(runs: Sequence[Run]) -> list[Table]:
     loss = "cross-entropy" if first["loss"] == "cross-entropy" else "share of the last hidden states' variance lost"
     columns = ["dictionary", "tokens", "clean", "spliced", "recovered (zeros)", "recovered (mean)", "KL, nats", "recovered, position 0 too"]
     note = f"Loss: {loss}. Recovered: share of what zeros, or the mean activation, in place of the layer would cost."
-    return [Table("Spliced into the model", columns, rows, f"{note} {first['reason']}" if first["reason"] else note)]
+    return [Table("Spliced into the model", columns, rows, f"{note} {first['reason']}." if first["reason"] else note)]
 
 
 def fidelity_tables(runs: Sequence[Run]) -> list[Table]:
@@ -239,7 +265,7 @@ def fidelity_tables(runs: Sequence[Run]) -> list[Table]:
                         estimate(shift["absolute_index"], 2),
                         f"{shift['tied_to_index']:,} / {shift['tied_to_content']:,} / {shift['undecided']:,}",
                         estimate(shift["content"], 1, 100, " %"),
-                        estimate(_at(shift, "fve", "change"), 4),
+                        estimate(score_at(shift, "fve.change"), 4),
                         estimate(shift["mask_change"], 4),
                     ],
                 )
@@ -291,7 +317,7 @@ def _order_row(task: Measure) -> Row:
         return estimate(dense[0]["accuracy"], 2) if dense else UNKNOWN
 
     head = task["name"].replace("_", " ") + ("" if task["about_order"] else " (control)")
-    cells = [f"{task['items']:,}", plain(task["chance"], 2)]
+    cells = [f"{task['items']:,}", fixed(task["chance"], 2)]
     ways = (("bag of words", None), ("bigrams", None), ("surprisal", None), ("activations", "bins"))
     cells += [best(basis, pooling) for basis, pooling in ways]
     cells += [best("dictionary", pooling) for pooling in ("mean", "last", "bins")]
@@ -315,17 +341,24 @@ def probing_tables(runs: Sequence[Run]) -> list[Table]:
     return [Table("Sparse probing", ["probe", "AUC", "accuracy"], rows, note)]
 
 
+GAINED = (
+    ("order", "order-sensitive tasks", "accuracy", "Above: better than its codes pooled by bins and than those pooled alike, q < .05."),
+    ("probing", "labelled sets", "AUC", "Above: the interval of the difference lies above zero."),
+)
+"""Sections, what they probe, by which measure, and when an arm counts as above."""
+
+
 def gains_tables(name: str, told: Measure | None) -> list[Table]:
     """What each dictionary's probes have over those of an ordinary one that is pooled by position bins."""
     if not told:
         return []
     tables = []
-    for section, what, unit in (("order", "order-sensitive tasks", "accuracy"), ("probing", "labelled sets", "AUC")):
+    for section, what, unit, rule in GAINED:
         rows = [row for run, gains in (told.get(section) or {}).items() for row in _gain_rows(run, gains, section)]
         columns = ["dictionary, pooling, probe", "above", "no difference", "below", f"{unit} difference, mean"]
         note = (
-            f"Against {told['against']}, with probes of the same size on the same items; counts of {what}. The difference is to its codes "
-            "pooled by position bins, which a dictionary that knows positions has to beat."
+            f"Against {told['against']}, with probes of the same size on the same items; counts of {what}. {rule} The difference is to its "
+            "codes pooled by position bins, which a dictionary that knows positions has to beat."
         )
         if rows:
             tables.append(Table(f"{name}: gains on {what}", columns, rows, note))
@@ -339,7 +372,7 @@ def _gain_rows(run: str, gains: Sequence[Measure], section: str) -> list[Row]:
     for pooling, probe in dict.fromkeys((gain["pooling"], gain[size]) for gain in own):
         alike = [gain for gain in own if (gain["pooling"], gain[size]) == (pooling, probe)]
         verdicts = [gain["verdict"] for gain in alike]
-        mean = sum(gain[key]["value"] for gain in alike) / len(alike)
+        mean = average([gain[key] for gain in alike], "value")
         sized = probe if section == "order" else "all columns" if probe is None else f"k = {probe}"
         counts = [str(verdicts.count(verdict)) for verdict in ("above", "no difference", "below")]
         rows.append(Row(f"{run}: {pooling}, {sized}", [*counts, fixed(mean, 3)]))

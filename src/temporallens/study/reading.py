@@ -90,7 +90,7 @@ def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise TemporalLensError(f"{path}{line} is not valid YAML: {_one_line(error.problem)}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # PyYAML's words for `!!bool maybe`
         raise TemporalLensError(f"{path} is not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
         raise TemporalLensError(f"{path} is not a study: its values are nested too deeply") from error

@@ -16,7 +16,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import GAINS, RunPlace, assemble, load_results, measures_file, run_name
+from temporallens.evaluation.results import GAINS, RunPlace, assemble, load_results, run_name
 from temporallens.evaluation.scan import ScanPolicy, scan_policy
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
@@ -25,7 +25,7 @@ from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.study.config import Study
-from temporallens.study.measures import COMPARED, Subject, gains, measure, ordinary_among
+from temporallens.study.measures import COMPARED, OF_MODELS, Subject, gains, measure, ordinary_among
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures, run_title
 from temporallens.study.reading import StudyFile, name_of
@@ -54,11 +54,16 @@ class Run:
     study: Study
     text: str  # of the study file
     folder: Path
+    stages: list[Stage]
     records: Records
     say: Callable[[str], None]  # told, in one line, what is done and what is skipped
 
     def path(self, stage: Stage) -> Path:
         return self.folder / stage.output
+
+    def measured(self) -> list[Stage]:
+        """The stages that measure a section of one dictionary."""
+        return [stage for stage in self.stages if stage.section and stage.section != GAINS]
 
 
 def refuse_foreign_folder(study: Study, folder: Path) -> None:
@@ -88,7 +93,7 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     with locked(folder):
         write_text(folder / STUDY_FILE, text)
         _fix_threads(study.threads)
-        run = Run(study, text, folder, records, say)
+        run = Run(study, text, folder, stages, records, say)
         for stage in stages:
             if stage.name in OF_THE_WHOLE:
                 run.records.withdraw(stage)
@@ -97,13 +102,13 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
 
 
 def _models_read(study: Study, stages: Iterable[Stage]) -> set[tuple[str, str | None]]:
-    """The models (name, revision) that scans and harvests among these stages read."""
+    """The models (name, revision) that these stages read."""
     policies = study.from_models()
     read: set[tuple[str, str | None]] = set()
     for stage in stages:
         if stage.kind == "scan":
             read.add((stage.model, None))
-        elif stage.kind == "harvest" and stage.activations in policies:
+        elif (stage.kind == "harvest" or stage.section in OF_MODELS) and stage.activations in policies:
             read.add((policies[stage.activations].model, policies[stage.activations].revision))
     return read
 
@@ -173,6 +178,9 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time: passes are all alike."""
     variants = run.study.variants()
     for group in [part for own in _groups(stages, lambda stage: stage.activations) for part in _parts(own, TOGETHER)]:
+        if all((run.folder / stage.proof).exists() for stage in group):  # killed between the end of training and its record
+            yield from group
+            continue
         arms = [ArmRun(stage.run, variants[stage.arm].arm, stage.seed) for stage in group]
         store = ActivationStore(run.folder / "stores" / group[0].activations)
         folder = run.path(group[0]).parent
@@ -196,9 +204,8 @@ def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
             study, variants = run.study, run.study.variants()
             places = [RunPlace(*training, *variants[training.arm][:2]) for training in study.trainings()]
             scans = [run.folder / scan_file(policy.model) for policy in study.scans]
-            measured = _measured(run)
-            files = {(stage.activations, stage.run, stage.section): run.path(stage) for stage in measured}
-            told = {stage.activations: run.path(stage) for stage in stages_of(study, run.text) if stage.section == GAINS}
+            files = {(stage.activations, stage.run, stage.section): run.path(stage) for stage in run.measured()}
+            told = {stage.activations: run.path(stage) for stage in run.stages if stage.section == GAINS}
             assemble(run.folder, study.name, study.model_dump(mode="json"), places, scans, files, told)
         yield stage
 
@@ -231,14 +238,9 @@ def _measure(run: Run, stage: Stage) -> None:
     write_json(run.path(stage), measure(stage.section, subject, getattr(run.study.evaluation, stage.section)))
 
 
-def _measured(run: Run) -> list[Stage]:
-    """The stages that measure a dictionary."""
-    return [stage for stage in stages_of(run.study, run.text) if stage.section and stage.section != GAINS]
-
-
 def _tell_gains(run: Run, stage: Stage) -> None:
     """What dictionaries of one activations entry gain over an ordinary one."""
-    own = [measured for measured in _measured(run) if measured.activations == stage.activations and measured.section in COMPARED]
+    own = [measured for measured in run.measured() if measured.activations == stage.activations and measured.section in COMPARED]
     files: dict[str, dict[str, Path]] = {}
     for measured in own:
         files.setdefault(measured.section, {})[measured.run] = run.path(measured)
@@ -257,25 +259,32 @@ def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         results = load_results(run.folder)
-        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run.folder, results["runs"]))
+        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results["runs"]))
         yield stage
 
 
-def browsed_in(folder: Path, runs: Sequence[Mapping[str, Any]]) -> list[Browsed]:
-    """The dictionaries of a run's folder whose features were looked at."""
+def browsed_in(run: Run, results: Sequence[Mapping[str, Any]]) -> list[Browsed]:
+    """The dictionaries whose features this study looks at; files that an earlier form of it left are none of these."""
+    files = {(stage.activations, stage.arm, stage.seed, stage.section): run.path(stage) for stage in run.measured()}
+
+    def read(result: Mapping[str, Any], section: str) -> Any:
+        path = files.get((result["activations"], result["arm"], result["seed"], section))
+        return None if path is None else read_json(path, "a measurement of a dictionary")
+
     found = []
-    for result in runs:
-        name = run_name(result["arm"], result["seed"])
-        own = {section: folder / measures_file(section, result["activations"], name) for section in ("features", "positions", "clusters")}
-        read = {section: read_json(path, "a measurement of a dictionary") for section, path in own.items() if path.exists()}
-        if "features" in read:
-            found.append(Browsed(run_title(result), read["features"], read.get("positions"), read.get("clusters")))
+    for result in results:
+        if (features := read(result, "features")) is not None:
+            found.append(Browsed(run_title(result), features, read(result, "positions"), read(result, "clusters")))
     return found
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     """One page for several finished runs, with the picture of FVE against L0 of each. Raises TemporalLensError where one is not
-    finished, or stands there twice."""
+    finished, or stands there twice, or where the page would take the place of a run's own report."""
+    with explained(out.parent):
+        is_run = (out.parent / STUDY_FILE).exists()
+    if is_run:
+        raise TemporalLensError(f"{out.parent} holds a run, whose own report this page would replace; choose another folder with --out")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise TemporalLensError("a run stands here twice; name each run once")
     runs = []

@@ -80,6 +80,10 @@ class Checkpoints:
         self._last = self._files[0] if self._last != self._files[0] else self._files[1]
         save_checkpoint(self._last, tensors, state)
 
+    def kept(self) -> str:
+        """A word on the last good one, for a run that cannot go on."""
+        return f"its checkpoint of before is kept in {self._last}" if self._last else "no checkpoint was saved before"
+
     def remove(self) -> None:
         """Remove both: the run is over."""
         for path in self._files:

@@ -4,8 +4,9 @@ Written as `history.safetensors`. `docs/formats.md` lists the columns; those of 
 token since the last logged step.
 """
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,17 @@ from temporallens.files import read_tensors, write_tensors
 
 FORMAT = "temporallens.history/1"
 
+SPIKE, SPIKE_LINES, SPIKE_WINDOW = 100.0, 5, 20
+"""A step whose loss is so many times the median of the last lines of the history (so many at least, so many at most) is no noise."""
+
+
+class Trouble(NamedTuple):
+    """A step that went wrong."""
+
+    step: int  # counted from the first of the window
+    loss: float  # NaN or infinite, or far above
+    usual: float  # the median of the lines before; NaN where there are too few
+
 
 class Window:
     """Sums over the steps since the last logged one; they stay on the device, so that a step never waits for them."""
@@ -24,6 +36,7 @@ class Window:
     def __init__(self, positions: int, device: torch.device) -> None:
         self.sums = {name: torch.zeros((), device=device) for name in ("loss", "mse_loss", "sparsity_loss")}
         self.by_position = {name: torch.zeros(positions, device=device) for name in ("position_loss", "position_l0", "position_count")}
+        self.losses: list[Tensor] = []  # of each step
         self.steps = 0
 
     def add(
@@ -37,10 +50,20 @@ class Window:
         """Take in one step: its parts of the loss, squared error and codes in use by row, and how many rows each position has."""
         for name, value in losses.items():
             self.sums[name] += value.detach()
+        self.losses.append(losses["loss"].detach())
         self.by_position["position_loss"].index_add_(0, position, per_row)
         self.by_position["position_l0"].index_add_(0, position, active)
         self.by_position["position_count"] += count
         self.steps += 1
+
+    def trouble(self, before: "History") -> Trouble | None:
+        """The first step whose loss is not finite, or far above what it was in the lines before."""
+        losses, usual = torch.stack(self.losses).cpu().numpy(), before.usual("loss")
+        wrong = ~np.isfinite(losses) | (losses > SPIKE * usual)  # no number is above NaN
+        if not wrong.any():
+            return None
+        step = int(wrong.argmax())
+        return Trouble(step, float(losses[step]), usual)
 
     def line(self) -> dict[str, Any]:
         """Averages over the window, as numpy values."""
@@ -72,6 +95,11 @@ class History:
 
     def last(self, name: str) -> float:
         return float(self._columns[name][-1])
+
+    def usual(self, name: str) -> float:
+        """The median of a column's last lines; NaN while there are too few to tell."""
+        lines = self._columns.get(name, [])
+        return float(np.median(lines[-SPIKE_WINDOW:])) if len(lines) >= SPIKE_LINES else math.nan
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.asarray(values, dtype=_kind(name))) for name, values in self._columns.items()}

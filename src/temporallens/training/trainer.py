@@ -24,13 +24,13 @@ from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.files import write_json
+from temporallens.files import locked, write_json
 from temporallens.memory import keep_freed_memory
 from temporallens.progress import progress
 from temporallens.stopping import held_signals
 from temporallens.training import snapshots
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, training_settings
-from temporallens.training.history import History, Window
+from temporallens.training.history import History, Trouble, Window
 from temporallens.training.objective import Inputs, Losses, inputs_for, objective
 from temporallens.training.policy import EncoderDtype, TrainingPolicy
 from temporallens.training.scales import PositionScales, flat_scales, position_scales
@@ -147,15 +147,14 @@ class Trainee:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["multiple"]
 
-    def log(self, step: int) -> None:
-        """Add a line to the history. Raises TemporalLensError when the loss is not finite or no feature fires."""
-        line = self._window.line()
+    def log(self, step: int, batches: Sequence[Cursor]) -> None:
+        """Add a line to the history; `batches` says where the loader was for each step since the last one. Raises TemporalLensError
+        when a loss is not finite or leaps, naming step and batch, or when no feature fires."""
         first = step + 2 - self._window.steps
-        steps, rate = f"between steps {first} and {step + 1}", self._policy.learning_rate
-        if not math.isfinite(line["loss"]):
-            raise TemporalLensError(
-                f"the loss of '{self.run.name}' became NaN or infinite {steps}; lower training.learning_rate (now {rate})"
-            )
+        if trouble := self._window.trouble(self.history):
+            raise TemporalLensError(self._trouble(trouble, first + trouble.step, batches[trouble.step]))
+        line = self._window.line()
+        steps = f"between steps {first} and {step + 1}"
         if line["l0"] == 0:
             raise TemporalLensError(
                 f"no feature of '{self.run.name}' fired {steps}: its codes are constant; lower its sparsity or training.learning_rate"
@@ -173,6 +172,14 @@ class Trainee:
         }
         self.history.append(line)
         self._window = Window(self._positions, self._tokens_since_fired.device)
+
+    def _trouble(self, trouble: Trouble, step: int, batch: Cursor) -> str:
+        place = f"at step {step}, on the batch at row {batch.row} of window {batch.window} of epoch {batch.epoch}"
+        remedy = f"lower training.learning_rate (now {self._policy.learning_rate}), or look for outliers in that batch"
+        if not math.isfinite(trouble.loss):
+            return f"the loss of '{self.run.name}' became NaN or infinite {place}; {remedy}"
+        times = trouble.loss / trouble.usual
+        return f"the loss of '{self.run.name}' leapt to {trouble.loss:.3g}, {times:,.0f} times what is usual, {place}; {remedy}"
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint must hold, by name."""
@@ -245,17 +252,20 @@ def train_arms(
     here = inputs._replace(centre=inputs.centre.to(target))
     with held_signals() as stopping, progress(f"training {len(runs)} arms", policy.steps * policy.batch_size, "tokens") as advance:
         advance(start * policy.batch_size)
+        batches: list[Cursor] = []  # since the last logged step
         for step in range(start, policy.steps):
+            batches.append(loader.cursor)
             views = Views(next(loader), here, policy.data_seed, step)
             logged = (step + 1) % policy.log_every == 0 or step + 1 == policy.steps
             for trainee in trainees:
                 view = views.of(trainee.run.arm, trainee.dictionary)
                 trainee.step(view.x, view.label, Progress(step, policy.steps), view.position, view.previous)
                 if logged:
-                    trainee.log(step)
+                    _log(trainee, step, batches, checkpoints)
                 if step + 1 in kept[trainee.run.name]:
                     snapshots.take(trainee.dictionary, snapshots.taken_file(path, trainee.run.name, step + 1))
             advance(policy.batch_size)
+            batches = [] if logged else batches
             if logged and (stopping() or ((step + 1) // policy.log_every) % _logs_per_checkpoint(policy) == 0):
                 _save(checkpoints, trainees, loader, step + 1)
                 if stopping():
@@ -271,6 +281,14 @@ def train_arms(
     for file in path.parent.glob(f"{path.stem}*.safetensors"):
         file.unlink(missing_ok=True)
     return trained
+
+
+def _log(trainee: Trainee, step: int, batches: Sequence[Cursor], checkpoints: Checkpoints) -> None:
+    """A line of the history, or the end of the run with a word on what is kept of it."""
+    try:
+        trainee.log(step, batches)
+    except TemporalLensError as error:
+        raise TemporalLensError(f"{error}; {checkpoints.kept()}") from error
 
 
 def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
@@ -289,13 +307,16 @@ def _resume(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, p
     if found is None:
         return 0
     tensors, state = found
-    for trainee in trainees:
-        own = f"{trainee.run.name}/"
-        trainee.restore(
-            {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)},
-            Progress(state["step"], policy.steps),
-        )
-        trainee.seconds = state["seconds"][trainee.run.name]
+    try:
+        for trainee in trainees:
+            own = f"{trainee.run.name}/"
+            trainee.restore(
+                {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)},
+                Progress(state["step"], policy.steps),
+            )
+            trainee.seconds = state["seconds"][trainee.run.name]
+    except (KeyError, RuntimeError) as error:
+        raise TemporalLensError(f"a checkpoint was written by another version of TemporalLens; {checkpoints.kept()}: remove it") from error
     loader.restore(Cursor(*state["cursor"]))
     return int(state["step"])
 
@@ -385,7 +406,8 @@ def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path |
         raise TemporalLensError(_complaint(error)) from error
     opened = store if isinstance(store, ActivationStore) else ActivationStore(store)
     run = ArmRun(out.name, arm, seed)
-    return train_arms(opened, [run], settings, out.parent)[run.name]
+    with locked(out):
+        return train_arms(opened, [run], settings, out.parent)[run.name]
 
 
 def _complaint(error: ValidationError) -> str:

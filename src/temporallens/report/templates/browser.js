@@ -108,7 +108,8 @@
     for (let bin = 0; bin < data.bins; bin++) {
       if (x(bin) - last < 34) continue;
       last = x(bin);
-      svg.append(drawn("text", { x: x(bin) + step / 2, y: top + tall + 16, "text-anchor": "middle" }, String(data.first[bin])));
+      const label = step > 56 && data.last[bin] > data.first[bin] ? `${data.first[bin]}\u2013${data.last[bin]}` : String(data.first[bin]);
+      svg.append(drawn("text", { x: x(bin) + step / 2, y: top + tall + 16, "text-anchor": "middle" }, label));
     }
     svg.append(drawn("text", { x: left + inner / 2, y: height - 6, "text-anchor": "middle" }, "position"));
     return [svg, hover(svg, data, feature, { left, step, top, tall, at, scale, width })];
@@ -169,6 +170,7 @@
       state.columns = columns;
       find();
       if (state.found.length) open(state.found[0], false);
+      else byId("feature").replaceChildren();
     }
 
     function find() {
@@ -228,8 +230,10 @@
       });
       const head = element("h3", {}, `Feature ${feature}`);
       const key = element("p", { class: "source key" }, element("span", { class: "k-bar" }, "fires"), element("span", { class: "k-chance" }, "chance, 95 %"), ...(data.open ? [element("span", { class: "k-mask" }, "mask open (right axis)")] : []));
-      const none = contexts.length ? [] : [element("p", {}, "It never fires on these documents.")];
-      pane.replaceChildren(head, numbers, ...(contexts.length ? [...profile(data, feature), key] : []), element("ol", { class: "contexts" }, ...contexts), ...none);
+      const shown = data.firings[feature]
+        ? [...profile(data, feature), key, element("ol", { class: "contexts" }, ...contexts)]
+        : [element("p", {}, "It never fires on these documents.")];
+      pane.replaceChildren(head, numbers, ...shown);
       for (const line of byId("list").tBodies[0].rows) line.classList.toggle("chosen", line.dataset.feature === String(feature));
       if (move) {
         pane.focus({ preventScroll: true });

@@ -1,0 +1,346 @@
+"""All arms of one activations entry side by side (lab notes, Runs 5 and 6): loss, sparsity, loss by position, adaptive weights.
+
+Drawn from the runs of `results.json`, seeds of an arm taken together, and the weights at the end of each run's history. Rows of the
+three panels on arms stand in the same order; where there are too many to be read, each family is shown at the middle of its levels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from temporallens.evaluation.comparison import REACH
+from temporallens.evaluation.statistics import Mean, difference_of, mean_of
+from temporallens.figures.steps import EVEN, Curve, band_name, bands, draw_curve, has_zero, over_seeds
+from temporallens.figures.style import (
+    COLOURS,
+    INK,
+    MUTED,
+    PAPER,
+    SPACE,
+    ZERO,
+    array,
+    blocks,
+    colour_bar,
+    colour_norm,
+    heatmap,
+    limits,
+    log_bins,
+    new_figure,
+    number,
+    open_grid,
+    panel_title,
+    percent,
+    plain,
+    position_axis,
+    say_missing,
+    style,
+)
+
+MOST_ROWS = 32
+LINES = 8
+BINS = 32
+"""Columns of the heatmap where there are more positions than twice this."""
+BAR = 0.66
+MOST_BEYOND = 2.5
+"""The axis of losses ends at so many times the largest squared error; what lies beyond is written."""
+NAME = 30
+"""Characters of an arm's name."""
+ROW_HEIGHT, LEAST_HEIGHT, AROUND = 0.21, 2.5, 2.1
+"""Inches: of one row, of a panel at least, and of titles, axes and legends."""
+TITLE_CHARACTERS = 52
+DASHES = ("-", (0, (5, 2)))
+ALIKE = 1e-3
+"""Weights that differ by less than this are drawn as one line: runs that repeat each other."""
+
+
+class Row(NamedTuple):
+    """One arm at one level: its runs, one per seed."""
+
+    name: str
+    family: str
+    runs: list[Mapping[str, Any]]
+
+    def mean(self, what: str) -> Mean | None:
+        values = [run[what] for run in self.runs if isinstance(run.get(what), int | float)]
+        return mean_of(values) if len(values) == len(self.runs) else None
+
+
+def draw_comparative_analysis(
+    runs: Sequence[Mapping[str, Any]], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]], title: str = ""
+) -> Figure:
+    """Four quadrants; `weights` are those at the end of the run of an arm and seed, of the arms that weigh positions."""
+    rows, left_out = rows_of(runs)
+    tall = max(LEAST_HEIGHT, ROW_HEIGHT * len(rows))
+    with style():
+        figure = new_figure(2 * tall + AROUND)
+        if title:
+            figure.suptitle(plain(title + left_out, 130), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        panels = figure.subplots(2, 2)
+        _draw_loss(panels[0, 0], rows)
+        _draw_sparsity(panels[0, 1], rows)
+        _draw_patterns(panels[1, 0], rows)
+        _draw_weights(panels[1, 1], rows, weights)
+    return figure
+
+
+def rows_of(runs: Sequence[Mapping[str, Any]]) -> tuple[list[Row], str]:
+    """The arms in order of appearance, and a word on those left out where there are more than can be read."""
+    found: dict[str, Row] = {}
+    for run in runs:
+        found.setdefault(run["arm"], Row(run["arm"], run["family"], [])).runs.append(run)
+    rows = list(found.values())
+    if len(rows) <= MOST_ROWS:
+        return rows, ""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    middle = [own[len(own) // 2] for own in families.values()]
+    return middle[:MOST_ROWS], f": {len(middle[:MOST_ROWS])} of {len(rows)} arms, each family at the middle of its levels"
+
+
+def _families(rows: Sequence[Row]) -> dict[str, str]:
+    """A colour for each family, where there are enough; else one for all."""
+    families = list(dict.fromkeys(row.family for row in rows))
+    return {family: COLOURS[place] if len(families) < len(COLOURS) else COLOURS[0] for place, family in enumerate(families)}
+
+
+def _row_axis(axes: Axes, rows: Sequence[Row], named: bool = True) -> None:
+    """One line per arm; where names stand to the left of the same rows already, they are not repeated."""
+    names = [plain(row.name, NAME) if named else "" for row in rows]
+    axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
+    axes.yaxis.set_major_formatter(FixedFormatter(names))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+
+
+def _bar_axis(axes: Axes, top: float, label: str) -> None:
+    axes.set_xlim(0, top if top > 0 else 1)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    axes.set_xlabel(label)
+    axes.grid(True, axis="x")
+    axes.set_axisbelow(True)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Row], means: Sequence[Mean | None]) -> float:
+    """Horizontal bars with their intervals; those of one seed are hollow. Returns where the longest ends."""
+    colours = _families(rows)
+    for place, (row, mean) in enumerate(zip(rows, means, strict=True)):
+        if mean is None:
+            axes.text(0, place, " not known", va="center", fontsize=7.5, color=MUTED)
+            continue
+        colour = colours[row.family]
+        axes.barh(place, mean.value, BAR, color=colour if mean.seeds > 1 else PAPER, edgecolor=colour, linewidth=1.2)
+        if mean.low is not None and mean.high is not None:
+            axes.plot([mean.low, mean.high], [place, place], color=INK, linewidth=1.3, marker="|", markersize=4)
+    return max(_end(mean) for mean in means if mean is not None)
+
+
+def _end(mean: Mean) -> float:
+    return mean.value if mean.high is None else mean.high
+
+
+def _say_beside(axes: Axes, x: float, place: int, text: str) -> None:
+    axes.annotate(text, (x, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK)
+
+
+def _seeds_said(rows: Sequence[Row]) -> str:
+    counts = {len(row.runs) for row in rows}
+    if counts == {1}:
+        return "one seed: no interval"
+    return "black: 95 % interval over seeds" + ("; hollow: one seed" if 1 in counts else "")
+
+
+# a, b
+
+
+def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
+    errors, losses = [row.mean("mse_loss") for row in rows], [row.mean("final_loss") for row in rows]
+    if not any(errors):
+        panel_title(axes, "a", "Final loss by run", TITLE_CHARACTERS)
+        say_missing(axes, "no run of these activations holds a final loss")
+        return
+    end = _draw_bars(axes, rows, errors)
+    limit = min(max([end, *(loss.value for loss in losses if loss is not None)]), MOST_BEYOND * end)
+    for place, (row, error, loss) in enumerate(zip(rows, errors, losses, strict=True)):
+        if error is None:
+            continue
+        more = loss.value - error.value if loss is not None else 0.0
+        if more > 0:
+            axes.barh(place, min(more, limit - error.value), BAR, left=error.value, color=_families(rows)[row.family], alpha=0.22)
+        beyond = "" if loss is None or abs(more) < 0.005 * error.value else f" of {number(loss.value)}{' →' if loss.value > limit else ''}"
+        _say_beside(axes, min(max(_end(error), error.value + more), limit), place, f"{number(error.value)}{beyond}")
+    said = "final training loss per token: squared error, and in a pale tint"
+    _bar_axis(axes, 1.24 * limit, f"{said}\nwhat the arm adds to it: penalties, further terms ({_seeds_said(rows)})")
+    _row_axis(axes, rows)
+    panel_title(axes, "a", _lowest_statement(rows, errors), TITLE_CHARACTERS)
+
+
+def _lowest_statement(rows: Sequence[Row], means: Sequence[Mean | None]) -> str:
+    known = sorted((mean.value, place) for place, mean in enumerate(means) if mean is not None)
+    best = number(known[0][0])
+    lowest = [rows[place] for value, place in known if number(value) == best]
+    if len(lowest) > 1:
+        names = f"{len(lowest)} arms" if len(lowest) > 2 else " and ".join(plain(row.name, NAME) for row in lowest)
+        return f"{names} end with the lowest squared error ({best})"
+    name = plain(lowest[0].name, NAME)
+    if len(known) == 1:
+        return f"{name} ends with a squared error of {best}"
+    other = rows[known[1][1]]
+    verdict = _verdict(lowest[0], other)
+    said = {"no difference": f"no difference from {plain(other.name, NAME)}", "one seed": "one seed, no test"}
+    return f"{name} ends with the lowest squared error ({best}); {said.get(verdict, f'{plain(other.name, NAME)} is next')}"
+
+
+def _verdict(first: Row, second: Row) -> str:
+    theirs = {run["seed"]: run["mse_loss"] for run in second.runs}
+    pairs = [run["mse_loss"] - theirs[run["seed"]] for run in first.runs if run["seed"] in theirs]
+    return difference_of(pairs).verdict if pairs else "one seed"
+
+
+def _draw_sparsity(axes: Axes, rows: Sequence[Row]) -> None:
+    means = [row.mean("l0") for row in rows]
+    if not any(means):
+        panel_title(axes, "b", "Sparsity level by run", TITLE_CHARACTERS)
+        say_missing(axes, "no run of these activations holds its L0")
+        return
+    end = _draw_bars(axes, rows, means)
+    for place, mean in enumerate(means):
+        if mean is not None:
+            _say_beside(axes, _end(mean), place, number(mean.value))
+    _bar_axis(axes, 1.16 * end, "L0: codes in use per token, held-out documents")
+    _row_axis(axes, rows, named=False)
+    panel_title(axes, "b", _sparsity_statement(rows, means), TITLE_CHARACTERS)
+
+
+def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean | None]) -> str:
+    known = sorted((mean.value, place) for place, mean in enumerate(means) if mean is not None)
+    (low, least), (high, most) = known[0], known[-1]
+    share = high / max(int(rows[most].runs[0].get("features") or 0), 1)
+    if low > 0 and high / low < 1 + REACH:
+        return f"All arms use as many codes: {number(low)} to {number(high)} per token, at most {percent(share)} of the dictionary"
+    names = f"{number(low)} ({plain(rows[least].name, NAME)}) to {number(high)} ({plain(rows[most].name, NAME)})"
+    return f"L0 runs from {names}: errors in a are not all at equal sparsity"
+
+
+# c
+
+
+def pattern(row: Row) -> Float[np.ndarray, " P"]:
+    """Held-out loss by position, mean over seeds, as a multiple of its median over positions 1 and later."""
+    curves = [array(run.get("position_loss") or []) for run in row.runs]
+    if not curves or len({len(curve) for curve in curves}) > 1 or len(curves[0]) < 2:
+        return np.empty(0)
+    curve = np.stack(curves).mean(0)
+    known = curve[1:][np.isfinite(curve[1:])]
+    middle = float(np.median(known)) if len(known) else np.nan
+    return curve / middle if middle > 0 else np.full(len(curve), np.nan)
+
+
+def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
+    own = [pattern(row) for row in rows]
+    positions = max((len(curve) for curve in own), default=0)
+    values = np.stack([np.pad(curve, (0, positions - len(curve)), constant_values=np.nan) for curve in own]) if own else np.empty((0, 0))
+    if not np.isfinite(values[:, 1:]).any():
+        panel_title(axes, "c", "Loss by position and run", TITLE_CHARACTERS)
+        say_missing(axes, "no run of these activations was evaluated by position")
+        return
+    zero, starts = has_zero(values), log_bins(positions, BINS)
+    drawn, edges = blocks(values, starts, 1), np.append(starts, positions) - 0.5
+    norm = colour_norm(limits(drawn[:, 1:]))
+    assert norm is not None, "something beyond position 0 is known"
+    if not zero:
+        drawn, edges = drawn[:, 1:], edges[1:]
+    mesh = heatmap(axes, edges, np.arange(len(rows) + 1) - 0.5, drawn, norm)
+    position_axis(axes, "x", positions, zero)
+    _row_axis(axes, rows)
+    scale = " (log scale)" if isinstance(norm, LogNorm) else ""
+    colour_bar(mesh, axes, drawn, f"held-out loss / the run's median{scale}")
+    panel_title(axes, "c", _pattern_statement(values), TITLE_CHARACTERS)
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _pattern_statement(values: Float[np.ndarray, "R P"]) -> str:
+    """Which band of positions is furthest from the median; single ones would be the noise of few documents."""
+    ranges = bands(values.shape[1])
+    levels = np.array([[_median(row[first:last]) for first, last in ranges] for row in values])
+    typical = np.array([level if np.isfinite(level := _median(own)) else 1.0 for own in levels.T])
+    place = int(np.abs(np.log(np.maximum(typical, 1e-9))).argmax())
+    first, last = ranges[place]
+    own = levels[np.isfinite(levels[:, place]), place]
+    if 1 / EVEN < typical[place] < EVEN:
+        return f"Loss is even over positions: in the typical arm no band is {percent(EVEN - 1)} off the median"
+    verb = f"{'is' if last == first + 1 else 'are'} {'hardest' if typical[place] > 1 else 'easiest'}"
+    spread = f", {number(own.min())} to {number(own.max())} in single arms" if len(own) > 1 else ""
+    return f"{band_name(first, last).capitalize()} {verb}: {number(typical[place])}{SPACE}× the median loss{spread}"
+
+
+# d
+
+
+def weight_curves(rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]]) -> list[Curve]:
+    """Weights of each arm that has them, mean over seeds; arms that weigh alike share one curve."""
+    found: list[tuple[list[str], Curve]] = []
+    for row in rows:
+        own = [array(weights[row.name, run["seed"]]) for run in row.runs if (row.name, run["seed"]) in weights]
+        if not own or len({len(curve) for curve in own}) > 1 or not np.isfinite(np.stack(own)[:, 1:]).any():
+            continue
+        curve = over_seeds(row.name, np.stack(own))
+        for names, other in found:
+            if len(other.value) == len(curve.value) and np.nanmax(np.abs(other.value - curve.value)) < ALIKE:
+                names.append(row.name)
+                break
+        else:
+            found.append(([row.name], curve))
+    return [curve._replace(label=_alike(names)) for names, curve in found]
+
+
+def _alike(names: Sequence[str]) -> str:
+    return plain(names[0], NAME) if len(names) == 1 else f"{plain(', '.join(names), NAME + 14)} (alike)"
+
+
+def _draw_weights(axes: Axes, rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]]) -> None:
+    curves = weight_curves(rows, weights)
+    if not curves:
+        panel_title(axes, "d", "Adaptive weights by position", TITLE_CHARACTERS)
+        say_missing(axes, "no arm of these activations weighs positions by how hard they are (position_weights)")
+        return
+    shown = sorted(curves, key=_spread, reverse=True)[:LINES]
+    for place, curve in enumerate(shown):
+        colour = COLOURS[place % len(COLOURS)]
+        draw_curve(axes, curve, color=colour, linestyle=DASHES[place // len(COLOURS)], linewidth=1.4)
+        if np.isfinite(curve.value[0]):
+            axes.plot([0], curve.value[:1], color=colour, clip_on=False, **ZERO)
+    beyond = np.concatenate([curve.value[1:] for curve in shown])
+    low, high = min(float(np.nanmin(beyond)), 1.0), max(float(np.nanmax(beyond)), 1.0)
+    axes.set_ylim(low - 0.06 * (high - low), high + (0.1 + 0.09 * len(shown)) * (high - low))  # position 0 does not set it; room for names
+    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    position_axis(axes, "x", max(len(curve.value) for curve in shown), any(has_zero(curve.value) for curve in shown))
+    axes.set_ylabel("weight at the end of training (mean 1)")
+    if any(curve.low is not None for curve in shown):
+        axes.set_xlabel(f"{axes.get_xlabel()}; bands: 95{SPACE}% interval over seeds, of two both")
+    open_grid(axes)
+    axes.legend(loc="upper right", borderaxespad=0.2)
+    panel_title(axes, "d", _weights_statement(shown[0], len(curves) - len(shown)), TITLE_CHARACTERS)
+
+
+def _spread(curve: Curve) -> float:
+    return float(np.nanmax(curve.value[1:]) - np.nanmin(curve.value[1:]))
+
+
+def _weights_statement(curve: Curve, left_out: int) -> str:
+    most, least = 1 + int(np.nanargmax(curve.value[1:])), 1 + int(np.nanargmin(curve.value[1:]))
+    found = f"Weights run from {number(curve.value[least])} (position {least:,}) to {number(curve.value[most])} (position {most:,})"
+    return f"{found}, {plain(curve.label, NAME)}" + (f"; {left_out} flatter ones are not drawn" if left_out else "")

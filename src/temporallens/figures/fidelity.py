@@ -1,0 +1,277 @@
+"""Feature activation positional fidelity (lab notes, experiment 4): what happens to features when text is pushed to later positions.
+
+Drawn from `measures.fidelity` of the runs in `results.json` (`docs/method.md`, "Fidelity and splicing"): whether features follow the
+index or the token, how many firings stay on their tokens, and what the shift does to FVE, under the mask and with the mask open. An
+arm is drawn at its first seed, its bars being bootstraps over documents; where several seeds were measured, at their mean, with
+Student's interval over seeds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from temporallens.evaluation.statistics import mean_of
+from temporallens.figures.style import (
+    COLOURS,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SPACE,
+    new_figure,
+    number,
+    open_grid,
+    panel_title,
+    percent,
+    plain,
+    say_missing,
+    style,
+)
+
+HEIGHT = 4.9
+MOST_ARMS = 10
+LEGEND_COLUMNS = 5
+DODGE = 1.035
+"""Arms at one shift stand so far apart, as a factor."""
+DASHES = ("-", (0, (5, 2)))
+OPEN = (0, (1, 1.5))
+"""The dash of a masked dictionary with its mask opened."""
+TITLE_CHARACTERS = 38
+LITTLE = 0.005
+"""A change of FVE below this is called no more than so much."""
+NAME = 30
+NOTHING = "no run of these activations was measured under shifts (evaluation.fidelity)"
+
+
+class Point(NamedTuple):
+    """One arm at one shift."""
+
+    shift: int
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Arm(NamedTuple):
+    """One arm: what each of its seeds measured."""
+
+    name: str
+    measures: list[Mapping[str, Any]]
+
+    def points(self, of: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]) -> list[Point]:
+        """An estimate by shift, at the shifts where it has a value."""
+        found: dict[int, list[Mapping[str, Any]]] = {}
+        for measured in self.measures:
+            for own in measured["shifts"]:
+                estimate = of(own)
+                if estimate is not None and estimate["value"] is not None:
+                    found.setdefault(int(own["shift"]), []).append(estimate)
+        return [_point(shift, estimates) for shift, estimates in sorted(found.items())]
+
+
+def _point(shift: int, estimates: Sequence[Mapping[str, Any]]) -> Point:
+    if len(estimates) == 1:
+        return Point(shift, *(estimates[0][end] for end in ("value", "low", "high")))
+    mean = mean_of([float(estimate["value"]) for estimate in estimates])
+    return Point(shift, mean.value, mean.low, mean.high)
+
+
+def draw_fidelity(runs: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Three panels by shift; `runs` are those of one activations entry, each with `measures.fidelity` where it was measured."""
+    arms = arms_of(runs)
+    with style():
+        figure = new_figure(HEIGHT + 0.24 * -(-len(arms[:MOST_ARMS]) // LEGEND_COLUMNS))
+        if title:
+            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        panels = figure.subplots(1, 3)
+        if not arms:
+            for axes, letter, name in zip(panels, "abc", ("Index or token", "Firings that stay", "FVE under shifts"), strict=True):
+                panel_title(axes, letter, name, TITLE_CHARACTERS)
+                say_missing(axes, NOTHING)
+            return figure
+        shown = arms[:MOST_ARMS]
+        _draw_index(panels[0], shown)
+        _draw_content(panels[1], shown)
+        opened = _draw_fve(panels[2], shown)
+        handles = [_handle(place, plain(arm.name, NAME)) for place, arm in enumerate(shown)]
+        if opened:
+            handles.append(Line2D([], [], color=MUTED, linestyle=OPEN, label="c: the same with its mask open"))
+        left_out = f"; {len(arms) - len(shown)} more arms are not drawn" if len(arms) > len(shown) else ""
+        note = f"{_intervals_said(shown)}{left_out}"
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), handlelength=3, title=note)
+    return figure
+
+
+def arms_of(runs: Sequence[Mapping[str, Any]]) -> list[Arm]:
+    """The arms that were measured, in order of appearance."""
+    found: dict[str, Arm] = {}
+    for run in runs:
+        measured = (run.get("measures") or {}).get("fidelity")
+        if measured and measured["shifts"]:
+            found.setdefault(run["arm"], Arm(run["arm"], [])).measures.append(measured)
+    return list(found.values())
+
+
+def _intervals_said(arms: Sequence[Arm]) -> str:
+    counts = {min(len(arm.measures), 2) for arm in arms}
+    said = {1: "one seed, hollow: over documents", 2: "several seeds: over seeds"}
+    return f"bars: 95{SPACE}% intervals; {'; '.join(said[count] for count in sorted(counts))}"
+
+
+def _handle(place: int, label: str) -> Line2D:
+    return Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle=_dash(place), label=label)
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def _dash(place: int) -> Any:
+    return DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]) -> list[list[Point]]:
+    """Lines over shifts with their intervals."""
+    curves = [arm.points(of) for arm in arms]
+    for place, (arm, points) in enumerate(zip(arms, curves, strict=True)):
+        if not points:
+            continue
+        x = [point.shift * DODGE ** (place - (len(arms) - 1) / 2) for point in points]
+        colour, face = _colour(place), _colour(place) if len(arm.measures) > 1 else PAPER
+        axes.plot(x, [point.value for point in points], color=colour, linestyle=_dash(place), linewidth=1.2)
+        for at, point in zip(x, points, strict=True):
+            if point.low is not None and point.high is not None:
+                axes.plot([at, at], [point.low, point.high], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        axes.plot(
+            x, [point.value for point in points], color=colour, linestyle="none", marker=MARKERS[place % len(MARKERS)], markerfacecolor=face
+        )
+    return curves
+
+
+def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
+    shifts = sorted({int(own["shift"]) for arm in arms for measured in arm.measures for own in measured["shifts"]})
+    room = DODGE ** (len(arms) / 2 + 1)
+    axes.set_xscale("log")
+    axes.set_xlim(shifts[0] / room, shifts[-1] * room)
+    axes.xaxis.set_major_locator(FixedLocator(shifts))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("shift: tokens inserted before the text (log scale)")
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}".replace("-", "−")))
+    axes.margins(y=0.12)
+    open_grid(axes)
+
+
+# a
+
+
+def _draw_index(axes: Axes, arms: Sequence[Arm]) -> None:
+    curves = _draw_arms(axes, arms, lambda own: own["absolute_index"])
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    _shift_axis(axes, arms)
+    axes.set_ylabel("AI: above 0 tied to the index, below to the token")
+    panel_title(axes, "a", _index_statement(arms, curves), TITLE_CHARACTERS)
+
+
+def _index_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> str:
+    last = {arm.name: points[-1] for arm, points in zip(arms, curves, strict=True) if points}
+    if not last:
+        return "Whether features follow the index or the token is not known"
+    shift = max(point.shift for point in last.values())
+    sides: dict[str, list[str]] = {"the index": [], "the token": [], "neither": []}
+    for name, point in last.items():
+        bounds = (point.value, point.value) if point.low is None or point.high is None else (point.low, point.high)
+        sides["the index" if bounds[0] > 0 else "the token" if bounds[1] < 0 else "neither"].append(name)
+    said = [f"{_of(names, len(last))} follow {side}" for side, names in sides.items() if names]
+    return f"At a shift of {shift} features of {'; of '.join(said)}"
+
+
+def _of(names: Sequence[str], everything: int) -> str:
+    if len(names) == everything > 1:
+        return "every arm"
+    return plain(names[0], NAME) if len(names) == 1 else f"{len(names)} arms"
+
+
+# b
+
+
+def _draw_content(axes: Axes, arms: Sequence[Arm]) -> None:
+    curves = _draw_arms(axes, arms, lambda own: own["content"])
+    _shift_axis(axes, arms)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("firings that stay on their tokens (Jaccard)")
+    control = [measured["control_content"]["value"] for arm in arms for measured in arm.measures]
+    known = [value for value in control if value is not None]
+    if known:
+        axes.axhline(min(known), color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.annotate("shift 0", (1, min(known)), (-2, -3), xycoords=axes.get_yaxis_transform(), textcoords="offset points", **SMALL)
+    panel_title(axes, "b", _content_statement(arms, curves), TITLE_CHARACTERS)
+
+
+SMALL: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 7.5, "color": MUTED}
+
+
+def _content_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> str:
+    ends = [(points[-1].value, points[-1].shift, arm.name) for arm, points in zip(arms, curves, strict=True) if points]
+    if not ends:
+        return "How many firings stay on their tokens is not known"
+    (low, shift, worst), (high, _, best) = min(ends), max(ends)
+    if len(ends) == 1:
+        return f"{percent(low)} of firings stay on their tokens at a shift of {shift}"
+    return f"At a shift of {shift}, {percent(low)} ({plain(worst, NAME)}) to {percent(high)} ({plain(best, NAME)}) of firings stay"
+
+
+# c
+
+
+def _draw_fve(axes: Axes, arms: Sequence[Arm]) -> bool:
+    curves = _draw_arms(axes, arms, lambda own: own["fve"]["change"])
+    opened = False
+    for place, arm in enumerate(arms):
+        points = arm.points(lambda own: (own.get("open_fve") or {}).get("change"))
+        if points:
+            opened = True
+            x = [point.shift * DODGE ** (place - (len(arms) - 1) / 2) for point in points]
+            axes.plot(x, [point.value for point in points], color=_colour(place), linestyle=OPEN, linewidth=1.2)
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    _shift_axis(axes, arms)
+    axes.set_ylabel("change of FVE on the same tokens")
+    panel_title(axes, "c", _fve_statement(arms, curves), TITLE_CHARACTERS)
+    return opened
+
+
+def _fve_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> str:
+    known = [(point.value, point.shift, arm.name) for arm, points in zip(arms, curves, strict=True) for point in points]
+    if not known:
+        return "What shifts do to FVE is not known"
+    largest = max(abs(value) for value, _, _ in known)
+    if largest < LITTLE:
+        return f"No shift changes FVE by more than {number(largest)}{_mask_said(arms)}"
+    told = [
+        (point.value, point.shift, arm.name)
+        for arm, points in zip(arms, curves, strict=True)
+        for point in points
+        if point.low is None or point.high is None or not point.low <= 0 <= point.high
+    ]
+    if not told:
+        return f"No shift changes FVE beyond its interval{_mask_said(arms)}"
+    change, shift, name = min(told)
+    verb = "loses most" if change < 0 else "gains least"
+    return f"{plain(name, NAME)} {verb}: {number(abs(change))} of FVE at a shift of {shift}{_mask_said(arms)}"
+
+
+def _mask_said(arms: Sequence[Arm]) -> str:
+    """What masks have to do with it at the largest shift, where every masked arm says the same beyond its interval."""
+    signs = set()
+    for arm in arms:
+        points = arm.points(lambda own: own.get("mask_change"))
+        if points:
+            end = points[-1]
+            known = end.low is not None and end.high is not None
+            signs.add("worse" if known and (end.high or 0) < 0 else "better" if known and (end.low or 0) > 0 else "same")
+    words = {"worse": "; masks make it worse", "better": "; masks make it better", "same": "; masks make no difference"}
+    return words[signs.pop()] if len(signs) == 1 else ""

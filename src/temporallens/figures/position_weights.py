@@ -1,0 +1,177 @@
+"""Adaptive position weights (lab notes, Run 7): how they evolve, whether they settle, and whether they follow what is hard.
+
+Drawn from the columns of a run's history. Weights follow the training loss of their position by construction (lab notes, Run 5); the
+third panel asks whether that is what is hard on held-out documents.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from temporallens.evaluation.statistics import Estimate
+from temporallens.figures.steps import draw_over_steps, known_weights, log_spaced, step_axis
+from temporallens.figures.style import (
+    INK,
+    MAP,
+    MUTED,
+    SPACE,
+    array,
+    colour_bar,
+    new_figure,
+    number,
+    open_grid,
+    panel_title,
+    percent,
+    plain,
+    plain_log_axis,
+    say_missing,
+    style,
+)
+
+HEIGHT, EMPTY_HEIGHT = 7.6, 3.2
+LINES = 16
+WIDE, NARROW = 110, 56
+SETTLED = 0.01
+"""Weights that move by less than this share in a tenth of the training are called settled."""
+LAG = 10
+"""Movement is measured over one in so many of the logged steps."""
+
+
+def draw_position_weights(
+    history: Mapping[str, Any], title: str = "", difficulty: Any = None, correlation: Estimate | None = None
+) -> Figure:
+    """Three panels of one run; `difficulty` [P] is the share of each position's variance that is left unexplained on held-out
+    documents, `correlation` Spearman's over positions of the last weights with it."""
+    steps, weight = array(history.get("step", [])), known_weights(history)
+    missing = ""
+    if weight is None or not np.isfinite(weight[:, 1:]).any():
+        missing = "this run's history does not hold the position weights"
+    elif np.allclose(weight[np.isfinite(weight)], 1.0, atol=1e-6):
+        missing = "this run weighs every position the same: adaptive weighting is off"
+    with style():
+        figure = new_figure(EMPTY_HEIGHT if missing else HEIGHT)
+        if title:
+            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        panels = figure.add_gridspec(2, 2, height_ratios=(1.1, 1))
+        evolution, convergence, scatter = (figure.add_subplot(panels[place]) for place in (np.s_[0, :], np.s_[1, 0], np.s_[1, 1]))
+        if weight is None or missing:
+            _say_missing((evolution, convergence, scatter), missing)
+        else:
+            _draw_evolution(evolution, steps, weight)
+            _draw_convergence(convergence, steps, weight)
+            known = np.empty(0) if difficulty is None else array(difficulty)
+            _draw_difficulty(scatter, weight[-1], known, correlation)
+    return figure
+
+
+def _say_missing(panels: tuple[Axes, ...], sentence: str) -> None:
+    names = ("Position weights over training", "Convergence of the weights", "Weights and what is hard")
+    for axes, letter, name in zip(panels, "123", names, strict=True):
+        panel_title(axes, letter, name, NARROW)
+        say_missing(axes, sentence)
+
+
+# Panel 1
+
+
+def _draw_evolution(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
+    draw_over_steps(axes, steps, weight, "position weight (mean 1)")
+    panel_title(axes, "1", _evolution_statement(steps, weight), WIDE)
+
+
+def _evolution_statement(steps: np.ndarray, weight: np.ndarray) -> str:
+    first, last = weight[0, 1:], weight[-1, 1:]
+    if len(steps) < 2 or not np.isfinite(last - first).any():
+        return f"Position weights at step {steps[-1]:,.0f}"
+    place = int(np.nanargmax(np.abs(last - first)))
+    verb = "falls" if last[place] < first[place] else "rises"
+    even = percent(float(np.mean(np.abs(last[np.isfinite(last)] - 1) < 0.1)))
+    return (
+        f"Position {place + 1:,} moves most: its weight {verb} from {number(first[place])} to {number(last[place])}; "
+        f"in the end {even} of positions weigh 0.9 to 1.1"
+    )
+
+
+# Panel 2
+
+
+def movement(weight: Float[np.ndarray, "T P"]) -> tuple[Float[np.ndarray, "L P"], int]:
+    """By what share of itself each weight moved over the logged steps before; and how many steps these are."""
+    lag = max(1, len(weight) // LAG)
+    return np.abs(weight[lag:] - weight[:-lag]) / weight[lag:], lag
+
+
+def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
+    moved, lag = movement(weight)
+    live = np.flatnonzero(np.isfinite(weight[:, 1:]).any(0)) + 1
+    if not len(moved) or not (moved[:, live] > 0).any():
+        panel_title(axes, "2", "Convergence of the weights", NARROW)
+        say_missing(axes, "this run logged too few steps to see weights settle")
+        return
+    floor = max(float(moved[:, live][moved[:, live] > 0].min()), 1e-5)
+    shown = log_spaced(live, LINES)
+    colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), MAP)
+    for position in shown:
+        axes.plot(steps[lag:], 100 * np.maximum(moved[:, position], floor), color=colours.to_rgba(position), linewidth=0.9, alpha=0.8)
+    median = np.nanmedian(moved[:, live], 1)
+    axes.plot(steps[lag:], 100 * np.maximum(median, floor), color=INK, linewidth=2.4, label="median over positions")
+    axes.axhline(100 * SETTLED, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label=f"{percent(SETTLED)}: settled")
+    plain_log_axis(axes, "y")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * (top / bottom) ** 0.22)  # room for the legend
+    step_axis(axes, steps)
+    span = steps[-1] - steps[-1 - lag]
+    axes.set_ylabel(f"movement in {span:,.0f} steps, % (log scale)")
+    open_grid(axes)
+    axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
+    colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+    panel_title(axes, "2", _convergence_statement(moved[-1, 1:], float(median[-1]), span), NARROW)
+
+
+def _convergence_statement(last: np.ndarray, median: float, span: float) -> str:
+    place = int(np.nanargmax(last))
+    settled = "Most weights have settled" if median < SETTLED else "Weights still move"
+    most = f"position {place + 1:,} still moves by {percent(last[place])}"
+    return f"{settled}: by {percent(median)} (median) in the last {span:,.0f} steps; {most}"
+
+
+# Panel 3
+
+
+def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, correlation: Estimate | None) -> None:
+    difficulty = difficulty if len(difficulty) == len(weight) else np.full(len(weight), np.nan)
+    known = np.flatnonzero(np.isfinite(weight[1:]) & np.isfinite(difficulty[1:])) + 1
+    if len(known) < 3:
+        panel_title(axes, "3", "Weights and what is hard", NARROW)
+        say_missing(axes, "this run was not evaluated by position: what is hard on held-out documents is not known")
+        return
+    colours = ScalarMappable(LogNorm(1, max(known[-1], 2)), MAP)
+    axes.scatter(100 * difficulty[known], weight[known], c=colours.to_rgba(known), s=22, edgecolors=INK, linewidths=0.3)
+    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    extremes = {1, known[np.argmax(weight[known])], known[np.argmin(weight[known])], known[np.argmax(difficulty[known])]}
+    for position in sorted(extremes & set(known)):
+        place = (100 * difficulty[position], weight[position])
+        axes.annotate(f"{position:,}", place, (5, 3), textcoords="offset points", fontsize=7.5, color=MUTED)
+    axes.margins(0.08)
+    axes.set_xlabel("variance left unexplained at the position, %, held-out documents")
+    axes.set_ylabel("weight at the end of training (mean 1)")
+    open_grid(axes)
+    colour_bar(colours, axes, known.astype(float), "position (log scale)")
+    panel_title(axes, "3", _correlation_statement(correlation), NARROW)
+
+
+def _correlation_statement(correlation: Estimate | None) -> str:
+    if correlation is None or correlation.value is None:
+        return "Weights against what is hard; their correlation is not known"
+    value = f"Spearman {correlation.value:.2f}"
+    if correlation.low is None or correlation.high is None:
+        return f"Weights against what is hard: {value} over {correlation.n:,} positions, no interval".replace("-", "−")
+    found = "Weights follow" if correlation.low > 0 else "Weights run against" if correlation.high < 0 else "Weights do not go with"
+    interval = f"95{SPACE}% interval {correlation.low:.2f} to {correlation.high:.2f}"
+    return f"{found} what is hard: {value} ({interval}, {correlation.n:,} positions)".replace("-", "−")

@@ -1,0 +1,190 @@
+"""Sparsity by position (lab notes, Run 8): codes in use over training and at its end, and which features fire where.
+
+Drawn from the columns of a run's history and from the firing rates `r_f(p)` of its dictionary on held-out documents
+(`docs/method.md`, "Metrics"). Features are put in order by one half of the documents and drawn from the other, because an order by
+peaks would find a diagonal in pure noise.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
+
+from temporallens.figures.steps import (
+    EVEN,
+    Curve,
+    column,
+    draw_curve,
+    draw_over_steps,
+    has_zero,
+    held_out_curve,
+    samples,
+    standing_out,
+    training_curve,
+)
+from temporallens.figures.style import (
+    COLOURS,
+    array,
+    blocks,
+    colour_bar,
+    heatmap,
+    log_bins,
+    new_figure,
+    number,
+    open_grid,
+    panel_title,
+    percent,
+    plain,
+    position_axis,
+    say_missing,
+    style,
+)
+
+L0 = "codes in use per token"
+HEIGHT = 8.0
+BINS = 24
+"""Of positions, in the heatmap of features, where there are more positions than twice this: rates of single ones are noise."""
+ROWS = 500
+"""Features drawn one below the other at most; of more, neighbours in the order are averaged."""
+LEAST_FIRINGS = 200
+"""A feature that fires less often on all held-out documents has no profile to speak of (`docs/method.md`, "Metrics")."""
+LEAST_RATE, MOST_RATE = 0.25, 4.0
+"""Ends of the colour scale, times the feature's mean rate."""
+TITLE_CHARACTERS = 56
+
+
+class Activity(NamedTuple):
+    """What the features of a dictionary do by position in two halves of the held-out documents."""
+
+    rate: Float[np.ndarray, "H P F"]  # r_f(p) in each half
+    rows: Int[np.ndarray, "H P"]  # behind it
+    firings: Int[np.ndarray, " F"]  # of each feature in both halves
+
+
+def draw_sparsity_analysis(history: Mapping[str, Any], title: str = "", held_out: Any = None, activity: Activity | None = None) -> Figure:
+    """Three panels of one run; `held_out` is the L0 by position on held-out documents, [P] or, of several seeds, [S, P]."""
+    with style():
+        figure = new_figure(HEIGHT)
+        if title:
+            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        panels = figure.add_gridspec(2, 2)
+        steps = array(history.get("step", []))
+        active, count = column(history, "position_l0"), column(history, "position_count")
+        _draw_evolution(figure.add_subplot(panels[0, 0]), steps, active)
+        _draw_final(figure.add_subplot(panels[1, 0]), [held_out_curve(held_out), None if active is None else training_curve(active, count)])
+        _draw_activity(figure.add_subplot(panels[:, 1]), activity)
+    return figure
+
+
+# Panel 1
+
+
+def _draw_evolution(axes: Axes, steps: np.ndarray, active: np.ndarray | None) -> None:
+    if active is None or not np.isfinite(active[:, 1:]).any():
+        panel_title(axes, "1", "Sparsity by position over training", TITLE_CHARACTERS)
+        say_missing(axes, "this run's history does not hold the L0 by position")
+        return
+    draw_over_steps(axes, steps, active, L0)
+    panel_title(axes, "1", _evolution_statement(active), TITLE_CHARACTERS)
+
+
+def _evolution_statement(active: np.ndarray) -> str:
+    known = [row[np.isfinite(row)] for row in active[:, 1:] if np.isfinite(row).any()]
+    first, last = known[0], known[-1]
+    apart = "" if has_zero(active) else "; position 0 is left out"
+    return (
+        f"Codes per token by position: {number(first.min())} to {number(first.max())} at first, "
+        f"{number(last.min())} to {number(last.max())} at last{apart}"
+    )
+
+
+# Panel 2
+
+
+def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
+    curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
+    if not curves:
+        panel_title(axes, "2", "Final sparsity over positions", TITLE_CHARACTERS)
+        say_missing(axes, "neither the history nor the evaluation holds the L0 by position")
+        return
+    for curve, colour, width in zip(curves, COLOURS, (1.8, 1.1), strict=False):
+        draw_curve(axes, curve, color=colour, linewidth=width)
+    top = max(float(np.nanmax(curve.value[1:])) for curve in curves)
+    axes.set_ylim(0, 1.32 * top if top > 0 else 1)  # room for the legend
+    position_axis(axes, "x", max(len(curve.value) for curve in curves), zero=False)
+    axes.set_ylabel(L0)
+    open_grid(axes)
+    axes.legend(loc="upper right", borderaxespad=0.2)
+    panel_title(axes, "2", _final_statement(curves), TITLE_CHARACTERS)
+
+
+def _final_statement(curves: list[Curve]) -> str:
+    where, found = samples(curves), standing_out(curves)
+    if found is None:
+        alike = " in both" if len(curves) > 1 else ""
+        return f"No position stands out {' and '.join(where)}: none is {percent(EVEN - 1)} off the median L0{alike}"
+    value = number(float(curves[0].value[found.position]))
+    times = ", ".join(f"{number(ratio)} {said}" for ratio, said in zip(found.times, where, strict=False))
+    return f"Position {found.position:,} uses {'most' if found.high else 'fewest'} codes, {value}: {times} (times the median)"
+
+
+# Panel 3
+
+
+class Ordered(NamedTuple):
+    """Features in order of where they peak in one half of the documents, as the other half shows them."""
+
+    starts: Int[np.ndarray, " B"]  # first position of each bin, position 0 left out
+    relative: Float[np.ndarray, "L B"]  # rate in the bin, times the feature's mean rate
+    alike: float  # share of features that peak in the same bin in both halves
+    chance: float  # the same, were the halves unrelated
+
+
+def order_by_peak(activity: Activity) -> Ordered | None:
+    """None where no feature fires often enough."""
+    positions = activity.rate.shape[1]
+    starts = log_bins(positions, BINS)
+    starts = starts[starts > 0]
+    rows = np.add.reduceat(activity.rows, starts, axis=1)
+    fired = np.add.reduceat(activity.rate * activity.rows[:, :, None], starts, axis=1)
+    chosen = (activity.firings >= LEAST_FIRINGS) & (fired.sum(1) > 0).all(0)
+    if not chosen.any() or not (rows.sum(1) > 0).all():
+        return None
+    rate = np.where(rows[:, :, None] > 0, fired[:, :, chosen] / np.maximum(rows, 1)[:, :, None], np.nan)
+    relative = rate / (fired[:, :, chosen].sum(1) / rows.sum(1)[:, None])[:, None]
+    peaks = np.nan_to_num(relative).argmax(1)
+    shares = [np.bincount(own, minlength=len(starts)) / len(own) for own in peaks]
+    order = np.lexsort((-np.nan_to_num(relative[0]).max(0), peaks[0]))
+    return Ordered(starts, relative[1][:, order].T, float((peaks[0] == peaks[1]).mean()), float(shares[0] @ shares[1]))
+
+
+def _draw_activity(axes: Axes, activity: Activity | None) -> None:
+    ordered = None if activity is None else order_by_peak(activity)
+    if activity is None or ordered is None:
+        panel_title(axes, "3", "Feature activity by position", TITLE_CHARACTERS)
+        none = f"no feature of this run fires {LEAST_FIRINGS} times on its held-out documents"
+        say_missing(axes, "this run's firings on held-out documents are not known" if activity is None else none)
+        return
+    features, positions = len(ordered.relative), activity.rate.shape[1]
+    rows = np.unique(np.linspace(0, features, min(ROWS, features), endpoint=False).astype(int))
+    drawn = blocks(ordered.relative, rows, 0)
+    edges = np.append(ordered.starts, positions) - 0.5
+    mesh = heatmap(axes, edges, np.append(rows, features), drawn, LogNorm(LEAST_RATE, MOST_RATE, clip=True))
+    axes.invert_yaxis()
+    position_axis(axes, "x", positions, zero=False)
+    axes.yaxis.set_major_locator(FixedLocator([1, features]))
+    axes.set_ylabel(f"{features:,} of {len(activity.firings):,} features, by their peak in the other half of the documents", labelpad=-8)
+    colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate (log scale)")
+    panel_title(axes, "3", _activity_statement(ordered), TITLE_CHARACTERS)
+
+
+def _activity_statement(ordered: Ordered) -> str:
+    return (
+        f"{percent(ordered.alike)} of features peak at the same positions in both halves of the documents "
+        f"({percent(ordered.chance)} would by chance)"
+    )

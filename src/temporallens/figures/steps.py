@@ -1,0 +1,183 @@
+"""What the pictures of one training run share: columns of its history, the axis of steps, position by step, and the run's end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from temporallens.figures.style import array, blocks, colour_bar, colour_norm, heatmap, limits, log_bins, position_axis
+
+COLUMNS = 400
+"""Steps drawn side by side at most; of longer runs, neighbours are averaged."""
+LAST_SHARE = 10
+"""The end of a run is the mean over the last one in so many of its logged steps."""
+
+
+EVEN = 1.15
+"""A quantity within this factor of its median over positions is called even."""
+
+
+class Curve(NamedTuple):
+    """A quantity over positions, of one run or of several seeds."""
+
+    label: str
+    value: Float[np.ndarray, " P"]
+    low: Float[np.ndarray, " P"] | None = None  # lower end of Student's 95 % interval over seeds; the lower one of two; None for one
+    high: Float[np.ndarray, " P"] | None = None
+
+
+def column(history: Mapping[str, Any], name: str) -> Float[np.ndarray, "T P"] | None:
+    """Column `name` of a history by step and position; None where it is missing, of another shape, or holds no number."""
+    values = array(history[name]) if name in history else None
+    if values is None or values.ndim != 2 or len(values) != len(history.get("step", [])) or not np.isfinite(values).any():
+        return None
+    return values
+
+
+def known_weights(history: Mapping[str, Any]) -> Float[np.ndarray, "T P"] | None:
+    """Position weights by step; unknown at positions that never had a token, whose weight is a 1 that nobody measured."""
+    weight, count = column(history, "position_weight"), column(history, "position_count")
+    if weight is None or count is None or count.shape != weight.shape:
+        return weight
+    return np.where(np.nan_to_num(count).sum(0) > 0, weight, np.nan)
+
+
+def has_zero(values: np.ndarray) -> bool:
+    """Whether anything is known of position 0."""
+    return bool(np.isfinite(values[..., 0]).any())
+
+
+def step_edges(steps: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T+1"]:
+    """A logged value covers the steps since the one logged before it."""
+    stride = steps[1] - steps[0] if len(steps) > 1 else 1.0
+    start = steps[0] - stride
+    return np.append(max(start, 0.0) if steps[0] > 0 else start, steps)
+
+
+def step_axis(axes: Axes, steps: Float[np.ndarray, " T"]) -> None:
+    """From the first step to the last one logged."""
+    axes.set_xlim(0 if steps[0] >= 0 else steps[0], steps[-1] if steps[-1] > 0 else 1)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("training step")
+
+
+def draw_over_steps(
+    axes: Axes, steps: Float[np.ndarray, " T"], values: Float[np.ndarray, "T P"], label: str, zero: bool | None = None
+) -> ScalarMappable:
+    """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set; `zero`: draw that too."""
+    zero, positions = has_zero(values) if zero is None else zero, values.shape[1]
+    starts, columns = log_bins(positions), np.unique(np.linspace(0, len(steps), min(COLUMNS, len(steps)), endpoint=False).astype(int))
+    drawn = blocks(blocks(values, starts, 1), columns, 0).T
+    x_edges = step_edges(steps)[np.append(columns, len(steps))]
+    y_edges = np.append(starts, positions) - 0.5
+    norm = colour_norm(limits(drawn[1:]))
+    assert norm is not None, "the caller has seen that something is known beyond position 0"
+    if not zero:
+        drawn, y_edges = drawn[1:], y_edges[1:]
+    mesh = heatmap(axes, x_edges, y_edges, drawn, norm)
+    position_axis(axes, "y", positions, zero)
+    step_axis(axes, steps)
+    axes.set_xlim(x_edges[0], x_edges[-1])
+    colour_bar(mesh, axes, drawn, label + (" (log scale)" if isinstance(norm, LogNorm) else ""))
+    return mesh
+
+
+def at_the_end(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T P"] | None) -> tuple[Float[np.ndarray, " P"], int]:
+    """Mean by position over the last logged steps, weighted by tokens where their number is known; and how many steps these are."""
+    last = max(1, len(values) // LAST_SHARE)
+    values = values[-last:]
+    weight = np.isfinite(values) * (1.0 if count is None or count.shape[1:] != values.shape[1:] else np.nan_to_num(count[-last:]))
+    total = weight.sum(0)
+    return np.where(total > 0, (np.nan_to_num(values) * weight).sum(0) / np.where(total > 0, total, 1), np.nan), last
+
+
+def training_curve(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T P"] | None) -> Curve:
+    """What training says at its end."""
+    final, last = at_the_end(values, count)
+    return Curve(f"training, mean of the last {last} logged steps" if last > 1 else "training, last logged step", final)
+
+
+def held_out_curve(values: Any) -> Curve | None:
+    """What held-out documents say: [P] of one seed, or [seeds, P]; None where they say nothing."""
+    own = array(values) if values is not None else np.empty(0)
+    own = own[None] if own.ndim == 1 else own
+    if own.ndim != 2 or not np.isfinite(own[:, 1:]).any():
+        return None
+    curve = over_seeds("held-out documents", own)
+    said = {1: "one seed", 2: "2 seeds (band: both)"}
+    return curve._replace(label=f"{curve.label}, {said.get(len(own), f'{len(own)} seeds (band: 95 % interval)')}")
+
+
+def over_seeds(label: str, values: Float[np.ndarray, "S P"]) -> Curve:
+    """Mean over seeds with its interval, position by position; of two seeds, whose intervals would fill the panel, both stand for it."""
+    if len(values) < 2:
+        return Curve(label, values[0])
+    if len(values) == 2:
+        return Curve(label, values.mean(0), values.min(0), values.max(0))
+    from scipy import stats  # a second to import, and only studies with several seeds need it
+
+    mean = values.mean(0)
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / np.sqrt(len(values))
+    return Curve(label, mean, mean - half, mean + half)
+
+
+def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:
+    """A line over positions 1 and later, with its band."""
+    place = np.arange(1, len(curve.value))
+    sparse = np.isfinite(curve.value).sum() <= 12
+    axes.plot(place, curve.value[1:], label=curve.label, marker=look.pop("marker", None) or ("o" if sparse else None), **look)
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(place, curve.low[1:], curve.high[1:], color=look.get("color"), alpha=0.2, linewidth=0)
+
+
+def log_spaced(places: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of some positions, as many early as late ones on a logarithmic axis."""
+    places = np.asarray(places)
+    return places[np.unique(np.geomspace(1, len(places), min(limit, len(places))).round().astype(int)) - 1] if len(places) else places
+
+
+class Extreme(NamedTuple):
+    """The position that stands out furthest from the median of a curve."""
+
+    position: int
+    times: list[float]  # the median, in each curve
+    high: bool
+
+
+def standing_out(curves: Sequence[Curve]) -> Extreme | None:
+    """The position furthest from the median. Where two samples of documents are known, it must be so in both: else it is their noise.
+
+    None where nothing is known, or where no position is out by more than the factor `EVEN`.
+    """
+    known = [curve.value[1:] for curve in curves if len(curve.value) == len(curves[0].value)]
+    if not known or any(np.isfinite(own).sum() < 2 or np.nanmedian(own) <= 0 for own in known):
+        return None
+    times = np.stack([own / np.nanmedian(own) for own in known])
+    least, most = np.nan_to_num(times.min(0), nan=1.0), np.nan_to_num(times.max(0), nan=1.0)
+    high = bool(least.max() * max(most.min(), 1e-12) >= 1)
+    place = int(least.argmax() if high else most.argmin())
+    if not (least[place] > EVEN if high else most[place] < 1 / EVEN):
+        return None
+    return Extreme(place + 1, times[:, place].tolist(), high)
+
+
+def samples(curves: Sequence[Curve]) -> list[str]:
+    """What each curve was measured on."""
+    return ["on held-out documents" if curve.label.startswith("held-out") else "in training" for curve in curves]
+
+
+def bands(positions: int) -> list[tuple[int, int]]:
+    """1, 2 to 3, 4 to 7, ...: first position of each band and the one after its last."""
+    starts = [2**power for power in range(32) if 2**power < positions]
+    return list(zip(starts, [*starts[1:], positions], strict=True))
+
+
+def band_name(first: int, end: int) -> str:
+    """`position 1`, `positions 2 to 3`."""
+    return f"position {first:,}" if end == first + 1 else f"positions {first:,} to {end - 1:,}"

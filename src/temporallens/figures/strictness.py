@@ -1,0 +1,284 @@
+"""The ablation of mask strictness (lab notes, experiment 5): hard, soft and straight-through masks against FVE, and how much of their
+position specialisation dictionaries keep when they harden and from seed to seed (`docs/method.md`, "Metrics").
+
+Drawn from the runs of `results.json`. Arms belong together that differ in nothing but their strictness. A dot is the mean over seeds,
+its bar Student's 95 % interval, small dots are single seeds; what was measured on one seed is drawn hollow, and its bar, where it has
+one, is a bootstrap over documents.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from temporallens.evaluation.statistics import Estimate, difference_of, mean_of
+from temporallens.figures.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SPACE,
+    new_figure,
+    panel_title,
+    percent,
+    plain,
+    say_missing,
+    style,
+)
+
+STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight through"}
+"""How a study calls it, and how the picture does; in the order of the rows of a group."""
+BEFORE = "same runs, before hardening"
+KEPT = (("o", "profiles: mean Spearman's correlation"), ("s", "specialised features that stay so"), ("|", "that share by chance"))
+MISSING = {
+    "hardening": "this run does not hold what its dictionaries keep when they harden (evaluation.positions)",
+    "seeds": "this run does not hold what its dictionaries keep from seed to seed (evaluation.positions, two seeds or more)",
+}
+ROW_HEIGHT, AROUND, LEAST_HEIGHT = 0.3, 2.0, 1.5
+MOST_ROWS = 24
+TITLE_CHARACTERS = 38
+NAME = 26
+
+
+class Kept(NamedTuple):
+    """What one run kept of its position specialisation between two states, or between two seeds; intervals are over documents."""
+
+    profile: Estimate | None  # mean correlation of features' position profiles
+    specialised: Estimate | None  # share of the specialised features that stay so
+    chance: float | None  # that share by chance
+    fve_before: float | None = None  # of the state before
+
+
+class Row(NamedTuple):
+    """Arms of one strictness among arms that differ in nothing else, at one level."""
+
+    group: str  # its name in the study
+    strictness: str
+    runs: list[Mapping[str, Any]]
+
+
+class Line(NamedTuple):
+    """One line of the picture: a row, or the same runs before they hardened."""
+
+    name: str
+    row: Row
+    before: bool
+
+
+def draw_mask_strictness(
+    runs: Sequence[Mapping[str, Any]],
+    arms: Mapping[str, Mapping[str, Any]],
+    hardening: Mapping[tuple[str, int], Kept],
+    seeds: Mapping[tuple[str, int], Kept],
+    title: str = "",
+) -> Figure:
+    """`arms` are the study's; `hardening` and `seeds` say what the run of an arm and seed kept when it hardened, and from seed to seed."""
+    rows = rows_of(runs, arms)[:MOST_ROWS]
+    lines = _lines_of(rows, hardening)
+    with style():
+        figure = new_figure(max(LEAST_HEIGHT, ROW_HEIGHT * len(lines)) + AROUND)
+        if title:
+            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        panels = figure.subplots(1, 3)
+        if not rows:
+            for axes, letter, name in zip(panels, "abc", ("FVE", "Kept when hardening", "Kept from seed to seed"), strict=True):
+                panel_title(axes, letter, name, TITLE_CHARACTERS)
+                say_missing(axes, "no arm of these activations has a mask whose strictness can be chosen")
+            return figure
+        reference = _draw_fve(panels[0], lines, runs, hardening)
+        _draw_kept(panels[1], lines, hardening, "b", "hardening", "when masks harden")
+        _draw_kept(panels[2], lines, seeds, "c", "seeds", "from seed to seed")
+        handles = [Line2D([], [], linestyle="none", marker=marker, color=INK, markersize=6, label=label) for marker, label in KEPT]
+        note = f"{'a: dashed line BatchTopK without a mask; ' if reference else ''}{_seeds_said(rows)}; b, c:"
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(KEPT), title=note)
+    return figure
+
+
+def _lines_of(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept]) -> list[Line]:
+    lines = []
+    for row in rows:
+        lines.append(Line(f"{plain(row.group, NAME)}: {STRICTNESS[row.strictness]}", row, before=False))
+        if _before(row, hardening):
+            lines.append(Line(BEFORE, row, before=True))
+    return lines
+
+
+def _before(row: Row, hardening: Mapping[tuple[str, int], Kept]) -> dict[int, float]:
+    """FVE of the soft states of a row's runs, by seed."""
+    states = {run["seed"]: hardening[_key(run)].fve_before for run in row.runs if _key(run) in hardening}
+    return {seed: fve for seed, fve in states.items() if fve is not None}
+
+
+def _key(run: Mapping[str, Any]) -> tuple[str, int]:
+    return run["arm"], run["seed"]
+
+
+def rows_of(runs: Sequence[Mapping[str, Any]], arms: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Rows of masked arms, group by group; groups of several strictnesses first, and where there are such, only those."""
+    groups: dict[str, list[Row]] = {}
+    found: dict[str, Row] = {}
+    for run in runs:
+        arm = arms.get(run["family"]) or {}
+        if arm.get("strictness") not in STRICTNESS:
+            continue
+        if run["arm"] not in found:
+            found[run["arm"]] = Row(run["arm"], arm["strictness"], [])
+            alike = json.dumps(
+                {key: value for key, value in arm.items() if key != "strictness"} | {"level": run.get("level")}, sort_keys=True
+            )
+            groups.setdefault(alike, []).append(found[run["arm"]])
+        found[run["arm"]].runs.append(run)
+    order = list(STRICTNESS)
+    several = [own for own in groups.values() if len({row.strictness for row in own}) > 1]
+    chosen = several or list(groups.values())
+    return [row for own in chosen for row in sorted(own, key=lambda row: order.index(row.strictness))]
+
+
+def _line_axis(axes: Axes, lines: Sequence[Line], named: bool) -> None:
+    """One place per line; where names stand to the left already, they are not repeated."""
+    axes.yaxis.set_major_locator(FixedLocator(range(len(lines))))
+    axes.yaxis.set_major_formatter(FixedFormatter([line.name if named else "" for line in lines]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(True, axis="both")
+    axes.set_axisbelow(True)
+
+
+def _dot(axes: Axes, place: float, values: Sequence[Estimate], colour: str, marker: str) -> None:
+    """The mean of some seeds with its interval; that of one seed is over documents, where it is known."""
+    known = [float(one.value) for one in values if one.value is not None]
+    if not known:
+        return
+    mean = mean_of(known)
+    low, high = (mean.low, mean.high) if len(known) > 1 else (values[0].low, values[0].high)
+    if low is not None and high is not None:
+        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+    if len(known) > 1:
+        axes.plot(known, [place] * len(known), ".", color=colour, markersize=2.5, alpha=0.7)
+    face = colour if len(known) > 1 else PAPER
+    axes.plot([mean.value], [place], color=colour, marker=marker, markersize=6, markerfacecolor=face, markeredgewidth=1.2)
+
+
+def _plain(values: Sequence[float]) -> list[Estimate]:
+    """Values of seeds, of which no interval over documents is known."""
+    return [Estimate(value, None, None, 1) for value in values]
+
+
+def _look(strictness: str) -> tuple[str, str]:
+    place = list(STRICTNESS).index(strictness)
+    return COLOURS[place], MARKERS[place]
+
+
+# a
+
+
+def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[Mapping[str, Any]], hardening: Mapping[tuple[str, int], Kept]) -> bool:
+    """Whether the dashed line of a dictionary without a mask is there."""
+    for place, (_, row, before) in enumerate(lines):
+        colour, marker = _look(row.strictness)
+        values = list(_before(row, hardening).values()) if before else [float(run["fve"]) for run in row.runs]
+        _dot(axes, place, _plain(values), MUTED if before else colour, marker)
+    unmasked = [float(run["fve"]) for run in runs if run["kind"] == "batchtopk"]
+    reference = bool(unmasked) and len({run.get("level") for run in runs}) == 1
+    if reference:
+        axes.axvline(mean_of(unmasked).value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
+    _line_axis(axes, lines, named=True)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xlabel("FVE, held-out documents")
+    panel_title(axes, "a", _fve_statement([line.row for line in lines if not line.before], hardening), TITLE_CHARACTERS)
+    return reference
+
+
+def _seeds_said(rows: Sequence[Row]) -> str:
+    if {len(row.runs) for row in rows} == {1}:
+        return "one seed: no interval over seeds"
+    return f"bars: 95{SPACE}% interval over seeds, of one seed (hollow) over documents"
+
+
+def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept]) -> str:
+    """What the first group of several strictnesses says, against its hard masks and paired by seed; else what hardening cost."""
+    hard = next((row for row in rows if row.strictness == "hard"), None)
+    others = [row for row in rows if row.strictness != "hard"][:2]
+    if hard is not None and others:
+        said = []
+        for row in others:
+            theirs = {run["seed"]: run["fve"] for run in hard.runs}
+            pairs = [run["fve"] - theirs[run["seed"]] for run in row.runs if run["seed"] in theirs]
+            said.append(f"{STRICTNESS[row.strictness]} {_against(pairs, 'hard')}")
+        return f"FVE: {'; '.join(said)}"
+    pairs = [
+        run["fve"] - before[run["seed"]]
+        for row in rows
+        for before in [_before(row, hardening)]
+        for run in row.runs
+        if run["seed"] in before
+    ]
+    if pairs:
+        return f"FVE: as hardened {_against(pairs, 'before')}"
+    return f"All masks are {STRICTNESS[rows[0].strictness]}: there is no other strictness to compare"
+
+
+def _against(pairs: Sequence[float], other: str) -> str:
+    if not pairs:
+        return f"has no seed in common with {other}"
+    found = difference_of(pairs)
+    words = {"above": f"above {other}", "below": f"below {other}", "no difference": f"no different from {other}"}
+    value = f"{found.value:+.4f}".replace("-", "−")
+    return f"{words.get(found.verdict, f'against {other}, one seed')} ({value})"
+
+
+# b, c
+
+
+def _draw_kept(axes: Axes, lines: Sequence[Line], kept: Mapping[tuple[str, int], Kept], letter: str, between: str, when: str) -> None:
+    known = [[] if line.before else [kept[_key(run)] for run in line.row.runs if _key(run) in kept] for line in lines]
+    if not any(known):
+        panel_title(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS)
+        say_missing(axes, MISSING[between])
+        return
+    for place, (line, own) in enumerate(zip(lines, known, strict=True)):
+        colour, _ = _look(line.row.strictness)
+        if not own and not line.before:
+            never = line.row.strictness != "hard" and between == "hardening"
+            axes.text(0.02, place, "never hardens" if never else "not measured", va="center", fontsize=7.5, color=MUTED)
+        profiles, shares = (_given(own, of) for of in (lambda k: k.profile, lambda k: k.specialised))
+        chance = [one.chance for one in own if one.chance is not None]
+        for shift, marker, values in ((-0.16, "o", profiles), (0.16, "s", shares)):
+            if values:
+                _dot(axes, place + shift, values, colour, marker)
+        if chance:
+            axes.plot([_mean(chance)] * 2, [place + 0.02, place + 0.3], color=INK, linewidth=1.4)
+    _line_axis(axes, lines, named=False)
+    axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1.04)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}".replace("-", "−")))
+    axes.set_xlabel("correlation, or share of features")
+    panel_title(axes, letter, _kept_statement([one for own in known for one in own], when), TITLE_CHARACTERS)
+
+
+def _given(own: Sequence[Kept], of: Callable[[Kept], Estimate | None]) -> list[Estimate]:
+    return [one for kept in own if (one := of(kept)) is not None and one.value is not None]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _kept_statement(own: Sequence[Kept], when: str) -> str:
+    chances = [kept.chance for kept in own if kept.chance is not None]
+    shares, profiles = (
+        [one.value for one in _given(own, of) if one.value is not None] for of in (lambda k: k.specialised, lambda k: k.profile)
+    )
+    said = []
+    if shares:
+        by_chance = f" ({percent(_mean(chances))} by chance)" if chances else ""
+        said.append(f"{percent(_mean(shares))} of specialised features stay so{by_chance}")
+    if profiles:
+        said.append(f"profiles correlate at {_mean(profiles):.2f}".replace("-", "−"))
+    return f"{'; '.join(said) or 'Nothing is known'} {when}"
