@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from temporallens.activations.store import ActivationStore
 from temporallens.cli import GO_ON, app
-from temporallens.files import locked
+from temporallens.files import locked, read_json, write_json
 from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -504,9 +504,9 @@ def test_a_format_that_is_none_is_refused_before_anything_is_done(study: Path, t
 def test_several_runs_stand_on_one_page(drawn: tuple[Path, Result], tmp_path: Path) -> None:
     run, other, out = drawn[0], tmp_path / "other", tmp_path / "page"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("figures", "stores"))
-    results = json.loads((other / "results.json").read_text())
+    results = read_json(other / "results.json", "the results of a study")
     results["study"]["training"]["steps"] = 11
-    (other / "results.json").write_text(json.dumps(results))
+    write_json(other / "results.json", results)
     result = call("report", run, other, "--out", out)
     assert (result.exit_code, result.stdout) == (0, f"{out / 'report.html'}\n")
     page = (out / "report.html").read_text("utf-8")

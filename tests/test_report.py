@@ -447,6 +447,32 @@ def test_what_was_measured_has_its_table_with_intervals_and_dashes() -> None:
     assert "Spliced into the model" in render(make_results(runs=[make_run(), run]))
 
 
+def test_clusters_are_listed_one_by_one_where_several_stand_out_from_chance() -> None:
+    def cluster(first: int, last: int, periods: dict[str, int]) -> dict[str, Any]:
+        telling = [{"feature": 10 * first + place} for place in range(2)]
+        return {
+            "features": 7, "peak": [first, last], "width": 0.25, "trend": -0.5, "periods": periods, "silhouette": None, "telling": telling,
+        }  # fmt: skip
+
+    drawn = {"ari": 0.9, "low": 0.8, "high": 1.0}
+    recovered = {"clusters": 2, "ari": 0.75, "ari_at_classes": 0.5, "found": []}
+    world = {"features": 14, "classes": ["flat", "window"], "by_distance": {"jensen_shannon": recovered}}
+    several = {
+        "kept": 14, "features": 20, "clusters": 2, "silhouette": 0.6, "p": 0.01, "cophenetic": 0.9, "documents_drawn": drawn,
+        "chance": {"shuffled": {"cophenetic": {"mean": 0.4}}}, "seeds": [{"ari": 0.5}, {"ari": None}],
+        "rows": [cluster(1, 1, {}), cluster(4, 7, {"4": 5})], "world": world,
+    }  # fmt: skip
+    none = dict.fromkeys(several) | {"kept": 1, "features": 20, "chance": {}, "seeds": [], "rows": []}
+    runs = [make_run("positional") | {"measures": {"clusters": several}}, make_run("batchtopk") | {"measures": {"clusters": none}}]
+    held, classes, each = measured.cluster_tables(runs)
+    cells = ["14 of 20", "2", "0.60", "0.010", "0.90 (0.40)", "0.90 (0.80 to 1.00)", "0.50"]
+    assert [row.cells for row in held.rows] == [cells, ["1 of 20", "–", "–", "–", "– (–)", "–", "–"]]
+    assert [(row.head, row.cells) for row in classes.rows] == [("positional, seed 0: jensen-shannon", ["14", "2", "0.75", "0.50"])]
+    assert each.title == "Clusters of positional, seed 0"
+    assert [row.cells[1:5] for row in each.rows] == [["1", "25 %", "−0.50", "–"], ["4 to 7", "25 %", "−0.50", "4 (5)"]]
+    assert [row.cells[-1] for row in each.rows] == ["10, 11", "40, 41"]
+
+
 def test_several_runs_stand_side_by_side_with_what_differs(tmp_path: Path, picture: Path) -> None:
     one, other = make_results(), make_results()
     other["study"] = other["study"] | {"training": {"steps": 77}}

@@ -14,6 +14,7 @@ from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.statistics import quotient
 from temporallens.progress import progress
 
 
@@ -35,11 +36,11 @@ class DocumentErrors(NamedTuple):
 
     def loss_by_position(self, times: Int[np.ndarray, "B D"] | None = None) -> Float64[np.ndarray, "B P"]:
         """Squared error per token; NaN where a position has no token."""
-        return _ratio(self._sums(self.error, times), self._sums(self.tokens, times))
+        return quotient(self._sums(self.error, times), self._sums(self.tokens, times))
 
     def unexplained_by_position(self, times: Int[np.ndarray, "B D"] | None = None) -> Float64[np.ndarray, "B P"]:
         """Share of the variance within each position that is not explained; NaN where nothing varies."""
-        return _ratio(self._sums(self.error, times), self._sums(self.square_within, times))
+        return quotient(self._sums(self.error, times), self._sums(self.square_within, times))
 
     def _sums(self, values: Float64[np.ndarray, "D P"], times: Int[np.ndarray, "B D"] | None) -> Float64[np.ndarray, "B P"]:
         return values.sum(0, keepdims=True) if times is None else times @ values
@@ -78,7 +79,3 @@ def errors_by_document(dictionary: Dictionary, store: ActivationStore, held_out:
             read += len(rows.x)
             advance(len(rows.x))
     return DocumentErrors(*sums.view(-1, len(documents), store.positions).numpy())
-
-
-def _ratio(numerator: Float64[np.ndarray, "B P"], denominator: Float64[np.ndarray, "B P"]) -> Float64[np.ndarray, "B P"]:
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)

@@ -19,6 +19,7 @@ from temporallens.activations.records import read_layout
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.statistics import quotient
 
 LEAST_FIRINGS = 20
 """On held-out documents; a feature that fires less often has no columns to speak of."""
@@ -78,7 +79,7 @@ class Scores(NamedTuple):
     def f1(self) -> Float[np.ndarray, " C"]:
         """Of precision and recall; 0 where a field has no features of its own."""
         precision = np.nan_to_num(self.precision)
-        return np.nan_to_num(_ratio(2 * precision * self.recall, precision + self.recall))
+        return np.nan_to_num(quotient(2 * precision * self.recall, precision + self.recall))
 
 
 def score_fields(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], seed: int = 0) -> FieldScores:
@@ -218,9 +219,9 @@ def score_layout(columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F
     codes = inside @ fired
     return Scores(
         group=own.sum(1),
-        precision=_ratio((overlap * own).sum(1), (own * size).sum(1)),
-        recall=np.nan_to_num(_ratio(reached.sum(1), inside.sum(1))),
-        own_share=np.nan_to_num(_ratio((codes * own).sum(1), codes.sum(1))),
+        precision=quotient((overlap * own).sum(1), (own * size).sum(1)),
+        recall=np.nan_to_num(quotient(reached.sum(1), inside.sum(1))),
+        own_share=np.nan_to_num(quotient((codes * own).sum(1), codes.sum(1))),
     )
 
 
@@ -231,7 +232,3 @@ def p_values(found: Float[np.ndarray, " C"], null: Float[np.ndarray, "R C"]) -> 
 
 def _mean_p_value(found: Float[np.ndarray, " C"], null: Float[np.ndarray, "R C"]) -> float:
     return float(p_values(found.mean(keepdims=True), null.mean(1, keepdims=True))[0])
-
-
-def _ratio(numerator: Float[np.ndarray, " C"], denominator: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

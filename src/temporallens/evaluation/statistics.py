@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from pydantic import BaseModel, ConfigDict
 
 CONFIDENCE = 0.95
@@ -62,7 +62,7 @@ def verdict_of(low: float | None, high: float | None) -> Verdict:
     return "below" if high is not None and high < 0 else "no difference"
 
 
-def quotient(numerator: Float[np.ndarray, "..."], denominator: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def quotient(numerator: Num[np.ndarray, "..."], denominator: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """NaN where there is nothing to divide by."""
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 

@@ -7,7 +7,7 @@ does not tell from chance is called so, and what was not measured has no table.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from temporallens.report.answers import UNKNOWN, average, fixed, known
+from temporallens.report.answers import UNKNOWN, average, counted, fixed, known
 from temporallens.report.tables import Arms, Row, Table, score_at
 
 Run = Mapping[str, Any]
@@ -260,7 +260,7 @@ def fidelity_tables(runs: Sequence[Run]) -> list[Table]:
         for shift in _of(run, "fidelity")["shifts"]:
             rows.append(
                 Row(
-                    f"{_head(run)}: {shift['shift']} tokens",
+                    f"{_head(run)}: {counted(shift['shift'], 'token', 'tokens')}",
                     [
                         estimate(shift["absolute_index"], 2),
                         f"{shift['tied_to_index']:,} / {shift['tied_to_content']:,} / {shift['undecided']:,}",
