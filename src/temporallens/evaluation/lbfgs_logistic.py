@@ -39,4 +39,5 @@ def fit_logistic(x: Float32[np.ndarray, "m k"], positive: Bool[np.ndarray, " m"]
 
 def predict_logistic(coefficients: Float32[np.ndarray, " k1"], x: Float32[np.ndarray, "n k"]) -> Bool[np.ndarray, " n"]:
     """Whether the model takes each row for positive."""
-    return (np.ascontiguousarray(x) @ coefficients[:-1, None] + coefficients[-1:])[:, 0] > 0
+    with np.errstate(invalid="ignore"):  # vectorised products raise the flag of lanes that they do not use
+        return (np.ascontiguousarray(x) @ coefficients[:-1, None] + coefficients[-1:])[:, 0] > 0

@@ -5,16 +5,16 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue, StringConstraints, ValidationError
 
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison, Measured, Part, compare
 from temporallens.evaluation.scan import Scan
-from temporallens.files import fingerprint, inside, read_json, write_json
+from temporallens.files import fingerprint, read_json, write_json
 
 FORMAT = "temporallens.results/3"
 
@@ -24,11 +24,15 @@ DETAILS = {"features", "labels", "drawing", "feature_absolute_index", "feature_d
 """Sections and lists that have an entry for every feature; they stay in the files of their measurement."""
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][^/\\\x00]*$")]
+"""Of what has a folder of its own: nothing that a path could misread, whoever wrote the file."""
+
+
 class RunResult(Part):
     """One dictionary: how it was trained and what it does on held-out documents (fields as in `Reconstruction`)."""
 
-    activations: str
-    arm: str
+    activations: Name
+    arm: Name
     family: str
     level: float | None
     kind: str
@@ -262,4 +266,4 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 def _timing(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     place = run_folder(run["activations"], run["arm"], run["seed"])
-    return dict(read_json(inside(folder, f"arms/{place}/timing.json"), "the times of a training run"))
+    return dict(read_json(folder / "arms" / place / "timing.json", "the times of a training run"))

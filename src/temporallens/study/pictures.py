@@ -37,7 +37,7 @@ from temporallens.figures.steps import known_weights
 from temporallens.figures.strictness import STRICTNESS, Kept, draw_mask_strictness
 from temporallens.figures.style import array
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
-from temporallens.files import inside, read_json
+from temporallens.files import read_json
 from temporallens.progress import progress
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import soft_of
@@ -162,7 +162,7 @@ class _Run(NamedTuple):
         return self.arms[result["family"]].get("strictness")
 
     def _path(self, result: Result) -> Path:
-        return inside(self.folder, f"arms/{run_folder(result['activations'], result['arm'], result['seed'])}")
+        return self.folder / "arms" / run_folder(result["activations"], result["arm"], result["seed"])
 
     def _history(self, result: Result) -> dict[str, np.ndarray]:
         return load_history(self._path(result) / "history.safetensors")
