@@ -108,6 +108,15 @@ def test_position_zero_and_sinks_are_in_no_item(activations: TextActivations) ->
     assert not bool(((kept.text == 1) & (kept.column == 5)).any())
 
 
+def test_a_text_of_sinks_alone_keeps_them(activations: TextActivations) -> None:
+    x = activations.x[torch.arange(len(activations))].clone()
+    x[1] *= 1000
+    sinking = TextActivations(Held(x), activations.token, activations.live, activations.position, activations.bos)
+    before, kept = every_token(activations), every_token(sinking)
+    assert torch.equal(kept.text, before.text)
+    assert torch.equal(kept.column, before.column)
+
+
 def test_single_tokens_are_pooled_alone(activations: TextActivations) -> None:
     text, column = torch.tensor([2, 0, 0]), torch.tensor([4, 1, 9])
     found = pool_raw(activations, single_tokens(text, column), POOLINGS, BIN_OF)

@@ -38,20 +38,21 @@ class Members(NamedTuple):
 
 
 def every_token(activations: TextActivations) -> Members:
-    """Each text is an item, made up of its tokens without position 0 and sinks.
+    """Each text is an item, made up of its tokens without position 0 and sinks; a text of sinks alone, a word or two long, keeps them.
 
-    Raises TemporalLensError for a text that has no such token.
+    Raises TemporalLensError for a text that has no token but the first.
     """
     counts = activations.live & (activations.position > 0)
     text, column = counts.nonzero(as_tuple=True)
     parts = zip(text.split(CHUNK_ROWS), column.split(CHUNK_ROWS), strict=True)
     norms = torch.cat([torch.linalg.vector_norm(activations.x[part].float(), dim=1) for part in parts])
-    kept = ~beyond_norm(norms, torch.ones_like(norms, dtype=torch.bool), NORM_MULTIPLE)
+    usual = ~beyond_norm(norms, torch.ones_like(norms, dtype=torch.bool), NORM_MULTIPLE)
+    kept = usual | (torch.bincount(text[usual], minlength=len(counts)) == 0)[text]
     text, column = text[kept], column[kept]
     empty = (torch.bincount(text, minlength=len(counts)) == 0).nonzero()
     if len(empty):
         raise TemporalLensError(
-            f"text {int(empty[0])} of {len(counts)} has no token to pool: it is empty, or all of it are sinks and special tokens"
+            f"text {int(empty[0])} of {len(counts)} has no token to pool: it is empty, or all of it are special tokens"
         )
     return Members(text, column, text, len(counts))
 
