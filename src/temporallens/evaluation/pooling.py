@@ -51,9 +51,7 @@ def every_token(activations: TextActivations) -> Members:
     text, column = text[kept], column[kept]
     empty = (torch.bincount(text, minlength=len(counts)) == 0).nonzero()
     if len(empty):
-        raise TemporalLensError(
-            f"text {int(empty[0])} of {len(counts)} has no token to pool: it is empty, or all of it are special tokens"
-        )
+        raise TemporalLensError(f"text {int(empty[0])} of {len(counts)} has no token to pool: it is empty, or all of it are special tokens")
     return Members(text, column, text, len(counts))
 
 
