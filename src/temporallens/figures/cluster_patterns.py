@@ -21,12 +21,12 @@ from temporallens.figures.style import (
     SPACE,
     array,
     colour_bar,
+    head,
     heatmap,
     new_figure,
     open_grid,
     panel_title,
     percent,
-    plain,
     say_missing,
     style,
 )
@@ -54,8 +54,7 @@ def draw_cluster_patterns(measures: Mapping[str, Any] | None, title: str = "") -
     lines = max(1, math.ceil(min(len(rows), DRAWN) / COLUMNS))
     with style():
         figure = new_figure(HEADS + ROW * lines + LOWER)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(HEADS + ROW * lines, LOWER))[:, 0]
         below = lower.subplots(1, 2, width_ratios=(1, 1))
         if measures is None or not rows:

@@ -29,6 +29,7 @@ from temporallens.figures.style import (
     blocks,
     colour_bar,
     colour_norm,
+    head,
     heatmap,
     limits,
     log_bins,
@@ -80,8 +81,7 @@ def draw_comparative_analysis(
     tall = max(LEAST_HEIGHT, ROW_HEIGHT * len(rows))
     with style():
         figure = new_figure(2 * tall + AROUND)
-        if title:
-            figure.suptitle(plain(title + left_out, 130), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title and title + left_out, 130)
         panels = figure.subplots(2, 2)
         _draw_loss(panels[0, 0], rows)
         _draw_sparsity(panels[0, 1], rows)

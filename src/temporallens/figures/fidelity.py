@@ -21,6 +21,7 @@ from temporallens.figures.style import (
     MUTED,
     PAPER,
     SPACE,
+    head,
     new_figure,
     number,
     open_grid,
@@ -84,8 +85,7 @@ def draw_fidelity(runs: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     arms = arms_of(runs)
     with style():
         figure = new_figure(HEIGHT + 0.24 * -(-len(arms[:MOST_ARMS]) // LEGEND_COLUMNS))
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.subplots(1, 3)
         if not arms:
             for axes, letter, name in zip(panels, "abc", ("Index or token", "Firings that stay", "FVE under shifts"), strict=True):

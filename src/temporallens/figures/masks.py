@@ -26,6 +26,7 @@ from temporallens.figures.style import (
     array,
     blocks,
     colour_bar,
+    head,
     heatmap,
     new_figure,
     number,
@@ -86,8 +87,7 @@ def draw_masks(
     """One run's mask: `after` as it ended, `before` as it was when it hardened (`missing` says why there is none); None: no mask."""
     with style():
         figure = new_figure(PAIR_HEIGHT)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1, 1.9))
         openness, evolution, left, right = (figure.add_subplot(panels[place]) for place in ((0, 0), (0, 1), (1, 0), (1, 1)))
         _draw_both(openness, after, before)

@@ -35,12 +35,12 @@ from temporallens.figures.style import (
     ZERO,
     array,
     colour_bar,
+    head,
     new_figure,
     number,
     open_grid,
     panel_title,
     percent,
-    plain,
     plain_log_axis,
     position_axis,
     say_missing,
@@ -59,8 +59,7 @@ def draw_position_analysis(history: Mapping[str, Any], title: str = "", held_out
     seeds, [S, P]; `first_fve` the variance explained at position 0, which is left out of everything else."""
     with style():
         figure = new_figure(HEIGHT)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
         steps = array(history.get("step", []))
         loss, count = column(history, "position_loss"), column(history, "position_count")

@@ -23,12 +23,12 @@ from temporallens.figures.style import (
     SPACE,
     array,
     colour_bar,
+    head,
     new_figure,
     number,
     open_grid,
     panel_title,
     percent,
-    plain,
     plain_log_axis,
     say_missing,
     style,
@@ -56,8 +56,7 @@ def draw_position_weights(
         missing = "this run weighs every position the same: adaptive weighting is off"
     with style():
         figure = new_figure(EMPTY_HEIGHT if missing else HEIGHT)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1.1, 1))
         evolution, convergence, scatter = (figure.add_subplot(panels[place]) for place in (np.s_[0, :], np.s_[1, 0], np.s_[1, 1]))
         if weight is None or missing:

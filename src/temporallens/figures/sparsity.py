@@ -32,6 +32,7 @@ from temporallens.figures.style import (
     array,
     blocks,
     colour_bar,
+    head,
     heatmap,
     log_bins,
     new_figure,
@@ -39,7 +40,6 @@ from temporallens.figures.style import (
     open_grid,
     panel_title,
     percent,
-    plain,
     position_axis,
     say_missing,
     style,
@@ -70,8 +70,7 @@ def draw_sparsity_analysis(history: Mapping[str, Any], title: str = "", held_out
     """Three panels of one run; `held_out` is the L0 by position on held-out documents, [P] or, of several seeds, [S, P]."""
     with style():
         figure = new_figure(HEIGHT)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.add_gridspec(2, 2)
         steps = array(history.get("step", []))
         active, count = column(history, "position_l0"), column(history, "position_count")

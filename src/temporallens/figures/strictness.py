@@ -23,6 +23,7 @@ from temporallens.figures.style import (
     MUTED,
     PAPER,
     SPACE,
+    head,
     new_figure,
     panel_title,
     percent,
@@ -82,8 +83,7 @@ def draw_mask_strictness(
     lines = _lines_of(rows, hardening)
     with style():
         figure = new_figure(max(LEAST_HEIGHT, ROW_HEIGHT * len(lines)) + AROUND)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.subplots(1, 3)
         if not rows:
             for axes, letter, name in zip(panels, "abc", ("FVE", "Kept when hardening", "Kept from seed to seed"), strict=True):

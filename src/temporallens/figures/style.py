@@ -83,6 +83,12 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
 
+def head(figure: Figure, title: str, limit: int = 110) -> None:
+    """What a figure is of, in one line above its panels; nothing for an empty title."""
+    if title:
+        figure.suptitle(plain(title, limit), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+
+
 # Text
 
 

@@ -26,12 +26,12 @@ from temporallens.figures.style import (
     array,
     colour_bar,
     extent,
+    head,
     heatmap,
     new_figure,
     number,
     panel_title,
     percent,
-    plain,
     position_axis,
     say_missing,
     style,
@@ -58,8 +58,7 @@ def draw_temporal_clustering(measures: Mapping[str, Any] | None, title: str = ""
     """The dendrogram and, row by row beside it, the profiles of the features that it joins."""
     with style():
         figure = new_figure(HEIGHT)
-        if title:
-            figure.suptitle(plain(title, 110), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+        head(figure, title)
         panels = figure.add_gridspec(1, 3, width_ratios=(1, 0.05, 2.2), wspace=0.01)
         tree, strip, profiles = (figure.add_subplot(panels[0, place]) for place in range(3))
         drawing = (measures or {}).get("drawing")
