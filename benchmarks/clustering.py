@@ -6,6 +6,7 @@ The firings are made: features of the five classes of `activations/synthetic.py`
 """
 
 import argparse
+import sys
 import time
 from typing import get_args
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--bins", choices=("auto", "positions", "log"), default="positions", help="%(default)s, the dearest")
     chosen = parser.parse_args()
     if warning := busy():
-        print(f"warning: {warning}")
+        print(f"warning: {warning}", file=sys.stderr)
     firings = made_firings(chosen.features)
     if RESET.exists():
         RESET.write_text("5")  # the high-water mark of memory begins anew

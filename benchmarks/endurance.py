@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -40,12 +41,9 @@ def train(steps: int, folder: Path) -> list[tuple[int, int, int]]:
             seen.append((step + 1, resident("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
             print(f"step {step + 1:>7,}: {seen[-1][1] / 1e6:7.1f} MB resident, {seen[-1][2]} open files", flush=True)
 
-    trainer.Trainee.log = log  # type: ignore[method-assign]
-    try:
+    with patch.object(trainer.Trainee, "log", log):
         policy = TrainingPolicy(steps=steps, batch_size=256, log_every=max(1, steps // 100), checkpoint_every=max(1, steps // 20))
         train_arms(store, ARMS, policy, folder / "arms")
-    finally:
-        trainer.Trainee.log = original  # type: ignore[method-assign]
     return seen
 
 

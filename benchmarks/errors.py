@@ -83,8 +83,9 @@ def _sentences_of(node: ast.expr, functions: dict[str, ast.FunctionDef], depth: 
     names = [part.attr if isinstance(part, ast.Attribute) else part.id for part in called if isinstance(part, ast.Attribute | ast.Name)]
     for name in names:
         if name in functions and depth:
-            for returned in (part for part in ast.walk(functions[name]) if isinstance(part, ast.Return) and part.value is not None):
-                yield from _sentences_of(returned.value, functions, depth - 1)  # type: ignore[arg-type]
+            for part in ast.walk(functions[name]):
+                if isinstance(part, ast.Return) and part.value is not None:
+                    yield from _sentences_of(part.value, functions, depth - 1)
 
 
 def _told(text: str) -> str:

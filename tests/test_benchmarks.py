@@ -51,9 +51,7 @@ def test_one_command_measures_every_ratio_and_writes_the_page(settings: Settings
     missing = {key for key, value in found.items() if value is None}
     assert missing == {key for key in KEYS for library in LIBRARIES if key.endswith(f"vs_{library}")}
     assert all(math.isfinite(value) for key, value in found.items() if key not in missing)
-    assert all(
-        value > 0 for key, value in found.items() if key not in missing and not key.startswith(("scaling.", "peak_memory", "harvest."))
-    )
+    assert all(value > 0 for key, value in found.items() if key not in missing and not key.startswith(("scaling.", "peak_memory")))
     assert details["settings"]["rounds"] == 2 and details["torch"]
     assert details["notes"] == dict.fromkeys(LIBRARIES.values(), NOT_INSTALLED)
     assert all(len(seconds) == 2 for times in details["seconds"].values() for seconds in times.values())
