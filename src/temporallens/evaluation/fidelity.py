@@ -207,6 +207,7 @@ class _Comparison:
         self.errors = squared_errors(dictionary, base)
 
     def measure(self, run: PrefixRun) -> ShiftFidelity:
+        """All scores of one prefix."""
         scores = self.scores(run)
         absolute = scores.index_correlation - scores.content_correlation
         low, high = _interval_ends(absolute)

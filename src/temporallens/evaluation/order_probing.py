@@ -146,7 +146,7 @@ class _Work:
             policy.context_length,
             policy.dtype,
             policy.batch_size,
-            cache,
+            cache=cache,
             padding_side="right",
             whole_context=False,
             revision=revision,

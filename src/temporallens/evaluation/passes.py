@@ -131,8 +131,8 @@ def text_activations(
     context_length: int = 128,
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 32,
-    cache: Path | str | None = None,
     *,
+    cache: Path | str,
     padding_side: Side | None = None,
     whole_context: bool = True,
     bos: bool = True,
@@ -148,8 +148,6 @@ def text_activations(
     """
     if not len(texts):
         raise TemporalLensError(f"there is nothing to read in {title}: the list of texts is empty")
-    if cache is None:
-        raise TemporalLensError("text_activations needs a folder to keep activations in: give cache=FOLDER")
     network = open_model(model, layer, dtype, revision)
     shape = row_shape(network, context_length, bos, "document")
     left = (padding_side or network.tokenizer.padding_side) == "left"

@@ -151,7 +151,7 @@ def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy
         policy.context_length,
         policy.dtype,
         BATCH_TEXTS,
-        cache,
+        cache=cache,
         whole_context=False,
         revision=revision,
         title=f"'{labelled.name}'",

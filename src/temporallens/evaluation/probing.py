@@ -134,7 +134,7 @@ def sparse_probing(
                 policy.context_length,
                 policy.llm_dtype,
                 policy.llm_batch_size,
-                cache,
+                cache=cache,
                 padding_side=policy.padding,
                 bos=policy.bos,
                 revision=revision,

@@ -50,6 +50,7 @@ class _Sums:
         self.largest_spread = 0.0
 
     def add(self, dictionary: Dictionary, rows: Rows) -> None:
+        """Count one chunk of rows in."""
         x, position = rows.x.float(), rows.position.long()
         codes = dictionary.encode(x, position)
         error = (x - dictionary.decode(codes, position)).square().sum(1, dtype=torch.float64)
