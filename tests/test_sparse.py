@@ -91,7 +91,8 @@ def test_closed_columns_are_left_out_and_gates_raise_the_floor(seed, groups, flo
     )
     gates = torch.rand(groups, 16, generator=generator) * (torch.rand(groups, 16, generator=generator) < 0.4)
     of_row = torch.randint(0, groups, (70,), generator=generator).sort().values
-    flat, values = entries_above(x, encoder, bias, gated_blocks(gates, of_row, floor))
+    pattern, values = entries_above(x, encoder, bias, gated_blocks(gates, of_row, floor))
+    flat = pattern.flat()
     pre = torch.addmm(bias, x, encoder.T)
     expected = (pre.relu() * gates[of_row] > floor) & (gates[of_row] > CLOSED)
     found = torch.zeros_like(expected).view(-1)
@@ -107,7 +108,8 @@ def test_bfloat16_entries_are_those_whose_values_exceed_the_floor(floor):
     x, encoder, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((60, 8), (24, 8), (24,)))
     if floor == "by feature":
         floor = torch.rand(24, generator=generator).masked_fill(torch.arange(24) % 5 == 0, torch.inf)
-    flat, values = entries_above(x, encoder, bias, [Block(None, [Floor(0, 60, floor)])])
+    pattern, values = entries_above(x, encoder, bias, [Block(None, [Floor(0, 60, floor)])])
+    flat = pattern.flat()
     pre = torch.addmm(bias, x, encoder.T)
     above = pre > torch.as_tensor(floor).bfloat16()
     assert 0 < len(flat) < above.numel()

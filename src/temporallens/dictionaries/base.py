@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
 
+CACHED_ROWS = 512
+"""Rows of a weight matrix that are worked on at a time, where a product in between would else leave the processor's cache."""
+
 
 class ArmConfig(BaseModel):
     """What every arm's configuration has; each arm adds its own fields and builds its dictionary."""
@@ -319,5 +322,5 @@ class Dictionary(nn.Module):
         """Take from the decoder's gradient what would only change the norms of its rows."""
         gradient = self.decoder.grad
         if gradient is not None:
-            parallel = (gradient * self.decoder).sum(1, keepdim=True)
-            gradient.addcmul_(self.decoder, parallel, value=-1)
+            for part, rows in zip(gradient.split(CACHED_ROWS), self.decoder.split(CACHED_ROWS), strict=True):
+                part.addcmul_(rows, torch.linalg.vecdot(part, rows)[:, None], value=-1)

@@ -5,6 +5,7 @@ selected, so that a token's codes do not depend on its neighbours. A running mea
 measured anew with the final ones. Dead features are revived with AuxK (Gao et al. 2024).
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -20,7 +21,6 @@ from temporallens.dictionaries.sparse import (
     Pattern,
     dense_of,
     entries_above,
-    pattern_of,
     select_largest,
     select_largest_static,
     sparse_decode,
@@ -115,11 +115,10 @@ class BatchTopKDictionary(Dictionary):
         elif bool((positions.diff() < 0).any()):
             row = torch.argsort(positions, stable=True)
             x, positions = x.index_select(0, row), positions.index_select(0, row)
-        flat, values = self.entries_in_use(x, positions)
+        pattern, values = self.entries_in_use(x, positions)
         if row is not None:
-            place = torch.div(flat, self.features, rounding_mode="floor")
-            flat = flat + (row.index_select(0, place) - place) * self.features
-        return dense_of(flat, values, len(x), self.features)
+            pattern = replace(pattern, row=row.index_select(0, pattern.row))
+        return dense_of(pattern, values)
 
     def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         """The same codes, differentiably in activations and weights, or where one dense pass is quicker."""
@@ -127,16 +126,15 @@ class BatchTopKDictionary(Dictionary):
         return values * (values > self.threshold)
 
     @torch.no_grad()
-    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
-        """Codes at inference of rows in order of position, by flat index: what closed features would cost is not paid."""
+    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
+        """Codes at inference of rows in order of position: what closed features would cost is not paid."""
         threshold, centred = float(self.threshold), x - self.decoder_bias
         if not self.scales:
             return entries_above(centred, self.encoder, self.encoder_bias, self.blocks(positions, threshold))
         blocks = self.blocks(positions, threshold * (1 - ROUNDING))
-        flat, raw = entries_above(centred, self.encoder, self.encoder_bias, blocks)
-        values = self.scale(raw, pattern_of(flat, len(x), self.features), positions)
-        chosen = (values > threshold).nonzero()[:, 0]
-        return flat.index_select(0, chosen), values.index_select(0, chosen)
+        pattern, raw = entries_above(centred, self.encoder, self.encoder_bias, blocks)
+        codes = Codes(pattern, raw, self.scale(raw, pattern, positions)).above(threshold)
+        return codes.pattern, codes.values
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:

@@ -6,6 +6,7 @@ get more, and L0 over all stays k. Training selects exactly, the largest codes o
 it exceeds its position's threshold, and the mean threshold where training had no tokens.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from temporallens.dictionaries.batchtopk import BatchTopKDictionary, TopKConfig
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
-from temporallens.dictionaries.sparse import BFLOAT16_MARGIN, Codes, Pattern, entries_above, pattern_of, select_largest, whole
+from temporallens.dictionaries.sparse import (
+    BFLOAT16_MARGIN,
+    Codes,
+    Pattern,
+    entries_above,
+    measured_above,
+    pattern_of,
+    select_largest,
+    whole,
+)
 
 FOLLOWED = 0.9
 """Running mean of a position's threshold, over about 10 batches: where to look for the next, which changes no result."""
@@ -59,12 +69,11 @@ class BudgetedDictionary(BatchTopKDictionary):
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
         budgets = apportioned(self.weights, rows_at(positions, len(self.weights)), self.k)
-        flat, raw = self._candidates(centred, GUESS * self._expected_thresholds(centred).index_select(0, positions))
-        found = rows_at(positions.index_select(0, flat // self.features), len(budgets))
+        codes = self._candidates(centred, GUESS * self._expected_thresholds(centred).index_select(0, positions))
+        found = rows_at(positions.index_select(0, codes.pattern.row), len(budgets))
         missed = (found < budgets).index_select(0, positions)
         if bool(missed.any()):
-            flat, raw = self._with_all_of(missed, flat, raw, centred)
-        codes = Codes(pattern_of(flat, len(centred), self.features), raw, raw)
+            codes = self._with_all_of(missed, codes, centred)
         chosen, self._smallest = largest_by_position(codes, positions, budgets)
         return codes.keep(chosen)
 
@@ -78,26 +87,22 @@ class BudgetedDictionary(BatchTopKDictionary):
         largest = select_largest(centred, self.encoder, self.encoder_bias, count, 0.0, blocks, _unscaled, self.encoder_dtype)
         return torch.full_like(self.thresholds, float(largest.values.min()) if len(largest.values) else 0.0)
 
-    def _candidates(self, centred: Float[Tensor, "N D"], floors: Float[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+    def _candidates(self, centred: Float[Tensor, "N D"], floors: Float[Tensor, " N"]) -> Codes:
         """All pre-activations above the floors of their rows, or, where bfloat16 nominates them, above a margin over the floors."""
-        x, encoder, bias = (tensor.to(self.encoder_dtype) for tensor in (centred, self.encoder, self.encoder_bias))
-        flat, raw = entries_above(x, encoder, bias, blocks_of_rows(floors))
+        pattern, raw = measured_above(centred, self.encoder, self.encoder_bias, blocks_of_rows(floors), self.encoder_dtype)
+        found = Codes(pattern, raw, raw)
         if self.encoder_dtype == torch.float32:
-            return flat, raw
-        pattern = pattern_of(flat, len(centred), self.features)
-        raw = pattern.inner(centred, self.encoder) + self.encoder_bias.index_select(0, pattern.feature)
-        sure = (raw > floors.index_select(0, pattern.row) * (1 + BFLOAT16_MARGIN)).nonzero()[:, 0]
-        return flat.index_select(0, sure), raw.index_select(0, sure)
+            return found
+        return found.keep(raw > floors.index_select(0, pattern.row) * (1 + BFLOAT16_MARGIN))
 
-    def _with_all_of(
-        self, missed: Bool[Tensor, " N"], flat: Int[Tensor, " M"], raw: Float[Tensor, " M"], centred: Float[Tensor, "N D"]
-    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    def _with_all_of(self, missed: Bool[Tensor, " N"], codes: Codes, centred: Float[Tensor, "N D"]) -> Codes:
         """The same candidates, but of the missed rows every positive pre-activation."""
-        rows, kept = missed.nonzero()[:, 0], (~missed.index_select(0, flat // self.features)).nonzero()[:, 0]
+        rows, kept = missed.nonzero()[:, 0], codes.keep(~missed.index_select(0, codes.pattern.row))
         within, values = entries_above(centred.index_select(0, rows), self.encoder, self.encoder_bias, whole(len(rows), 0.0))
-        within = rows.index_select(0, within // self.features) * self.features + within % self.features
-        joined = torch.cat([flat.index_select(0, kept), within]).sort()
-        return joined.values, torch.cat([raw.index_select(0, kept), values]).index_select(0, joined.indices)
+        own = replace(within, row=rows.index_select(0, within.row), rows=len(centred))
+        joined = torch.cat([kept.pattern.flat(), own.flat()]).sort()
+        values = torch.cat([kept.values, values]).index_select(0, joined.indices)
+        return Codes(pattern_of(joined.values, len(centred), self.features), values, values)
 
     def _follow_threshold(self, selected: Float[Tensor, " M"]) -> None:
         """Follow the smallest code of each position, 0 where there was none."""
@@ -130,7 +135,7 @@ class BudgetedDictionary(BatchTopKDictionary):
         return values * (values > self._limits(positions)[..., None])
 
     @torch.no_grad()
-    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
         return entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, blocks_of_rows(self._limits(positions)))
 
     @torch.no_grad()

@@ -23,8 +23,7 @@ from temporallens.dictionaries.sparse import (
     Codes,
     Floor,
     Pattern,
-    entries_above,
-    pattern_of,
+    measured_above,
     sparse_decode,
     sparse_encode,
 )
@@ -111,12 +110,8 @@ class JumpReLUDictionary(Dictionary):
         """Pre-activations that are in use or within the kernel's reach; the others have no part in a step."""
         lowest, dtype = self.threshold - self.config.bandwidth / 2, self.encoder_dtype
         floor = lowest if dtype == torch.float32 else lowest - lowest.abs() * BFLOAT16_MARGIN
-        product = (centred.to(dtype), self.encoder.to(dtype), self.encoder_bias.to(dtype))
-        flat, raw = entries_above(*product, [Block(None, [Floor(0, len(centred), floor)])])
-        pattern = pattern_of(flat, len(centred), self.features)
-        if dtype != torch.float32:
-            raw = pattern.inner(centred, self.encoder) + self.encoder_bias.index_select(0, pattern.feature)
-        return pattern, raw
+        blocks = [Block(None, [Floor(0, len(centred), floor)])]
+        return measured_above(centred, self.encoder, self.encoder_bias, blocks, dtype)
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         centred = x - self.decoder_bias.detach()

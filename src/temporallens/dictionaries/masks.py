@@ -206,19 +206,19 @@ def gated_blocks(gates: Float[Tensor, "G F"], groups: Int[Tensor, " N"], floor: 
     its gated value to exceed `floor`. Where most of a group is closed, only its open columns are multiplied; neighbouring groups
     of which that cannot be said share one product."""
     ordered, sizes = torch.unique_consecutive(groups, return_counts=True)
+    is_open = gates > CLOSED
+    floors, counts = torch.where(is_open, floor / gates, torch.inf), is_open.sum(1).tolist()
     blocks: list[Block] = []
     first = 0
     for group, rows in zip(ordered.tolist(), sizes.tolist(), strict=True):
         gate, last = gates[group], first + rows
-        is_open = gate > CLOSED
-        columns = -(-int(is_open.sum()) // COLUMNS) * COLUMNS
-        floors = torch.where(is_open, floor / gate, torch.inf)
+        columns = -(-counts[group] // COLUMNS) * COLUMNS
         if columns * (rows + GATHER_ROWS) < len(gate) * rows:
             features = gate.topk(columns).indices.sort().values
-            blocks.append(Block(features, [Floor(first, last, floors[features])]))
+            blocks.append(Block(features, [Floor(first, last, floors[group].index_select(0, features))]))
         else:
             if not blocks or blocks[-1].features is not None:
                 blocks.append(Block(None, []))
-            blocks[-1].floors.append(Floor(first, last, floors))
+            blocks[-1].floors.append(Floor(first, last, floors[group]))
         first = last
     return [block for block in blocks if block.features is None or len(block.features)]

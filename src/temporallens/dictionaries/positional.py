@@ -25,7 +25,7 @@ from temporallens.dictionaries.base import Forward, Progress
 from temporallens.dictionaries.batchtopk import TopKConfig
 from temporallens.dictionaries.masked import MaskedDictionary
 from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks, group_starts
-from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above, pattern_of
+from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above
 
 REOPENING_ROWS = 1024
 """Rows of a batch that are searched for closed entries worth reopening."""
@@ -181,8 +181,8 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         """What closed entries would have had; only their columns are multiplied."""
         blocks = gated_blocks(looked.closed.float(), groups, float(self.threshold))
         product = [tensor.to(self.encoder_dtype) for tensor in (looked.x, self.encoder, self.encoder_bias)]
-        flat, values = entries_above(product[0], product[1], product[2], blocks)
-        return Codes(pattern_of(flat, len(looked.x), self.features), values.float(), values.float())
+        pattern, values = entries_above(product[0], product[1], product[2], blocks)
+        return Codes(pattern, values.float(), values.float())
 
     def _saved(self, codes: Codes, looked: "_Looked", sign: int) -> Float[Tensor, " M"]:
         """Squared error, in common units, that codes save: `2 z d . r + z^2` of those in use, `2 z d . r - z^2` of those that are not."""

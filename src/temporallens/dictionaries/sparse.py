@@ -10,7 +10,7 @@ functions whose backward passes were derived by hand and are tested against the 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch.nn import functional
 CHUNK_ROWS = 1024
 """Rows of one encoder product: enough to keep it fast, few enough that its result is small beside the dense one."""
 
-WORD = 8
+WORD_BITS = 3
+WORD = 1 << WORD_BITS
 """Comparison results are searched eight at a time, as one integer: hits are rare."""
 
 BFLOAT16_MARGIN = 0.03
@@ -31,8 +32,8 @@ BFLOAT16_MARGIN = 0.03
 SAMPLE_ROWS = 256
 """Rows from which a first guess of the threshold is taken."""
 
-GUESS = 0.93
-"""Share of the expected threshold above which candidates are collected; lower costs time, higher may cost a second pass."""
+STEADY = 0.96
+"""The least share of one batch's threshold that the next batch's is expected to be; where it is less, a second pass follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,18 @@ class Pattern:
 
     row: Int[Tensor, " M"]
     feature: Int[Tensor, " M"]
-    offsets: Int[Tensor, " O"]  # row n owns entries offsets[n] to offsets[n + 1]
     rows: int
     features: int
+
+    @cached_property
+    def offsets(self) -> Int[Tensor, " O"]:
+        """Row n owns entries offsets[n] to offsets[n + 1]. Sums, unlike counts, have a size that the device need not be asked for."""
+        counts = torch.zeros(self.rows, dtype=torch.int64, device=self.row.device).index_add_(0, self.row, torch.ones_like(self.row))
+        return functional.pad(counts.cumsum(0), (1, 0))
+
+    def flat(self) -> Int[Tensor, " M"]:
+        """Indices into the flattened matrix."""
+        return self.row * self.features + self.feature
 
     def per_row(self) -> Int[Tensor, " N"]:
         return self.offsets.diff()
@@ -63,8 +73,7 @@ class Pattern:
     def by_feature(self) -> tuple["Pattern", Int[Tensor, " M"]]:
         """The same entries in feature order (rows and features change places), and the permutation that brings values there."""
         order = torch.argsort(self.feature.to(_narrowest(self.features)), stable=True)  # sorting time goes by the width of the keys
-        offsets = _offsets(self.feature, self.features)
-        return Pattern(self.feature.index_select(0, order), self.row.index_select(0, order), offsets, self.features, self.rows), order
+        return Pattern(self.feature.index_select(0, order), self.row.index_select(0, order), self.features, self.rows), order
 
     def combine_by_feature(self, values: Float[Tensor, " M"], table: Float[Tensor, "N D"]) -> Float[Tensor, "F D"]:
         """Row f of the result is the sum of table rows of the rows that use f, weighted by the values."""
@@ -86,22 +95,17 @@ def _narrowest(below: int) -> torch.dtype:
     return next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if below <= torch.iinfo(dtype).max)
 
 
-def _offsets(owner: Int[Tensor, " M"], owners: int) -> Int[Tensor, " O"]:
-    """Where the entries of each owner begin; sums, unlike counts, have a size that the device need not be asked for."""
-    counts = torch.zeros(owners, dtype=torch.int64, device=owner.device).index_add_(0, owner, torch.ones_like(owner))
-    return functional.pad(counts.cumsum(0), (1, 0))
-
-
 def pattern_of(flat: Int[Tensor, " M"], rows: int, features: int) -> Pattern:
     """Pattern of ascending indices into a flattened `[rows, features]` matrix."""
     row = torch.div(flat, features, rounding_mode="floor")
-    return Pattern(row, flat - row * features, _offsets(row, rows), rows, features)
+    return Pattern(row, flat - row * features, rows, features)
 
 
-def dense_of(flat: Int[Tensor, " M"], values: Float[Tensor, " M"], rows: int, features: int) -> Float[Tensor, "N F"]:
-    """The dense matrix with these values at these flat indices and 0 elsewhere."""
-    size = rows * features
-    return (values.new_zeros(size) if values.is_cuda else _zeros(size, values.dtype)).scatter_(0, flat, values).view(rows, features)
+def dense_of(pattern: Pattern, values: Float[Tensor, " M"]) -> Float[Tensor, "N F"]:
+    """The dense matrix with these values at the pattern's entries, which need no order here, and 0 elsewhere."""
+    size = pattern.rows * pattern.features
+    dense = values.new_zeros(size) if values.is_cuda else _zeros(size, values.dtype)
+    return dense.scatter_(0, pattern.flat(), values).view(pattern.rows, pattern.features)
 
 
 def _zeros(size: int, dtype: torch.dtype) -> Tensor:
@@ -130,32 +134,56 @@ def whole(rows: int, floor: float) -> list[Block]:
 
 
 def entries_above(
-    x: Float[Tensor, "N D"],
-    encoder: Float[Tensor, "F D"],
-    bias: Float[Tensor, " F"],
-    blocks: Sequence[Block],
-) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
-    """Flat indices and values of the entries of `x @ encoder.T + bias` that are open and above their block's floor.
+    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block]
+) -> tuple[Pattern, Float[Tensor, " M"]]:
+    """The entries of `x @ encoder.T + bias` that are open and above their block's floor: where they are, and their values.
 
     The product has the dtype of `x`, `encoder` and `bias`. Its cost follows the number of open features.
     """
-    features, memory = len(encoder), Scratch(x)
-    indices, values = [torch.empty(0, dtype=torch.int64, device=x.device)], [x.new_empty(0)]
+    found, values = [], [x.new_empty(0)]
+    for part, pre, hits in _found_by_chunk(x, encoder, bias, blocks):
+        found.append(part)
+        values.append(pre.view(-1).index_select(0, hits))
+    return _joined(found, x, encoder), torch.cat(values)
+
+
+def measured_above(
+    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block], dtype: torch.dtype
+) -> tuple[Pattern, Float[Tensor, " M"]]:
+    """The same, where a product in `dtype` nominates the entries and their values are measured in float32."""
+    if dtype == torch.float32:
+        return entries_above(x, encoder, bias, blocks)
+    nominated = _found_by_chunk(x.to(dtype), encoder.to(dtype), bias.to(dtype), blocks)
+    pattern = _joined([part for part, _, _ in nominated], x, encoder)
+    return pattern, pattern.inner(x, encoder) + bias.index_select(0, pattern.feature)
+
+
+_Found = tuple[Tensor, Tensor]
+"""Rows and features of a chunk's entries."""
+
+
+def _joined(found: list[_Found], x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"]) -> Pattern:
+    none = torch.empty(0, dtype=torch.int64, device=x.device)
+    row, feature = (torch.cat([none, *(part[side] for part in found)]) for side in (0, 1))
+    return Pattern(row, feature, len(x), len(encoder))
+
+
+def _found_by_chunk(
+    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block]
+) -> Iterator[tuple[_Found, Float[Tensor, "n f"], Int[Tensor, " M"]]]:
+    """For each chunk of rows what was found, the chunk's product, and where in that it stands; all good until the next one."""
+    memory = Scratch(x)
     for block in blocks:
         weight = encoder if block.features is None else encoder.index_select(0, block.features)
         offset = bias if block.features is None else bias.index_select(0, block.features)
         for first in range(block.floors[0].first, block.floors[-1].last, CHUNK_ROWS):
             last = min(first + CHUNK_ROWS, block.floors[-1].last)
-            pre, mask = memory.take(last - first, len(weight))
-            torch.addmm(offset, x[first:last], weight.T, out=pre)
+            pre, mask = product(x[first:last], weight, offset, memory), memory.mask(last - first, len(weight))
             _compare(pre, first, last, block.floors, mask)
             hits = _hits(mask)
-            values.append(pre.view(-1).index_select(0, hits))
-            if block.features is not None:
-                row = torch.div(hits, len(weight), rounding_mode="floor")
-                hits = row * features + block.features.index_select(0, hits - row * len(weight))
-            indices.append(hits + first * features)
-    return torch.cat(indices), torch.cat(values)
+            row = torch.div(hits, len(weight), rounding_mode="floor")
+            column = hits - row * len(weight)
+            yield (row + first, column if block.features is None else block.features.index_select(0, column)), pre, hits
 
 
 class Scratch:
@@ -165,12 +193,38 @@ class Scratch:
         self._product = like.new_empty(0)
         self._mask = torch.empty(0, dtype=torch.bool, device=like.device)
 
-    def take(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        if rows * columns > len(self._product):
-            self._product = self._product.new_empty(rows * columns)
-            self._mask = self._mask.new_empty(rows * columns)
+    def product(self, rows: int, columns: int) -> Tensor:
         size = rows * columns
-        return self._product[:size].view(rows, columns), self._mask[:size].view(rows, columns)
+        if size > len(self._product):
+            self._product = self._product.new_empty(size)
+        return self._product[:size].view(rows, columns)
+
+    def mask(self, rows: int, columns: int) -> Tensor:
+        size = rows * columns
+        if size > len(self._mask):
+            self._mask = self._mask.new_empty(size)
+        return self._mask[:size].view(rows, columns)
+
+
+@torch.no_grad()
+def product(x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Float[Tensor, " f"], memory: Scratch) -> Float[Tensor, "n f"]:
+    """`x @ weight.T + bias`, without gradients, perhaps in memory that the next product overwrites."""
+    onednn = _onednn_product() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+    if onednn is not None:
+        return onednn(x, weight, bias, "none", [], "")
+    return torch.addmm(bias, x, weight.T, out=memory.product(len(x), len(weight)))
+
+
+@cache
+def _onednn_product() -> Callable[..., Tensor] | None:
+    """What PyTorch's compiler multiplies float32 with, faster than what stands behind `addmm` (bfloat16 goes to oneDNN anyway); None
+    where this PyTorch has no such operator."""
+    try:
+        operator: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+        operator(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "none", [], "")
+    except (AttributeError, RuntimeError):
+        return None
+    return operator
 
 
 def _compare(pre: Float[Tensor, "n f"], first: int, last: int, floors: list[Floor], mask: Tensor) -> None:
@@ -198,11 +252,13 @@ def _ordered_bits(values: Tensor) -> Tensor:
 def _hits(mask: Tensor) -> Int[Tensor, " M"]:
     """Flat indices of the true entries of a bool matrix, of which there are few."""
     flat = mask.view(-1)
-    if len(flat) % WORD:
+    if flat.is_cuda or len(flat) % WORD:
         return flat.nonzero()[:, 0]
-    words = flat.view(torch.int64).nonzero()[:, 0]
-    within = flat.view(-1, WORD).index_select(0, words).nonzero()
-    return words.index_select(0, within[:, 0]) * WORD + within[:, 1]
+    words = flat.view(torch.int64)
+    chosen = words.nonzero()[:, 0]
+    within = np.flatnonzero(words.index_select(0, chosen).numpy().view(bool))
+    start = (chosen.numpy() - np.arange(len(chosen))) * WORD  # of each chosen word, less its place among the chosen
+    return torch.from_numpy(within + start[within >> WORD_BITS])
 
 
 class Codes(NamedTuple):
@@ -219,7 +275,7 @@ class Codes(NamedTuple):
     def at(self, chosen: Int[Tensor, " m"]) -> "Codes":
         """The entries at these ascending places."""
         row, feature = self.pattern.row.index_select(0, chosen), self.pattern.feature.index_select(0, chosen)
-        pattern = Pattern(row, feature, _offsets(row, self.pattern.rows), self.pattern.rows, self.pattern.features)
+        pattern = Pattern(row, feature, self.pattern.rows, self.pattern.features)
         return Codes(pattern, self.raw.index_select(0, chosen), self.values.index_select(0, chosen))
 
     def of_rows(self, rows: Int[Tensor, " n"]) -> "Codes":
@@ -230,7 +286,7 @@ class Codes(NamedTuple):
         row = number.index_select(0, pattern.row)
         chosen = (row >= 0).nonzero()[:, 0]
         row, feature = row.index_select(0, chosen), pattern.feature.index_select(0, chosen)
-        found = Pattern(row, feature, _offsets(row, len(rows)), len(rows), pattern.features)
+        found = Pattern(row, feature, len(rows), pattern.features)
         return Codes(found, self.raw.detach().index_select(0, chosen), self.values.detach().index_select(0, chosen))
 
     def above(self, threshold: float) -> "Codes":
@@ -274,30 +330,27 @@ def select_largest(
     """The `count` largest positive codes of a batch (all positive ones where there are fewer), selected exactly.
 
     `guess` is the expected threshold, 0 where nothing is known. The product with the encoder, in `dtype`, only nominates
-    candidates, those above a share of the guess; they are measured in float32 and the selection is exact among them. When the
+    candidates, those above a little less than the guess; they are measured in float32 and the selection is exact among them. When the
     threshold turns out to lie so low that a candidate may have been missed, a guess from a sample, and at last 0, is tried.
     Of entries tied at the threshold the earliest are taken.
     """
-    product = (x.to(dtype), encoder.to(dtype), bias.to(dtype))
-    margin = 0.0 if dtype == torch.float32 else 1.0 + BFLOAT16_MARGIN
-    for floor in _floors(guess, partial(_sampled_guess, x, encoder, bias, count, scale)):
-        flat, found = entries_above(*product, blocks(floor))
-        pattern = pattern_of(flat, len(x), len(encoder))
-        raw = found if dtype == torch.float32 else pattern.inner(x, encoder) + bias.index_select(0, pattern.feature)
+    margin = 1.0 if dtype == torch.float32 else 1.0 + BFLOAT16_MARGIN
+    for floor in _floors(STEADY * guess / margin, partial(_sampled_guess, x, encoder, bias, count, scale)):
+        pattern, raw = measured_above(x, encoder, bias, blocks(floor), dtype)
         codes = Codes(pattern, raw, scale(raw, pattern))
         if floor == 0:
             break
-        if len(flat) >= count:
+        if len(raw) >= count:
             codes = codes.largest(count)
             if len(codes.values) == count and float(codes.values.min()) >= floor * margin:
                 return codes
     return codes.above(0.0).largest(count)
 
 
-def _floors(guess: float, sampled: Callable[[], float]) -> Iterator[float]:
-    """Ever lower floors to collect candidates above; a sample is taken only when the guess was too high, or missing."""
-    if guess > 0:
-        yield GUESS * guess
+def _floors(expected: float, sampled: Callable[[], float]) -> Iterator[float]:
+    """Ever lower floors to collect candidates above; a sample is taken only when the one expected was too high, or missing."""
+    if expected > 0:
+        yield expected
     yield sampled()
     yield 0.0
 
@@ -306,9 +359,8 @@ def _sampled_guess(x: Tensor, encoder: Tensor, bias: Tensor, count: int, scale: 
     """A floor that leaves about twice as many candidates as are wanted, from a sample of rows; 0 where there are too few."""
     step = max(1, len(x) // SAMPLE_ROWS)
     sample = x[::step]
-    flat, found = entries_above(sample, encoder, bias, whole(len(sample), 0.0))
-    row = torch.div(flat, len(encoder), rounding_mode="floor")
-    values = scale(found, pattern_of(flat + row * (step - 1) * len(encoder), len(x), len(encoder)))
+    pattern, found = entries_above(sample, encoder, bias, whole(len(sample), 0.0))
+    values = scale(found, Pattern(pattern.row * step, pattern.feature, len(x), len(encoder)))
     wanted = 2 * count * len(sample) // len(x)
     return 0.0 if len(values) <= wanted else float(values.kthvalue(len(values) - wanted).values)
 

@@ -13,7 +13,18 @@ from torch import Tensor
 
 from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous
 from temporallens.dictionaries.batchtopk import TopKConfig, auxk, summed_up
-from temporallens.dictionaries.sparse import BFLOAT16_MARGIN, CHUNK_ROWS, Codes, Pattern, dense_of, pattern_of, sparse_decode, sparse_encode
+from temporallens.dictionaries.sparse import (
+    BFLOAT16_MARGIN,
+    CHUNK_ROWS,
+    Codes,
+    Pattern,
+    Scratch,
+    dense_of,
+    pattern_of,
+    product,
+    sparse_decode,
+    sparse_encode,
+)
 
 SPARE = 8
 """Nominees beyond half as many again as are wanted; fewer would send more rows through the product twice."""
@@ -52,7 +63,7 @@ class TopKDictionary(Dictionary):
             largest = self.pre_activations(x).relu().topk(self.k, dim=1, sorted=False)
             return x.new_zeros(len(x), self.features).scatter(1, largest.indices, largest.values)
         pattern, values = self._select(x - self.decoder_bias, torch.float32)
-        return dense_of(pattern.row * self.features + pattern.feature, values, len(x), self.features)
+        return dense_of(pattern, values)
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         centred = x - self.decoder_bias.detach()
@@ -95,7 +106,8 @@ def largest_of_rows_static(
 
 def _nominate(x: Tensor, encoder: Tensor, bias: Tensor, count: int) -> tuple[Float[Tensor, "N c"], Int[Tensor, "N c"]]:
     """Values and features of the `count` largest entries of each row, in no order."""
-    parts = [torch.addmm(bias, rows, encoder.T).topk(count, dim=1, sorted=False) for rows in x.split(CHUNK_ROWS)]
+    memory = Scratch(x)
+    parts = [product(rows, encoder, bias, memory).topk(count, dim=1, sorted=False) for rows in x.split(CHUNK_ROWS)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 

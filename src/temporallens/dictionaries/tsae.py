@@ -95,10 +95,9 @@ class TSAEDictionary(MatryoshkaDictionary):
         encoder, bias = self.encoder[:high], self.encoder_bias[:high]
         with torch.no_grad():
             smallest = float(codes.values.min()) if len(codes.values) else 0.0
-            flat, raw = entries_above(centred, encoder, bias, whole(len(x), smallest))
-        pattern = pattern_of(flat, len(x), high)
+            pattern, raw = entries_above(centred, encoder, bias, whole(len(x), smallest))
         values = sparse_encode(raw, centred, encoder, bias, self.decoder_bias, pattern)
-        return values.new_zeros(len(x) * high).scatter(0, flat, values).view(len(x), high)
+        return values.new_zeros(len(x) * high).scatter(0, pattern.flat(), values).view(len(x), high)
 
     def _contrast(self, now: Codes, before: Float[Tensor, "n h"]) -> Float[Tensor, " n"]:
         """Symmetric InfoNCE of each pair, within groups of at most `CONTRASTED`; neighbours in the batch are dealt to different ones,

@@ -72,13 +72,14 @@ class _SquaredErrors(torch.autograd.Function):
     def forward(ctx: Any, reconstruction: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         residual = x - reconstruction
         ctx.mark_non_differentiable(residual)
+        ctx.set_materialize_grads(False)  # the residual's would be zeros, as large as the batch
         ctx.save_for_backward(residual)
         return torch.linalg.vector_norm(residual, dim=1).square_(), residual
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (residual,) = ctx.saved_tensors
-        return residual * gradients[0].mul(-2)[:, None], None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (residual,), by_row = ctx.saved_tensors, gradients[0]
+        return None if by_row is None else residual * by_row.mul(-2)[:, None], None
 
 
 def squared_errors(reconstruction: Float[Tensor, "N D"], x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "N D"]]:
