@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from temporallens.dictionaries.arms import Arm, BatchTopK, Positional, Standard
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.study import run as study_run
+from temporallens.study.measures import Measured, compared
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 from tiny_models import tiny_model
@@ -158,3 +160,15 @@ def test_a_section_that_needs_a_model_is_refused_where_there_is_none(tmp_path: P
     path.write_text("\n".join(line for line in lines if not line.startswith("  low:")) + "\n")
     with pytest.raises(TemporalLensError, match=r"evaluation\.splicing reads a language model again"):
         read_study(path)
+
+
+def test_a_dictionary_is_compared_with_the_ordinary_one_of_its_level_and_seed() -> None:
+    def own(family: str, arm: Arm, seed: int) -> Measured:
+        return Measured(f"{family}-{getattr(arm, 'k', 'x')}-seed{seed}", family, arm, seed)
+
+    ordinary = [own("plain", BatchTopK(k=k), seed) for k in (16, 32) for seed in (0, 1)]
+    others = [own("masked", Positional(k=k), seed) for k in (16, 32) for seed in (0, 1)] + [own("relu", Standard(), 0)]
+    partners = compared([*others, *ordinary])
+    assert partners == {f"masked-{k}-seed{seed}": f"plain-{k}-seed{seed}" for k in (16, 32) for seed in (0, 1)}
+    assert set(compared([*others, ordinary[0]]).values()) == {"plain-16-seed0"}  # the only one there is
+    assert compared(others[:4]) == {}

@@ -495,8 +495,11 @@ def test_gains_are_counted_by_verdict_against_the_ordinary_dictionary() -> None:
     def gain(task: str, value: float, verdict: str) -> dict[str, Any]:
         return {"task": task, "pooling": "bins", "probe": "dense", "against_bins": estimate(value), "verdict": verdict}
 
-    told = {"against": "batchtopk-seed0", "order": {"positional-seed0": [gain("a", 0.2, "above"), gain("b", 0.0, "no difference")]}}
+    gains = {"positional-seed0": [gain("a", 0.2, "above"), gain("b", 0.0, "no difference")]}
+    told = {"against": {"positional-seed0": "batchtopk-seed0"}, "order": gains}
     (table,) = measured.gains_tables("low", told)
     assert [(row.head, row.cells) for row in table.rows] == [("positional-seed0: bins, dense", ["1", "1", "0", "0.100"])]
     assert "Against batchtopk-seed0" in table.note
+    several = told | {"against": {"positional-seed0": "batchtopk-seed0", "positional-seed1": "batchtopk-seed1"}}
+    assert "of the same level and seed" in measured.gains_tables("low", several)[0].note
     assert measured.gains_tables("low", None) == []

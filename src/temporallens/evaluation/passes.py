@@ -170,21 +170,29 @@ def text_activations(
         "torch": torch.__version__,
         "texts": _texts_sha256(texts),
     }
-    folder = Path(cache) / "passes" / fingerprint(key)[:32]
-    size = -(-CHUNK_TEXTS // batch_size) * batch_size
-    chunks = [
-        Chunk(folder / f"chunk-{number:05d}.safetensors", first, min(first + size, len(texts)))
-        for number, first in enumerate(range(0, len(texts), size))
-    ]
+    name = fingerprint(key)
+    chunks = _chunks(Path(cache) / "passes" / name[:32], len(texts), batch_size)
     job = _Pass(network, layer, rows, live, left, context_length if whole_context else None, batch_size)
-    missing = [chunk for chunk in chunks if not _holds(chunk, fingerprint(key))]
-    if missing:
-        work = sum(int(real[chunk.first : chunk.stop].sum()) for chunk in missing)
-        with locked(folder), progress(f"Reading {title}", work, "tokens") as advance:
-            for chunk in missing:
-                write_tensors(chunk.path, {"x": job.compute(chunk.first, chunk.stop)}, _seal(chunk, fingerprint(key)))
-                advance(int(real[chunk.first : chunk.stop].sum()))
+    _fill([chunk for chunk in chunks if not _holds(chunk, name)], name, job, real.sum(1), title)
     return TextActivations(MappedActivations(chunks, live, network.width, DTYPES[dtype]), token, live, rule_positions(live, bos), bos)
+
+
+def _chunks(folder: Path, texts: int, batch_size: int) -> list[Chunk]:
+    """Files of whole batches."""
+    size = -(-CHUNK_TEXTS // batch_size) * batch_size
+    starts = range(0, texts, size)
+    return [Chunk(folder / f"chunk-{number:05d}.safetensors", first, min(first + size, texts)) for number, first in enumerate(starts)]
+
+
+def _fill(missing: list[Chunk], name: str, job: "_Pass", tokens: Int[Tensor, " T"], title: str) -> None:
+    """Compute what is not there; `tokens` of each text, to tell how far it is."""
+    if not missing:
+        return
+    work = [int(tokens[chunk.first : chunk.stop].sum()) for chunk in missing]
+    with locked(missing[0].path.parent), progress(f"Reading {title}", sum(work), "tokens") as advance:
+        for chunk, done in zip(missing, work, strict=True):
+            write_tensors(chunk.path, {"x": job.compute(chunk.first, chunk.stop)}, _seal(chunk, name))
+            advance(done)
 
 
 def special_tokens(model: LanguageModel) -> list[int]:

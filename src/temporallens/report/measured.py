@@ -352,12 +352,13 @@ def gains_tables(name: str, told: Measure | None) -> list[Table]:
     """What each dictionary's probes have over those of an ordinary one that is pooled by position bins."""
     if not told:
         return []
-    tables = []
+    tables, partners = [], sorted(set(told["against"].values()))
+    against = partners[0] if len(partners) == 1 else "the ordinary dictionary of the same level and seed"
     for section, what, unit, rule in GAINED:
         rows = [row for run, gains in (told.get(section) or {}).items() for row in _gain_rows(run, gains, section)]
         columns = ["dictionary, pooling, probe", "above", "no difference", "below", f"{unit} difference, mean"]
         note = (
-            f"Against {told['against']}, with probes of the same size on the same items; counts of {what}. {rule} The difference is to its "
+            f"Against {against}, with probes of the same size on the same items; counts of {what}. {rule} The difference is to its "
             "codes pooled by position bins, which a dictionary that knows positions has to beat."
         )
         if rows:

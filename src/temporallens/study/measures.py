@@ -5,7 +5,7 @@ file, `measures/SECTION/ACTIVATIONS/RUN.json`; what does not depend on the dicti
 `passes/` and used by all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.cluster_policy import ClustersPolicy
@@ -151,19 +152,41 @@ ORDINARY = ("batchtopk", "topk", "jumprelu", "matryoshka", "standard")
 """Kinds of ordinary dictionaries, the one to be compared with first."""
 
 
-def ordinary_among(kinds: Mapping[str, str]) -> str | None:
-    """Which of these dictionaries, by name with their kinds, the others are compared with; None where none is ordinary."""
-    return next((name for kind in ORDINARY for name, own in kinds.items() if own == kind), None)
+class Measured(NamedTuple):
+    """A dictionary that is measured, and what decides which other it is compared with."""
+
+    run: str
+    family: str
+    arm: Arm
+    seed: int
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """Equal for dictionaries that differ in their kind only."""
+        return self.seed, self.arm.level, getattr(self.arm, self.arm.level or "", None)
 
 
-def gains(ordinary: str, files: Mapping[str, Mapping[str, Path]], cache: Path) -> dict[str, Any]:
-    """What each dictionary's probes have over those of the `ordinary` one, pooled by position bins; `files` are the measurements by
-    section and dictionary. Raises TemporalLensError where two were not measured alike."""
-    found: dict[str, Any] = {"against": ordinary}
+def compared(measured: Sequence[Measured]) -> dict[str, str]:
+    """For each dictionary the ordinary one that it is compared with: of the first ordinary arm the one of its own level and seed, or
+    the only one that there is. Dictionaries without such a partner are left out, and so are all where no arm is ordinary."""
+    family = next((own.family for kind in ORDINARY for own in measured if own.arm.kind == kind), None)
+    ordinary = [own for own in measured if own.family == family]
+    partners = {}
+    for own in measured:
+        same = ordinary if len(ordinary) == 1 else [other for other in ordinary if other.alike == own.alike]
+        if own.family != family and same:
+            partners[own.run] = same[0].run
+    return partners
+
+
+def gains(partners: Mapping[str, str], files: Mapping[str, Mapping[str, Path]], cache: Path) -> dict[str, Any]:
+    """What each dictionary's probes have over those of its partner, pooled by position bins; `files` are the measurements by section
+    and dictionary. Raises TemporalLensError where two were not measured alike."""
+    found: dict[str, Any] = {"against": dict(partners)}
     for section, own in files.items():
         compare = _order_gains if section == "order" else partial(_probing_gains, cache=cache)
         read = {name: read_json(path, "a measurement of a dictionary") for name, path in own.items()}
-        found[section] = {name: compare(content, read[ordinary]) for name, content in read.items() if name != ordinary}
+        found[section] = {name: compare(read[name], read[partner]) for name, partner in partners.items()}
     return found
 
 

@@ -25,12 +25,12 @@ from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.study.config import Study
-from temporallens.study.measures import COMPARED, OF_MODELS, Subject, gains, measure, ordinary_among
+from temporallens.study.measures import COMPARED, OF_MODELS, Subject, gains, measure
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures, run_title
 from temporallens.study.reading import StudyFile, name_of
 from temporallens.study.sources import make_store, scores_of
-from temporallens.study.stages import KINDS, Kind, Records, Stage, remove, scan_file, stages_of
+from temporallens.study.stages import KINDS, Kind, Records, Stage, partners_of, remove, scan_file, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, training_settings
 from temporallens.training.trainer import ArmRun, train_arms
 
@@ -244,10 +244,7 @@ def _tell_gains(run: Run, stage: Stage) -> None:
     files: dict[str, dict[str, Path]] = {}
     for measured in own:
         files.setdefault(measured.section, {})[measured.run] = run.path(measured)
-    variants = run.study.variants()
-    ordinary = ordinary_among({measured.run: variants[measured.arm].arm.kind for measured in own})
-    assert ordinary is not None  # or there would be no such stage
-    write_json(run.path(stage), gains(ordinary, files, run.folder / PASSES))
+    write_json(run.path(stage), gains(partners_of(run.study, stage.activations), files, run.folder / PASSES))
 
 
 def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:

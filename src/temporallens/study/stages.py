@@ -23,7 +23,7 @@ from temporallens.evaluation.results import GAINS, gains_file, measures_file, ru
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.files import explained, fingerprint, read_json, sha256, write_json
 from temporallens.study.config import Study, Training, Variant, as_file_name
-from temporallens.study.measures import ACROSS_SEEDS, COMPARED, ordinary_among
+from temporallens.study.measures import ACROSS_SEEDS, COMPARED, Measured, compared
 from temporallens.study.measures import VERSION as MEASURES_VERSION
 
 Kind = Literal["scan", "harvest", "train", "evaluate", "figures", "report"]
@@ -139,12 +139,20 @@ def _measure_stages(study: Study, measured: Training, trainings: list[Stage]) ->
 def _gains_stage(study: Study, entry: str, measures: list[Stage]) -> Stage | None:
     """What dictionaries of one activations entry gain over an ordinary one; None where nothing of the kind is measured of two."""
     own = [stage for stage in measures if stage.activations == entry and stage.section in COMPARED]
-    variants = study.variants()
-    ordinary = ordinary_among({stage.run: variants[stage.arm].arm.kind for stage in own})
-    if ordinary is None or len({stage.run for stage in own}) < 2:
+    partners = partners_of(study, entry)
+    if not own or not partners:
         return None
-    shaped_by = {"against": ordinary, "version": MEASURES_VERSION}
+    shaped_by = {"against": partners, "version": MEASURES_VERSION}
     return _stage("evaluate", f"measure/{GAINS}/{entry}", gains_file(entry), shaped_by, own, activations=entry, section=GAINS)
+
+
+def partners_of(study: Study, entry: str) -> dict[str, str]:
+    """For each dictionary of one activations entry that is measured the ordinary one that it is compared with."""
+    variants = study.variants()
+    own = [(training, variants[training.arm]) for training in study.measured() if training.activations == entry]
+    return compared(
+        [Measured(run_name(training.arm, training.seed), variant.family, variant.arm, training.seed) for training, variant in own]
+    )
 
 
 def _text_content(policy: Any) -> str | None:
