@@ -37,7 +37,7 @@ from temporallens.dictionaries.arms import ARMS
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, sha256, tensor_digest, write_json
-from temporallens.study.reading import read_study
+from temporallens.study.reading import read_kept, read_study, write_kept
 from temporallens.training.checkpoint import load_checkpoint, save_checkpoint
 from temporallens.training.history import History, load_history
 
@@ -186,6 +186,11 @@ def _study(folder: Path) -> Path:
     return folder / "study.yaml"
 
 
+def _kept_study(folder: Path) -> Path:
+    write_kept(folder / "study.yaml", STUDY)
+    return folder / "study.yaml"
+
+
 def _array(ending: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         x, path = np.random.default_rng(0).normal(size=(4, POSITIONS, WIDTH)).astype(np.float32), folder / f"x.{ending}"
@@ -242,6 +247,7 @@ FORMATS: dict[str, Format] = {
     "record": Format(_record, lambda folder: read_json(folder / "x.json", "the record of a stage")),
     "world truth": Format(_world, _read_world),
     "study": Format(_study, lambda folder: read_study(folder / "study.yaml").study.model_dump_json(), sealed=False),
+    "study copy": Format(_kept_study, lambda folder: read_kept(folder / "study.yaml").study.model_dump_json()),
     "import npy": Format(_array("npy"), _read_import("npy"), sealed=False),
     "import npz": Format(_array("npz"), _read_import("npz"), sealed=False),
     "import safetensors": Format(_array("safetensors"), _read_import("safetensors"), sealed=False),

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from temporallens.activations.store import ActivationStore
 from temporallens.cli import GO_ON, app
 from temporallens.files import locked, read_json, write_json
+from temporallens.study.reading import read_kept
 from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -247,7 +248,7 @@ def test_a_truncated_shard_and_a_store_of_another_version_are_refused(study: Pat
     manifest = store / "manifest.json"
     values = json.loads(manifest.read_text()) | {"format": "temporallens.store/9"}
     del values["checksum"]
-    manifest.write_text(json.dumps(values))
+    write_json(manifest, values)
     assert "has format 'temporallens.store/9'" in refusal("train", out)
     shutil.rmtree(store)  # as the sentences say
     assert call("train", out).exit_code == 0
@@ -555,7 +556,7 @@ def test_the_gemma_study_runs_unchanged_on_a_tiny_random_gemma_2(tmp_path: Path)
     assert results["activations"]["layer-19"]["layer"] == 19
     assert [run["kind"] for run in results["runs"]] == ["standard", "batchtopk", "positional"]
     assert {run["features"] for run in results["runs"]} == {2304}
-    assert (out / "study.yaml").read_text().startswith(f"# Written by --model {folder}, which replaced the model")
+    assert read_kept(out / "study.yaml").text.startswith(f"# Written by --model {folder}, which replaced the model")
     assert (out / "report.html").exists()
 
 

@@ -11,6 +11,7 @@ from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.evaluation.results import RunPlace, assemble, load_results
+from temporallens.files import write_json
 
 
 def held_out(store):
@@ -69,7 +70,7 @@ def run_folder(store, trained, tmp_path):
     for name, arm in trained.items():
         (tmp_path / "arms" / "x" / f"{name}-seed0").symlink_to(arm.folder)
         values = measured(store, trained, name)._asdict()
-        (tmp_path / "evaluation" / "x" / f"{name}-seed0.json").write_text(json.dumps(values))
+        write_json(tmp_path / "evaluation" / "x" / f"{name}-seed0.json", values)
     return tmp_path
 
 
@@ -92,7 +93,7 @@ def test_results_of_a_run_that_never_trained_are_refused(run_folder):
     path.unlink()
     path.mkdir()
     del summary["checksum"]
-    (path / "training.json").write_text(json.dumps(summary))
+    write_json(path / "training.json", summary)
     with pytest.raises(TemporalLensError, match="trained for 0 steps: that is no result"):
         assemble(run_folder, "test", STUDY, PLACES)
     assert not (run_folder / "results.json").exists()

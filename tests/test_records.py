@@ -19,6 +19,7 @@ from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation import fields as f
 from temporallens.figures.masks import Case, draw_two_cases, effect, sorted_gates
+from temporallens.files import write_json
 
 TINY = RecordsPolicy(records=64, records_per_document=4, width=16, heads=2, layers=2, layer=0, steps=3, batch_size=8, largest_excess=10.0)
 
@@ -145,7 +146,7 @@ def test_the_layout_is_read_back(store: ActivationStore, folder: Path) -> None:
     folder.mkdir()
     with pytest.raises(TemporalLensError, match="should be what is known"):
         read_layout(folder)
-    (folder / "truth.json").write_text('{"format": "temporallens.records/1"}')
+    write_json(folder / "truth.json", {"format": "temporallens.records/1"})
     with pytest.raises(TemporalLensError, match="is damaged"):
         read_layout(folder)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import CannotWriteError, TemporalLensError
 from temporallens.files import abandon, locked, read_json, read_tensors, tensor_digest, write_json, write_tensors
+from temporallens.study.reading import read_kept, write_kept
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, load_checkpoint, other_checkpoints, save_checkpoint
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3.0), "flags": torch.tensor([True, False])}
@@ -46,6 +48,17 @@ def test_any_flipped_bit_or_truncation_of_a_json_file_is_found(tmp_path: Path, v
         path.write_bytes(damaged)
         with pytest.raises(TemporalLensError, match=r"x\.json"):
             read_json(path, "a record")
+
+
+def test_any_flipped_bit_or_truncation_of_the_study_that_a_run_keeps_is_found(tmp_path: Path) -> None:
+    path, text = tmp_path / "study.yaml", "name: tiny\nactivations: {world: {source: world}}\narms: {a: {kind: batchtopk}}\ntraining: {}\n"
+    write_kept(path, text)
+    content = path.read_bytes()
+    assert read_kept(path).text == text
+    for damaged in every_bit(content) + every_cut(content):
+        path.write_bytes(damaged)
+        with pytest.raises(TemporalLensError, match=re.escape(str(path))):
+            read_kept(path)
 
 
 def test_flipped_bits_and_truncations_of_a_checkpoint_are_found(tmp_path: Path) -> None:
@@ -84,13 +97,18 @@ def test_weights_and_configuration_that_were_not_saved_together_are_refused(tmp_
         load_dictionary(tmp_path / "0")
 
 
-def test_files_without_a_checksum_are_read_as_they_are(tmp_path: Path) -> None:
+def test_files_without_a_checksum_are_read_only_where_other_programs_write_them_too(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    (tmp_path / "x.json").write_text(json.dumps(VALUE))
-    assert read_json(tmp_path / "x.json", "a record") == VALUE
-    save_file(TENSORS, tmp_path / "x.safetensors", {"format": "pt"})
-    tensors, metadata = read_tensors(tmp_path / "x.safetensors", "tensors")
+    json_path, tensors_path = tmp_path / "x.json", tmp_path / "x.safetensors"
+    json_path.write_text(json.dumps(VALUE))
+    save_file(TENSORS, tensors_path, {"format": "pt"})
+    with pytest.raises(TemporalLensError, match=r"x\.json, a record, does not have the checksum that it should"):
+        read_json(json_path, "a record")
+    with pytest.raises(TemporalLensError, match=r"x\.safetensors, tensors, does not have the checksum that it should"):
+        read_tensors(tensors_path, "tensors")
+    assert read_json(json_path, "a record", foreign=True) == VALUE
+    tensors, metadata = read_tensors(tensors_path, "tensors", foreign=True)
     assert metadata is None
     assert tensor_digest(tensors) == tensor_digest(TENSORS)
 

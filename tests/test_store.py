@@ -14,7 +14,7 @@ from temporallens.activations.importing import read_array, store_arrays
 from temporallens.activations.moments import FIRST, NORM
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.errors import TemporalLensError
-from temporallens.files import sha256
+from temporallens.files import sha256, write_json
 
 DESCRIPTION = StoreDescription(source={"kind": "test"}, policies={"clock": "index"}, width=3, dtype="float32", positions=8)
 
@@ -224,12 +224,12 @@ def test_damage_is_named_before_content_is_used(store, tmp_path, damage):
         shard.unlink()
     else:
         values = json.loads(manifest.read_text())
-        del values["checksum"]  # files of other programs have none
+        del values["checksum"]
         if damage == "version":
             values["format"] = "temporallens.store/99"
         else:
             values["shards"][0]["file"] = "../../shard-00000.safetensors"
-        manifest.write_text(json.dumps(values))
+        write_json(manifest, values)  # a stranger's may have its checksum right
     sentences = {"truncate": "truncated", "flip": "checksum", "version": "store/99", "escape": "outside", "missing": "missing"}
     with pytest.raises(TemporalLensError, match=sentences[damage]) as caught:
         ActivationStore(copy).read(np.arange(3))

@@ -17,7 +17,7 @@ from temporallens.dictionaries.base import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study, as_file_name, variant_name
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
-from temporallens.study.reading import StudyFile, read_study
+from temporallens.study.reading import StudyFile, read_kept, read_study
 from temporallens.study.run import run_study
 from temporallens.study.stages import Stage, stages_of
 from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
@@ -467,7 +467,7 @@ def test_it_leaves_results_figures_a_report_and_its_own_study(folder: Path, sour
         *(f"position_analysis-{run['activations']}-{run['arm']}-seed0" for run in results["runs"]),
     }
     assert "position_analysis" not in (folder / "report.html").read_text()  # pictures are inlined
-    assert (folder / "study.yaml").read_text() == VALID.format(**sources)
+    assert read_kept(folder / "study.yaml").text == VALID.format(**sources)
 
 
 @one_worker

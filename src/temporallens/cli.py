@@ -268,11 +268,11 @@ def import_command(
 
 
 def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
-    from temporallens.study.reading import read_study
+    from temporallens.study.reading import read_kept, read_study
     from temporallens.study.run import STUDY_FILE
 
     is_run = _is_there(study / STUDY_FILE)
-    study_file = read_study(study / STUDY_FILE if is_run else study, model)
+    study_file = read_kept(study / STUDY_FILE, model) if is_run else read_study(study, model)
     return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
 
 

@@ -7,6 +7,9 @@ from difflib import get_close_matches
 class TemporalLensError(Exception):
     """A mistake a user can mend. The command line prints its sentence and exits with code 2, without a traceback."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.split("\n")))  # names that a damaged file gives may hold line breaks
+
 
 class CannotWriteError(TemporalLensError):
     """The system refused to write a file. What was written before it is whole, and is gone on from once there is room."""

@@ -2,7 +2,7 @@
 
 Everything above this floor writes through these functions, so a full disk or a killed process leaves either the old file or
 the new one, never half of one, and the sentence that reaches the user names the path. What they write carries its own checksum,
-which is verified before a reader gets anything; files without one, of older versions or other programs, are read as they are.
+which is verified before a reader gets anything; a file without one is refused, unless other programs write such files too.
 """
 
 import errno
@@ -122,10 +122,9 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value`; a mapping gets its checksum as its last key, which `read_json` verifies and takes off again."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_text(path, _sealed(text) if isinstance(value, dict) else text)
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a mapping with its checksum as its last key, which `read_json` verifies and takes off again."""
+    write_text(path, _sealed(json.dumps(value, indent=1, allow_nan=False) + "\n"))
 
 
 def _sealed(text: str) -> str:
@@ -135,21 +134,25 @@ def _sealed(text: str) -> str:
     return head + SEAL.format(hashlib.sha256(head.encode()).hexdigest())
 
 
-def read_json(path: Path, what: str, remedy: str = "") -> Any:
+def read_json(path: Path, what: str, remedy: str = "", foreign: bool = False) -> Any:
     """Read `path`; `what` names the file's role in the sentence that a user gets when it is missing or broken, `remedy` says there
-    what to do about a broken one."""
+    what to do about a broken one. A file that other programs write too (`foreign`) needs no checksum."""
     content = _content(path, what)
     try:
         text = content.decode("utf-8")
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise TemporalLensError(f"{path} is not readable as {what}: {error}{_then(remedy)}") from error
-    stated = [key for key in value if _is_checksum_key(key)] if isinstance(value, dict) else []
-    if stated:
-        if text[-SEAL_LENGTH:] != SEAL.format(hashlib.sha256(text[:-SEAL_LENGTH].encode()).hexdigest()):
-            raise TemporalLensError(f"{path}, {what}, does not have the checksum that it states: it was changed or damaged{_then(remedy)}")
-        del value[CHECKSUM]
+    if foreign and not (isinstance(value, dict) and any(_is_checksum_key(key) for key in value)):
+        return value
+    if not isinstance(value, dict) or text[-SEAL_LENGTH:] != SEAL.format(hashlib.sha256(text[:-SEAL_LENGTH].encode()).hexdigest()):
+        raise _changed(path, what, remedy)
+    del value[CHECKSUM]
     return value
+
+
+def _changed(path: Path, what: str, remedy: str) -> TemporalLensError:
+    return TemporalLensError(f"{path}, {what}, does not have the checksum that it should: it was changed or damaged{_then(remedy)}")
 
 
 def _then(remedy: str) -> str:
@@ -224,8 +227,9 @@ def _as_system_error(error: Exception) -> Exception:
     return error
 
 
-def read_tensors(path: Path, what: str, remedy: str = "") -> tuple[dict[str, Any], Any]:
-    """Read a safetensors file that fits in memory; return its tensors and the JSON metadata (None when it has none)."""
+def read_tensors(path: Path, what: str, remedy: str = "", foreign: bool = False) -> tuple[dict[str, Any], Any]:
+    """Read a safetensors file that fits in memory; return its tensors and the JSON metadata (None when it has none). A file that
+    other programs write too (`foreign`) needs no checksum."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -240,8 +244,8 @@ def read_tensors(path: Path, what: str, remedy: str = "") -> tuple[dict[str, Any
     except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, RecursionError) as error:
         raise TemporalLensError(f"{path} is not readable as {what} (truncated, or another format): {error}{_then(remedy)}") from error
     stated = metadata.pop(CHECKSUM, None)
-    if stated is not None and stated != _combined(tensor_digest(tensors), metadata):
-        raise TemporalLensError(f"{path}, {what}, does not have the checksum that it states: it was changed or damaged{_then(remedy)}")
+    if not (foreign and stated is None) and stated != _combined(tensor_digest(tensors), metadata):
+        raise _changed(path, what, remedy)
     return tensors, metadata or None
 
 

@@ -315,7 +315,7 @@ def _start_over(out: Path, description: StoreDescription) -> None:
         return
     path = out / "truth.json"  # written before the other files beside the store: it says whose they are
     if path.exists():
-        content = read_json(path, "what is known of a store of records")
+        content = read_json(path, "what is known of a store of records", foreign=True)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return
         with explained(out):

@@ -354,7 +354,7 @@ class ActivationStore:
                     self._check_columns(file, shard)
                     self._verified.add(number)
                 for name, destination in zip(Rows._fields, out, strict=True):
-                    source = file.get_slice(name)
+                    source = file.get_tensor(name)  # mapped, not read; a slice of the file's own loses some bytes for ever
                     for start, length, target in zip(starts.tolist(), lengths.tolist(), targets.tolist(), strict=True):
                         destination[target : target + length] = source[start : start + length]
         except (SafetensorError, OSError) as error:

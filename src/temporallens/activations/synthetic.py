@@ -427,7 +427,7 @@ def _write_truth(truth: Truth, folder: Path) -> None:
 def _remove_truth(folder: Path) -> None:
     """Remove the truth that a call left which was interrupted just before its manifest."""
     path = folder / "truth.json"
-    if path.is_file() and _is_truth(read_json(path, "the truth of a world")):
+    if path.is_file() and _is_truth(read_json(path, "the truth of a world", foreign=True)):
         (folder / "truth.safetensors").unlink(missing_ok=True)
         path.unlink()
 

@@ -60,7 +60,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     """`cfg.json` of a saved dictionary, checked to be one of ours."""
     folder = Path(folder)
     path = folder / "cfg.json"
-    config = read_json(path, "the configuration of a saved dictionary")
+    config = read_json(path, "the configuration of a saved dictionary", foreign=True)
     metadata = config.get("metadata") if isinstance(config, dict) else None
     ours = metadata.get("temporallens") if isinstance(metadata, dict) else None
     if not isinstance(ours, dict) or ours.get("format") != FORMAT:
@@ -75,7 +75,7 @@ def load_dictionary(folder: Path | str) -> Dictionary:
     config = read_config(folder)
     ours = config["metadata"]["temporallens"]
     path = folder / "sae_weights.safetensors"
-    tensors, _ = read_tensors(path, "the weights of a saved dictionary")
+    tensors, _ = read_tensors(path, "the weights of a saved dictionary", foreign=True)
     if ours.get("weights_sha256") not in (None, tensor_digest(tensors)):
         raise TemporalLensError(f"{path} does not have the checksum that cfg.json states: the two were not saved together, or are damaged")
     try:

@@ -1,5 +1,6 @@
 """From a YAML file to a `Study`, or to one sentence that says which key is wrong, in which line, and what was meant."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -8,11 +9,15 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.files import write_text
 from temporallens.study.config import Study
 from temporallens.study.sources import TAG
 
 LARGEST_FILE = 1 << 20
 """Bytes; a study is a page of text, so more is a mistake (or an attack) that is refused before it is parsed."""
+
+
+SEAL = "# A copy that a run keeps; to change it, edit the study file and run that. SHA-256 of the lines below: "
 
 
 class StudyFile(NamedTuple):
@@ -25,6 +30,33 @@ class StudyFile(NamedTuple):
 def read_study(path: Path, model: str | None = None) -> StudyFile:
     """Read and validate `path`; `model` replaces the model everywhere, and the kept text then says so."""
     text = _text_of(path)
+    return _study_in(_unsealed(text, path) if text.startswith(SEAL) else text, path, model)
+
+
+def write_kept(path: Path, text: str) -> None:
+    """The copy of a study that a run's folder keeps, whose first line tells whether the others are whole."""
+    write_text(path, f"{SEAL}{_digest(text)}\n{text}")
+
+
+def read_kept(path: Path, model: str | None = None) -> StudyFile:
+    """Read what `write_kept` wrote. Raises TemporalLensError when it is damaged or was edited."""
+    return _study_in(_unsealed(_text_of(path), path), path, model)
+
+
+def _unsealed(text: str, path: Path) -> str:
+    first, _, rest = text.partition("\n")
+    if first != SEAL + _digest(rest):
+        raise TemporalLensError(
+            f"{path} is not what the run wrote: it is damaged, or was edited; give the study file itself, and --out {path.parent}"
+        )
+    return rest
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _study_in(text: str, path: Path, model: str | None) -> StudyFile:
     root, content = _parse(text, path)
     if not isinstance(content, dict):
         raise TemporalLensError(f"{path} is not a study: it should be a mapping with the keys {', '.join(Study.model_fields)}")

@@ -20,7 +20,7 @@ from temporallens.evaluation.results import GAINS, RunPlace, assemble, load_resu
 from temporallens.evaluation.scan import ScanPolicy, scan_policy
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
-from temporallens.files import explained, fingerprint, locked, read_json, write_json, write_text
+from temporallens.files import explained, fingerprint, locked, read_json, write_json
 from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
@@ -28,7 +28,7 @@ from temporallens.study.config import Study
 from temporallens.study.measures import COMPARED, OF_MODELS, Subject, gains, measure
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures, run_title
-from temporallens.study.reading import StudyFile, name_of
+from temporallens.study.reading import StudyFile, name_of, write_kept
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import KINDS, Kind, Records, Stage, partners_of, remove, scan_file, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, training_settings
@@ -91,7 +91,7 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     stages, records = stages_of(study, text), Records(folder)
     reach_models(_models_read(study, (stage for stage in stages if not records.finished(stage))))
     with locked(folder):
-        write_text(folder / STUDY_FILE, text)
+        write_kept(folder / STUDY_FILE, text)
         _fix_threads(study.threads)
         run = Run(study, text, folder, stages, records, say)
         for stage in stages:
