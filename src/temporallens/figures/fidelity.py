@@ -220,7 +220,7 @@ def _content_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -
     if not ends:
         return "How many firings stay on their tokens is not known"
     (low, shift, worst), (high, _, best) = min(ends), max(ends)
-    if len(ends) == 1:
+    if percent(low) == percent(high):
         return f"{percent(low)} of firings stay on their tokens at a shift of {shift}"
     return f"At a shift of {shift}, {percent(low)} ({plain(worst, NAME)}) to {percent(high)} ({plain(best, NAME)}) of firings stay"
 
