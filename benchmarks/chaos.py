@@ -2,10 +2,10 @@
 
     make chaos KILLS=200        (python -m benchmarks.chaos --kills 200 [--seed 0] [--folder FOLDER])
 
-A small study with every stage (scan, harvest of a language model and of a world, training of three kinds of arms, evaluation, figures,
-report) runs once without interruption. Then it runs in fresh folders in processes that get SIGKILL: every other one after a random
-time, the rest at a random file operation: at the making of a temporary file, before or after it is flushed, before or after it is
-renamed. The next process goes on in the same folder, and may be killed too, until one comes to the end. Last line:
+A small study with every stage (scan, harvest of a language model and of a world, training of three kinds of arms, evaluation with five
+of its sections, figures, report) runs once without interruption. Then it runs in fresh folders in processes that get SIGKILL: every
+other one after a random time, the rest at a random file operation: at the making of a temporary file, before or after it is flushed,
+before or after it is renamed. The next process goes on in the same folder, and may be killed too, until one comes to the end. Last line:
 
     N kills, N recovered, 0 lost, 0 different
 
@@ -52,6 +52,14 @@ arms:
 levels: {{k: [4]}}
 seeds: [0]
 training: {{steps: {steps}, batch_size: 64, learning_rate: 0.005, log_every: 5, checkpoint_every: 10, held_out: 0.25, dead_after: 1000}}
+{evaluation}"""
+EVALUATION = """\
+evaluation:
+  positions: {least_firings: 5, least_tokens: 2, resamples: 20}
+  clusters: {least_firings: 20, least_features: 2, sample: 32, draws: 19, bootstraps: 2}
+  features: {bins: 6, contexts: 2, draws: 40}
+  splicing: {rows: 2, resamples: 20}
+  fidelity: {rows: 4, shifts: [1, 2], least_firings: 2, resamples: 20}
 """
 MORE_ARMS = """\
   budgeted: {kind: budgeted, features: 48, position_weights: true}
@@ -231,14 +239,15 @@ def _current(folder: Path) -> str:
 
 
 def write_study(folder: Path, sequences: int = 96, steps: int = 60, model: Path | None = None, text: Path | None = None) -> Path:
-    """The study; with a model directory and a text it scans and harvests that too, and trains more arms."""
-    scans = harvests = arms = ""
+    """The study; with a model directory and a text it scans and harvests that too, trains more arms and measures more."""
+    scans = harvests = arms = evaluation = ""
     if model is not None:
         scans = f"scans: [{{model: {model}, text: {text}, context_length: 16, sequences: 8}}]"
         harvests = f"  model: {{model: {model}, text: {text}, layer: 1, context_length: 16, batch_size: 4, dtype: float32}}"
-        arms = MORE_ARMS
+        arms, evaluation = MORE_ARMS, EVALUATION
     path = folder / "study.yaml"
-    path.write_text(STUDY.format(sequences=sequences, steps=steps, scans=scans, harvests=harvests, arms=arms))
+    content = {"scans": scans, "harvests": harvests, "arms": arms, "evaluation": evaluation}
+    path.write_text(STUDY.format(sequences=sequences, steps=steps, **content))
     return path
 
 
