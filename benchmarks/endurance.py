@@ -68,8 +68,9 @@ def main() -> None:
         if chosen.study:
             sys.exit(limited(chosen.study, chosen.gigabytes, Path(folder) / "run"))
         seen = train(chosen.steps, Path(folder))
-    growth = (seen[-1][1] - seen[1][1]) / (seen[-1][0] - seen[1][0])
-    print(f"from step {seen[1][0]:,} to {seen[-1][0]:,}: {growth:+.0f} bytes a step, {seen[-1][2] - seen[1][2]:+d} open files")
+    half, last = seen[len(seen) // 2 - 1], seen[-1]  # by then everything has begun: features are first dead after a million tokens
+    growth = (last[1] - half[1]) / (last[0] - half[0])
+    print(f"from step {half[0]:,} to {last[0]:,}: {growth:+.0f} bytes a step, {last[2] - half[2]:+d} open files")
 
 
 if __name__ == "__main__":

@@ -186,3 +186,11 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TEMPORALLENS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert shipped.cache_folder() == tmp_path / "temporallens"
+
+
+def test_a_sentence_stays_one_line_whatever_the_columns_are_called(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["one\ntwo", "three"], ["a", "b"]])
+    with pytest.raises(TemporalLensError) as caught:
+        list(documents(tmp_path / "a.csv"))
+    assert str(caught.value).endswith("it is one of: one two, three")

@@ -7,13 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from temporallens.dictionaries import sparse
 from temporallens.dictionaries.masks import CLOSED, gated_blocks
 from temporallens.dictionaries.sparse import (
     Block,
     Floor,
     Pattern,
+    Scratch,
     entries_above,
     pattern_of,
+    product,
     select_largest,
     select_largest_static,
     sparse_decode,
@@ -115,6 +118,16 @@ def test_bfloat16_entries_are_those_whose_values_exceed_the_floor(floor):
     assert 0 < len(flat) < above.numel()
     assert torch.equal(flat, above.view(-1).nonzero()[:, 0])
     assert torch.equal(values, pre[above])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 33])
+def test_the_product_is_the_same_where_pytorch_lacks_the_faster_operator(rows, monkeypatch):
+    x, weight, bias = torch.randn(rows, 8), torch.randn(5, 8, requires_grad=True), torch.randn(5)
+    found = product(x, weight, bias, Scratch(x))
+    monkeypatch.setattr(sparse, "_onednn_product", lambda: None)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, product(x, weight, bias, Scratch(x)))
+    torch.testing.assert_close(found, (x @ weight.T + bias).detach())
 
 
 def test_the_static_selection_is_the_same_selection():

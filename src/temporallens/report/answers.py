@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeGuard
 from temporallens.figures.style import percent
 
 UNKNOWN = "–"
-MASKS_TOLD, ARMS_TOLD = 4, 6
+MASKS_TOLD, ARMS_TOLD = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
 VERDICTS = {
     "above": "{family} reconstructs better than {baseline}",
@@ -133,7 +133,7 @@ def answer(name: str, entry: Mapping[str, Any], runs: Runs, comparison: Mapping[
     families = _by_family(runs)
     masked = {family: own for family, own in families.items() if any(run.get("openness") is not None for run in own)}
     clauses = [_position_clause(entry)]
-    clauses += [clause for family, own in list(masked.items())[:MASKS_TOLD] if (clause := _mask_clause(family, own))]
+    clauses += [clause for family in _best_first(masked)[:MASKS_TOLD] if (clause := _mask_clause(family, masked[family]))]
     findings, remarks = [], []
     if families:
         knowing = [*masked, *(family for family in (comparison.get("baselines") or [])[1:] if family not in masked)]
@@ -219,13 +219,16 @@ def _reconstruction_clause(families: Mapping[str, Runs], comparison: Mapping[str
     """How much the best arms explain: at the middle one of the common L0, or as measured where there is none."""
     levels = comparison.get("l0") or []
     if len(levels) < 2:
-        return f"on held-out documents {listed(_measured_parts(families))}"
+        return f"on held-out documents {listed(_measured_parts(families))}{_others_less(len(families))}"
     l0 = levels[len(levels) // 2]
     there = [row for row in comparison.get("reached") or [] if row["l0"] == l0]
     ranked = sorted(there, key=lambda row: -float(row["fve"]["value"]))
     parts = [f"{row['family']}{_seeds_of(row['fve'])} {fixed(row['fve']['value'], 4)}" for row in ranked[:ARMS_TOLD]]
-    rest = f"; {counted(len(ranked) - ARMS_TOLD, 'other arm', 'other arms')} less" if len(ranked) > ARMS_TOLD else ""
-    return f"on held-out documents, at L0 {l0:g}, the fraction of the variance explained is, of {listed(parts)}{rest}"
+    return f"on held-out documents, at L0 {l0:g}, the fraction of the variance explained is, of {listed(parts)}{_others_less(len(ranked))}"
+
+
+def _others_less(arms: int) -> str:
+    return f"; {counted(arms - ARMS_TOLD, 'other arm', 'other arms')} less" if arms > ARMS_TOLD else ""
 
 
 def _seeds_of(mean: Mapping[str, Any]) -> str:
@@ -234,14 +237,19 @@ def _seeds_of(mean: Mapping[str, Any]) -> str:
 
 def _measured_parts(families: Mapping[str, Runs]) -> list[str]:
     means = {family: average(runs, "fve") for family, runs in families.items()}
-    ranked = sorted(families, key=lambda family: -math.inf if means[family] is None else -float(means[family] or 0.0))
     parts = []
-    for order, family in enumerate(ranked):
+    for order, family in enumerate(_best_first(families)[:ARMS_TOLD]):
         count = len({run.get("seed") for run in families[family]})
         seeds = f", mean of {count} seeds" if count > 1 else ""
         verb = " explains a fraction of" if order == 0 else ""
         parts.append(f"{family}{verb} {fixed(means[family], 3)} (L0 {fixed(average(families[family], 'l0'), 1)}{seeds})")
     return parts
+
+
+def _best_first(families: Mapping[str, Runs]) -> list[str]:
+    """By mean FVE; those without one at the end."""
+    means = {family: average(runs, "fve") for family, runs in families.items()}
+    return sorted(families, key=lambda family: math.inf if means[family] is None else -float(means[family] or 0.0))
 
 
 def average(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
