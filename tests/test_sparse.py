@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from temporallens.dictionaries import sparse
+from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.dictionaries.masks import CLOSED, gated_blocks
 from temporallens.dictionaries.sparse import (
     Block,
@@ -15,8 +16,8 @@ from temporallens.dictionaries.sparse import (
     Pattern,
     Scratch,
     entries_above,
+    fast_product,
     pattern_of,
-    product,
     select_largest,
     select_largest_static,
     sparse_decode,
@@ -123,11 +124,20 @@ def test_bfloat16_entries_are_those_whose_values_exceed_the_floor(floor):
 @pytest.mark.parametrize("rows", [0, 1, 33])
 def test_the_product_is_the_same_where_pytorch_lacks_the_faster_operator(rows, monkeypatch):
     x, weight, bias = torch.randn(rows, 8), torch.randn(5, 8, requires_grad=True), torch.randn(5)
-    found = product(x, weight, bias, Scratch(x))
+    fast = fast_product(x, weight, bias, Scratch(x))
+    assert not fast.requires_grad
+    torch.testing.assert_close(fast, (x @ weight.T + bias).detach())
     monkeypatch.setattr(sparse, "_onednn_product", lambda: None)
-    assert not found.requires_grad
-    torch.testing.assert_close(found, product(x, weight, bias, Scratch(x)))
-    torch.testing.assert_close(found, (x @ weight.T + bias).detach())
+    torch.testing.assert_close(fast_product(x, weight, bias, Scratch(x)), fast)
+
+
+def test_codes_at_inference_have_the_bits_of_a_plain_product():
+    dictionary = BatchTopK(features=256, k=4).make(576, 8, torch.Generator().manual_seed(0))
+    dictionary.threshold.fill_(1.0)
+    x = torch.randn(64, 576)
+    pre = torch.addmm(dictionary.encoder_bias, x - dictionary.decoder_bias, dictionary.encoder.T)
+    with torch.no_grad():
+        assert torch.equal(dictionary.encode(x), pre * (pre > 1.0))
 
 
 def test_the_static_selection_is_the_same_selection():

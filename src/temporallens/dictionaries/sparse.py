@@ -138,24 +138,31 @@ def entries_above(
 ) -> tuple[Pattern, Float[Tensor, " M"]]:
     """The entries of `x @ encoder.T + bias` that are open and above their block's floor: where they are, and their values.
 
-    The product has the dtype of `x`, `encoder` and `bias`. Its cost follows the number of open features.
+    The product has the dtype of `x`, `encoder` and `bias`, and the bits that `torch.addmm` gives, which other programs' codes have
+    too. Its cost follows the number of open features.
     """
-    found, values = [], [x.new_empty(0)]
-    for part, pre, hits in _found_by_chunk(x, encoder, bias, blocks):
-        found.append(part)
-        values.append(pre.view(-1).index_select(0, hits))
-    return _joined(found, x, encoder), torch.cat(values)
+    return _entries(x, encoder, bias, blocks, plain_product)
 
 
 def measured_above(
     x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block], dtype: torch.dtype
 ) -> tuple[Pattern, Float[Tensor, " M"]]:
-    """The same, where a product in `dtype` nominates the entries and their values are measured in float32."""
+    """The same while training, to float32 rounding: a product in `dtype` nominates the entries, and values are float32."""
     if dtype == torch.float32:
-        return entries_above(x, encoder, bias, blocks)
-    nominated = _found_by_chunk(x.to(dtype), encoder.to(dtype), bias.to(dtype), blocks)
+        return _entries(x, encoder, bias, blocks, fast_product)
+    nominated = _found_by_chunk(x.to(dtype), encoder.to(dtype), bias.to(dtype), blocks, plain_product)
     pattern = _joined([part for part, _, _ in nominated], x, encoder)
     return pattern, pattern.inner(x, encoder) + bias.index_select(0, pattern.feature)
+
+
+def _entries(
+    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block], product: "Product"
+) -> tuple[Pattern, Float[Tensor, " M"]]:
+    found, values = [], [x.new_empty(0)]
+    for part, pre, hits in _found_by_chunk(x, encoder, bias, blocks, product):
+        found.append(part)
+        values.append(pre.view(-1).index_select(0, hits))
+    return _joined(found, x, encoder), torch.cat(values)
 
 
 _Found = tuple[Tensor, Tensor]
@@ -169,7 +176,7 @@ def _joined(found: list[_Found], x: Float[Tensor, "N D"], encoder: Float[Tensor,
 
 
 def _found_by_chunk(
-    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block]
+    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block], product: "Product"
 ) -> Iterator[tuple[_Found, Float[Tensor, "n f"], Int[Tensor, " M"]]]:
     """For each chunk of rows what was found, the chunk's product, and where in that it stands; all good until the next one."""
     memory = Scratch(x)
@@ -206,13 +213,22 @@ class Scratch:
         return self._mask[:size].view(rows, columns)
 
 
+Product = Callable[[Tensor, Tensor, Tensor, Scratch], Tensor]
+"""`x @ weight.T + bias` of rows, weights and bias; perhaps in memory that the next product overwrites."""
+
+
 @torch.no_grad()
-def product(x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Float[Tensor, " f"], memory: Scratch) -> Float[Tensor, "n f"]:
-    """`x @ weight.T + bias`, without gradients, perhaps in memory that the next product overwrites."""
-    onednn = _onednn_product() if x.device.type == "cpu" and x.dtype == torch.float32 else None
-    if onednn is not None:
-        return onednn(x, weight, bias, "none", [], "")
+def plain_product(
+    x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Float[Tensor, " f"], memory: Scratch
+) -> Float[Tensor, "n f"]:
     return torch.addmm(bias, x, weight.T, out=memory.product(len(x), len(weight)))
+
+
+@torch.no_grad()
+def fast_product(x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Float[Tensor, " f"], memory: Scratch) -> Float[Tensor, "n f"]:
+    """The same to float32 rounding, by the fastest operator there is."""
+    onednn = _onednn_product() if x.device.type == "cpu" else None
+    return plain_product(x, weight, bias, memory) if onednn is None else onednn(x, weight, bias, "none", [], "")
 
 
 @cache

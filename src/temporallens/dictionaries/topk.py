@@ -21,7 +21,7 @@ from temporallens.dictionaries.sparse import (
     Scratch,
     dense_of,
     pattern_of,
-    product,
+    plain_product,
     sparse_decode,
     sparse_encode,
 )
@@ -107,7 +107,7 @@ def largest_of_rows_static(
 def _nominate(x: Tensor, encoder: Tensor, bias: Tensor, count: int) -> tuple[Float[Tensor, "N c"], Int[Tensor, "N c"]]:
     """Values and features of the `count` largest entries of each row, in no order."""
     memory = Scratch(x)
-    parts = [product(rows, encoder, bias, memory).topk(count, dim=1, sorted=False) for rows in x.split(CHUNK_ROWS)]
+    parts = [plain_product(rows, encoder, bias, memory).topk(count, dim=1, sorted=False) for rows in x.split(CHUNK_ROWS)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
