@@ -121,7 +121,7 @@ def test_a_word_or_a_number_finds_features(page: Any) -> None:
 def test_sorting_and_the_specialised_ones_alone(page: Any) -> None:
     page.get_by_label("Sort by").select_option("density")
     assert shown(page)[:2] == [119, 118]
-    page.get_by_label("q < .05 only").check()
+    page.get_by_label("only features that depend on position").check()
     assert shown(page) == list(range(18, -1, -2))
     page.get_by_label("Sort by").select_option("number")
     assert shown(page) == list(range(0, 20, 2))
@@ -155,6 +155,7 @@ def test_another_dictionary_has_only_the_columns_that_it_has(page: Any) -> None:
     heads = page.locator("#list thead th").all_inner_texts()
     assert heads == ["feature", "by position", "fires", "peak position"]
     assert page.locator("polyline.mask").count() == 0
+    assert not page.get_by_role("checkbox").is_visible()
     assert shown(page)[0] == 119
 
 
