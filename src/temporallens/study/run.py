@@ -31,7 +31,7 @@ from temporallens.study.pictures import captions, draw_pictures, run_title
 from temporallens.study.reading import StudyFile, name_of, write_kept
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import KINDS, Kind, Records, Stage, partners_of, remove, scan_file, stages_of
-from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, training_settings
+from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.trainer import ArmRun, train_arms
 
 STUDY_FILE = "study.yaml"
@@ -178,16 +178,16 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time: passes are all alike."""
     variants = run.study.variants()
     for group in [part for own in _groups(stages, lambda stage: stage.activations) for part in _parts(own, TOGETHER)]:
-        if all((run.folder / stage.proof).exists() for stage in group):  # killed between the end of training and its record
-            yield from group
-            continue
         arms = [ArmRun(stage.run, variants[stage.arm].arm, stage.seed) for stage in group]
         store = ActivationStore(run.folder / "stores" / group[0].activations)
         folder = run.path(group[0]).parent
-        settings = training_settings(store, arms, run.study.training)
-        for abandoned in other_checkpoints(folder, checkpoint_file(folder, settings)):
+        checkpoint = checkpoint_file(folder, training_settings(store, arms, run.study.training))
+        for abandoned in other_checkpoints(folder, checkpoint):
             remove(abandoned)
-        train_arms(store, arms, run.study.training, folder)
+        if all((run.folder / stage.proof).exists() for stage in group):  # killed between the end of training and its record
+            remove_checkpoints(checkpoint)
+        else:
+            train_arms(store, arms, run.study.training, folder)
         yield from group
 
 

@@ -36,6 +36,12 @@ def training_settings(store: ActivationStore, runs: Sequence[tuple[str, Arm, int
     ]
 
 
+def remove_checkpoints(path: Path) -> None:
+    """Those of a training that is over, with the snapshots that it took; `path` is `checkpoint_file`'s."""
+    for file in path.parent.glob(f"{path.stem}*.safetensors"):
+        file.unlink(missing_ok=True)
+
+
 def other_checkpoints(folder: Path, kept: Path) -> list[Path]:
     """Checkpoints in `folder` of trainings with other settings than that of `kept`: nothing will go on from them."""
     return sorted(path for path in folder.glob("checkpoint-*.safetensors") if not path.name.startswith(kept.stem))

@@ -29,7 +29,7 @@ from temporallens.memory import keep_freed_memory
 from temporallens.progress import progress
 from temporallens.stopping import held_signals
 from temporallens.training import snapshots
-from temporallens.training.checkpoint import Checkpoints, checkpoint_file, training_settings
+from temporallens.training.checkpoint import Checkpoints, checkpoint_file, remove_checkpoints, training_settings
 from temporallens.training.history import History, Trouble, Window
 from temporallens.training.objective import Inputs, Losses, inputs_for, objective
 from temporallens.training.policy import EncoderDtype, TrainingPolicy
@@ -278,8 +278,7 @@ def train_arms(
     finishing.calibrate({trainee.run: trainee.dictionary for trainee in trainees})
     trained = {trainee.run.name: finishing.save(trainee) for trainee in trainees}
     loader.close()
-    for file in path.parent.glob(f"{path.stem}*.safetensors"):
-        file.unlink(missing_ok=True)
+    remove_checkpoints(path)
     return trained
 
 
