@@ -17,7 +17,7 @@ from temporallens.dictionaries.base import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study, as_file_name, variant_name
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
-from temporallens.study.reading import StudyFile, read_kept, read_study
+from temporallens.study.reading import StudyFile, read_kept, read_study, write_kept
 from temporallens.study.run import run_study
 from temporallens.study.stages import Stage, stages_of
 from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
@@ -674,7 +674,7 @@ def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alo
 def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("temporallens.study.run.TOGETHER", 5)
     shutil.copytree(leveled / "stores", tmp_path / "run" / "stores")
-    (tmp_path / "run" / "study.yaml").write_text(LEVELED)
+    write_kept(tmp_path / "run" / "study.yaml", LEVELED)
     run_study(read_study(tmp_path / "run" / "study.yaml"), tmp_path / "run", "train")
     for path in (leveled / "arms").rglob("*.safetensors"):
         assert (tmp_path / "run" / path.relative_to(leveled)).read_bytes() == path.read_bytes()
@@ -701,6 +701,26 @@ def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, mo
     run_study(read_study(path), tmp_path / "run", "train")
     assert [len(names) for names in trained] == [6, 3, 3]
     assert trained[1] == trained[2]
+
+
+@one_other_worker
+def test_a_process_that_dies_just_before_it_removes_checkpoints_leaves_none_for_ever(
+    leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    run_folder, path = tmp_path / "run", tmp_path / "study.yaml"
+    path.write_text(LEVELED)
+    shutil.copytree(leveled / "stores", run_folder / "stores")
+    write_kept(run_folder / "study.yaml", LEVELED)
+    with monkeypatch.context() as patched:
+        patched.setattr("temporallens.training.trainer.remove_checkpoints", died)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(read_study(path), run_folder, "train")
+    assert list(run_folder.rglob("checkpoint-*"))
+    run_study(read_study(path), run_folder, "train")
+    assert not list(run_folder.rglob("checkpoint-*"))
 
 
 @one_worker
