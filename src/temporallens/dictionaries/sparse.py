@@ -227,7 +227,7 @@ def plain_product(
 @torch.no_grad()
 def fast_product(x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Float[Tensor, " f"], memory: Scratch) -> Float[Tensor, "n f"]:
     """The same to float32 rounding, by the fastest operator there is."""
-    onednn = _onednn_product() if x.device.type == "cpu" else None
+    onednn = _onednn_product() if x.device.type == "cpu" and x.dtype == torch.float32 else None
     return plain_product(x, weight, bias, memory) if onednn is None else onednn(x, weight, bias, "none", [], "")
 
 

@@ -30,8 +30,8 @@ COLUMN_BYTES = 37
 """Of the columns beside an activation in the store."""
 DENSE_PRODUCTS, SPARSE_PRODUCTS = 5.0, 1.5
 """A training step costs about so many products of the batch with a weight matrix: five for dense codes, far fewer for sparse ones."""
-ENCODED_ONCE = {"features": 1.0}
-"""Sections of the evaluation whose cost is that of encoding the held-out documents so many times; what others cost is not known."""
+ENCODED_ONCE = {"features"}
+"""Sections of the evaluation that cost as much as encoding the held-out documents once; what others cost is not known."""
 DRAWING_SECONDS = 3.0
 
 
@@ -140,7 +140,7 @@ def _evaluate(stage: Stage, study: Study) -> Amount:
     harvested, width = tokens_of(policy), width_of(policy)
     tokens = None if harvested is None else round(harvested * study.training.held_out)
     features = study.variants()[stage.arm].arm.features
-    passes = ENCODED_ONCE.get(stage.section, 2.0)  # encoding, and decoding where there is no section
+    passes = 1.0 if stage.section else 2.0  # encoding, and for FVE decoding
     return Amount(tokens, None, None if tokens is None or width is None else passes * tokens * width * features)
 
 
