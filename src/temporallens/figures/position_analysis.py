@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from temporallens.figures.steps import (
     EVEN,
     Curve,
+    Followed,
     column,
-    draw_curve,
-    draw_over_steps,
+    draw_evolution,
+    draw_final,
     has_zero,
     held_out_curve,
     known_weights,
@@ -47,7 +48,7 @@ from temporallens.figures.style import (
     style,
 )
 
-LOSS = "squared error per token"
+LOSS = Followed("squared error per token", "loss", "Loss by position over training")
 HEIGHT = 7.4
 LINES = 24
 WIDE, NARROW = 110, 58
@@ -63,7 +64,7 @@ def draw_position_analysis(history: Mapping[str, Any], title: str = "", held_out
         panels = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
         steps = array(history.get("step", []))
         loss, count = column(history, "position_loss"), column(history, "position_count")
-        _draw_evolution(figure.add_subplot(panels[0, :]), steps, loss)
+        draw_evolution(figure.add_subplot(panels[0, :]), steps, loss, LOSS, _evolution_statement, WIDE)
         final = figure.add_subplot(panels[1, 0])
         _draw_final(final, [held_out_curve(held_out), None if loss is None else training_curve(loss, count)])
         if first_fve is not None:
@@ -73,15 +74,6 @@ def draw_position_analysis(history: Mapping[str, Any], title: str = "", held_out
 
 
 # Panel 1
-
-
-def _draw_evolution(axes: Axes, steps: np.ndarray, loss: np.ndarray | None) -> None:
-    if loss is None or not np.isfinite(loss[:, 1:]).any():
-        panel_title(axes, "1", "Loss by position over training", WIDE)
-        say_missing(axes, "this run's history does not hold the loss by position")
-        return
-    draw_over_steps(axes, steps, loss, LOSS)
-    panel_title(axes, "1", _evolution_statement(steps, loss), WIDE)
 
 
 def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
@@ -98,16 +90,13 @@ def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
 
 
 def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
-    curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
+    curves = draw_final(axes, known, LOSS)
     if not curves:
         panel_title(axes, "2", "Final loss over the sequence", NARROW)
-        say_missing(axes, "neither the history nor the evaluation holds the loss by position")
         return
-    for curve, colour, width in zip(curves, COLOURS, (1.8, 1.1), strict=False):
-        draw_curve(axes, curve, color=colour, linewidth=width)
     _loss_axis(axes, curves)
     position_axis(axes, "x", max(len(curve.value) for curve in curves), any(has_zero(curve.value) for curve in curves))
-    axes.set_ylabel(LOSS)
+    axes.set_ylabel(LOSS.unit)
     open_grid(axes)
     axes.legend(loc="upper right", borderaxespad=0.2)
     panel_title(axes, "2", _final_statement(curves), NARROW)

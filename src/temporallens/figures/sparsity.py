@@ -18,9 +18,10 @@ from matplotlib.ticker import FixedLocator
 from temporallens.figures.steps import (
     EVEN,
     Curve,
+    Followed,
     column,
-    draw_curve,
-    draw_over_steps,
+    draw_evolution,
+    draw_final,
     has_zero,
     held_out_curve,
     samples,
@@ -28,7 +29,6 @@ from temporallens.figures.steps import (
     training_curve,
 )
 from temporallens.figures.style import (
-    COLOURS,
     array,
     blocks,
     colour_bar,
@@ -45,7 +45,7 @@ from temporallens.figures.style import (
     style,
 )
 
-L0 = "codes in use per token"
+L0 = Followed("codes in use per token", "L0", "Sparsity by position over training")
 HEIGHT = 8.0
 BINS = 24
 """Of positions, in the heatmap of features, where there are more positions than twice this: rates of single ones are noise."""
@@ -74,7 +74,7 @@ def draw_sparsity_analysis(history: Mapping[str, Any], title: str = "", held_out
         panels = figure.add_gridspec(2, 2)
         steps = array(history.get("step", []))
         active, count = column(history, "position_l0"), column(history, "position_count")
-        _draw_evolution(figure.add_subplot(panels[0, 0]), steps, active)
+        draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS)
         _draw_final(figure.add_subplot(panels[1, 0]), [held_out_curve(held_out), None if active is None else training_curve(active, count)])
         _draw_activity(figure.add_subplot(panels[:, 1]), activity)
     return figure
@@ -83,16 +83,7 @@ def draw_sparsity_analysis(history: Mapping[str, Any], title: str = "", held_out
 # Panel 1
 
 
-def _draw_evolution(axes: Axes, steps: np.ndarray, active: np.ndarray | None) -> None:
-    if active is None or not np.isfinite(active[:, 1:]).any():
-        panel_title(axes, "1", "Sparsity by position over training", TITLE_CHARACTERS)
-        say_missing(axes, "this run's history does not hold the L0 by position")
-        return
-    draw_over_steps(axes, steps, active, L0)
-    panel_title(axes, "1", _evolution_statement(active), TITLE_CHARACTERS)
-
-
-def _evolution_statement(active: np.ndarray) -> str:
+def _evolution_statement(_steps: np.ndarray, active: np.ndarray) -> str:
     known = [row[np.isfinite(row)] for row in active[:, 1:] if np.isfinite(row).any()]
     first, last = known[0], known[-1]
     apart = "" if has_zero(active) else "; position 0 is left out"
@@ -106,17 +97,14 @@ def _evolution_statement(active: np.ndarray) -> str:
 
 
 def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
-    curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
+    curves = draw_final(axes, known, L0)
     if not curves:
         panel_title(axes, "2", "Final sparsity over positions", TITLE_CHARACTERS)
-        say_missing(axes, "neither the history nor the evaluation holds the L0 by position")
         return
-    for curve, colour, width in zip(curves, COLOURS, (1.8, 1.1), strict=False):
-        draw_curve(axes, curve, color=colour, linewidth=width)
     top = max(float(np.nanmax(curve.value[1:])) for curve in curves)
     axes.set_ylim(0, 1.32 * top if top > 0 else 1)  # room for the legend
     position_axis(axes, "x", max(len(curve.value) for curve in curves), zero=False)
-    axes.set_ylabel(L0)
+    axes.set_ylabel(L0.unit)
     open_grid(axes)
     axes.legend(loc="upper right", borderaxespad=0.2)
     panel_title(axes, "2", _final_statement(curves), TITLE_CHARACTERS)

@@ -1,6 +1,6 @@
 """What the pictures of one training run share: columns of its history, the axis of steps, position by step, and the run's end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,19 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from temporallens.figures.style import array, blocks, colour_bar, colour_norm, heatmap, limits, log_bins, position_axis
+from temporallens.figures.style import (
+    COLOURS,
+    array,
+    blocks,
+    colour_bar,
+    colour_norm,
+    heatmap,
+    limits,
+    log_bins,
+    panel_title,
+    position_axis,
+    say_missing,
+)
 
 COLUMNS = 400
 """Steps drawn side by side at most; of longer runs, neighbours are averaged."""
@@ -20,6 +32,14 @@ LAST_SHARE = 10
 
 EVEN = 1.15
 """A quantity within this factor of its median over positions is called even."""
+
+
+class Followed(NamedTuple):
+    """A quantity that a figure follows over training and positions."""
+
+    unit: str  # as an axis says it
+    name: str  # as a sentence does: the `name` by position
+    title: str  # of its panel over the steps, where nothing is known
 
 
 class Curve(NamedTuple):
@@ -125,6 +145,33 @@ def over_seeds(label: str, values: Float[np.ndarray, "S P"]) -> Curve:
     mean = values.mean(0)
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / np.sqrt(len(values))
     return Curve(label, mean, mean - half, mean + half)
+
+
+def draw_evolution(
+    axes: Axes,
+    steps: Float[np.ndarray, " T"],
+    values: Float[np.ndarray, "T P"] | None,
+    what: Followed,
+    state: Callable[[np.ndarray, np.ndarray], str],
+    width: int,
+) -> None:
+    """The first panel of a run: position by step, under what `state` says of steps and values in lines of so many characters."""
+    if values is None or not np.isfinite(values[:, 1:]).any():
+        panel_title(axes, "1", what.title, width)
+        say_missing(axes, f"this run's history does not hold the {what.name} by position")
+        return
+    draw_over_steps(axes, steps, values, what.unit)
+    panel_title(axes, "1", state(steps, values), width)
+
+
+def draw_final(axes: Axes, known: Sequence[Curve | None], what: Followed) -> list[Curve]:
+    """The run's end over positions, as training and held-out documents say it: those curves of which something is known."""
+    curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
+    for curve, colour, width in zip(curves, COLOURS, (1.8, 1.1), strict=False):
+        draw_curve(axes, curve, color=colour, linewidth=width)
+    if not curves:
+        say_missing(axes, f"neither the history nor the evaluation holds the {what.name} by position")
+    return curves
 
 
 def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:
