@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
 from benchmarks.mutations import mutated, other_values, rewritten
@@ -33,7 +34,7 @@ from temporallens.activations.corpora import documents
 from temporallens.activations.importing import read_array, store_arrays
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.synthetic import WorldPolicy, harvest_world, read_truth
-from temporallens.dictionaries.arms import ARMS
+from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, sha256, tensor_digest, write_json
@@ -46,6 +47,7 @@ SECONDS, PATIENCE = 10, 300
 MEMORY = 6 << 30
 """Bytes of address space beyond what the program has: a reader of these small files that wants more was talked into it."""
 WIDTH, POSITIONS = 6, 8
+ARM: TypeAdapter[Arm] = TypeAdapter(Arm)
 STUDY = """\
 name: tiny
 threads: 1
@@ -127,8 +129,8 @@ def _read_progress(folder: Path) -> Any:
 
 def _dictionary(kind: str, name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        arm = ARMS[kind].model_validate({"features": 12, "k": 2, "groups": 3})
-        save_dictionary(arm.make(WIDTH, POSITIONS, torch.Generator().manual_seed(0)), folder, arm, POSITIONS)  # type: ignore[arg-type]
+        arm = ARM.validate_python({"kind": kind, "features": 12, "k": 2, "groups": 3})
+        save_dictionary(arm.make(WIDTH, POSITIONS, torch.Generator().manual_seed(0)), folder, arm, POSITIONS)
         return folder / name
 
     return make

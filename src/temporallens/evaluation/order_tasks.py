@@ -328,6 +328,7 @@ def _sentence_distance(source: Source, count: int) -> list[Group]:
     tries = TRIES * -(-count // len(source.documents))
 
     def rows(document: int) -> list[list[Item]]:
+        """Of each range of distances, the words that stand there."""
         words, begins, askable = source.documents[document].words, source.documents[document].begins, source.askable(document)
         classes = [
             [

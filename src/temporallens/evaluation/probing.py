@@ -126,6 +126,7 @@ def sparse_probing(
     check_width(dictionary, model, layer, policy, revision)
 
     def read(texts: dict[str, list[str]], title: str) -> dict[str, MappedActivations]:
+        """Activations of the texts of each class."""
         return {
             name: text_activations(
                 model,

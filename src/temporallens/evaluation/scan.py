@@ -126,6 +126,7 @@ class LayerSums:
         self.by_index = torch.zeros(3, context_length, dtype=torch.float64)  # tokens, norms, sinks
 
     def add(self, x: Float[Tensor, "N D"], kept: Bool[Tensor, " N"], index: Int[Tensor, " N"], bags: "Bags", norm_multiple: float) -> None:
+        """Count a batch in: `kept` says which tokens stand for text, `bags` which groups they are in; sinks are counted apart."""
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
         sinks = beyond_norm(norms, index > 0, norm_multiple)
         for row, values in enumerate((torch.ones_like(norms), norms, sinks)):

@@ -163,7 +163,8 @@ class Measured(NamedTuple):
     @property
     def alike(self) -> tuple[Any, ...]:
         """Equal for dictionaries that differ in their kind only."""
-        return self.seed, self.arm.level, getattr(self.arm, self.arm.level or "", None)
+        level = self.arm.level
+        return self.seed, level, getattr(self.arm, level) if level else None
 
 
 def compared(measured: Sequence[Measured]) -> dict[str, str]:
