@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
@@ -18,6 +19,8 @@ from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
 SEQUENCES, LENGTH, WIDTH, TRUE_FEATURES, DOCUMENTS = 240, 16, 24, 48, 24
 
 torch.set_num_threads(1)
+settings.register_profile("unhurried", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("unhurried")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script, shells let processes ignore it
 
 

@@ -146,7 +146,7 @@ def whole_numbers(rows: int, features: int, seed: int) -> tuple[Tensor, Tensor, 
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_topk_takes_each_rows_largest_whatever_the_dtype_and_the_ties(rows, features, k, dtype, seed):
     k = min(k, features)
     x, encoder, bias = whole_numbers(rows, features, seed)

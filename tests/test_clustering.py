@@ -116,7 +116,7 @@ def test_shuffling_keeps_each_features_levels_and_breaks_what_they_share() -> No
 # Distances
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 70), st.integers(2, 40), st.integers(0, 100))
 def test_jensen_shannon_is_that_of_scipy(features: int, bins: int, seed: int) -> None:
     profiles = np.random.default_rng(seed).dirichlet(np.full(bins, 0.3), size=features) + 1e-12

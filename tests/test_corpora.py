@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from temporallens.activations import shipped
@@ -50,7 +50,6 @@ def test_tables_give_their_column(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
-@settings(deadline=None)  # files are written
 @given(texts=st.lists(characters.filter(lambda text: "\0" not in text), min_size=1, max_size=5))
 def test_tables_keep_every_character(suffix: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = _write(tmp_path_factory.mktemp("tables") / f"a{suffix}", ["first", *texts])

@@ -70,7 +70,7 @@ def test_the_band_is_the_same_however_few_features_are_drawn_at_a_time(store, di
 
 
 @given(count=st.integers(1, 400), most=st.integers(2, 40), start=st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bins_cover_every_position_once(count, most, start):
     positions = np.arange(start, start + count)
     first, last = log_bins(positions, most)

@@ -53,7 +53,7 @@ def test_an_epoch_sees_rows_at_most_once_and_nearly_all_of_them(store):
 
 
 @given(before=st.integers(0, 120), seed=st.integers(0, 5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_restored_loader_goes_on_exactly(store, before, seed):
     whole, cut = small(store, seed=seed), small(store, seed=seed)
     for _ in range(before):

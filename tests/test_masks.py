@@ -83,7 +83,7 @@ def content(folder) -> tuple[bytes, ...]:
 
 
 @given(positions=st.integers(2, 300), groups=st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_groups_divide_the_positions_in_ascending_runs(positions, groups):
     if groups > positions - 1:
         with pytest.raises(TemporalLensError, match="cannot divide"):
@@ -138,7 +138,7 @@ def test_a_mask_sharpens_as_the_temperature_falls_and_hardens_to_zero_and_one(fu
     shift=st.floats(-60, 2),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_feature_is_closed_everywhere(groups, strictness, shift, seed):
     mask = PositionMask(LENGTH, positional(groups=groups, strictness=strictness))
     mask.logits.data = torch.randn(mask.logits.shape, generator=torch.Generator().manual_seed(seed)) + shift
@@ -383,7 +383,7 @@ def test_a_smooth_mask_needs_no_reopening():
 
 
 @given(features=st.integers(1, 60), groups=st.integers(1, 15), shared=st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_slices_are_disjoint_cover_what_is_not_shared_and_differ_by_one_feature_at_most(features, groups, shared):
     arm = Sliced(features=features, k=1, groups=groups, shared=shared)
     own = features - arm.shared_features

@@ -219,7 +219,7 @@ def test_what_cannot_be_made_is_said_in_a_sentence(change: dict, message: str, t
 WORDS = [f"{first}{middle}{last}" for first in "bdfglmprt" for middle in ("a", "eni", "oro", "ulti") for last in ("n", "ris", "tak")]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_text_gives_fair_tasks_or_a_sentence(data: st.DataObject) -> None:
     generator = np.random.default_rng(data.draw(st.integers(0, 1 << 20)))

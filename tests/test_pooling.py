@@ -77,7 +77,7 @@ def test_pooling_is_that_of_each_item_alone(
     np.testing.assert_allclose(found[name], by_hand(codes, positions, name), rtol=1e-5, atol=1e-6)  # type: ignore[index]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(1, 9), st.integers(0, 99))
 def test_any_lengths_and_chunks_give_the_same(lengths: list[int], chunk: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -178,7 +178,7 @@ class TestMeasures:
 
 class TestNull:
     @given(seed=st.integers(0, 1000), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_a_draw_turns_every_sequence_and_nothing_else(self, seed: int, lengths: list[int]) -> None:
         generator = np.random.default_rng(seed)
         rows = sum(lengths)

@@ -48,7 +48,7 @@ def integers(rows: int, features: int, seed: int, levels: int = 3) -> tuple[torc
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_selection_is_exact_whatever_the_guess_the_dtype_and_the_ties(rows, features, count, guess, dtype, seed):
     x, encoder, bias = integers(rows, features, seed)
     values = x @ encoder.T + bias
@@ -67,7 +67,7 @@ def test_selection_is_exact_whatever_the_guess_the_dtype_and_the_ties(rows, feat
 
 
 @given(seed=st.integers(0, 1000), guess=st.sampled_from([0.0, 0.9, 1.1, 2.0]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_bfloat16_product_nominates_and_float32_decides(seed, guess):
     generator = torch.Generator().manual_seed(seed)
     x, encoder = torch.randn(64, 32, generator=generator), torch.randn(96, 32, generator=generator)
@@ -85,7 +85,7 @@ def test_a_bfloat16_product_nominates_and_float32_decides(seed, guess):
 
 
 @given(seed=st.integers(0, 300), groups=st.integers(1, 6), floor=st.sampled_from([0.0, 1.0]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_closed_columns_are_left_out_and_gates_raise_the_floor(seed, groups, floor):
     generator = torch.Generator().manual_seed(seed)
     x, encoder, bias = (

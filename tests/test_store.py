@@ -32,7 +32,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 @given(lengths=st.lists(st.integers(2, 8), min_size=2, max_size=12), shard_bytes=st.sampled_from([1, 60, 10_000]), seed=st.integers(0, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_order_of_reading_gives_each_row_its_own_place(tmp_path_factory, lengths, shard_bytes, seed):
     writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", DESCRIPTION, shard_bytes)
     for sequence, length in enumerate(lengths):

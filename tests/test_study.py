@@ -239,7 +239,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "is a folder: it should be a study file" in refusal(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_mutated_study_is_read_or_refused_with_one_line(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     text = VALID.format(model="smollm2-135m", text="sotu")

@@ -38,7 +38,7 @@ def followed(share, losses, steps: int = 1) -> PositionWeights:
     losses=st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20),
     shares=st.lists(st.floats(0.01, 1), min_size=20, max_size=20),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_have_mean_one_over_tokens_and_stay_within_their_bounds(losses, shares):
     share = torch.tensor(shares[: len(losses)], dtype=torch.float64)
     share /= share.sum()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
@@ -343,7 +343,6 @@ class TestScores:
         dictionary._codes = torch.cat([dictionary._codes, dictionary._codes[:, :4]], 1)
         assert score_world(dictionary, few, few.split(0.5, 0).held_out).duplicated == 4
 
-    @settings(deadline=None)
     @given(st.data())
     def test_groups_are_read_off_the_gates(self, data: st.DataObject) -> None:
         sizes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=8))
