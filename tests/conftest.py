@@ -1,6 +1,7 @@
 """Fixtures that several tests share: a small store with known structure, and dictionaries trained on it."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from temporallens.dictionaries.positional import Positional
 from temporallens.dictionaries.standard import Standard
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
+from tiny_models import tiny_model
+from tiny_studies import VALID, documents
 
 SEQUENCES, LENGTH, WIDTH, TRUE_FEATURES, DOCUMENTS = 240, 16, 24, 48, 24
 
@@ -64,3 +67,28 @@ def trained(store: ActivationStore, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model and a tiny text."""
+    folder = tmp_path_factory.mktemp("sources")
+    text = folder / "text.jsonl"
+    text.write_text(documents(12))
+    return {"model": tiny_model("llama", folder / "llama"), "text": text}
+
+
+@pytest.fixture
+def write(tmp_path: Path, sources: dict[str, Path]) -> Callable[..., Path]:
+    """Writes the valid study with some of its text replaced."""
+
+    def write_study(*replacements: tuple[str, str]) -> Path:
+        text = VALID.format(**sources)
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return path
+
+    return write_study
