@@ -24,7 +24,7 @@ TELLING = re.compile(
 AREAS: dict[str, tuple[str, str]] = {
     "files.py": ("Reading and writing", "mend or remove the file that the sentence names, then give the same command again"),
     "activations/importing": ("Your own arrays", "mend the file or the option that the sentence names"),
-    "activations/models": ("Models", "name another model or layer, or fetch the model's folder again"),
+    "activations/model": ("Models", "name another model or layer, or fetch the model's folder again"),
     "activations/shipped": ("Models", "check the network and the package index, then run again"),
     "activations/": ("Text, stores and harvests", "mend the setting or the file that the sentence names; a damaged store can be removed"),
     "dictionaries/saving": ("Saved dictionaries", "train the dictionary again, or fetch its folder again"),

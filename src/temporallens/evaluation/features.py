@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from pydantic import BaseModel, ConfigDict, Field
 
-from temporallens.activations.models import read_tokenizer
+from temporallens.activations.model_files import read_tokenizer
 from temporallens.activations.records import read_layout
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary

@@ -13,7 +13,8 @@ from huggingface_hub.errors import HFValidationError
 
 from temporallens.activations.corpora import SHIPPED_TEXT, open_corpus
 from temporallens.activations.harvest import HarvestPolicy
-from temporallens.activations.models import check_at_hand, check_layer, find_source, read_config
+from temporallens.activations.model_files import check_at_hand, find_source, read_config
+from temporallens.activations.models import check_layer
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
 
