@@ -176,6 +176,7 @@ def read_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
+    """The tokenizer at a source. Raises TemporalLensError when it has none, or none that is fast."""
     from transformers import AutoTokenizer
 
     if source.local and not any(path for pattern in TOKENIZER_FILES for path in Path(source.place).glob(pattern)):
