@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
-    {"files", "memory", "progress", "stopping"},
+    {"files", "memory", "precision", "progress", "stopping"},
     {"activations"},
     {"dictionaries"},
     {"training"},

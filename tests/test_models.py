@@ -54,7 +54,7 @@ def test_cut_model_equals_whole_model_and_holds_nothing_above(family: str, folde
     for layer in ("embed", 0, 2):
         cut = LanguageModel.load(str(folders[family]), up_to=layer)
         kept = 1 if layer == "embed" else layer + 1
-        assert len(cut._blocks) == kept
+        assert len(cut._stack.blocks) == kept
         assert cut.layers == LAYERS
         stream = cut.residuals(tokens, mask, [layer])[layer]
         assert torch.equal(stream[mask], whole.residuals(tokens, mask, ALL)[layer][mask])
@@ -84,7 +84,7 @@ def test_what_is_known_of_a_model(folders: dict[str, Path]) -> None:
     assert causal.tokenizer_sha256 != encoder.tokenizer_sha256
     assert causal.revision is not None
     assert causal.revision == LanguageModel.load(str(folders["llama"])).revision
-    assert not any(parameter.requires_grad for parameter in causal._network.parameters())
+    assert not any(parameter.requires_grad for parameter in causal._stack.network.parameters())
 
 
 def test_bfloat16_stays_bfloat16(folders: dict[str, Path]) -> None:
@@ -106,7 +106,7 @@ def test_text_stack_of_a_multimodal_model(tmp_path: Path, folders: dict[str, Pat
     tokens, mask = _rows(cut, [8, 8])
     with torch.no_grad():
         expected = model.eval().model.language_model(tokens, output_hidden_states=True).hidden_states
-    assert (cut.layers, len(cut._blocks)) == (LAYERS, 2)
+    assert (cut.layers, len(cut._stack.blocks)) == (LAYERS, 2)
     torch.testing.assert_close(cut.residuals(tokens, mask, [1])[1], expected[2])
 
 

@@ -22,3 +22,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     if nearest:
         return f"; did you mean '{nearest[0]}'?"
     return f"; it is one of: {', '.join(known)}" if known else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, as a part of a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

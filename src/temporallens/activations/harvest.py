@@ -30,6 +30,7 @@ from temporallens.activations.store import PROGRESS_FILE, ActivationStore, Rows,
 from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import explained, locked
+from temporallens.precision import AskedPrecision, Precision
 from temporallens.progress import progress
 
 WINDOW_BATCHES = 16  # batches whose rows are ordered by length together
@@ -71,8 +72,10 @@ class HarvestPolicy(BaseModel):
     """What `position` means: index, document, sentence or newline."""
     norm_multiple: float | None = Field(10.0, gt=1)
     """Tokens of more than so many times the batch's median norm are excluded as sinks; None: no such rule."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the model and of the store. Never float16: it ends at 65,504, and sinks go beyond."""
+    dtype: Precision = "bfloat16"
+    """Of the store. Never float16: it ends at 65,504, and sinks go beyond."""
+    compute_dtype: AskedPrecision = "auto"
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
     batch_size: int = Field(32, ge=1)
     """Rows in a forward pass."""
 
@@ -162,7 +165,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     policy = policies[0]
     text = corpus or open_corpus(policy.text, policy.column, policy.split)
     deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
-    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.dtype, revision=policy.revision)
+    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.compute_dtype, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
     clock = _clock(policy, marks, model)
     descriptions = [describe(one, model, text) for one in policies]
@@ -212,6 +215,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "norm_multiple": policy.norm_multiple,
             "position_zero": "excluded",
             "batch_size": policy.batch_size,
+            "compute_dtype": model.precision,
         },
         width=model.width,
         dtype=policy.dtype,

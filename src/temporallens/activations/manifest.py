@@ -6,14 +6,12 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json
 
 FORMAT = "temporallens.store/1"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Frozen(BaseModel):

@@ -18,20 +18,19 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
+from torch import nn
 
 from temporallens.activations import shipped
+from temporallens.activations.block_stack import Network, lowest_blocks_of, text_stack
 from temporallens.activations.clocks import Tokenizer
-from temporallens.activations.shipped import first_line, quiet_transformers
-from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.files import sha256
+from temporallens.activations.contents import known_sha256
+from temporallens.activations.shipped import quiet_transformers
+from temporallens.errors import TemporalLensError, did_you_mean, first_line
 
-Config = Any  # transformers' PreTrainedConfig and PreTrainedModel: importing transformers takes
-Network = Any  # seconds, so it is imported where a model is loaded, and not by a study that is finished
+Config = Any  # transformers' PreTrainedConfig: importing transformers takes seconds, so that is done where a model is loaded
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "sentencepiece*")
-DIGEST_BYTES = 1 << 20
-"""Of either end of a weight file that go into a directory's digest."""
 
 
 class Source(NamedTuple):
@@ -53,7 +52,7 @@ def find_source(model: str, revision: str | None = None) -> Source:
         return Source(shipped.MODELS[model].title, str(shipped.model_folder(model)), shipped.revision(model), local=True)
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        content = sha256(path)
+        content = known_sha256(path)
         return Source(path.stem, str(shipped.dense_model(path, content)), f"sha256:{content}", local=True)
     if path.is_dir():
         return Source(path.resolve().name, str(path), None, local=True)
@@ -126,36 +125,97 @@ def _not_reached(source: Source, error: OSError) -> TemporalLensError:
     return TemporalLensError(f"model {model} was found neither here nor on the hub (unknown name, no access, or no network){hint}")
 
 
-def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool) -> tuple[Network, Network]:
-    """What `config` describes, with its weights, and in it the stack of blocks; they are one without `head`, or where the weights
-    hold none. Weights of anything else in the files are left alone."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
+class Networks(NamedTuple):
+    """A network that was read: whole, with its head where it has one, and in it the stack of blocks."""
 
+    whole: Network
+    stack: Network
+    blocks: nn.ModuleList  # those that were kept
+
+
+def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, kept: int) -> Networks:
+    """What `config` describes, with its weights. At most `kept` blocks are read, the lowest ones. Without `head`, or where
+    the weights hold none, the whole is the stack. Weights of anything else in the files are left alone."""
+    import transformers
+
+    with_head = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING] if head else []
+    mapping = next((known for known in with_head if type(config) in known), transformers.MODEL_MAPPING)
+    if type(config) not in mapping:
+        raise TemporalLensError(f"transformers has no model without a task's head for {source.title} ({type(config).__name__})")
+    network_class, made = lowest_blocks_of(_one_of(mapping[type(config)], config), kept, source.title)
+    whole, missing_names = _loaded(network_class, source, config, dtype)
+    base = whole.base_model
+    in_base = "" if whole is base else f"{whole.base_model_prefix}."
+    missing = sorted(name for name in missing_names if name.startswith(in_base) and "pooler" not in name)
+    if missing:
+        others = f", with {len(missing) - 1} others" if missing[1:] else ""
+        raise TemporalLensError(f"the weights of {source.place} are incomplete: {missing[0].removeprefix(in_base)} is missing{others}")
+    headless = whole is base or any(not name.startswith(in_base) for name in missing_names)
+    stack = text_stack(base)
+    for module in whole.modules():
+        if hasattr(module, "config") and getattr(module.config, "use_cache", False):
+            module.config.use_cache = False  # no pass here is gone on from
+    return Networks((stack if headless else whole).eval().requires_grad_(False), stack, made[-1])
+
+
+def _one_of(found: Any, config: Config) -> type:
+    """The class that a mapping has for a configuration; of several, the one that the configuration names."""
+    if not isinstance(found, tuple | list):
+        return found
+    named = config.architectures or []
+    return next((each for each in found if each.__name__ in named), found[0])
+
+
+def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dtype) -> tuple[Network, set[str]]:
+    """The network with its weights, and the names of those that the files lack."""
     try:
         with quiet_transformers():
-            whole, report = (AutoModelForCausalLM if head and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel).from_pretrained(
+            whole, report = network_class.from_pretrained(  # type: ignore[attr-defined]
                 source.place,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 **_access(source),
             )
-    except OSError as error:
-        raise TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}") from error
     except SafetensorError as error:
         raise TemporalLensError(f"the weights of {source.place} are truncated or damaged: {first_line(error)}") from error
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise TemporalLensError(f"the weights of {source.place} do not fit its configuration: {first_line(error)}") from error
-    base = whole.base_model
-    in_base = "" if whole is base else f"{whole.base_model_prefix}."
-    missing = sorted(name for name in report["missing_keys"] if name.startswith(in_base) and "pooler" not in name)
-    if missing:
-        others = f", with {len(missing) - 1} others" if missing[1:] else ""
-        raise TemporalLensError(f"the weights of {source.place} are incomplete: {missing[0].removeprefix(in_base)} is missing{others}")
-    stack = base.get_decoder() if config.get_text_config() is not config else base
-    headless = whole is base or any(not name.startswith(in_base) for name in report["missing_keys"])
-    return (stack if headless else whole).eval().requires_grad_(False), stack
+    except (OSError, ImportError, *NOT_BUILT) as error:
+        quantised = getattr(config, "quantization_config", None)
+        if quantised is not None:
+            raise TemporalLensError(
+                f"{source.title} is quantised ({_quantisation(quantised)}), and transformers cannot read it here ({first_line(error)}); "
+                "take the model in float32 or bfloat16, from which it was made"
+            ) from error
+        if isinstance(error, OSError | ImportError):
+            raise TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}") from error
+        raise TemporalLensError(f"transformers cannot build {source.title} as its configuration says: {first_line(error)}") from error
+    if report["mismatched_keys"]:
+        name, found, wanted = sorted(report["mismatched_keys"])[0]
+        raise TemporalLensError(
+            f"the weights of {source.place} do not fit its configuration: {name} has shape {tuple(found)}, and should have {tuple(wanted)}"
+        )
+    return whole, set(report["missing_keys"])
+
+
+NOT_BUILT = (
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+    ZeroDivisionError,
+)
+"""What transformers' classes raise for configurations that contradict themselves."""
+
+
+def _quantisation(config: Any) -> str:
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 def _check_folder(folder: Path) -> None:
@@ -195,12 +255,35 @@ def content_pin(source: Source, config: Config) -> str | None:
     """What pins the content: the wheel or file of shipped and GGUF models, the hub's commit, or a digest of a directory's weights."""
     if not source.local:
         return getattr(config, "_commit_hash", None) or source.revision
-    return source.revision or f"digest:{_digest(Path(source.place))}"
+    return source.revision or f"sha256:{_digest(Path(source.place))}"
 
 
 def _digest(folder: Path) -> str:
-    """A digest of the configuration and of name, size and both ends of every weight file: quick, and changed by other weights."""
-    digest = hashlib.sha256(json.dumps(json.loads((folder / "config.json").read_text("utf-8")), sort_keys=True).encode())
+    """SHA-256 over the configuration, and over name and content of every weight file."""
+    digest = _digest_of_configuration(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {known_sha256(path)} ".encode())
+    return digest.hexdigest()
+
+
+def _digest_of_configuration(folder: Path) -> Any:
+    return hashlib.sha256(json.dumps(json.loads((folder / "config.json").read_text("utf-8")), sort_keys=True).encode())
+
+
+def same_content(recorded: Any, model: str, revision: str | None) -> bool:
+    """Whether what a file recorded of a model's content holds for what `model` is now, whose pin is `revision`. Files from before version
+    0.2 recorded both ends of every weight file of a directory."""
+    if not isinstance(recorded, str) or not recorded.startswith(EARLIER_PIN):
+        return recorded == revision
+    return recorded == EARLIER_PIN + _digest_of_ends(Path(find_source(model).place))
+
+
+EARLIER_PIN = "digest:"
+DIGEST_BYTES = 1 << 20
+
+
+def _digest_of_ends(folder: Path) -> str:
+    digest = _digest_of_configuration(folder)
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())

@@ -1,32 +1,27 @@
 """Language models as sources of residual streams: loaded only up to the layer that is wanted, read with forward hooks.
 
-Any transformer of transformers will do, causal or encoder: the blocks are found as the largest list of modules that is as long
-as the model is deep. Layers are counted from 0 and named by their output (`resid_post`); `embed` is the stream that enters
-block 0. The configuration is cut to the wanted depth before the weights are read, so nothing above is built, read or run, and the
-forward pass stops at the last wanted block: no final norm, no head. A model that was loaded whole can go on from a stream that it
-is given.
+Any transformer of transformers will do, causal or encoder, whose blocks hand on one stream (`model_check` asks it a few tokens when it
+is loaded). Layers are counted from 0 and named by their output (`resid_post`); `embed` is the stream that enters block 0. Blocks above
+the wanted depth are dropped before the weights are read, and the forward pass stops at the last wanted block: no final norm, no head.
+A model that was loaded whole can go on from a stream that it is given.
 """
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from temporallens.activations.block_stack import BlockStack, Layer, Streams
 from temporallens.activations.clocks import Tokenizer
-from temporallens.activations.model_files import Config, Network, Source, content_pin, find_source, read_config, read_network, tokenizer_of
+from temporallens.activations.model_check import NOT_RUN, Side, check_network, embedded_tokens, longest_row, padded_arguments
+from temporallens.activations.model_files import Networks, Source, content_pin, find_source, read_config, read_network, tokenizer_of
 from temporallens.errors import TemporalLensError
-
-Layer = int | Literal["embed"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
-
-
-class _WantedBlocksDone(Exception):
-    """Ends a forward pass after the last block that is wanted."""
+from temporallens.precision import DTYPES, AskedPrecision, Precision, default_device, precision
 
 
 def check_layer(layer: Layer, layers: int, title: str) -> None:
@@ -39,21 +34,23 @@ def check_layer(layer: Layer, layers: int, title: str) -> None:
 class LanguageModel:
     """A transformer up to a layer, its tokenizer, and what is to be known about both. Made by `load`."""
 
-    def __init__(self, name: str, source: Source, whole: Network, network: Network, tokenizer: Tokenizer, layers: int) -> None:
+    def __init__(self, name: str, source: Source, networks: Networks, tokenizer: Tokenizer, layers: int, kept: int, device: str) -> None:
         self.name = name  # as the user wrote it
         self.title = source.title  # as messages write it
         self.revision = source.revision
         self.tokenizer = tokenizer
         self.layers = layers  # of the whole model, however many were loaded
-        self._whole = whole  # the stack of blocks with the head on it, or the stack alone
-        self._network = network
-        self._blocks = _block_list(network, source.title)
-        config = network.config.get_text_config()
-        self.width: int = config.hidden_size
-        self._position_offset = _position_offset(network)
-        longest = getattr(config, "max_position_embeddings", None)
-        self.context_length: int | None = longest - self._position_offset if longest else None  # None: no limit is known
-        self._takes_positions = "position_ids" in inspect.signature(network.forward).parameters
+        self._whole = networks.whole  # the stack of blocks with the head on it, or the stack alone
+        self._stack = BlockStack(networks.stack, networks.blocks)
+        special = tokenizer.all_special_ids
+        self.context_length = longest_row(self._stack, special)  # None: no limit is known
+        self._whole.to(device)
+        takes_positions = "position_ids" in inspect.signature(networks.stack.forward).parameters
+        self._traits = check_network(self._stack, self.title, takes_positions, special)
+        del self._stack.blocks[kept:]
+        self.width = self._stack.width
+        self._embedded = embedded_tokens(self._stack)
+        self._skips: dict[Layer, bool] = {}  # by layer, whether what is continued there can leave out the blocks below
         for limit in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
             limit()  # rows are cut and padded here, by policy
 
@@ -63,54 +60,51 @@ class LanguageModel:
         model: str,
         *,
         up_to: Layer | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: AskedPrecision = "float32",
         device: str | None = None,
         revision: str | None = None,
         head: bool = False,
     ) -> "LanguageModel":
         """Load a shipped model, a hub model, a directory or a .gguf file, as far as layer `up_to` (None: all layers; with `head`,
-        and what predicts tokens, where there is that).
+        and what predicts tokens, where there is that). It computes in `dtype`; `auto` is bfloat16 where `device` multiplies that natively.
 
-        Raises TemporalLensError when there is no such model, when it has no such layer, or when weights or tokenizer are missing.
+        Raises TemporalLensError when there is no such model, when it has no such layer, when weights or tokenizer are missing, or when
+        its stream cannot be read exactly (`model_check`).
         """
+        place = device or default_device()
         source = find_source(model, revision)
         config = read_config(source)
-        text = config.get_text_config(decoder=True)
-        layers = int(text.num_hidden_layers)
+        layers = int(config.get_text_config(decoder=True).num_hidden_layers)
+        kept = layers
         if up_to is not None:
             check_layer(up_to, layers, source.title)
-            _cut(text, layers, 1 if up_to == "embed" else up_to + 1)
-        whole, network = read_network(source, config, DTYPES[dtype], head)
-        whole.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, source._replace(revision=content_pin(source, config)), whole, network, tokenizer_of(source), layers)
+            kept = 1 if up_to == "embed" else up_to + 1
+        networks = read_network(source, config, DTYPES[precision(dtype, place)], head, kept + 1)  # one more, for the check
+        pinned = source._replace(revision=content_pin(source, config))
+        return cls(model, pinned, networks, tokenizer_of(source), layers, kept, place)
 
     @property
     def device(self) -> torch.device:
-        return next(self._network.parameters()).device
+        return self._stack.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self._blocks.parameters()).dtype
+        return self._stack.dtype
 
-    @cached_property
-    def _probed(self) -> tuple[bool, bool]:
-        """What the first block tells when it is asked: whether a token sees those after it, and whether its output is a tuple."""
-        outputs: list[Any] = []
-        tokens = torch.tensor([[1, 1], [1, 2]], device=self.device)
-        hook = self._blocks[0].register_forward_hook(lambda block, arguments, output: outputs.append(output))
-        first, second = self.residuals(tokens, torch.ones_like(tokens, dtype=torch.bool), [0])[0][:, 0]
-        hook.remove()
-        return not torch.equal(first, second), isinstance(outputs[0], tuple)
+    @property
+    def precision(self) -> Precision:
+        """The name of what it computes in."""
+        return "bfloat16" if self.dtype == torch.bfloat16 else "float32"
 
     @property
     def is_encoder(self) -> bool:
         """Whether a token sees those after it."""
-        return self._probed[0]
+        return self._traits.encoder
 
     @property
     def has_head(self) -> bool:
         """Whether it was loaded with what predicts the next token, which an encoder never does."""
-        return self._whole is not self._network and not self.is_encoder
+        return self._whole is not self._stack.network and not self.is_encoder
 
     @property
     def bos(self) -> int | None:
@@ -133,9 +127,9 @@ class LanguageModel:
 
     @property
     def padding_token(self) -> int:
-        """Any token will do, for padding is masked out and never stored."""
+        """Any token that the model knows will do, for padding is masked out and never stored."""
         token = self.tokenizer.pad_token_id
-        return 0 if token is None else token
+        return 0 if token is None or token >= self._embedded else token
 
     @cached_property
     def tokenizer_sha256(self) -> str:
@@ -158,107 +152,119 @@ class LanguageModel:
     ) -> dict[Layer, Float[Tensor, "B S D"]]:
         """The residual stream at each of `layers`, in the model's dtype; what it holds where `mask` is False has no meaning.
 
-        Padding may stand on either side: positions are counted over the tokens that the mask lets through.
-        Raises TemporalLensError for a layer that was not loaded.
+        Padding may stand on either side. Where it would change what the model gives, rows of one length are run together instead.
+        Raises TemporalLensError for a layer that was not loaded, and for a token that the model does not know.
         """
         for layer in layers:
             self._check_loaded(layer)
-        streams: dict[Layer, Tensor] = {}
-        hooks = self._hook(layers, streams)
-        try:
-            with torch.no_grad():
-                self._network(**self._arguments(tokens.to(self.device), mask.to(self.device)))
-        except _WantedBlocksDone:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return streams
+        self._check_known(tokens, mask)
+
+        def run(own: _Batch) -> Streams:
+            return self._stack.streams(self._arguments(own), layers)
+
+        return self._run(_Batch(tokens.to(self.device), mask.to(self.device)), run)
 
     def continued(
         self, stream: Float[Tensor, "B S D"], layer: Layer, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S V"]:
         """What the model makes of `stream` as its residual stream at `layer`: logits, or, without a head, its last hidden states.
 
-        Blocks up to `layer` are not run; for a stream as they would give it the result has the bits of a whole pass.
+        For a stream as the blocks up to `layer` would give it the result has the bits of a whole pass. Those blocks are not run where
+        the ones above need nothing else of them.
         """
         self._check_loaded(layer)
-        given = stream.to(self.device, self.dtype)
-        output = (given,) if self._probed[1] else given
-        skipped = [] if layer == "embed" else list(self._blocks[: layer + 1])
-        entry = self._blocks[0].register_forward_pre_hook(
-            lambda block, arguments, named: ((given, *arguments[1:]), named) if arguments else ((), named | {"hidden_states": given}),
-            with_kwargs=True,
-        )
-        try:
-            for block in skipped:
-                block.forward = lambda *arguments, **named: output
-            with torch.no_grad():
-                result = (self._whole if self.has_head else self._network)(**self._arguments(tokens.to(self.device), mask.to(self.device)))
-        finally:
-            entry.remove()
-            for block in skipped:
-                block.__dict__.pop("forward", None)  # its class's own comes back
+        self._check_known(tokens, mask)
+        if layer not in self._skips:
+            self._skips[layer] = self._can_skip(layer)
+        enter = self._stack.skipped if self._skips[layer] else self._stack.replaced
+        batch = _Batch(tokens.to(self.device), mask.to(self.device), stream.to(self.device, self.dtype))
+
+        def run(own: _Batch) -> Streams:
+            assert own.stream is not None
+            with enter(own.stream, layer):
+                return {layer: self._predicted(own)}
+
+        return self._run(batch, run)[layer]
+
+    def _predicted(self, batch: "_Batch") -> Float[Tensor, "B S V"]:
+        """Logits, or last hidden states, of a whole pass."""
+        with torch.no_grad():
+            result = (self._whole if self.has_head else self._stack.network)(**self._arguments(batch))
         return result.logits if self.has_head else result.last_hidden_state
+
+    def _can_skip(self, layer: Layer) -> bool:
+        """Whether blocks above `layer` read nothing of the blocks below but the stream (others share keys, or a first value)."""
+        tokens = torch.arange(min(8, self._embedded), device=self.device)[None]
+        batch = _Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        streams: Streams = {}
+        with self._stack.watched(streams.__setitem__, [layer]):
+            expected = self._predicted(batch)
+        try:
+            with self._stack.skipped(streams[layer], layer):
+                return torch.equal(self._predicted(batch), expected)
+        except NOT_RUN:
+            return False
+
+    def _run(self, batch: "_Batch", run: Callable[["_Batch"], Streams]) -> Streams:
+        """`run` the batch as it is, or by rows of one length where padding would show; zeros then stand at padding."""
+        if bool(batch.mask.all()) or self._pads(batch.mask):
+            return run(batch)
+        streams: Streams = {}
+        lengths = batch.mask.sum(1)
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            own = batch.mask[rows]
+            for layer, stream in run(batch.without_padding(rows)).items():
+                whole = streams.setdefault(layer, stream.new_zeros(*batch.mask.shape, stream.shape[-1]))
+                padded = whole[rows]
+                padded[own] = stream.flatten(0, 1)
+                whole[rows] = padded
+        return streams
+
+    def _pads(self, mask: Bool[Tensor, "B S"]) -> bool:
+        """Whether rows padded like this give what they give alone."""
+        sides: set[Side] = {side for side, column in SIDES.items() if not bool(mask[:, column].all())}
+        longest = self._traits.longest_padded
+        return sides <= self._traits.padded and (longest is None or mask.shape[1] <= longest)
+
+    def _arguments(self, batch: "_Batch") -> dict[str, Any]:
+        longest = self._traits.longest_padded
+        if longest is not None and batch.tokens.shape[1] > longest:
+            self._stack.streams({"input_ids": batch.tokens[:1, :1]}, ["embed"])  # angles that grew with a longer row go back
+        return padded_arguments(batch.tokens, batch.mask, self._traits.first_position)
 
     def _check_loaded(self, layer: Layer) -> None:
         check_layer(layer, self.layers, self.title)
-        if layer != "embed" and layer >= len(self._blocks):
-            raise TemporalLensError(f"layer {layer} was not loaded: {self.title} was loaded up to layer {len(self._blocks) - 1}")
+        if layer != "embed" and layer >= len(self._stack.blocks):
+            raise TemporalLensError(f"layer {layer} was not loaded: {self.title} was loaded up to layer {len(self._stack.blocks) - 1}")
 
-    def _arguments(self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"]) -> dict[str, Any]:
-        """Arguments of the forward pass. Without padding there is no mask: attention is quicker for it."""
-        arguments: dict[str, Any] = {"input_ids": tokens}
-        if not bool(mask.all()):
-            arguments["attention_mask"] = mask.long()
-            if not self._takes_positions and not bool(mask[:, 0].all()):
-                raise TemporalLensError(f"{self.title} takes no positions, so its rows cannot be padded on the left; choose padding: right")
-        if self._takes_positions:
-            arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + self._position_offset
-        return arguments
-
-    def _hook(self, layers: Sequence[Layer], streams: dict[Layer, Tensor]) -> list[Any]:
-        deepest = max((layer for layer in layers if layer != "embed"), default=None)
-
-        def before_first(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            streams["embed"] = arguments[0] if arguments else named["hidden_states"]
-            if deepest is None:
-                raise _WantedBlocksDone
-
-        def after(layer: int) -> Any:
-            def keep(block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-                streams[layer] = output[0] if isinstance(output, tuple) else output
-                if layer == deepest:
-                    raise _WantedBlocksDone
-
-            return keep
-
-        hooks = [self._blocks[layer].register_forward_hook(after(layer)) for layer in layers if layer != "embed"]
-        if "embed" in layers:
-            hooks.append(self._blocks[0].register_forward_pre_hook(before_first, with_kwargs=True))
-        return hooks
+    def _check_known(self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"]) -> None:
+        """Raise TemporalLensError for a token without an embedding."""
+        largest = int(tokens.max())
+        if largest >= self._embedded:
+            spelling = self.tokenizer.convert_ids_to_tokens(largest)
+            raise TemporalLensError(
+                f"{self.title} has embeddings for {self._embedded} tokens, and its tokenizer gives token {largest} ({spelling!r}): the "
+                "tokenizer is that of another model; put the model's own beside its weights"
+            )
 
 
-def _cut(config: Config, layers: int, kept: int) -> None:
-    """Make `config` describe the lowest `kept` of its `layers` layers, lists with an entry per layer (`layer_types`) included."""
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == layers and not name.endswith(("_id", "_ids", "architectures")):
-            setattr(config, name, value[:kept])
-    config.num_hidden_layers = kept
+SIDES: dict[Side, int] = {"left": 0, "right": -1}
+"""The column in which padding on a side stands."""
 
 
-def _block_list(network: Network, title: str) -> nn.ModuleList:
-    """The list of blocks: the largest ModuleList that is as long as the model is deep."""
-    depth = network.config.get_text_config().num_hidden_layers
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
-    if not lists:
-        raise TemporalLensError(f"{title} ({type(network).__name__}) has no list of {depth} blocks to read the residual stream from")
-    return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+class _Batch(NamedTuple):
+    """Rows of one forward pass, on the model's device."""
 
+    tokens: Int[Tensor, "B S"]
+    mask: Bool[Tensor, "B S"]
+    stream: Float[Tensor, "B S D"] | None = None  # to go on from
 
-def _position_offset(network: nn.Module) -> int:
-    """The id of the first position: 0, except in RoBERTa's family, whose positions are counted from the padding id on."""
-    for name, module in network.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.padding_idx + 1
-    return 0
+    def without_padding(self, rows: Int[Tensor, " b"]) -> "_Batch":
+        """Rows that have as many tokens, without their padding."""
+        mask = self.mask[rows]
+
+        def cut(values: Tensor) -> Tensor:
+            return values[rows][mask].unflatten(0, (len(rows), -1))
+
+        return _Batch(cut(self.tokens), cut(self.mask), None if self.stream is None else cut(self.stream))

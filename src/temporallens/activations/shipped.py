@@ -22,7 +22,7 @@ from pathlib import Path
 
 import filelock
 
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, first_line
 from temporallens.files import explained, inside, make_folder, sha256
 
 
@@ -196,12 +196,6 @@ def _bars_on_terminals_only() -> Iterator[None]:
     else:
         with redirect_stderr(io.StringIO()):
             yield
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, as a part of a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from temporallens.activations.manifest import DTYPES, FORMAT, Manifest, PositionCounts, Shard, StoreDescription, read_manifest, remedy
+from temporallens.activations.manifest import FORMAT, Manifest, PositionCounts, Shard, StoreDescription, read_manifest, remedy
 from temporallens.activations.moments import Moments, MomentSums
 from temporallens.errors import TemporalLensError
 from temporallens.files import inside, make_folder, read_tensors, sha256, write_json, write_tensors
+from temporallens.precision import DTYPES
 
 SHARD_BYTES = 64 << 20
 PROGRESS_FILE = "progress.safetensors"

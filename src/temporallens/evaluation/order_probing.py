@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from temporallens.activations.corpora import open_corpus
@@ -39,6 +39,7 @@ from temporallens.evaluation.passes import TextActivations, open_model, text_act
 from temporallens.evaluation.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
 from temporallens.evaluation.surprisal import text_surprisal
 from temporallens.files import fingerprint, read_json, write_json
+from temporallens.precision import AskedPrecision
 
 FORMAT = "temporallens.order/1"
 
@@ -66,8 +67,8 @@ class OrderPolicy(BaseModel):
     """Log-spaced bins of positions, as the groups of a mask are; as many as the masks of the study have makes for a fair comparison."""
     context_length: int = Field(128, ge=16)
     """Tokens of a text that are read, BOS included; the bins divide it."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """In which the model is run."""
+    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
     batch_size: int = Field(32, ge=1)
     """Texts in a forward pass."""
 
@@ -144,7 +145,7 @@ class _Work:
             layer,
             self.texts,
             policy.context_length,
-            policy.dtype,
+            policy.compute_dtype,
             policy.batch_size,
             cache=cache,
             padding_side="right",
@@ -156,7 +157,7 @@ class _Work:
 
     @property
     def network(self) -> LanguageModel:
-        return open_model(self.model, self.layer, self.policy.dtype, self.revision)
+        return open_model(self.model, self.layer, self.policy.compute_dtype, self.revision)
 
     @cached_property
     def _every_token(self) -> Members:
@@ -165,12 +166,12 @@ class _Work:
     @cached_property
     def fingerprint(self) -> str:
         """Of all that two dictionaries must share to be compared."""
-        policy = self.policy.model_dump(mode="json", exclude={"text", "column", "split", "batch_size"})
+        policy = self.policy.model_dump(mode="json", exclude={"text", "column", "split", "batch_size", "compute_dtype"})
         tasks = [
             [task.name, task.texts, task.spans, *(column.tolist() for column in (task.label, task.group, task.document, task.fold))]
             for task in self.tasks
         ]
-        return fingerprint([FORMAT, self.network.revision or self.model, self.layer, policy, tasks])
+        return fingerprint([FORMAT, self.network.revision or self.model, self.network.precision, self.layer, policy, tasks])
 
     def numbers(self, task: OrderTask) -> Int[Tensor, " n"]:
         """Which of the texts each item is of."""
@@ -216,7 +217,7 @@ class _Work:
                 return scores, content["no_surprisal"]
             except (TemporalLensError, KeyError, TypeError):
                 path.unlink()  # a damaged file is made again
-        surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.dtype, self.cache, self.revision)
+        surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision)
         no_surprisal = None if surprisal is not None else f"{self.network.title} predicts no next token"
         scores = {task.name: self._without_dictionary(task, surprisal) for task in self.tasks}
         content = {"scores": {name: [score_to_json(score) for score in own] for name, own in scores.items()}, "no_surprisal": no_surprisal}

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from temporallens.activations.block_stack import Layer
 from temporallens.activations.harvest import HarvestPolicy, policy_from
-from temporallens.activations.models import LanguageModel, Layer
+from temporallens.activations.model_files import same_content
+from temporallens.activations.models import LanguageModel
 from temporallens.activations.store import ActivationStore, Rows
 from temporallens.activations.token_rows import evenly_spaced
 from temporallens.dictionaries.base import Dictionary
@@ -52,9 +54,11 @@ def check_origin(dictionary: Dictionary, store: ActivationStore, model: str, lay
 
 
 def harvest_of(store: ActivationStore) -> HarvestPolicy:
-    """The policy under which the store was harvested, at the very revision that its model had."""
+    """The policy under which the store was harvested, at the very revision that its model had. Before version 0.2 a model computed in what
+    its store held."""
     description = store.manifest.description
-    policies = {name: value for name, value in description.policies.items() if name != "position_zero"}  # always excluded
+    policies = {"compute_dtype": description.dtype} | description.policies
+    del policies["position_zero"]  # always excluded
     source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}
     return policy_from(**source, **policies, dtype=description.dtype)
 
@@ -62,7 +66,7 @@ def harvest_of(store: ActivationStore) -> HarvestPolicy:
 def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:
     """Raise TemporalLensError where the opened model has not the weights or the tokenizer that the store was harvested with."""
     source = store.manifest.description.source
-    if model.revision != source["revision"] or model.tokenizer_sha256 != source["tokenizer_sha256"]:
+    if not same_content(source["revision"], model.name, model.revision) or model.tokenizer_sha256 != source["tokenizer_sha256"]:
         raise TemporalLensError(
             f"{model.title} has changed since {store.folder} was harvested from it; remove that folder and harvest again"
         )

@@ -18,10 +18,12 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from temporallens.activations.models import DTYPES, LanguageModel, Layer
+from temporallens.activations.block_stack import Layer
+from temporallens.activations.models import LanguageModel
 from temporallens.activations.token_rows import RowShape, row_shape
 from temporallens.errors import TemporalLensError
 from temporallens.files import fingerprint, locked, read_tensors, write_tensors
+from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
 FORMAT = "temporallens.pass/1"
@@ -119,7 +121,7 @@ def rule_positions(live: Bool[Tensor, "B S"], bos: bool) -> Int[Tensor, "B S"]:
 
 
 @lru_cache(maxsize=2)
-def open_model(model: str, layer: Layer, dtype: Literal["float32", "bfloat16"] = "float32", revision: str | None = None) -> LanguageModel:
+def open_model(model: str, layer: Layer, dtype: AskedPrecision = "float32", revision: str | None = None) -> LanguageModel:
     """`model` up to `layer`, loaded once per process however many measurements ask for it."""
     return LanguageModel.load(model, up_to=layer, dtype=dtype, revision=revision)
 
@@ -129,7 +131,7 @@ def text_activations(
     layer: Layer,
     texts: Sequence[str],
     context_length: int = 128,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: AskedPrecision = "float32",
     batch_size: int = 32,
     *,
     cache: Path | str,
@@ -160,7 +162,7 @@ def text_activations(
         "model": network.revision or model,
         "tokenizer": network.tokenizer_sha256,
         "layer": layer,
-        "dtype": dtype,
+        "dtype": network.precision,
         "context_length": context_length,
         "padding": "left" if left else "right",
         "whole_context": whole_context,
@@ -174,7 +176,7 @@ def text_activations(
     chunks = _chunks(Path(cache) / "passes" / name[:32], len(texts), batch_size)
     job = _Pass(network, layer, rows, live, left, context_length if whole_context else None, batch_size)
     _fill([chunk for chunk in chunks if not _holds(chunk, name)], name, job, real.sum(1), title)
-    return TextActivations(MappedActivations(chunks, live, network.width, DTYPES[dtype]), token, live, rule_positions(live, bos), bos)
+    return TextActivations(MappedActivations(chunks, live, network.width, network.dtype), token, live, rule_positions(live, bos), bos)
 
 
 def _chunks(folder: Path, texts: int, batch_size: int) -> list[Chunk]:

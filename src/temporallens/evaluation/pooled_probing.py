@@ -10,10 +10,10 @@ the dictionary and are kept in a cache, as is every set that is finished, so tha
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.dictionaries.base import Dictionary
@@ -38,6 +38,7 @@ from temporallens.evaluation.probing_results import (
     summarise,
 )
 from temporallens.files import canonical_json
+from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
 DRAW_SEED = 0
@@ -66,8 +67,8 @@ class ProbingPolicy(BaseModel):
     context_length: int = Field(64, ge=2)
     """Tokens of a text that are read, BOS included; SAEBench reads 128, at about 1.5 times the cost on the embedded suite."""
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the model's weights and its residual stream."""
+    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
 
     poolings: tuple[Pooling, ...] = POOLINGS
     """How tokens become a text: their mean, the last, their maximum, or their mean in each bin of positions."""
@@ -120,7 +121,7 @@ def measure_probing(
     few texts, texts without a token, and codes that are the same for every text.
     """
     sets = open_sets(policy.sets, Columns(policy.text_column, policy.label_column))
-    network = open_model(model, layer, policy.dtype, revision)
+    network = open_model(model, layer, policy.compute_dtype, revision)
     if dictionary.width != network.width:
         raise TemporalLensError(
             f"this dictionary is for activations of width {dictionary.width}, the residual stream of {network.title} has width "
@@ -149,7 +150,7 @@ def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy
         layer,
         drawn.texts,
         policy.context_length,
-        policy.dtype,
+        policy.compute_dtype,
         BATCH_TEXTS,
         cache=cache,
         whole_context=False,
@@ -164,8 +165,10 @@ def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy
         "model": network.revision or network.name,
         "tokenizer": network.tokenizer_sha256,
         "layer": layer,
+        "compute_dtype": network.precision,
+        "device": network.device.type,
         "torch": torch.__version__,
-        "policy": policy.model_dump(mode="json", exclude={"sets", "text_column", "label_column", "saebench"}),
+        "policy": policy.model_dump(mode="json", exclude={"sets", "text_column", "label_column", "saebench", "compute_dtype"}),
     }
     filled = int((activations.live[rows].sum(1) >= policy.context_length - int(activations.bos)).sum())
     counts = {name: len(texts) for name, texts in probed.by_class().items()}

@@ -11,12 +11,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -27,6 +27,7 @@ from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import beyond_norm
 from temporallens.activations.token_rows import RowShape, row_shape, token_rows
 from temporallens.errors import TemporalLensError
+from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
 FORMAT = "temporallens.scan/1"
@@ -52,8 +53,8 @@ class ScanPolicy(BaseModel):
     """Tokens in a row, BOS included."""
     sequences: int = Field(256, ge=2)
     """Rows to read: as many from every document as possible, chosen by the seed."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the model."""
+    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
     seed: int = Field(0, ge=0)
     """Chooses the rows, and the shifts behind the noise floor."""
     norm_multiple: float = Field(10.0, gt=1)
@@ -81,7 +82,7 @@ class Scan:
     model: str
     revision: str | None
     text: str
-    dtype: str
+    dtype: str  # that the model computed in
     layers: list[str]  # [L]
     clocks: dict[str, ClockScan]
     norm: list[list[Share]]  # [L][S] mean norm by index, sinks included
@@ -158,7 +159,7 @@ def scan(model: str, *, text: str | Path | Iterable[str] = "sotu", **policy: Any
 def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = None) -> Scan:
     """Scan as a study's entry says; `text` stands in for the text that the policy names."""
     corpus = open_corpus(policy.text if text is None else text)
-    model = LanguageModel.load(policy.model, dtype=policy.dtype)
+    model = LanguageModel.load(policy.model, dtype=policy.compute_dtype)
     shape = row_shape(model, policy.context_length, bos=model.bos is not None, rows="split")
     rows = choose_rows(model, corpus, shape, policy.sequences, np.random.default_rng(policy.seed))
     marks = TokenMarks.of(model.tokenizer)
@@ -174,7 +175,7 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
         model=policy.model,
         revision=model.revision,
         text=corpus.name,
-        dtype=policy.dtype,
+        dtype=model.precision,
         layers=[str(layer) for layer in layers],
         clocks=clocks,
         norm=[_plain(layer.by_index[1] / layer.by_index[0]) for layer in sums],

@@ -28,6 +28,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, identity_of, padded
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.files import fingerprint, read_tensors, write_tensors
+from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
 FORMAT = "temporallens.splicing/1"
@@ -129,7 +130,7 @@ def measure_splicing(
     check_origin(dictionary, store, model, layer)
     chosen = choose_rows(store, held_out, policy.rows, LEAST_TOKENS, "splicing")
     harvest = harvest_of(store)
-    network = _whole_model(model, harvest.dtype, harvest.revision)
+    network = _whole_model(model, harvest.compute_dtype, harvest.revision)
     check_unchanged(network, store)
     work = _Splicing(network, layer, store, chosen, policy.batch_size)
     if not int(work.counted.sum()):
@@ -146,7 +147,7 @@ def measure_splicing(
 
 
 @lru_cache(maxsize=1)
-def _whole_model(model: str, dtype: Literal["float32", "bfloat16"], revision: str | None) -> LanguageModel:
+def _whole_model(model: str, dtype: AskedPrecision, revision: str | None) -> LanguageModel:
     """All layers of `model` and its head, loaded once for all dictionaries of a study."""
     return LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
 

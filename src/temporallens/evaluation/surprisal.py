@@ -7,7 +7,6 @@ against (`docs/method.md`, "Order"). The stream at a layer is at hand, from `pas
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,6 +17,7 @@ from temporallens.activations.models import LanguageModel, Layer
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.passes import TextActivations
 from temporallens.files import fingerprint, read_tensors, write_tensors
+from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
 FORMAT = "temporallens.surprisal/1"
@@ -29,7 +29,7 @@ def text_surprisal(
     model: str,
     layer: Layer,
     activations: TextActivations,
-    dtype: Literal["float32", "bfloat16"],
+    dtype: AskedPrecision,
     cache: Path,
     revision: str | None = None,
 ) -> list[Float[Tensor, " _"]] | None:

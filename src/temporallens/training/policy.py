@@ -1,11 +1,11 @@
 """How every arm of a study is trained: one frozen section, the same for all, so that arms differ in nothing else."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-EncoderDtype = Literal["auto", "float32", "bfloat16"]
+from temporallens.precision import AskedPrecision
 
 
 class TrainingPolicy(BaseModel):
@@ -40,7 +40,7 @@ class TrainingPolicy(BaseModel):
     auxiliary: float = Field(1 / 32, ge=0)
     """Weight of the AuxK loss (Gao et al. 2024)."""
 
-    encoder_dtype: EncoderDtype = "auto"
+    encoder_dtype: AskedPrecision = "auto"
     """Of the product that nominates codes: bfloat16 where the processor multiplies it natively ("auto"). Codes, gradients and
     weights are float32 either way, and the selection is exact (`docs/performance.md`)."""
 

@@ -26,13 +26,14 @@ from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import locked, write_json
 from temporallens.memory import keep_freed_memory
+from temporallens.precision import DTYPES, precision
 from temporallens.progress import progress
 from temporallens.stopping import held_signals
 from temporallens.training import snapshots
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, remove_checkpoints, training_settings
 from temporallens.training.history import History, Trouble, Window
 from temporallens.training.objective import Inputs, Losses, inputs_for, objective
-from temporallens.training.policy import EncoderDtype, TrainingPolicy
+from temporallens.training.policy import TrainingPolicy
 from temporallens.training.scales import PositionScales, flat_scales, position_scales
 from temporallens.training.views import Views
 from temporallens.training.weights import PositionWeights, adaptive_weights
@@ -84,7 +85,7 @@ class Trainee:
         self.dictionary = self.dictionary.to(device)
         self._adaptive = adaptive_weights(run.arm, self.dictionary, scales.to(device))
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
-        self.dictionary.encoder_dtype = product_dtype(policy.encoder_dtype, device)
+        self.dictionary.encoder_dtype = DTYPES[precision(policy.encoder_dtype, device)]
         self._optimizer = torch.optim.Adam(groups, lr=policy.learning_rate, fused=True)
         self._tokens_since_fired = torch.zeros(self.dictionary.features, dtype=torch.int64, device=device)
         self._positions = positions
@@ -218,14 +219,6 @@ def _column(weights: PositionWeights | None, positions: int) -> np.ndarray:
     return np.ones(positions, dtype=np.float32) if weights is None else weights.weights.cpu().numpy()
 
 
-def product_dtype(wanted: EncoderDtype, device: torch.device) -> torch.dtype:
-    """The dtype that a policy's `encoder_dtype` means on this machine."""
-    if wanted == "auto":
-        native = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
 def train_arms(
     store: ActivationStore, runs: Sequence[ArmRun], policy: TrainingPolicy, out: Path | str, device: str | None = None
 ) -> dict[str, TrainedArm]:
@@ -352,7 +345,7 @@ class _Finishing:
         for run in runs:
             file = snapshots.taken_file(checkpoint, run.name, steps)
             taken[run] = snapshots.retake(file, run.arm, self.store.width, self.store.positions, place).to(self.device)
-            taken[run].encoder_dtype = product_dtype(self.policy.encoder_dtype, self.device)
+            taken[run].encoder_dtype = DTYPES[precision(self.policy.encoder_dtype, self.device)]
         self.calibrate(taken)
         for run, dictionary in taken.items():
             self._fold(dictionary)

@@ -1,0 +1,155 @@
+"""The stack of blocks in a network: found, cut to the lowest ones, read and entered by hooks.
+
+Blocks are the largest list of modules that is as long as the model is deep. A network is always built whole, and what stands above the
+wanted block is dropped before weights are read: the number of layers in its configuration stays, since some models scale or share by it.
+A stream is `[B, S, D]` here, in whatever form a block hands it on (alone, first of a tuple or list, `[S, B, D]`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from temporallens.errors import TemporalLensError
+
+Network = Any  # transformers' PreTrainedModel
+Layer = int | Literal["embed"]
+Streams = dict[Layer, Tensor]
+
+
+class _WantedBlocksDone(Exception):
+    """Ends a forward pass after the last block that is wanted."""
+
+
+def text_stack(network: Network) -> Network:
+    """The part of a network that holds the blocks for text: the language model of a multimodal one, else all of it."""
+    return network if network.config.get_text_config() is network.config else network.get_decoder()
+
+
+def block_list(stack: Network, title: str) -> nn.ModuleList:
+    """The list of blocks. Raises TemporalLensError where no list of modules is as long as the model is deep."""
+    depth = stack.config.get_text_config().num_hidden_layers
+    lists = [module for module in stack.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if not lists:
+        raise TemporalLensError(f"{title} ({type(stack).__name__}) has no list of {depth} blocks to read the residual stream from")
+    return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def lowest_blocks_of(network_class: type, kept: int, title: str) -> tuple[type, list[nn.ModuleList]]:
+    """`network_class`, but that what it makes has no more than its lowest `kept` blocks, and a list that then holds their list."""
+    found: list[nn.ModuleList] = []
+
+    def build(network: Network, *arguments: Any, **named: Any) -> None:
+        network_class.__init__(network, *arguments, **named)  # type: ignore[misc]
+        stack = text_stack(network.base_model)
+        blocks = block_list(stack, title)
+        del blocks[kept:]
+        found.append(blocks)
+
+    same = {"__init__": build, "__module__": network_class.__module__, "__qualname__": network_class.__qualname__}
+    return type(network_class.__name__, (network_class,), same), found
+
+
+class BlockStack:
+    """A network's blocks, and the form in which they hand on the stream. Made once the network has its weights."""
+
+    def __init__(self, network: Network, blocks: nn.ModuleList) -> None:
+        self.network = network  # the stack itself, without a head
+        self.blocks = blocks
+        self.transposed = False  # whether blocks hand on [S, B, D]
+        self.wrapper: type | None = None  # what they wrap the stream in: tuple or list
+        self.width: int = network.config.get_text_config().hidden_size
+
+    @property
+    def layers(self) -> list[Layer]:
+        return ["embed", *range(len(self.blocks))]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.blocks.parameters()).dtype
+
+    def streams(self, arguments: dict[str, Any], layers: Sequence[Layer]) -> Streams:
+        """The stream at each of `layers` in a forward pass that stops at the last of them."""
+        streams: Streams = {}
+        deepest = max((layer for layer in layers if layer != "embed"), default=-1)
+
+        def keep(layer: Layer, stream: Tensor) -> None:
+            streams[layer] = stream
+            if layer == deepest or deepest < 0:
+                raise _WantedBlocksDone
+
+        with self.watched(keep, layers), torch.no_grad(), suppress(_WantedBlocksDone):
+            self.network(**arguments)
+        return streams
+
+    @contextmanager
+    def watched(self, see: Callable[[Layer, Float[Tensor, "B S D"]], None], layers: Sequence[Layer]) -> Iterator[None]:
+        """Let `see` have the stream at each of `layers` in the passes made meanwhile."""
+        hooks = [self.after(layer, partial(see, layer)) for layer in layers if layer != "embed"]
+        if "embed" in layers:
+            hooks.append(self.before(0, partial(see, "embed")))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def replaced(self, stream: Float[Tensor, "B S D"], layer: Layer) -> Iterator[None]:
+        """Let `stream` take the place of what stands at `layer` in the passes made meanwhile."""
+        hook = self.before(0, lambda _: stream) if layer == "embed" else self.after(layer, lambda _: stream)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def skipped(self, stream: Float[Tensor, "B S D"], layer: Layer) -> Iterator[None]:
+        """The same without running the blocks up to `layer`, whose stream is then all that those above get from them."""
+        blocks = [] if layer == "embed" else list(self.blocks[: layer + 1])
+        given = self._turned(stream)
+        output = given if self.wrapper is None else self.wrapper([given])
+        try:
+            for block in blocks:
+                block.forward = lambda *_, **__: output
+            with self.replaced(stream, "embed"):
+                yield
+        finally:
+            for block in blocks:
+                block.__dict__.pop("forward", None)  # its class's own comes back
+
+    def _turned(self, stream: Tensor) -> Tensor:
+        return stream.transpose(0, 1) if self.transposed else stream
+
+    def before(self, number: int, use: Callable[[Tensor], Tensor | None]) -> Any:
+        """A hook on what block `number` is given; what `use` returns takes its place."""
+
+        def hook(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            stream = use(self._turned(arguments[0] if arguments else named["hidden_states"]))
+            if stream is None:
+                return None
+            given = self._turned(stream)
+            return ((given, *arguments[1:]), named) if arguments else ((), named | {"hidden_states": given})
+
+        return self.blocks[number].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def after(self, number: int, use: Callable[[Tensor], Tensor | None]) -> Any:
+        """A hook on what block `number` gives; what `use` returns takes its place."""
+
+        def hook(block: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+            several = isinstance(output, tuple | list)
+            stream = use(self._turned(output[0] if several else output))
+            if stream is None:
+                return None
+            given = self._turned(stream)
+            return type(output)([given, *output[1:]]) if several else given
+
+        return self.blocks[number].register_forward_hook(hook)

@@ -1,0 +1,38 @@
+"""In which precision to compute: bfloat16 where the machine multiplies it natively, else float32.
+
+A processor without bfloat16 arithmetic emulates it, six times slower than float32; that is most laptops. What is computed in has nothing
+to do with what is stored.
+"""
+
+from typing import Literal, cast, get_args
+
+import torch
+
+from temporallens.errors import TemporalLensError
+
+Precision = Literal["float32", "bfloat16"]
+AskedPrecision = Literal["auto", "float32", "bfloat16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether bfloat16 is native: on processors with AVX512-BF16 or AMX, as far as PyTorch is let use them (ATEN_CPU_CAPABILITY), and on
+    NVIDIA GPUs from Ampere on."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = torch.cpu.get_capabilities()
+    return kind == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision(asked: str, device: str | torch.device | None = None) -> Precision:
+    """What `asked` means on `device` (None: the one that models run on). Raises TemporalLensError for anything else than a precision."""
+    if asked == "auto":
+        return "bfloat16" if has_bfloat16(device or default_device()) else "float32"
+    if asked not in get_args(Precision):
+        raise TemporalLensError(f"there is no precision '{asked}': choose auto, {' or '.join(get_args(Precision))}")
+    return cast(Precision, asked)
