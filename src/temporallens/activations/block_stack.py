@@ -25,6 +25,13 @@ class _WantedBlocksDone(Exception):
     """Ends a forward pass after the last block that is wanted."""
 
 
+def base_network(whole: Network) -> Network:
+    """The network below a head; itself where it has none."""
+    if whole.base_model is not whole or whole.get_output_embeddings() is None:
+        return whole.base_model
+    return next(child for child in whole.children() if hasattr(child, "get_input_embeddings"))  # where its class names another
+
+
 def text_stack(network: Network) -> Network:
     """The part of a network that holds the blocks for text: the language model of a multimodal one, else all of it."""
     return network if network.config.get_text_config() is network.config else network.get_decoder()
@@ -45,7 +52,7 @@ def lowest_blocks_of(network_class: type, kept: int, title: str) -> tuple[type, 
 
     def build(network: Network, *arguments: Any, **named: Any) -> None:
         network_class.__init__(network, *arguments, **named)  # type: ignore[misc]
-        stack = text_stack(network.base_model)
+        stack = text_stack(base_network(network))
         blocks = block_list(stack, title)
         del blocks[kept:]
         found.append(blocks)

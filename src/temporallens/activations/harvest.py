@@ -1,7 +1,8 @@
 """Harvesting: text through a language model into activation stores, one per layer, in one pass and in bounded memory.
 
-The schedule is deterministic: rows come lazily, are gathered into windows of a fixed number of batches, ordered by length inside a
-window so that little padding is computed, and cut into batches. Each batch is one append to every layer's store. An interrupted
+The schedule is deterministic: rows come lazily, are gathered into windows of a fixed size, ordered by length inside a window so that
+little padding is computed, and cut into batches of a multiple of NORM_ROWS rows. Each batch is one append to every layer's store, and is
+read in as many forward passes as `batch_size` asks for, so that which rows the norm rule leaves out does not depend on it. An interrupted
 harvest repeats the schedule, leaves out the batches that all its stores hold already, and ends with the same bytes as one that was
 never interrupted. One thread writes while the model computes.
 """
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named, usable_clocks
 from temporallens.activations.corpora import Corpus, open_corpus
+from temporallens.activations.model_files import same_content
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
 from temporallens.activations.store import PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
@@ -33,7 +35,8 @@ from temporallens.files import explained, locked
 from temporallens.precision import AskedPrecision, Precision
 from temporallens.progress import progress
 
-WINDOW_BATCHES = 16  # batches whose rows are ordered by length together
+WINDOW_ROWS = 512  # rows that are ordered by length together
+NORM_ROWS = 32  # rows whose median norm the norm rule compares with
 PENDING_APPENDS = 4  # appends that may wait for the writing thread
 COUNTED_TOKENS = 1 << 22  # rows of so many tokens are read ahead (50 MB), so that the time left is known for most texts,
 COUNTED_SECONDS = 5.0  # but for no longer than this
@@ -71,13 +74,13 @@ class HarvestPolicy(BaseModel):
     clock: str = "index"
     """What `position` means: index, document, sentence or newline."""
     norm_multiple: float | None = Field(10.0, gt=1)
-    """Tokens of more than so many times the batch's median norm are excluded as sinks; None: no such rule."""
+    """Tokens of more than so many times the median norm of 32 rows together are excluded as sinks; None: no such rule."""
     dtype: Precision = "bfloat16"
     """Of the store. Never float16: it ends at 65,504, and sinks go beyond."""
     compute_dtype: AskedPrecision = "auto"
-    """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively and the store holds no more, else float32."""
     batch_size: int = Field(32, ge=1)
-    """Rows in a forward pass."""
+    """Rows in a forward pass; changes nothing but the time and the last bits."""
 
     @field_validator("clock")
     @classmethod
@@ -93,9 +96,14 @@ class HarvestPolicy(BaseModel):
             raise ValueError(f"rows_per_document goes with rows: split, not with rows: {self.rows}")
         return self
 
+    @property
+    def precision(self) -> AskedPrecision:
+        """What is asked of the model: no less than what the store holds, where nothing else is said."""
+        return "float32" if self.compute_dtype == "auto" and self.dtype == "float32" else self.compute_dtype
+
 
 class Batch(NamedTuple):
-    """Rows of one forward pass, padded to the longest."""
+    """Rows that are read together, padded to the longest."""
 
     tokens: Int[Tensor, "B S"]
     mask: Bool[Tensor, "B S"]  # False at padding
@@ -165,7 +173,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     policy = policies[0]
     text = corpus or open_corpus(policy.text, policy.column, policy.split)
     deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
-    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.compute_dtype, revision=policy.revision)
+    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
     clock = _clock(policy, marks, model)
     descriptions = [describe(one, model, text) for one in policies]
@@ -194,6 +202,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "kind": "model",
             "model": policy.model,
             "revision": model.revision,
+            "row_tokens": model.row_tokens,
             "layer": policy.layer,
             "hook": "embed" if policy.layer == "embed" else "resid_post",
             "layers_total": model.layers,
@@ -229,11 +238,23 @@ def _padding(policy: HarvestPolicy, model: LanguageModel) -> str:
 
 def _finished(out: Path, description: StoreDescription) -> bool:
     """Whether the store is whole; what a process that was killed right after its last write left beside it is removed."""
-    whole = (out / "manifest.json").exists() and ActivationStore(out).manifest.description == description
+    whole = (out / "manifest.json").exists() and _completed(ActivationStore(out).manifest.description, description) == description
     if whole:
         with explained(out):
             (out / PROGRESS_FILE).unlink(missing_ok=True)
     return whole
+
+
+def _completed(recorded: StoreDescription, wanted: StoreDescription) -> StoreDescription:
+    """What a store says of itself, with what stores said nothing of before version 0.2: their models computed in what they held, and the
+    tokens around rows were taken for the tokenizer's own."""
+    source, policies = recorded.source, recorded.policies
+    if source.get("kind") != "model" or "compute_dtype" in policies:
+        return recorded
+    known = {"row_tokens": wanted.source["row_tokens"]}
+    if same_content(source["revision"], str(source["model"]), cast(str | None, wanted.source["revision"])):
+        known["revision"] = wanted.source["revision"]
+    return recorded.model_copy(update={"source": source | known, "policies": policies | {"compute_dtype": recorded.dtype}})
 
 
 def _writer(layer: Layer, out: Path, description: StoreDescription) -> Writer:
@@ -249,10 +270,11 @@ def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy:
     left = _padding(policy, model) == "left"
     layers = [writer.layer for writer in writers]
     start = min(writer.done for writer in writers)
+    together = rows_together(policy.batch_size)
     with progress(f"Harvesting {model.title}", total, "tokens") as advance, background() as submit:
-        for number, batch in enumerate(schedule(rows, policy.batch_size, model.padding_token, left)):
+        for number, batch in enumerate(schedule(rows, together, model.padding_token, left)):
             if number >= start:
-                streams = model.residuals(batch.tokens, batch.mask, layers)
+                streams = read_streams(model, batch, layers, policy.batch_size)
                 columns = columns_of(batch, clock, marks, policy.context_length)
                 for writer in writers:
                     if number >= writer.done:
@@ -286,10 +308,15 @@ def counted(rows: Iterator[TokenRow], max_tokens: int | None) -> tuple[Iterator[
     return iter(ahead), tokens
 
 
+def rows_together(batch_size: int) -> int:
+    """Rows of an append: as many as a forward pass has, but whole groups of the norm rule."""
+    return min(WINDOW_ROWS, -(-batch_size // NORM_ROWS) * NORM_ROWS)
+
+
 def schedule(rows: Iterable[TokenRow], batch_size: int, padding_token: int, left: bool) -> Iterator[Batch]:
     """Cut rows into batches of similar lengths: windows in order, longest rows first inside a window."""
     numbered = enumerate(rows)
-    while window := list(itertools.islice(numbered, batch_size * WINDOW_BATCHES)):
+    while window := list(itertools.islice(numbered, WINDOW_ROWS)):
         window.sort(key=lambda entry: -len(entry[1].tokens))  # stable: rows of a length stay in order
         for first in range(0, len(window), batch_size):
             yield _batch(window[first : first + batch_size], padding_token, left)
@@ -305,6 +332,19 @@ def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bo
         tokens[number, start : start + len(row.tokens)] = row.tokens
         mask[number, start : start + len(row.tokens)] = True
     return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), rows, torch.tensor([number for number, _ in entries]))
+
+
+def read_streams(model: LanguageModel, batch: Batch, layers: Sequence[Layer], batch_size: int) -> dict[Layer, Float[Tensor, "N D"]]:
+    """The streams of a batch's rows, row after row without padding, from passes of `batch_size` rows as long as their longest."""
+    found: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
+    for first in range(0, len(batch.rows), batch_size):
+        mask = batch.mask[first : first + batch_size]
+        filled = mask.any(0)
+        tokens, mask = batch.tokens[first : first + batch_size, filled], mask[:, filled]
+        for layer, stream in model.residuals(tokens, mask, layers).items():
+            x = stream.flatten(0, 1) if bool(mask.all()) else stream[mask.to(stream.device)]
+            found[layer].append(x.cpu())
+    return {layer: parts[0] if len(parts) == 1 else torch.cat(parts) for layer, parts in found.items()}
 
 
 def columns_of(batch: Batch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
@@ -328,13 +368,16 @@ def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[Tensor, " N"]:
     return torch.from_numpy(np.concatenate(parts)).long()
 
 
-def store_rows(stream: Float[Tensor, "B S D"], batch: Batch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
-    """The rows of one layer: its stream without padding, and the columns with the norm rule's verdict added."""
-    x = (stream.flatten(0, 1) if bool(batch.mask.all()) else stream[batch.mask.to(stream.device)]).cpu()
+def store_rows(x: Float[Tensor, "N D"], batch: Batch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
+    """The rows of one layer: its streams, and the columns with the norm rule's verdict added."""
     excluded = columns["excluded"]
     if norm_multiple is not None:
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
-        excluded = excluded + beyond_norm(norms, columns["index"] > 0, norm_multiple) * NORM
+        lengths = [len(row.tokens) for row in batch.rows]
+        groups = [sum(lengths[first : first + NORM_ROWS]) for first in range(0, len(lengths), NORM_ROWS)]
+        inner = (columns["index"] > 0).split(groups)
+        beyond = [beyond_norm(own, counts, norm_multiple) for own, counts in zip(norms.split(groups), inner, strict=True)]
+        excluded = excluded + torch.cat(beyond) * NORM
     return Rows(x, **{**columns, "excluded": excluded.to(torch.uint8)})
 
 

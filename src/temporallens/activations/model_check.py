@@ -117,7 +117,7 @@ def _learn_form(stack: BlockStack, probe: _Probe, title: str) -> None:
     outputs: list[Any] = []
     hook = stack.blocks[0].register_forward_hook(lambda block, arguments, output: outputs.append(output))
     try:
-        stream = stack.streams({"input_ids": probe.rows}, [0]).get(0)
+        stream = stack.streams({"input_ids": probe.rows}, stack.layers).get(0)
     except NOT_RUN as error:
         raise TemporalLensError(f"{title} cannot be read: it does not run on tokens alone ({first_line(error)})") from error
     finally:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from temporallens.activations import shipped
-from temporallens.activations.block_stack import Network, lowest_blocks_of, text_stack
+from temporallens.activations.block_stack import Network, base_network, block_list, lowest_blocks_of, text_stack
 from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.contents import known_sha256
 from temporallens.activations.shipped import quiet_transformers
@@ -142,10 +142,9 @@ def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool,
     mapping = next((known for known in with_head if type(config) in known), transformers.MODEL_MAPPING)
     if type(config) not in mapping:
         raise TemporalLensError(f"transformers has no model without a task's head for {source.title} ({type(config).__name__})")
-    network_class, made = lowest_blocks_of(_one_of(mapping[type(config)], config), kept, source.title)
-    whole, missing_names = _loaded(network_class, source, config, dtype)
-    base = whole.base_model
-    in_base = "" if whole is base else f"{whole.base_model_prefix}."
+    network_class = _one_of(mapping[type(config)], config)
+    whole, blocks, missing_names = _loaded(network_class, source, config, dtype, kept)
+    base, in_base = _base_of(whole)
     missing = sorted(name for name in missing_names if name.startswith(in_base) and "pooler" not in name)
     if missing:
         others = f", with {len(missing) - 1} others" if missing[1:] else ""
@@ -155,7 +154,7 @@ def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool,
     for module in whole.modules():
         if hasattr(module, "config") and getattr(module.config, "use_cache", False):
             module.config.use_cache = False  # no pass here is gone on from
-    return Networks((stack if headless else whole).eval().requires_grad_(False), stack, made[-1])
+    return Networks((stack if headless else whole).eval().requires_grad_(False), stack, blocks)
 
 
 def _one_of(found: Any, config: Config) -> type:
@@ -166,51 +165,61 @@ def _one_of(found: Any, config: Config) -> type:
     return next((each for each in found if each.__name__ in named), found[0])
 
 
-def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dtype) -> tuple[Network, set[str]]:
-    """The network with its weights, and the names of those that the files lack."""
+def _base_of(whole: Network) -> tuple[Network, str]:
+    """The network below the head, and how the names of its weights begin in the whole."""
+    base = base_network(whole)
+    return base, next((f"{name}." for name, module in whole.named_children() if module is base), "")
+
+
+def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dtype, kept: int) -> tuple[Network, nn.ModuleList, set[str]]:
+    """The network with its weights, its lowest `kept` blocks, and the names of weights that the files lack."""
+    lowest, made = lowest_blocks_of(network_class, kept, source.title)
     try:
         with quiet_transformers():
-            whole, report = network_class.from_pretrained(  # type: ignore[attr-defined]
-                source.place,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **_access(source),
-            )
+            try:
+                whole, report = _from_pretrained(lowest, source, config, dtype)
+            except NOT_BUILT:  # a class that names its upper blocks cannot be made without them
+                whole, report = _from_pretrained(network_class, source, config, dtype)
+                made.append(block_list(text_stack(base_network(whole)), source.title))
+                del made[-1][kept:]
     except SafetensorError as error:
         raise TemporalLensError(f"the weights of {source.place} are truncated or damaged: {first_line(error)}") from error
     except (OSError, ImportError, *NOT_BUILT) as error:
-        quantised = getattr(config, "quantization_config", None)
-        if quantised is not None:
-            raise TemporalLensError(
-                f"{source.title} is quantised ({_quantisation(quantised)}), and transformers cannot read it here ({first_line(error)}); "
-                "take the model in float32 or bfloat16, from which it was made"
-            ) from error
-        if isinstance(error, OSError | ImportError):
-            raise TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}") from error
-        raise TemporalLensError(f"transformers cannot build {source.title} as its configuration says: {first_line(error)}") from error
+        raise _not_loaded(source, config, error) from error
     if report["mismatched_keys"]:
         name, found, wanted = sorted(report["mismatched_keys"])[0]
         raise TemporalLensError(
             f"the weights of {source.place} do not fit its configuration: {name} has shape {tuple(found)}, and should have {tuple(wanted)}"
         )
-    return whole, set(report["missing_keys"])
+    return whole, made[-1], set(report["missing_keys"])
 
 
-NOT_BUILT = (
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    AssertionError,
-    NotImplementedError,
-    ZeroDivisionError,
-)
+NOT_BUILT = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
 """What transformers' classes raise for configurations that contradict themselves."""
+
+
+def _from_pretrained(network_class: Any, source: Source, config: Config, dtype: torch.dtype) -> tuple[Network, dict[str, Any]]:
+    return network_class.from_pretrained(
+        source.place,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused here
+        **_access(source),
+    )
+
+
+def _not_loaded(source: Source, config: Config, error: Exception) -> TemporalLensError:
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        return TemporalLensError(
+            f"{source.title} is quantised ({_quantisation(quantised)}), and transformers cannot read it here ({first_line(error)}); "
+            "take the model in float32 or bfloat16 that it was made from"
+        )
+    if isinstance(error, OSError | ImportError):
+        return TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}")
+    return TemporalLensError(f"transformers cannot build {source.title} as its configuration says: {first_line(error)}")
 
 
 def _quantisation(config: Any) -> str:

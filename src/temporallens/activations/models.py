@@ -131,6 +131,23 @@ class LanguageModel:
         token = self.tokenizer.pad_token_id
         return 0 if token is None or token >= self._embedded else token
 
+    @property
+    def row_tokens(self) -> list[int | None]:
+        """What opens, closes and separates: a tokenizer's settings may change them while its vocabulary stays."""
+        return [self.bos, self.closing, self.separator]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All of it that shapes what a pass over given text gives, for the keys of caches."""
+        return {
+            "model": self.revision or self.name,
+            "tokenizer": self.tokenizer_sha256,
+            "row_tokens": self.row_tokens,
+            "dtype": self.precision,
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }
+
     @cached_property
     def tokenizer_sha256(self) -> str:
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -171,7 +171,7 @@ class _Work:
             [task.name, task.texts, task.spans, *(column.tolist() for column in (task.label, task.group, task.document, task.fold))]
             for task in self.tasks
         ]
-        return fingerprint([FORMAT, self.network.revision or self.model, self.network.precision, self.layer, policy, tasks])
+        return fingerprint([FORMAT, self.network.content, self.layer, policy, tasks])
 
     def numbers(self, task: OrderTask) -> Int[Tensor, " n"]:
         """Which of the texts each item is of."""

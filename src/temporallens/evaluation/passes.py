@@ -159,17 +159,14 @@ def text_activations(
     _check_live(live, texts, title)
     key = {
         "format": FORMAT,
-        "model": network.revision or model,
-        "tokenizer": network.tokenizer_sha256,
+        **network.content,
+        "special": special_tokens(network),
         "layer": layer,
-        "dtype": network.precision,
         "context_length": context_length,
         "padding": "left" if left else "right",
         "whole_context": whole_context,
         "bos": bos,
         "batch_size": batch_size,
-        "device": network.device.type,
-        "torch": torch.__version__,
         "texts": _texts_sha256(texts),
     }
     name = fingerprint(key)

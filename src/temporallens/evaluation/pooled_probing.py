@@ -162,12 +162,8 @@ def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy
     key = {
         "format": FORMAT,
         "set": probed.fingerprint,
-        "model": network.revision or network.name,
-        "tokenizer": network.tokenizer_sha256,
+        **network.content,
         "layer": layer,
-        "compute_dtype": network.precision,
-        "device": network.device.type,
-        "torch": torch.__version__,
         "policy": policy.model_dump(mode="json", exclude={"sets", "text_column", "label_column", "saebench", "compute_dtype"}),
     }
     filled = int((activations.live[rows].sum(1) >= policy.context_length - int(activations.bos)).sum())

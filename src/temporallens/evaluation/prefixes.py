@@ -13,7 +13,7 @@ import torch
 from pydantic import JsonValue
 
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
-from temporallens.activations.harvest import HarvestPolicy, columns_of, schedule, store_rows
+from temporallens.activations.harvest import HarvestPolicy, columns_of, read_streams, rows_together, schedule, store_rows
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.store import ActivationStore, StoreDescription, StoreWriter
 from temporallens.errors import TemporalLensError
@@ -94,9 +94,9 @@ def _fill(writer: StoreWriter, model: LanguageModel, policy: HarvestPolicy, rows
     """Run the rows through the model, from where an interruption left them, and finish the store."""
     marks, done, left = TokenMarks.of(model.tokenizer), writer.appends_done, policy.padding == "left"
     with progress(f"Reading shifted rows with {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
-        for number, batch in enumerate(schedule(rows, policy.batch_size, model.padding_token, left)):
+        for number, batch in enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left)):
             if number >= done:
-                stream = model.residuals(batch.tokens, batch.mask, [policy.layer])[policy.layer]
+                stream = read_streams(model, batch, [policy.layer], policy.batch_size)[policy.layer]
                 columns = columns_of(batch, CLOCKS[policy.clock], marks, policy.context_length)
                 writer.append(store_rows(stream, batch, columns, policy.norm_multiple))
             advance(batch.size)

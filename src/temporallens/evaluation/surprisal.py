@@ -99,12 +99,8 @@ def _part(work: _Continuation, texts: list[int], cache: Path) -> list[Float[Tens
     """Surprisal of some texts, from its file where that is whole and of this very work, else computed into it."""
     key = {
         "format": FORMAT,
-        "model": work.model.revision or work.model.name,
-        "tokenizer": work.model.tokenizer_sha256,
+        **work.model.content,
         "layer": work.layer,
-        "dtype": str(work.model.dtype),
-        "device": work.model.device.type,
-        "torch": torch.__version__,
         "tokens": hashlib.sha256(work.activations.token[texts].numpy().tobytes()).hexdigest(),
         "bos": work.activations.bos,
     }

@@ -95,6 +95,8 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
     policy = study.activations[name]
     shaped_by: dict[str, Any] = {"policy": _plain(policy), "threads": study.threads}
     if isinstance(policy, HarvestPolicy):
+        if policy.compute_dtype == "auto":
+            del shaped_by["policy"]["compute_dtype"]  # a store that was made on another machine, or before there was a choice, stays
         text = open_corpus(policy.text, policy.column, policy.split)
         shaped_by |= {"model": models[policy.model], "text": text.fingerprint}
     folder = f"stores/{name}"
