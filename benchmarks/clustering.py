@@ -48,6 +48,7 @@ def made_firings(features: int, seed: int = 0) -> Firings:
         position=column,
         index=column,
         sequence=sequence,
+        stretch=sequence,
         document=sequence // SEQUENCES_PER_DOCUMENT,
         token=np.full(rows, -1, dtype=np.int32),
         features=features,

@@ -45,6 +45,7 @@ def firings_of(codes: np.ndarray, positions: int) -> Firings:
         position=place[kept],
         index=place[kept],
         sequence=sequence[kept],
+        stretch=sequence[kept],
         document=sequence[kept] // 4,
         token=np.full(int(kept.sum()), -1, dtype=np.int32),
         features=codes.shape[1],

@@ -22,6 +22,7 @@ def sampled(rate: np.ndarray, sequences: int = 300, seed: int = 0) -> Firings:
         position=column,
         index=column,
         sequence=sequence,
+        stretch=sequence,
         document=sequence // 4,
         token=(1000 * sequence + column).astype(np.int32),
         features=features,

@@ -186,7 +186,7 @@ class TestNull:
         position = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
         sequence = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
         firings = Firings(
-            row.astype(np.int32), feature.astype(np.int32), np.ones(len(row), np.float32), position, position, sequence, sequence,
+            row.astype(np.int32), feature.astype(np.int32), np.ones(len(row), np.float32), position, position, sequence, sequence, sequence,
             np.full(rows, -1, np.int32), 3, 9,
         )  # fmt: skip
         trains = shifts.trains_of(firings, np.arange(3))

@@ -96,7 +96,7 @@ def reference(made: Dictionary, folder: str, sets: list[DividedSet], policy: Spa
 @torch.no_grad()
 def pooled(made: Dictionary, network: nn.Module, tokenizer: Any, texts: list[str], policy: SparseProbingPolicy) -> dict[str, Tensor]:
     """Mean of the residual stream and of the codes over the live tokens of each text."""
-    streams = []
+    streams, index = [], []
     for first in range(0, len(texts), policy.llm_batch_size):
         rows = [
             [1, *tokenizer(text, add_special_tokens=False).input_ids][:CONTEXT] for text in texts[first : first + policy.llm_batch_size]
@@ -104,27 +104,22 @@ def pooled(made: Dictionary, network: nn.Module, tokenizer: Any, texts: list[str
         padding = [[0] * (CONTEXT - len(row)) for row in rows]
         left = policy.padding == "left"
         tokens = torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, padding, strict=True)])
+        index += [[max(0, place - left * len(pad)) for place in range(CONTEXT)] for pad in padding]
         arguments = {}
         if left:
             real = torch.tensor([[0] * len(pad) + [1] * len(row) for row, pad in zip(rows, padding, strict=True)])
             arguments = {"attention_mask": real, "position_ids": (real.cumsum(1) - 1).clamp(min=0)}
         stream = network(tokens, output_hidden_states=True, **arguments).hidden_states[LAYER + 1]
         streams.append(torch.where((tokens > 2)[..., None], stream, torch.zeros(())).to(stream.dtype))
-    x = torch.cat(streams)
+    x, positions = torch.cat(streams), torch.tensor(index)
     means, codes = [], []
     for first in range(0, len(x), policy.sae_batch_size):
         part = x[first : first + policy.sae_batch_size]
         live = (part.sum(-1) != 0).to(part.dtype)
-        index = torch.stack([numbered(row) for row in live.bool()])
-        z = made.encode(part, index).to(part.dtype)
+        z = made.encode(part, positions[first : first + len(part)]).to(part.dtype)
         means.append(part.sum(1) / live.sum(1, keepdim=True))
         codes.append((z * live[..., None]).sum(1) / live.sum(1, keepdim=True))
     return {"llm": torch.cat(means), "sae": torch.cat(codes)}
-
-
-def numbered(live: Tensor) -> Tensor:
-    first = int(live.nonzero()[0])
-    return torch.tensor([max(0, index - first + (1 if first > 0 else 0)) for index in range(len(live))])
 
 
 def probed(train: dict[str, Tensor], test: dict[str, Tensor], name: str, k: int | None) -> float:
@@ -258,10 +253,11 @@ def test_codes_see_their_positions_on_either_side_of_the_padding() -> None:
     right, left = torch.zeros(1, 9, WIDTH), torch.zeros(1, 9, WIDTH)
     right[:, 1:7], left[:, 3:] = x, x  # BOS is zero in both
     wanted = made.encode(x, torch.arange(1, 7)[None])
-    assert torch.allclose(padded_codes(made, right)[:, 1:7], wanted, atol=1e-6)
-    assert torch.allclose(padded_codes(made, left)[:, 3:], wanted, atol=1e-6)
-    assert not torch.allclose(padded_codes(made, left, bos=False)[:, 3:], wanted, atol=1e-3)
-    assert torch.isfinite(padded_codes(made, torch.zeros(2, 9, WIDTH))).all()
+    index = torch.arange(9)[None]
+    assert torch.allclose(padded_codes(made, right, index)[:, 1:7], wanted, atol=1e-6)
+    assert torch.allclose(padded_codes(made, left, (index - 2).clamp(min=0))[:, 3:], wanted, atol=1e-6)
+    assert not torch.allclose(padded_codes(made, left, (index - 3).clamp(min=0))[:, 3:], wanted, atol=1e-3)
+    assert torch.isfinite(padded_codes(made, torch.zeros(2, 9, WIDTH), index.expand(2, -1))).all()
 
 
 def test_what_cannot_be_probed_is_refused_in_a_sentence(llama: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from temporallens.activations.corpora import Corpus, open_corpus
 from temporallens.activations.model_files import same_content
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
-from temporallens.activations.store import PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import ACROSS_DOCUMENTS, PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import explained, locked
@@ -62,7 +62,8 @@ class HarvestPolicy(BaseModel):
     context_length: int = Field(128, ge=2)
     """Tokens in a row, BOS included."""
     rows: RowPolicy = "split"
-    """`document`: one row per document, cut off; `split`: documents cut into rows; `packed`: documents joined, then cut into rows."""
+    """`document`: one row per document, cut off; `split`: documents cut into rows; `packed`: documents joined, then cut into rows, whose
+    tokens see those of the documents before them in the row."""
     rows_per_document: int | None = Field(None, ge=1)
     """So many rows of each document, evenly spaced through it; None: all. For `split` only."""
     max_tokens: int | None = Field(None, ge=2)
@@ -225,6 +226,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "position_zero": "excluded",
             "batch_size": policy.batch_size,
             "compute_dtype": model.precision,
+            **({ACROSS_DOCUMENTS: True} if policy.rows == "packed" else {}),
         },
         width=model.width,
         dtype=policy.dtype,

@@ -1,9 +1,9 @@
 """The shuffling loader: batches of activations that keep their positions, in constant memory and in an order fixed by a seed.
 
-Each epoch permutes whole sequences over the store. Consecutive sequences of that permutation fill a window of bounded size,
-whose rows are permuted again and cut into batches. Both permutations are functions of (seed, epoch, window) alone, so the
-loader's state is three integers and a resumed run sees exactly the batches that an uninterrupted one would have seen. The next
-window is read by a thread while the current one is used. For several processes, each takes every `world`-th sequence.
+Each epoch permutes whole sequences (of packed ones, the parts that are of one document) over the store. Consecutive sequences of that
+permutation fill a window of bounded size, whose rows are permuted again and cut into batches. Both permutations are functions of (seed,
+epoch, window) alone, so the loader's state is three integers and a resumed run sees exactly the batches that an uninterrupted one would
+have seen. The next window is read by a thread while the current one is used. For several processes, each takes every `world`-th sequence.
 """
 
 import math
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     position: Int[Tensor, " N"]  # what the store's clock says
     sequence: Int[Tensor, " N"]  # id of the row of text
     token: Int[Tensor, " N"]  # token id, -1 where there is none
-    previous: Float[Tensor, "N D"] | None = None  # of the token before, in its sequence; the row itself where not paired
+    previous: Float[Tensor, "N D"] | None = None  # of the token before, in its sequence and document; the row itself where not paired
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
     previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
 
@@ -179,7 +179,8 @@ def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
     place = torch.full((len(rows.x),), -1, dtype=torch.int64)
     place[shuffled] = places
     earlier = (shuffled - 1).clamp(min=0)
-    follows = (rows.sequence[earlier] == rows.sequence[shuffled]) & (rows.index[earlier] == rows.index[shuffled] - 1)
+    same = (rows.sequence[earlier] == rows.sequence[shuffled]) & (rows.document[earlier] == rows.document[shuffled])
+    follows = same & (rows.index[earlier] == rows.index[shuffled] - 1)
     return torch.where(follows & (place[earlier] >= 0), place[earlier], places)
 
 

@@ -2,8 +2,9 @@
 
 A store holds rows of the residual stream (or of any sequential array) with the columns that say where each comes from:
 `position` (what the study's clock says), `index` (in its row), `document_position`, `sequence`, `document`, `token` and
-`excluded` (why it is left out of training, see `moments`). The rows of a sequence stand together, in order. `docs/formats.md`
-is the normative description. Shards are written to a temporary name, flushed and renamed; the manifest is written last, so a
+`excluded` (why it is left out of training, see `moments`). The rows of a sequence stand together, in order; its table has an entry for
+each run of them that is of one document, so that whoever divides entries by document divides the text. `docs/formats.md` is the
+normative description. Shards are written to a temporary name, flushed and renamed; the manifest is written last, so a
 folder without `manifest.json` is not a store, and a harvest that was interrupted continues where its last whole shard ended.
 """
 
@@ -26,6 +27,8 @@ from temporallens.precision import DTYPES
 
 SHARD_BYTES = 64 << 20
 PROGRESS_FILE = "progress.safetensors"
+ACROSS_DOCUMENTS = "attention_across_documents"
+"""The policy of packed rows, and of no others, that tokens see those of the documents before them in their row."""
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8"}
 COLUMNS = {
     "position": torch.int32,
@@ -52,13 +55,18 @@ class Rows(NamedTuple):
 
 
 class SequenceTable(NamedTuple):
-    """Where each sequence lies; one entry per sequence, in stored order."""
+    """Where each sequence lies, in stored order; one entry per sequence, or of packed ones per document in it."""
 
     shard: np.ndarray  # int32 [n]
     start: np.ndarray  # int64 [n], first row in its shard
     length: np.ndarray  # int32 [n], rows
     sequence: np.ndarray  # int64 [n], the id in the rows' column
-    document: np.ndarray  # int64 [n], document of the first row
+    document: np.ndarray  # int64 [n], that of all its rows
+
+    @property
+    def whole(self) -> Int[np.ndarray, " n"]:
+        """Number of the sequence that each entry is of: entries of a sequence stand together."""
+        return np.cumsum(np.diff(self.sequence, prepend=self.sequence[:1]) != 0)
 
 
 class Split(NamedTuple):
@@ -156,14 +164,14 @@ class StoreWriter:
             raise TemporalLensError(f"a position lies outside 0 to {self.description.positions - 1}, the range of this store's clock")
 
     def _extend_table(self, rows: Rows) -> None:
-        ids, lengths = torch.unique_consecutive(rows.sequence, return_counts=True)
+        owners, lengths = torch.unique_consecutive(torch.stack([rows.sequence, rows.document]), dim=1, return_counts=True)
         starts = torch.cumsum(lengths, 0) - lengths
         entry = {
-            "shard": torch.full_like(ids, len(self._shards)),
+            "shard": torch.full_like(lengths, len(self._shards)),
             "start": starts + self._pending_rows,
             "length": lengths,
-            "sequence": ids,
-            "document": rows.document[starts],
+            "sequence": owners[0],
+            "document": owners[1],
         }
         for name, kind in TABLE_DTYPES.items():
             self._table[name].append(entry[name].to(kind))
@@ -326,7 +334,7 @@ class ActivationStore:
         return tensors
 
     def read(self, entries: Int[np.ndarray, " n"]) -> Rows:
-        """Rows of these entries of the sequence table, sequence after sequence, in the order asked for."""
+        """Rows of these entries of the sequence table, entry after entry, in the order asked for."""
         entries = np.asarray(entries)
         table = self.sequence_table
         lengths = table.length[entries].astype(np.int64)
@@ -369,15 +377,28 @@ class ActivationStore:
         if {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()} != wanted:
             raise self._contradiction(f"{shard.file} does not hold the columns of {shard.rows} rows of width {self.width}")
 
+    def documents_of(self, entries: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The document of each of these entries of the sequence table.
+
+        Raises TemporalLensError for packed rows of an earlier version, whose entries hold several documents and name the first.
+        """
+        policies = self.manifest.description.policies
+        if policies.get("rows") == "packed" and ACROSS_DOCUMENTS not in policies:
+            raise TemporalLensError(
+                f"{self.folder} was harvested before packed rows were divided by document, so that training and held-out data would share "
+                "documents; remove it and harvest again"
+            )
+        return self.sequence_table.document[entries]
+
     def split(self, held_out: float, seed: int) -> Split:
-        """Divide the sequences by document. Raises TemporalLensError when either side would be empty."""
-        table = self.sequence_table
-        documents = np.unique(table.document)
+        """Divide the entries of the sequence table by document. Raises TemporalLensError when either side would be empty."""
+        document = self.documents_of(np.arange(self.sequences))
+        documents = np.unique(document)
         if len(documents) < 2:
             raise TemporalLensError(f"{self.folder} holds {len(documents)} document: a held-out split by document needs at least 2")
         count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
         chosen = np.random.default_rng(seed).permutation(documents)[:count]
-        mask = np.isin(table.document, chosen)
+        mask = np.isin(document, chosen)
         return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
 
     def moments_of(self, entries: Int[np.ndarray, " n"], chunk: int = 512) -> Moments:

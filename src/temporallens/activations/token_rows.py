@@ -2,8 +2,9 @@
 
 A row begins with BOS (CLS) and, for encoders, ends with SEP, when the policy says so; such tokens count towards the context
 length. They belong to the document that they stand beside and do not advance its positions: an inserted token has the document
-position of the token that it stands before. Documents are tokenised lazily, a few at a time on all cores, and very long ones in
-pieces, so memory is bounded by the longest document.
+position of the token that it stands before. Attention between documents that are packed into one row is not masked: most models are
+trained on such rows without a mask, and few architectures take one by blocks. Documents are tokenised lazily, a few at a time on all
+cores, and very long ones in pieces, so memory is bounded by the longest document.
 """
 
 import itertools

@@ -67,7 +67,7 @@ def against_chance(
     table = tabulate(selection, firings.position)
     kinds: dict[str, Callable[[], Table]] = {
         "shuffled": lambda: shuffled(table, generator),
-        "rotated": lambda: tabulate(selection, rotated(firings.position, firings.sequence, generator)),
+        "rotated": lambda: tabulate(selection, rotated(firings.position, firings.stretch, generator)),
     }
     found = statistics_of(clustered(table, bins, policy, policy.distance))
     result = {}

@@ -56,9 +56,8 @@ def errors_by_document(dictionary: Dictionary, store: ActivationStore, held_out:
     if int(moments.count.sum()) == 0:
         raise TemporalLensError(f"the held-out documents of {store.folder} hold no usable row: nothing can be evaluated")
     pooled, of_position = moments.pooled_mean(), moments.mean
-    table = store.sequence_table
-    documents, document = np.unique(table.document[held_out], return_inverse=True)  # of packed rows, that of the first
-    of_row = torch.from_numpy(np.repeat(document, table.length[held_out]))
+    documents, document = np.unique(store.documents_of(held_out), return_inverse=True)
+    of_row = torch.from_numpy(np.repeat(document, store.sequence_table.length[held_out]))
     sums = torch.zeros(len(DocumentErrors._fields), len(documents) * store.positions, dtype=torch.float64)
     read = 0
     with progress("errors by document", len(of_row), "tokens") as advance:

@@ -123,7 +123,7 @@ def _chance(
     for first in range(0, firings.features, size):
         part = _part(firings, first, min(first + size, firings.features))
         generator = np.random.default_rng(policy.seed)
-        turned = (bin_of[rotated(firings.position, firings.sequence, generator)] for _ in range(policy.draws))
+        turned = (bin_of[rotated(firings.position, firings.stretch, generator)] for _ in range(policy.draws))
         bands.append(np.quantile(np.stack([_rates(part, row_bin, tokens) for row_bin in turned]), BAND, axis=0).astype(np.float32))
     low, high = np.concatenate(bands, axis=1)
     return low, high

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -29,7 +30,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.origin import check_origin, check_unchanged, choose_rows, harvest_of
 from temporallens.evaluation.passes import open_model
 from temporallens.evaluation.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
-from temporallens.evaluation.prefixes import NEUTRAL, enclosing, prefix_tokens, shifted_store
+from temporallens.evaluation.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
 from temporallens.evaluation.specialisation import correlation
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 
@@ -37,7 +38,8 @@ LEAST_TEXT = 8
 """Tokens of text that a row must still have behind the longest prefix."""
 
 LEAST_SHARE = 0.25
-"""An index counts when at least so many of the rows have a token there that no rule excludes, with and without the prefix."""
+"""An index counts when at least so many of the rows have a token there that no rule excludes, with and without the prefix; of packed rows,
+so many of those that have a held-out token at the index where most have one."""
 
 CELLS = 1 << 22
 """Numbers of one table of profiles by document or by resample; features are taken in parts that keep within it."""
@@ -167,17 +169,19 @@ def measure_fidelity(
     documents = np.unique(chosen.document, return_inverse=True)[1]
     resamples = resampled_documents(int(documents.max()) + 1, policy.resamples, np.random.default_rng(policy.seed))
     weights = np.concatenate([np.ones((1, int(documents.max()) + 1)), resamples])
-    base = observe(dictionary, store, chosen.entry, 0, opening)
+    indices = int(chosen.length.max())
+    base = observe(dictionary, store, chosen.entry, 0, opening, indices)
     features = np.flatnonzero(np.bincount(base.feature, minlength=dictionary.features) >= policy.least_firings)
     if not len(features):
         raise TemporalLensError(
-            f"no feature fires {policy.least_firings} times on these {len(chosen.entry)} rows; give more rows or a lower least_firings"
+            f"no feature fires {policy.least_firings} times on these {len(chosen.length)} rows; give more rows or a lower least_firings"
         )
-    comparison = _Comparison(dictionary, base, documents, weights, features)
+    most = int(torch.bincount(chosen.rows.index[chosen.asked]).max())
+    comparison = _Comparison(dictionary, base, documents, weights, features, LEAST_SHARE * most)
 
     def behind(shift: int) -> PrefixRun:
         shifted = shifted_store(network, store, chosen, prefix[longest - shift :], cache)
-        return observe(dictionary, shifted, np.argsort(shifted.sequence_table.sequence), shift, opening)
+        return observe(dictionary, shifted, parts_in(shifted, chosen), shift, opening, indices)
 
     control = behind(0)
     return FidelityMeasures(
@@ -186,7 +190,7 @@ def measure_fidelity(
         control_fve_change=comparison.explained(control)[0].change,
         features=features.tolist(),
         prefix=network.tokenizer.convert_ids_to_tokens(prefix),
-        rows=len(chosen.entry),
+        rows=len(chosen.length),
         documents=weights.shape[1],
         tokens=int(base.kept.sum()),
     )
@@ -202,8 +206,10 @@ class _Comparison:
         documents: Int[np.ndarray, " R"],
         weights: Float[np.ndarray, "B1 M"],
         features: Int[np.ndarray, " F"],
+        least: float,  # rows that must have a token at an index
     ) -> None:
         self.dictionary, self.base, self.documents, self.weights, self.features = dictionary, base, documents, weights, features
+        self.least = least
         self.errors = squared_errors(dictionary, base)
 
     def measure(self, run: PrefixRun) -> ShiftFidelity:
@@ -277,10 +283,10 @@ class _Comparison:
 
     def scores(self, run: PrefixRun) -> _Scores:
         """Correlations and distances of profiles, some features at a time."""
-        rows, length = run.kept.shape
+        length = run.kept.shape[1]
         shifted_kept = np.zeros_like(run.kept)
         shifted_kept[:, run.shift :] = run.kept[:, : length - run.shift]
-        reached = (self.base.kept.sum(0) >= LEAST_SHARE * rows, shifted_kept.sum(0) >= LEAST_SHARE * rows)
+        reached = (self.base.kept.sum(0) >= self.least, shifted_kept.sum(0) >= self.least)
         index = np.array([p for p in range(run.shift, length) if reached[0][p] and reached[0][p - run.shift] and reached[1][p]], dtype=int)
         size = max(1, CELLS // (length * max(self.weights.shape)))
         parts = []

@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Float32, Float64, Int, Int32, Int64
 
 from temporallens.activations.loader import sequential
-from temporallens.activations.store import ActivationStore, Rows
+from temporallens.activations.store import ActivationStore, Rows, SequenceTable
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.progress import progress
+
+ROUNDING = 1e-6
+"""Of a sequence, by which shares of it that make it up may fall short of 1."""
 
 
 class Firings(NamedTuple):
@@ -26,6 +29,7 @@ class Firings(NamedTuple):
     position: Int32[np.ndarray, " N"]  # what the store's clock says of each row
     index: Int32[np.ndarray, " N"]  # type: ignore[assignment]  # index in its sequence (shadows a method of tuples)
     sequence: Int32[np.ndarray, " N"]  # its entry in the store's sequence table
+    stretch: Int32[np.ndarray, " N"]  # what `shifts` turn in a circle as one: the sequence; of packed ones, parts that make up one
     document: Int32[np.ndarray, " N"]
     token: Int32[np.ndarray, " N"]
     features: int
@@ -54,7 +58,8 @@ class Profile(NamedTuple):
     firings: Int64[np.ndarray, " F"]
 
 
-ROW_COLUMNS = ("position", "index", "sequence", "document", "token")
+OWN_COLUMNS = ("position", "index", "document", "token")
+ROW_COLUMNS = (*OWN_COLUMNS, "sequence", "stretch")
 
 
 @torch.inference_mode()
@@ -63,14 +68,17 @@ def find_firings(dictionary: Dictionary, store: ActivationStore, sequences: Int[
 
     Raises TemporalLensError where no row is left, or where nothing fires.
     """
-    entry = np.repeat(sequences, store.sequence_table.length[sequences]).astype(np.int32)
+    table = store.sequence_table
+    entry = np.repeat(sequences, table.length[sequences]).astype(np.int32)
+    stretch = np.repeat(_stretches(table, sequences), table.length[sequences]).astype(np.int32)
     parts: list[dict[str, np.ndarray]] = []
     read = kept = 0
     with progress("encoding", len(entry), "tokens") as advance:
         for rows in sequential(store, sequences):
-            part = _fire(dictionary, rows, entry[read : read + len(rows.x)])
+            part = _fire(dictionary, rows)
             part["row"] += np.int32(kept)
-            parts.append(part)
+            own = read + np.flatnonzero(rows.excluded.numpy() == 0)
+            parts.append(part | {"sequence": entry[own], "stretch": stretch[own]})
             read, kept = read + len(rows.x), kept + len(part["position"])
             advance(len(rows.x))
     if kept == 0:
@@ -83,15 +91,22 @@ def find_firings(dictionary: Dictionary, store: ActivationStore, sequences: Int[
     return Firings(**whole, features=dictionary.features, positions=store.positions)
 
 
-def _fire(dictionary: Dictionary, rows: Rows, entry: Int32[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+def _stretches(table: SequenceTable, entries: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Number of the stretch that each entry is of: entries that are whole sequences are one each; of packed sequences, whose documents are
+    on both sides of a split, parts are joined until they make up a sequence, for one alone may hardly cover different positions."""
+    share = table.length / np.bincount(table.whole, weights=table.length)[table.whole]
+    start = np.cumsum(share[entries]) - share[entries]
+    return np.floor(start + ROUNDING).astype(np.int64)
+
+
+def _fire(dictionary: Dictionary, rows: Rows) -> dict[str, np.ndarray]:
     """Firings and columns of one chunk, its kept rows numbered from 0."""
     kept = rows.excluded == 0
     codes = dictionary.encode(rows.x[kept].float(), rows.position[kept].long())
     row, feature = (codes > 0).nonzero(as_tuple=True)
-    columns = {name: getattr(rows, name)[kept].to(torch.int32).numpy() for name in ROW_COLUMNS if name != "sequence"}
+    columns = {name: getattr(rows, name)[kept].to(torch.int32).numpy() for name in OWN_COLUMNS}
     value = codes[row, feature].numpy()
-    found = {"row": row.to(torch.int32).numpy(), "feature": feature.to(torch.int32).numpy(), "value": value}
-    return found | columns | {"sequence": entry[kept.numpy()]}
+    return {"row": row.to(torch.int32).numpy(), "feature": feature.to(torch.int32).numpy(), "value": value} | columns
 
 
 def profile(firings: Firings) -> Profile:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from temporallens.activations.block_stack import Layer
 from temporallens.activations.harvest import HarvestPolicy, policy_from
 from temporallens.activations.model_files import same_content
 from temporallens.activations.models import LanguageModel
-from temporallens.activations.store import ActivationStore, Rows
+from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore, Rows
 from temporallens.activations.token_rows import evenly_spaced
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
@@ -23,12 +23,15 @@ from temporallens.files import fingerprint
 
 
 class TokenRows(NamedTuple):
-    """Some sequences of a store with all their rows, excluded ones too, longest first; R sequences, N rows."""
+    """Some sequences of a store with all their rows, excluded ones too, longest first, and which parts of them are asked about: of packed
+    sequences, some documents only. R sequences, N rows, E parts."""
 
-    entry: Int[np.ndarray, " R"]  # of the store's sequence table
-    document: Int[np.ndarray, " R"]
     length: Int[np.ndarray, " R"]
     rows: Rows  # sequence after sequence
+    asked: Bool[Tensor, " N"]  # the rows of the parts
+    entry: Int[np.ndarray, " E"]  # of each part, sequence after sequence, in the store's sequence table
+    number: Int[np.ndarray, " E"]  # which of the R sequences it is of
+    document: Int[np.ndarray, " E"]
 
     def parts(self, size: int) -> list[slice]:
         """The sequences in batches of so many."""
@@ -57,8 +60,9 @@ def harvest_of(store: ActivationStore) -> HarvestPolicy:
     """The policy under which the store was harvested, at the very revision that its model had. Before version 0.2 a model computed in what
     its store held."""
     description = store.manifest.description
-    policies = {"compute_dtype": description.dtype} | description.policies
-    del policies["position_zero"]  # always excluded
+    told = {"position_zero", ACROSS_DOCUMENTS}  # of every harvest, and of packed rows: no choices
+    chosen = {name: value for name, value in description.policies.items() if name not in told}
+    policies = {"compute_dtype": description.dtype} | chosen
     source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}
     return policy_from(**source, **policies, dtype=description.dtype)
 
@@ -77,19 +81,32 @@ def identity_of(store: ActivationStore) -> str:
     return fingerprint(store.manifest.model_dump(mode="json"))
 
 
-def choose_rows(store: ActivationStore, sequences: Int[np.ndarray, " n"], wanted: int, least: int, purpose: str) -> TokenRows:
-    """About `wanted` of these sequences, evenly spaced among those of at least `least` tokens, which `purpose` needs; longest first.
+def choose_rows(store: ActivationStore, entries: Int[np.ndarray, " n"], wanted: int, least: int, purpose: str) -> TokenRows:
+    """About `wanted` of the sequences of these entries of the sequence table, evenly spaced among those of at least `least` tokens, which
+    `purpose` needs; longest first. Sequences are whole, as the model read them; the entries say which parts are asked about.
 
     Raises TemporalLensError where no sequence is as long.
     """
-    table = store.sequence_table
-    long_enough = np.asarray(sequences)[table.length[sequences] >= least]
+    table, documents = store.sequence_table, store.documents_of(np.arange(store.sequences))
+    whole, length = table.whole, np.bincount(table.whole, weights=table.length).astype(np.int64)
+    sequences = whole[entries][np.sort(np.unique(whole[entries], return_index=True)[1])]  # each once, in the order of the entries
+    long_enough = sequences[length[sequences] >= least]
     if not len(long_enough):
-        longest = int(table.length[sequences].max()) if len(sequences) else 0
+        longest = int(length[sequences].max()) if len(sequences) else 0
         raise TemporalLensError(f"the rows of {store.folder} have at most {longest} tokens, and {purpose} needs {least}")
     chosen = long_enough[list(evenly_spaced(len(long_enough), wanted))]
-    chosen = chosen[np.argsort(-table.length[chosen], kind="stable")]
-    return TokenRows(chosen, table.document[chosen], table.length[chosen].astype(np.int64), store.read(chosen))
+    chosen = chosen[np.argsort(-length[chosen], kind="stable")]
+    parts = np.bincount(whole)[chosen]
+    every = np.concatenate([np.arange(first, first + count) for first, count in zip(np.searchsorted(whole, chosen), parts, strict=True)])
+    asked = np.isin(every, entries)
+    return TokenRows(
+        length=length[chosen],
+        rows=store.read(every),
+        asked=torch.from_numpy(np.repeat(asked, table.length[every])),
+        entry=every[asked],
+        number=np.repeat(np.arange(len(chosen)), parts)[asked],
+        document=documents[every[asked]],
+    )
 
 
 def padded(values: Tensor, lengths: Int[np.ndarray, " B"]) -> Tensor:

@@ -112,8 +112,10 @@ def rule_positions(live: Bool[Tensor, "B S"], bos: bool) -> Int[Tensor, "B S"]:
     """Positions of padded rows, told from what is live alone: with `first` the first live index of a row,
     `index - first`, and 1 more where something stands before it and rows open with BOS.
 
-    Right for padding on either side and for packed rows of which everything is live; counting live rows instead would go wrong
-    at an EOS in the middle. What stands before the first live row gets 0; a row of which nothing is live counts from 0.
+    For where nothing else is known, as in SAEBench. Right for padding on either side and for packed rows of which everything is live;
+    counting live rows instead would go wrong at an EOS in the middle. A text that itself begins with a special token is told to stand
+    as many places too early: nothing shows that the token is no padding. What stands before the first live row gets 0; a row of which
+    nothing is live counts from 0.
     """
     first = live.int().argmax(1, keepdim=True)
     index = torch.arange(live.shape[1], device=live.device)
@@ -173,7 +175,7 @@ def text_activations(
     chunks = _chunks(Path(cache) / "passes" / name[:32], len(texts), batch_size)
     job = _Pass(network, layer, rows, live, left, context_length if whole_context else None, batch_size)
     _fill([chunk for chunk in chunks if not _holds(chunk, name)], name, job, real.sum(1), title)
-    return TextActivations(MappedActivations(chunks, live, network.width, network.dtype), token, live, rule_positions(live, bos), bos)
+    return TextActivations(MappedActivations(chunks, live, network.width, network.dtype), token, live, _index_in_row(real), bos)
 
 
 def _chunks(folder: Path, texts: int, batch_size: int) -> list[Chunk]:
@@ -217,6 +219,11 @@ def _padded(rows: list[Int[Tensor, " _"]], padding: int, length: int, left: bool
         token[number, start : start + len(row)] = row
         real[number, start : start + len(row)] = True
     return token, real
+
+
+def _index_in_row(real: Bool[Tensor, "T S"]) -> Int[Tensor, "T S"]:
+    """Where each token stands in its text's own row, whatever side is padded; 0 at padding on the left."""
+    return (torch.arange(real.shape[1]) - real.int().argmax(1, keepdim=True)).clamp(min=0)
 
 
 def _check_live(live: Bool[Tensor, "T S"], texts: Sequence[str], title: str) -> None:

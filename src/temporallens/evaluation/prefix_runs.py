@@ -17,16 +17,22 @@ from temporallens.evaluation.firings import find_firings
 
 
 class PrefixRun(NamedTuple):
-    """The chosen rows as they are, or behind a prefix; R rows of at most S tokens, K firings."""
+    """The chosen rows as they are, or behind a prefix; R rows (of packed ones, each document's part is counted as one) of at most S
+    tokens, K firings."""
 
     store: ActivationStore
-    entry: Int[np.ndarray, " R"]  # of each chosen row in this store
+    entry: Int[np.ndarray, " R"]  # of each chosen row in this store; -1 where the prefix has pushed it out
     shift: int
     kept: Bool[np.ndarray, "R S"]  # by the index of a token in the unshifted row: whether no rule excludes it, and it is text
     row: Int[np.ndarray, " K"]  # of the firings on those tokens
     place: Int[np.ndarray, " K"]  # index in the unshifted row
     feature: Int[np.ndarray, " K"]
     value: Float[np.ndarray, " K"]
+
+    @property
+    def there(self) -> Int[np.ndarray, " r"]:
+        """The rows of which this store has something."""
+        return np.flatnonzero(self.entry >= 0)
 
 
 class Spread(NamedTuple):
@@ -49,14 +55,17 @@ class _Tokens(NamedTuple):
     place: Int[np.ndarray, " n"]  # index in the unshifted row
 
 
-def observe(dictionary: Dictionary, store: ActivationStore, entry: Int[np.ndarray, " R"], shift: int, opening: int) -> PrefixRun:
-    """Encode the chosen rows; `entry` says where in `store` they are."""
-    firings = find_firings(dictionary, store, entry)
+def observe(
+    dictionary: Dictionary, store: ActivationStore, entry: Int[np.ndarray, " R"], shift: int, opening: int, indices: int
+) -> PrefixRun:
+    """Encode the chosen rows, whose tokens stand at so many indices; `entry` says where in `store` they are, -1 where they are not."""
+    there = np.flatnonzero(entry >= 0)
+    firings = find_firings(dictionary, store, entry[there])
     number = np.zeros(store.sequences, dtype=np.int64)
-    number[entry] = np.arange(len(entry))
+    number[entry[there]] = there
     row, index = number[firings.sequence], firings.index.astype(np.int64) - shift
     text = firings.index >= opening + shift
-    kept = np.zeros((len(entry), int(store.sequence_table.length[entry].max())), dtype=bool)
+    kept = np.zeros((len(entry), indices), dtype=bool)
     kept[row[text], index[text]] = True
     own = text[firings.row]
     fired = firings.row[own]
@@ -65,8 +74,9 @@ def observe(dictionary: Dictionary, store: ActivationStore, entry: Int[np.ndarra
 
 def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens]:
     """The chosen tokens of a run, a few thousand at a time."""
-    number, first = np.repeat(np.arange(len(run.entry)), run.store.sequence_table.length[run.entry]), 0
-    for rows in sequential(run.store, run.entry):
+    entry, first = run.entry[run.there], 0
+    number = np.repeat(run.there, run.store.sequence_table.length[entry])
+    for rows in sequential(run.store, entry):
         row, index = number[first : first + len(rows.x)], rows.index.numpy() - run.shift
         own = (index >= 0) & chosen[row, np.maximum(index, 0)]
         yield _Tokens(rows.x[own].float(), rows.position[own].long(), row[own], index[own])

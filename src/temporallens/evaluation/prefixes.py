@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from pydantic import JsonValue
 
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
@@ -54,6 +55,13 @@ def shifted_store(model: LanguageModel, store: ActivationStore, chosen: TokenRow
         with locked(folder):
             _fill(StoreWriter(folder, description), model, harvest_of(store), _shifted_rows(store, chosen, prefix))
     return ActivationStore(folder)
+
+
+def parts_in(shifted: ActivationStore, chosen: TokenRows) -> Int[np.ndarray, " E"]:
+    """Where in a shifted store each part of the chosen rows is; -1 where the prefix has pushed a packed document out of its row."""
+    table = shifted.sequence_table
+    places = {part: entry for entry, part in enumerate(zip(table.sequence.tolist(), table.document.tolist(), strict=True))}
+    return np.array([places.get(part, -1) for part in zip(chosen.number.tolist(), chosen.document.tolist(), strict=True)])
 
 
 def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> StoreDescription:

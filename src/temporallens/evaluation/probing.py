@@ -25,7 +25,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.labelled import LabelledSet
 from temporallens.evaluation.lbfgs_logistic import fit_logistic, predict_logistic
-from temporallens.evaluation.passes import MappedActivations, Side, open_model, rule_positions, text_activations
+from temporallens.evaluation.passes import Side, TextActivations, open_model, text_activations
 from temporallens.progress import progress
 
 TRAIN_SIZE, TEST_SIZE = 4000, 1000
@@ -78,11 +78,11 @@ class DividedSet(NamedTuple):
 
 
 class ReadSet(NamedTuple):
-    """A divided set as the model sees it: by class `[n, S, D]`, zero where a token is padding, BOS or EOS."""
+    """A divided set as the model sees it, by class."""
 
     name: str
-    train: Mapping[str, Tensor | MappedActivations]
-    test: Mapping[str, Tensor | MappedActivations]
+    train: Mapping[str, TextActivations]
+    test: Mapping[str, TextActivations]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def sparse_probing(
     check_sets(divided)
     check_width(dictionary, model, layer, policy, revision)
 
-    def read(texts: dict[str, list[str]], title: str) -> dict[str, MappedActivations]:
+    def read(texts: dict[str, list[str]], title: str) -> dict[str, TextActivations]:
         """Activations of the texts of each class."""
         return {
             name: text_activations(
@@ -140,7 +140,7 @@ def sparse_probing(
                 bos=policy.bos,
                 revision=revision,
                 title=f"{title} of class '{name}'",
-            ).x
+            )
             for name, own in texts.items()
         }
 
@@ -250,26 +250,27 @@ class Pooled(NamedTuple):
     codes: Features  # of the dictionary
 
 
-def pool_texts(dictionary: Dictionary, activations: Mapping[str, Tensor | MappedActivations], policy: SparseProbingPolicy) -> Pooled:
+def pool_texts(dictionary: Dictionary, activations: Mapping[str, TextActivations], policy: SparseProbingPolicy) -> Pooled:
     """The texts of each class, pooled, `sae_batch_size` of them at a time."""
     pooled = Pooled({}, {})
     for name, own in activations.items():
         stream, codes = [], []
         for first in range(0, len(own), policy.sae_batch_size):
-            x = own[first : first + policy.sae_batch_size].to(dictionary.encoder.device)
+            part, device = slice(first, first + policy.sae_batch_size), dictionary.encoder.device
+            x = own.x[part].to(device)
             stream.append(pool_live(x, x))
-            codes.append(pool_live(padded_codes(dictionary, x, policy.bos), x))
+            codes.append(pool_live(padded_codes(dictionary, x, own.position[part].to(device)), x))
         pooled.stream[name], pooled.codes[name] = torch.cat(stream), torch.cat(codes)
     return pooled
 
 
 @torch.no_grad()
-def padded_codes(dictionary: Dictionary, x: Float[Tensor, "B S D"], bos: bool = True) -> Float[Tensor, "B S F"]:
-    """Codes of padded rows in which padding and BOS are zero, in the dtype of `x`; positions are told by `rule_positions`.
+def padded_codes(dictionary: Dictionary, x: Float[Tensor, "B S D"], position: Int[Tensor, "B S"]) -> Float[Tensor, "B S F"]:
+    """Codes of padded rows in which padding and BOS are zero, in the dtype of `x`.
 
     The dictionary computes in its own dtype, float32, whatever that of `x`.
     """
-    return dictionary.encode(x, rule_positions((x != 0).any(-1), bos)).to(x.dtype)
+    return dictionary.encode(x, position).to(x.dtype)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import JsonValue, StringConstraints, ValidationError
 
@@ -151,7 +152,7 @@ def describe_store(store: ActivationStore, held_out: float, data_seed: int) -> A
     manifest, moments = store.manifest, store.moments
     source, policies = manifest.description.source, manifest.description.policies
     share, floor = moments.position_share()
-    table, split = store.sequence_table, store.split(held_out, data_seed)
+    split = store.split(held_out, data_seed)
     layer = source.get("layer")
     return ActivationsResult(
         model=None if source.get("model") is None else str(source["model"]),
@@ -160,7 +161,7 @@ def describe_store(store: ActivationStore, held_out: float, data_seed: int) -> A
         rows=store.rows,
         sequences=store.sequences,
         documents=store.documents,
-        held_out_documents=len(set(table.document[split.held_out].tolist())),
+        held_out_documents=len(np.unique(store.documents_of(split.held_out))),
         positions=store.positions,
         clock=str(policies.get("clock")),
         policies=policies,

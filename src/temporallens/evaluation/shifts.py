@@ -3,7 +3,8 @@ metrics").
 
 In a draw of the null every sequence's firings are turned in a circle against its positions, each sequence by an offset of its own.
 How often a feature fires in a sequence, and in what bursts, stays; where in the sequence it does so is lost. The unit is the sequence,
-whatever documents are: clocks read rows, and where a text is cut into rows has nothing to do with what it says. The p-value is the
+whatever documents are: clocks read rows, and where a text is cut into rows has nothing to do with what it says. (Of packed sequences,
+those parts that are held out are joined until they make up one: `Firings.stretch`.) The p-value is the
 share of draws that reach what was found; where hardly any draw does, it is the tail of a Pearson type III (shifted gamma) curve with
 the draws' mean, variance and skewness, for information is nearly a sum of squares. A draw costs one gather and one count over firings.
 """
@@ -116,7 +117,7 @@ def trains_of(firings: Firings, features: Int[np.ndarray, " F"]) -> Trains:
         base=feature[order] * len(positions),
         value=firings.value[order].astype(np.float64),
         place=place,
-        sequence=np.cumsum(np.diff(firings.sequence, prepend=firings.sequence[:1]) != 0),
+        sequence=np.cumsum(np.diff(firings.stretch, prepend=firings.stretch[:1]) != 0),
         document=document,
         features=len(features),
         positions=len(positions),

@@ -4,8 +4,9 @@ The stream that the store holds is replaced, the blocks above and the head run o
 cross-entropy of those predictions, `recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))`, the ablated stream being
 zero or the mean activation, and `KL = sum_v P(v) log(P(v) / Q(v))` of clean and spliced predictions, in nats. In the headline the
 rows that a rule excludes (position 0, sinks, special tokens) stay as they are, and are counted nowhere; the same with every row
-replaced stands beside it. An encoder predicts no next token: there the mean squared distance of its last hidden states from the
-clean ones, as a share of their variance, takes the place of cross-entropy. Intervals are by bootstrap over documents.
+replaced stands beside it. In packed rows the documents that are not held out stay as they are, too. An encoder predicts no next token:
+there the mean squared distance of its last hidden states from the clean ones, as a share of their variance, takes the place of
+cross-entropy. Intervals are by bootstrap over documents.
 """
 
 from collections.abc import Callable, Iterator
@@ -101,6 +102,7 @@ class _Place(NamedTuple):
     """A batch on its way through the model; B sequences of at most S tokens."""
 
     rows: Rows
+    asked: Bool[Tensor, " N"]  # rows of held-out documents: all, but where documents are packed
     tokens: Int[Tensor, "B S"]
     mask: Bool[Tensor, "B S"]
     counted: Bool[Tensor, "B S"]  # tokens at which predictions are compared
@@ -160,9 +162,9 @@ class _Splicing:
         number = np.repeat(np.arange(len(chosen.length)), chosen.length)
         last = np.append(number[1:] != number[:-1], True)
         followed = ~last if model.has_head else np.ones(len(number), dtype=bool)
-        self.counted = (chosen.rows.excluded == 0) & torch.from_numpy(followed)
+        self.counted = chosen.asked & (chosen.rows.excluded == 0) & torch.from_numpy(followed)
         counted = self.counted.numpy()
-        self.document = np.unique(chosen.document, return_inverse=True)[1][number][counted]  # of the counted tokens
+        self.document = np.searchsorted(np.unique(chosen.document), chosen.rows.document.numpy()[counted])  # of the counted tokens
         self.index = chosen.rows.index.numpy()[counted]
 
     def places(self) -> Iterator[_Place]:
@@ -170,15 +172,15 @@ class _Splicing:
         for part in self.chosen.parts(self.batch_size):
             rows, lengths = self.chosen.of(part), self.chosen.length[part]
             mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
-            counted = padded(self.counted[first : first + len(rows.x)], lengths)
-            yield _Place(rows, padded(rows.token, lengths), mask, counted, lengths)
+            own = slice(first, first + len(rows.x))
+            yield _Place(rows, self.chosen.asked[own], padded(rows.token, lengths), mask, padded(self.counted[own], lengths), lengths)
             first += len(rows.x)
 
     def stream(self, place: _Place, instead: Float[Tensor, "N D"] | None, scope: Scope) -> Float[Tensor, "B S D"]:
-        """The stored stream, with `instead` in its place: at kept rows, or at all of them."""
+        """The stored stream, with `instead` in its place: at kept rows of held-out documents, or at all rows of them."""
         x = place.rows.x
         if instead is not None:
-            replaced = (place.rows.excluded == 0) | (scope == "all")
+            replaced = place.asked & ((place.rows.excluded == 0) | (scope == "all"))
             x = torch.where(replaced[:, None], instead.to(x.dtype), x)
         return padded(x, place.lengths)
 
@@ -276,7 +278,7 @@ def _summarise(work: _Splicing, losses: Losses, policy: SplicingPolicy) -> Splic
         headline=_measured(means, losses, "kept", every),
         everything=_measured(means, losses, "all", every),
         bins=bins,
-        rows=len(work.chosen.entry),
+        rows=len(work.chosen.length),
         documents=documents,
         tokens=len(work.index),
     )

@@ -116,7 +116,8 @@ class SAEBenchSAE(nn.Module):
         return self
 
     def positions(self, x: Float[Tensor, "B L d"]) -> Tensor:
-        """Where the rows of `x` stand, told from which of them are zero; see `passes.rule_positions`."""
+        """Where the rows of `x` stand, told from which of them are zero, as the package hands over no tokens; see `passes.rule_positions`
+        for where that goes wrong."""
         return rule_positions((x != 0).any(-1), self.cfg.prepend_bos)
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
