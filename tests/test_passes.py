@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModel
 
+from temporallens.activations.harvest import harvest
 from temporallens.activations.models import LanguageModel
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation import passes
@@ -78,6 +80,40 @@ def test_special_tokens_inside_a_text_are_not_live_and_move_nothing(llama: str, 
         inside = [index for index, token in enumerate(tokens) if token > 2]  # pad, BOS and EOS are 0, 1 and 2
         assert len(inside) == len(tokens) - 4
         assert found.position[0][found.live[0]].tolist() == inside
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("start", ["", "</s>", "<s>", "<pad>", "<s></s>", "<pad></s><s>"])
+def test_texts_that_begin_with_special_tokens_stand_where_the_model_was_given_them(
+    llama: str, tmp_path: Path, side: str, whole: bool, bos: bool, start: str
+) -> None:
+    model, texts = LanguageModel.load(llama), [f"{start}Short one.", f"{start}He walked home.</s>", "The river rose"]
+    found = read(llama, tmp_path, texts, padding_side=side, whole_context=whole, bos=bos)
+    for text, own in enumerate(texts):
+        tokens = [*([model.bos] if bos else []), *model.encode(own)]
+        places = [place for place, token in enumerate(tokens) if token > 2]  # pad, BOS and EOS are 0, 1 and 2
+        assert places[0] == bos + start.count("<") * (text < 2)
+        assert found.position[text][found.live[text]].tolist() == found.live_rows([text]).position.tolist() == places
+        assert found.token[text][found.live[text]].tolist() == [tokens[place] for place in places]
+    if start == "":
+        assert torch.equal(found.position[found.live], rule_positions(found.live, bos)[found.live])
+
+
+def test_a_text_is_read_at_the_positions_that_a_harvest_of_it_stores(llama: str, bert: str, tmp_path: Path) -> None:
+    for model, texts in (
+        (llama, ["</s> It rose.", "<s> </s> It rose.<pad> Then"]),
+        (bert, ["[SEP] It rose.", "[CLS] [PAD] It [SEP] rose"]),
+    ):
+        stored = harvest(model, LAYER, texts, out=tmp_path / Path(model).name, context_length=CONTEXT, rows="document", dtype="float32")
+        found = read(model, tmp_path, texts, padding_side="left")
+        for text in range(len(texts)):
+            rows = stored.read(np.flatnonzero(stored.sequence_table.sequence == text))
+            own = found.live[text]
+            position = found.position[text][own]
+            assert rows.token[position].tolist() == found.token[text][own].tolist()
+            torch.testing.assert_close(rows.x[position], found.x[text][own], atol=2e-5, rtol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,16 @@ def test_policies_count_what_was_left_out() -> None:
     assert rows["left out: index 0"] == ["1,954 (0.8\u00a0%)", "–"]
 
 
+def test_it_is_said_of_packed_rows_and_of_no_others_that_documents_see_each_other() -> None:
+    sentence = "attention across documents is not masked"
+    assert sentence not in render(make_results())
+    packed = make_entry()
+    packed["policies"] = packed["policies"] | {"rows": "packed", "attention_across_documents": True}
+    results = make_results()
+    text = render(results | {"activations": {**results["activations"], "joined": packed, "also": packed}})
+    assert f"In the packed rows of joined and also {sentence}" in text
+
+
 def only_its_own_script(text: str, parsed: Tags) -> None:
     """One script, the one that the page's policy names by its digest."""
     code, digest = page.script()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from temporallens.activations.store import ACROSS_DOCUMENTS
 from temporallens.errors import TemporalLensError
 from temporallens.figures.style import number, percent
 from temporallens.files import write_text
@@ -82,6 +83,7 @@ def render(results: Mapping[str, Any], pictures: Sequence[Picture], study_text: 
             scans=[scan_table(model, scan) for model, scan in (results.get("scans") or {}).items()],
             defaults=default_table(study, study_text),
             policies=policy_table(entries),
+            unmasked=unmasked(entries),
             environment=Table(
                 "", ["environment", "value"], [Row(key, [text(value)]) for key, value in (results.get("environment") or {}).items()]
             ),
@@ -161,6 +163,12 @@ def policy_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
     ):
         rows.append(Row(what, [_share_of_rows(entry, key) for entry in entries.values()]))
     return Table("", ["policy", *entries], rows)
+
+
+def unmasked(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The activations entries whose tokens see other documents; empty where there are none."""
+    names = [name for name, entry in entries.items() if (entry.get("policies") or {}).get(ACROSS_DOCUMENTS)]
+    return listed(names) if names else ""
 
 
 def _share_of_rows(entry: Mapping[str, Any], key: str) -> str:
