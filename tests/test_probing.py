@@ -34,7 +34,7 @@ POLICY = SparseProbingPolicy(
 
 
 def sentences(name: str, count: int, seed: int = 0, own: float = 0.6) -> list[str]:
-    """Sentences of 1 to 30 words, a share of which only the class has; some have special tokens in their middle or, of one word, before it."""
+    """Sentences of 1 to 30 words, a share of which only the class has; some have special tokens in their middle or, alone, before it."""
     generator = random.Random(f"{name}{seed}")
     others = [word for other, words in WORDS.items() if other != name for word in words]
     texts = []
