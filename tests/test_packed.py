@@ -44,7 +44,7 @@ SHORT = [" ".join(text.split()[first : first + 6]) for text in TEXTS for first i
 
 
 def harvested(model: str, out: Path, texts: list[str] = SHORT, **policy: Any) -> ActivationStore:
-    settings = {"context_length": CONTEXT, "rows": "packed", "dtype": "float32", "norm_multiple": None} | policy
+    settings = {"context_length": CONTEXT, "rows": "packed", "dtype": "float32", "compute_dtype": "float32", "norm_multiple": None} | policy
     store = harvest(model, LAYER, texts, out=out, **settings)
     assert isinstance(store, ActivationStore)
     return store

@@ -106,7 +106,8 @@ def test_a_text_is_read_at_the_positions_that_a_harvest_of_it_stores(llama: str,
         (llama, ["</s> It rose.", "<s> </s> It rose.<pad> Then"]),
         (bert, ["[SEP] It rose.", "[CLS] [PAD] It [SEP] rose"]),
     ):
-        stored = harvest(model, LAYER, texts, out=tmp_path / Path(model).name, context_length=CONTEXT, rows="document", dtype="float32")
+        settings = {"context_length": CONTEXT, "rows": "document", "dtype": "float32", "compute_dtype": "float32"}
+        stored = harvest(model, LAYER, texts, out=tmp_path / Path(model).name, **settings)
         found = read(model, tmp_path, texts, padding_side="left")
         for text in range(len(texts)):
             rows = stored.read(np.flatnonzero(stored.sequence_table.sequence == text))
