@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from headed_models import clockwork, headed_model, identity, random_dictionary
 from temporallens.activations.clocks import CLOCKS, TokenMarks
-from temporallens.activations.corpora import open_corpus
-from temporallens.activations.harvest import columns_of, harvest, schedule, store_rows
+from temporallens.activations.harvest import columns_of, harvest, schedule
 from temporallens.activations.loader import Loader
 from temporallens.activations.models import LanguageModel
-from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore, StoreDescription, StoreWriter
+from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.token_rows import row_shape, token_rows
 from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
@@ -32,8 +31,8 @@ from temporallens.evaluation.results import describe_store
 from temporallens.evaluation.specialisation import PositionsPolicy, measure_specialisation
 from temporallens.evaluation.splicing import SplicingPolicy, measure_splicing
 from temporallens.files import fingerprint, read_json, write_json
+from temporallens.study import stages
 from temporallens.study.reading import read_study
-from temporallens.study.stages import VERSIONS, content_of, stages_of
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, train_arms
 from tiny_models import TEXTS, tiny_model
@@ -98,7 +97,7 @@ def test_no_document_is_on_both_sides_whatever_its_length(tmp_path_factory, toke
     writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", description, shard_bytes)
     for batch in schedule(rows, 3, 0, left=False):
         columns = columns_of(batch, CLOCKS["index"], marks, context)
-        writer.append(store_rows(torch.zeros(*batch.tokens.shape, 1), batch, columns, None))
+        writer.append(Rows(torch.zeros(batch.size, 1), **columns))
     store = writer.finish()
     every, table = store.read(np.arange(store.sequences)), store.sequence_table
     assert every.document.tolist() == np.repeat(table.document, table.length).tolist()
@@ -305,22 +304,13 @@ def test_parts_of_packed_rows_are_turned_together(packed: ActivationStore, llama
     assert np.array_equal(whole.stretch, whole.sequence)
 
 
-def test_studies_harvest_packed_rows_anew_and_nothing_else(write: Any, sources: dict[str, Path]) -> None:
-    def stage(*replacements: tuple[str, str]) -> tuple[str, str]:
-        """The fingerprint of a harvest, and what it was when nothing told packed rows apart."""
-        file = read_study(write(*replacements))
-        own = next(stage for stage in stages_of(file.study, file.text) if stage.kind == "harvest")
-        policy = file.study.activations[own.activations]
-        shaped_by = {
-            "policy": policy.model_dump(mode="json"),
-            "threads": file.study.threads,
-            "model": content_of(str(sources["model"])),
-            "text": open_corpus(policy.text).fingerprint,
-        }
-        before = {"stage": own.name, "version": VERSIONS["harvest"], "shaped_by": shaped_by, "builds_on": []}
-        return own.fingerprint, fingerprint(before)
-
-    now, before = stage()
-    assert now == before
-    now, before = stage(("layer: 0", "layer: 0, rows: packed"))
-    assert now != before
+def test_studies_harvest_packed_rows_anew_and_nothing_else(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shapes a harvest has one thing more where rows are packed, so that stores of earlier versions are of other settings."""
+    asked: list[Any] = []
+    monkeypatch.setattr(stages, "fingerprint", lambda whole: asked.append(whole) or fingerprint(whole))
+    for packed in (False, True):
+        file = read_study(write(("layer: 0", "layer: 0, rows: packed")) if packed else write())
+        stages.stages_of(file.study, file.text)
+        shaped_by = {whole["stage"]: whole["shaped_by"] for whole in asked if whole["stage"].startswith("harvest/")}
+        assert "entries" not in shaped_by["harvest/high"]
+        assert shaped_by["harvest/low"].get("entries") == ("by document" if packed else None)
