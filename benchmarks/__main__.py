@@ -42,7 +42,7 @@ def measure_harvest(settings: Settings) -> Section:
         batch_size=32,
     )
     try:
-        model = LanguageModel.load(policy.model, up_to=policy.layer, dtype=policy.dtype)
+        model = LanguageModel.load(policy.model, up_to=policy.layer, dtype=policy.precision)
         batches = batches_of(model, policy)
     except TemporalLensError as error:
         return Section("harvest", {HARVEST_KEY: None}, notes={HARVEST_KEY: str(error)})

@@ -215,10 +215,8 @@ def _streams(plain: Any, tokens: Tensor) -> dict[Any, Tensor]:
     some recurrent models from the first block on."""
     with torch.no_grad():
         states = plain(input_ids=tokens[None], output_hidden_states=True, use_cache=False).hidden_states
-    embedded = plain.get_input_embeddings()(tokens[None])
-    first_block = states[0].shape == embedded.shape and len(states) == LAYERS + 1 and plain.config.model_type in FROM_FIRST_BLOCK
-    streams = dict(zip(range(LAYERS - 1), states if first_block else states[1:], strict=False))
-    return streams if first_block else {"embed": states[0], **streams}
+    layers = range(LAYERS - 1) if plain.config.model_type in FROM_FIRST_BLOCK else ("embed", *range(LAYERS - 1))
+    return dict(zip(layers, states, strict=False))
 
 
 FROM_FIRST_BLOCK = {"falcon_mamba", "mamba", "mamba2", "rwkv"}
@@ -243,9 +241,9 @@ def _harvested(plain: Any, folder: Path) -> Iterator[float]:
             store = harvest(str(folder / "model"), layer, _texts(), out=folder / f"{side}-{layer}", **settings)
             for entry in range(store.sequences):
                 rows = store.read(np.array([entry]))
-                expected = _streams(plain, rows.token).get(layer)
-                if expected is not None:
-                    yield difference(rows.x, expected[0])
+                expected = _streams(plain, rows.token)
+                if layer in expected:
+                    yield difference(rows.x, expected[layer][0])
 
 
 def _scanned(plain: Any, name: str) -> float:

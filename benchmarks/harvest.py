@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--text", default="sotu")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--compute-dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     policy = HarvestPolicy(
@@ -76,9 +76,9 @@ def main() -> None:
         text=arguments.text,
         max_tokens=arguments.tokens,
         batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
+        compute_dtype=arguments.compute_dtype,
     )
-    model = LanguageModel.load(policy.model, up_to=policy.layer, dtype=policy.dtype)
+    model = LanguageModel.load(policy.model, up_to=policy.layer, dtype=policy.precision)
     batches = batches_of(model, policy)
     tokens = sum(batch.size for batch in batches)
     bare_seconds(model, batches[:1], arguments.layer)
@@ -90,7 +90,7 @@ def main() -> None:
             shutil.rmtree(Path(folder) / "store")
         print(f"round {number + 1}: bare {bare[-1]:,.0f} tokens/s, harvest {whole[-1]:,.0f} tokens/s")
     bare_median, harvest_median = statistics.median(bare), statistics.median(whole)
-    print(f"{model.title} to layer {arguments.layer}, {arguments.dtype}, {tokens:,} tokens, {torch.get_num_threads()} threads")
+    print(f"{model.title} to layer {arguments.layer}, {model.precision}, {tokens:,} tokens, {torch.get_num_threads()} threads")
     print(f"medians of {arguments.rounds} rounds: bare {bare_median:,.0f} tokens/s, harvest {harvest_median:,.0f} tokens/s")
     print(f"ratio {harvest_median / bare_median:.3f}")
 

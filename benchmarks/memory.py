@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import Section, Settings, Sizes, batches, synchronise
-from benchmarks.training_step import WARM_UP, OurStep, Precision, positions_of
+from benchmarks.training_step import OURS, WARM_UP, OurStep, positions_of, precisions
 from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.precision import Precision, precision
 
 STEPS = 5
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -66,10 +67,10 @@ def peak_on_gpu(work: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def added_by_a_step(sizes: Sizes, device: torch.device, precision: Precision) -> int:
+def added_by_a_step(sizes: Sizes, device: torch.device, used: Precision) -> int:
     """Bytes that training steps need beyond what is there between them."""
     data = batches(sizes, device, 1)
-    step = OurStep(BatchTopK(features=sizes.features, k=sizes.k), sizes, precision, data, device)
+    step = OurStep(BatchTopK(features=sizes.features, k=sizes.k), sizes, used, data, device)
     # Steps on few rows create the optimizer's state and settle the threshold without leaving large buffers to be used again.
     few = replace(sizes, batch=max(1, sizes.batch // 64))
     for _ in range(WARM_UP):
@@ -87,13 +88,14 @@ def added_by_a_step(sizes: Sizes, device: torch.device, precision: Precision) ->
 
 def measure(settings: Settings) -> Section:
     sizes, running = settings.sizes, {}
-    for precision, key in (("bfloat16", "peak_memory_ratio"), ("float32", "peak_memory_ratio.float32")):  # side by side: nothing is timed
-        command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(sizes)), settings.device, precision]
+    for name, used in precisions(settings.torch_device).items():  # side by side: nothing is timed
+        key = "peak_memory_ratio" if name == OURS else "peak_memory_ratio.float32"
+        command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(sizes)), settings.device, used]
         running[key] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     printed = {key: process.communicate()[0] for key, process in running.items()}
     return Section("memory", {key: int(text) / sizes.matrix_bytes if text else None for key, text in printed.items()})
 
 
 if __name__ == "__main__":
-    sizes, device, precision = sys.argv[1:]
-    print(added_by_a_step(Sizes(**json.loads(sizes)), torch.device(device), "float32" if precision == "float32" else "bfloat16"))
+    sizes, device, asked = sys.argv[1:]
+    print(added_by_a_step(Sizes(**json.loads(sizes)), torch.device(device), precision(asked, device)))

@@ -14,13 +14,14 @@ from benchmarks.timing import Section, Settings, Sizes, batches, interleaved, tu
 from benchmarks.training_step import STEPS, OurStep
 from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.positional import Positional, PositionalDictionary
+from temporallens.precision import precision
 
 QUARTER = 0.25
 
 
 def hardened(openness: float, sizes: Sizes, data: list[Tensor], device: torch.device) -> OurStep:
     """Our positional step under a hard mask of this openness, warmed up."""
-    step = OurStep(Positional(features=sizes.features, k=sizes.k), sizes, "bfloat16", data, device)
+    step = OurStep(Positional(features=sizes.features, k=sizes.k), sizes, precision("auto", device), data, device)
     dictionary = step.trainee.dictionary
     assert isinstance(dictionary, PositionalDictionary)
     logits = dictionary.mask.logits

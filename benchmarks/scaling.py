@@ -12,6 +12,7 @@ from benchmarks.openness import hardened
 from benchmarks.timing import Section, Settings, Sizes, Times, batches, interleaved, turn
 from benchmarks.training_step import OurStep
 from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.precision import precision
 
 FACTORS = {"features": (0.25, 0.5, 1, 2), "k": (0.25, 0.5, 1, 2, 4), "width": (0.5, 1, 2), "batch": (0.25, 0.5, 1, 2)}
 OPENNESS = (0.125, 0.25, 0.5, 1.0)
@@ -32,7 +33,7 @@ def by_size(settings: Settings, name: str) -> Times:
     device, turns = settings.torch_device, {}
     for factor in FACTORS[name]:
         sizes = scaled(settings.sizes, name, factor)
-        step = OurStep(BatchTopK(features=sizes.features, k=sizes.k), sizes, "bfloat16", batches(sizes, device, 2), device)
+        step = OurStep(BatchTopK(features=sizes.features, k=sizes.k), sizes, precision("auto", device), batches(sizes, device, 2), device)
         turns[str(getattr(sizes, name))] = turn(step.warmed(), device)
     return interleaved(turns, settings.rounds, settings.turn_seconds)
 

@@ -6,7 +6,6 @@ rows and the bookkeeping of dead features. No feature counts as dead here, so th
 
 from collections.abc import Callable, Iterator
 from itertools import cycle
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,11 @@ from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.dictionaries.positional import Positional
+from temporallens.precision import DTYPES, Precision, precision
 from temporallens.training.objective import Inputs, inputs_for
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, Trainee
 
-Precision = Literal["float32", "bfloat16"]
 STEPS = 100_000
 """Length of the run that the timed steps pretend to be part of."""
 LEARNING = 0.2
@@ -33,8 +32,10 @@ OURS_FLOAT32 = "ours, BatchTopK, float32 throughout"
 POSITIONAL = "ours, positional"
 MATMULS = "the five dense matmuls of a dense step, float32"
 REFERENCE = "dense PyTorch reference, autograd and Adam"
-PRODUCT = "the encoder product alone, bfloat16"
-PRODUCT_FLOAT32 = "the encoder product alone, float32"
+PRODUCTS: dict[Precision, str] = {
+    "bfloat16": "the encoder product alone, bfloat16",
+    "float32": "the encoder product alone, float32",
+}
 
 
 def training_policy(sizes: Sizes, precision: Precision) -> TrainingPolicy:
@@ -122,14 +123,19 @@ def encoder_product(sizes: Sizes, x: Tensor, dtype: torch.dtype) -> Callable[[],
     return lambda: torch.mm(x, encoder.T, out=codes)
 
 
+def precisions(device: torch.device) -> dict[str, Precision]:
+    """Our steps, and what nominates their codes: what a user gets on this machine, and float32 throughout where that is another."""
+    chosen = precision("auto", device)
+    return {OURS: chosen} if chosen == "float32" else {OURS: chosen, OURS_FLOAT32: "float32"}
+
+
 def contestants(settings: Settings, data: list[Tensor]) -> Iterator[tuple[str, Callable[[], object]]]:
     sizes, device = settings.sizes, settings.torch_device
     batchtopk, positional = BatchTopK(features=sizes.features, k=sizes.k), Positional(features=sizes.features, k=sizes.k)
-    yield OURS, OurStep(batchtopk, sizes, "bfloat16", data, device).warmed()
-    yield OURS_FLOAT32, OurStep(batchtopk, sizes, "float32", data, device).warmed()
-    yield POSITIONAL, OurStep(positional, sizes, "bfloat16", data, device).warmed()
-    yield PRODUCT, encoder_product(sizes, data[0], torch.bfloat16)
-    yield PRODUCT_FLOAT32, encoder_product(sizes, data[0], torch.float32)
+    for name, used in precisions(device).items():
+        yield name, OurStep(batchtopk, sizes, used, data, device).warmed()
+        yield PRODUCTS[used], encoder_product(sizes, data[0], DTYPES[used])
+    yield POSITIONAL, OurStep(positional, sizes, precision("auto", device), data, device).warmed()
     yield MATMULS, five_matmuls(sizes, data[0])
     yield REFERENCE, dense_reference(sizes, data, device)
 
@@ -143,12 +149,13 @@ def measure(settings: Settings) -> Section:
         notes = dict(peers.notes)
     base = "train_step.batchtopk"
     ratios: dict[str, float | None] = {}
-    for ours, prefix in ((OURS, base), (OURS_FLOAT32, f"{base}.float32")):
+    for ours, used in precisions(device).items():
+        prefix = base if ours == OURS else f"{base}.float32"
         ratios[f"{prefix}.vs_dense_matmuls"] = times.speed_ratio(ours, MATMULS)
         ratios[f"{prefix}.vs_dense_reference"] = times.speed_ratio(ours, REFERENCE)
         for library, title in LIBRARIES.items():
             ratios[f"{prefix}.vs_{library}"] = times.speed_ratio(ours, title)
-        ratios[f"{prefix}.vs_encoder_product"] = times.time_ratio(ours, PRODUCT if ours == OURS else PRODUCT_FLOAT32)
+        ratios[f"{prefix}.vs_encoder_product"] = times.time_ratio(ours, PRODUCTS[used])
     ratios["train_step.positional.vs_batchtopk"] = times.time_ratio(POSITIONAL, OURS)
     notes |= {title: NOT_INSTALLED for title in LIBRARIES.values() if title not in times.seconds and title not in notes}
     return Section("training_step", ratios, times.seconds, dict.fromkeys(times.seconds, settings.sizes.batch), notes=notes)

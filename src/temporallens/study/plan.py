@@ -1,25 +1,24 @@
 """The plan of a study, for `--dry-run`: what would be done, how much of it, and about how long, without doing any of it.
 
 Nothing is written, no model or text is loaded or fetched. Sizes come from a model's `config.json` where one is at hand, tokens from
-the study and the size of its texts, and times from the arithmetic of each stage and one matrix product timed on the spot. What
-cannot be known without fetching something is said to be unknown, never guessed.
+the study and the size of its texts, and times from the arithmetic of each stage and what `speeds` times on the spot. What cannot be
+known without fetching something is said to be unknown, never guessed.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.records import RecordsPolicy
 from temporallens.activations.synthetic import WorldPolicy
+from temporallens.precision import precision
 from temporallens.study.config import Study
 from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, model_sizes
 from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
+from temporallens.study.speeds import Speeds, block_products
 from temporallens.study.stages import Records, Stage, stages_of
 
 SHIPPED_TEXTS = {"sotu": (2_450_000, 249)}
@@ -32,7 +31,13 @@ DENSE_PRODUCTS, SPARSE_PRODUCTS = 5.0, 1.5
 """A training step costs about so many products of the batch with a weight matrix: five for dense codes, far fewer for sparse ones."""
 ENCODED_ONCE = {"features"}
 """Sections of the evaluation that cost as much as encoding the held-out documents once; what others cost is not known."""
-DRAWING_SECONDS = 3.0
+DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
+"""Of all figures, and of the report."""
+LOADING_SECONDS = 3.0
+"""Of a model."""
+TOKENISED_PER_SECOND = 600_000
+SCANNED_SECONDS = 2e-8
+"""Of the sums by clock, for each token, layer and dimension."""
 
 
 class PlanLine(NamedTuple):
@@ -60,9 +65,9 @@ def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     check_texts(study)
     check_batches(study)
     records = Records(folder)
-    speed = _products_per_second(study.threads)
-    lines = [_line(stage, study, records.finished(stage), speed) for stage in stages_of(study, text)]
-    return Plan(lines, _notes(lines, speed))
+    speeds = Speeds(study.threads)
+    lines = [PlanLine(stage, records.finished(stage), *SIZES[stage.kind](stage, study, speeds)) for stage in stages_of(study, text)]
+    return Plan(lines, _notes(lines, speeds.products()))
 
 
 def _notes(lines: list[PlanLine], speed: float) -> list[str]:
@@ -75,15 +80,9 @@ def _notes(lines: list[PlanLine], speed: float) -> list[str]:
     unknown = any(line.seconds is None for line in to_do)
     return [
         f"{finished}; the rest takes {amount}" + (", without those marked ?, of which that is not known beforehand." if unknown else "."),
-        f"The times are each stage's arithmetic at {2 * speed / 1e9:.0f} GFLOP/s, timed just now with a matrix product on this machine;"
-        " fetching and converting models is not in them.",
+        f"The times are each stage's arithmetic at {2 * speed / 1e9:.0f} GFLOP/s, timed just now with a matrix product on this machine,"
+        " and of models with a block of their size; fetching and converting models is not in them.",
     ]
-
-
-def _line(stage: Stage, study: Study, finished: bool, speed: float) -> PlanLine:
-    tokens, size, products = SIZES[stage.kind](stage, study)
-    seconds = DRAWING_SECONDS if products is None and stage.kind in {"figures", "report"} else products and products / speed
-    return PlanLine(stage, finished, tokens, size, seconds)
 
 
 class Amount(NamedTuple):
@@ -91,47 +90,53 @@ class Amount(NamedTuple):
 
     tokens: int | None
     bytes: int | None
-    products: float | None  # multiply-adds
+    seconds: float | None
 
 
-def _scan(stage: Stage, study: Study) -> Amount:
+def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     scan = next(scan for scan in study.scans if scan.model == stage.model)
     tokens = scan.sequences * scan.context_length
     sizes = model_sizes(scan.model)
-    return Amount(tokens, None, sizes and tokens * forward_products(sizes, sizes.layers))
+    if sizes is None:
+        return Amount(tokens, None, None)
+    seconds = tokens * sizes.layers * (speeds.block(sizes, precision(scan.compute_dtype)) + SCANNED_SECONDS * sizes.width)
+    return Amount(tokens, None, LOADING_SECONDS + seconds)
 
 
-def _harvest(stage: Stage, study: Study) -> Amount:
+def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     policy = study.activations[stage.activations]
     if not isinstance(policy, HarvestPolicy):
-        return Amount(policy.tokens, policy.tokens * (4 * policy.width + COLUMN_BYTES), _making(policy))
+        return Amount(policy.tokens, policy.tokens * (4 * policy.width + COLUMN_BYTES), _making(policy, speeds))
     tokens, sizes = harvest_tokens(policy), model_sizes(policy.model)
     if tokens is None or sizes is None:
         return Amount(tokens, None, None)
     blocks = 0 if policy.layer == "embed" else policy.layer + 1
     element = 4 if policy.dtype == "float32" else 2
-    return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), tokens * forward_products(sizes, blocks))
+    seconds = tokens * blocks * speeds.block(sizes, precision(policy.precision)) if blocks else 0.0
+    seconds += LOADING_SECONDS + (_text_size(policy)[0] or tokens) / TOKENISED_PER_SECOND
+    return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), seconds)
 
 
-def _making(policy: WorldPolicy | RecordsPolicy) -> float:
-    """Multiply-adds of a world's codes and directions, or of training and reading the network of the records."""
+def _making(policy: WorldPolicy | RecordsPolicy, speeds: Speeds) -> float:
+    """Seconds for a world's codes and directions, or for training and reading the network of the records."""
     if isinstance(policy, WorldPolicy):
-        return 1.0 * policy.tokens * policy.width * policy.features
+        return policy.tokens * policy.width * policy.features / speeds.products()
     sizes = ModelSizes(policy.width, 4 * policy.width, policy.layers, policy.positions)
     trained = 3 * policy.steps * policy.batch_size * policy.positions  # a step is a forward pass and two as dear
-    return (trained + policy.tokens) * forward_products(sizes, policy.layers)
+    return (trained + policy.tokens) * policy.layers * block_products(sizes.width, sizes.hidden) / speeds.products()
 
 
-def _train(stage: Stage, study: Study) -> Amount:
+def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     arm, width = study.variants()[stage.arm].arm, width_of(study.activations[stage.activations])
     tokens = study.training.steps * study.training.batch_size
     if width is None:
         return Amount(tokens, None, None)
     entries = width * arm.features
-    return Amount(tokens, 2 * 4 * entries, tokens * entries * (SPARSE_PRODUCTS if arm.level == "k" else DENSE_PRODUCTS))
+    products = tokens * entries * (SPARSE_PRODUCTS if arm.level == "k" else DENSE_PRODUCTS)
+    return Amount(tokens, 2 * 4 * entries, products / speeds.products())
 
 
-def _evaluate(stage: Stage, study: Study) -> Amount:
+def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     if stage.section and stage.section not in ENCODED_ONCE:
         return Amount(None, None, None)
     if not stage.arm:  # the results, which are assembled, not computed
@@ -141,20 +146,24 @@ def _evaluate(stage: Stage, study: Study) -> Amount:
     tokens = None if harvested is None else round(harvested * study.training.held_out)
     features = study.variants()[stage.arm].arm.features
     passes = 1.0 if stage.section else 2.0  # encoding, and for FVE decoding
-    return Amount(tokens, None, None if tokens is None or width is None else passes * tokens * width * features)
+    return Amount(tokens, None, None if tokens is None or width is None else passes * tokens * width * features / speeds.products())
 
 
-def _nothing(_stage: Stage, _study: Study) -> Amount:
-    return Amount(None, None, None)
+def _drawing(_stage: Stage, _study: Study, _speeds: Speeds) -> Amount:
+    return Amount(None, None, DRAWING_SECONDS)
 
 
-SIZES: dict[str, Callable[[Stage, Study], Amount]] = {
+def _writing(_stage: Stage, _study: Study, _speeds: Speeds) -> Amount:
+    return Amount(None, None, WRITING_SECONDS)
+
+
+SIZES: dict[str, Callable[[Stage, Study, Speeds], Amount]] = {
     "scan": _scan,
     "harvest": _harvest,
     "train": _train,
     "evaluate": _evaluate,
-    "figures": _nothing,
-    "report": _nothing,
+    "figures": _drawing,
+    "report": _writing,
 }
 
 
@@ -192,25 +201,6 @@ def _text_size(policy: HarvestPolicy) -> tuple[int | None, int | None]:
     if path.is_dir():
         return round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / BYTES_PER_TOKEN), None
     return None, None
-
-
-def forward_products(sizes: ModelSizes, blocks: int) -> float:
-    """Multiply-adds per token of that many transformer blocks: four attention matrices and two or three of the feed-forward part."""
-    return blocks * (4 * sizes.width**2 + 3 * sizes.width * sizes.hidden)
-
-
-def _products_per_second(threads: int | None, size: int = 1024, rounds: int = 5) -> float:
-    """Multiply-adds per second of a float32 matrix product where the study would run; the best of a few rounds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    x = torch.ones(size, size, device="cuda" if torch.cuda.is_available() else "cpu")
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        torch.mm(x, x)[0, 0].item()  # the item waits for a GPU
-        seconds.append(time.perf_counter() - start)
-    torch.set_num_threads(before)
-    return size**3 / min(seconds)
 
 
 def readable_time(seconds: float) -> str:

@@ -1,0 +1,102 @@
+"""How fast this machine is at what studies spend their time on, timed on the spot in a second or two: products of matrices, and blocks
+of a language model of the size and precision that a study names."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from temporallens.precision import DTYPES, Precision, default_device
+from temporallens.study.models import ModelSizes
+
+ROUNDS = 5
+PRODUCT_SIZE = 1024
+HEAD = 64
+ROWS, ROW_LENGTH = 8, 128
+LARGEST_WIDTH, LARGEST_HIDDEN = 2048, 8192
+"""Of a block that is timed; what is larger is reckoned from its products."""
+
+
+class Speeds:
+    """Timings, each taken once, with the threads that the study will have."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+        self.products = cache(self._products)
+        self.block = cache(self._block)
+
+    def _products(self) -> float:
+        """Multiply-adds per second of a product in float32."""
+        x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=default_device())
+        with _threads(self._threads):
+            return PRODUCT_SIZE**3 / _best(lambda: torch.mm(x, x))
+
+    def _block(self, sizes: ModelSizes, precision: Precision) -> float:
+        """Seconds that a block of a language model takes for a token."""
+        width, hidden = min(sizes.width, LARGEST_WIDTH), min(sizes.hidden, LARGEST_HIDDEN)
+        block = _Block(width, hidden, DTYPES[precision])
+        with _threads(self._threads), torch.inference_mode():
+            timed = _best(block.run) / (ROWS * ROW_LENGTH)
+        return timed * block_products(sizes.width, sizes.hidden) / block_products(width, hidden)
+
+
+def block_products(width: int, hidden: int) -> int:
+    """Multiply-adds per token of a transformer block: four attention matrices and three of the feed-forward part."""
+    return 4 * width**2 + 3 * width * hidden
+
+
+class _Block:
+    """A transformer block with weights of no meaning: norms, rotation, attention, and a gated feed-forward part."""
+
+    def __init__(self, width: int, hidden: int, dtype: torch.dtype) -> None:
+        def made(*shape: int) -> Tensor:
+            return torch.full(shape, 1e-3, dtype=dtype, device=default_device())
+
+        self.heads = max(1, width // HEAD)
+        self.x = made(ROWS, ROW_LENGTH, width)
+        self.attention, self.out = made(3 * width, width), made(width, width)
+        self.up, self.down = made(2 * hidden, width), made(width, hidden)
+
+    def run(self) -> Tensor:
+        query, key, value = (self._split(part) for part in functional.linear(_norm(self.x), self.attention).chunk(3, -1))
+        mixed = functional.scaled_dot_product_attention(_rotated(query), _rotated(key), value, is_causal=True)
+        x = self.x + functional.linear(mixed.transpose(1, 2).flatten(2), self.out)
+        gate, up = functional.linear(_norm(x), self.up).chunk(2, -1)
+        return x + functional.linear(functional.silu(gate) * up, self.down)
+
+    def _split(self, values: Tensor) -> Tensor:
+        width = values.shape[-1] // self.heads * self.heads
+        return values[..., :width].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _norm(x: Tensor) -> Tensor:
+    exact = x.float()
+    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def _rotated(x: Tensor) -> Tensor:
+    return x * x + torch.cat(x.chunk(2, -1)[::-1], -1) * x
+
+
+def _best(run: Callable[[], Tensor]) -> float:
+    """Seconds of the quickest of a few rounds."""
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        run().flatten()[0].item()  # the item waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
