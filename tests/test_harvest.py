@@ -16,6 +16,7 @@ from temporallens.activations.moments import FIRST, NORM, SPECIAL
 from temporallens.activations.store import ActivationStore, Rows, StoreWriter
 from temporallens.activations.token_rows import evenly_spaced, pieces, row_shape, token_rows, tokens_of
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.scan import scan
 from tiny_models import CONTEXT, TEXTS, WIDTH, tiny_model
 
 MANY = [f"{text} Number {number}." for number in range(6) for text in TEXTS]
@@ -238,6 +239,62 @@ def test_other_settings_are_refused_on_a_store(llama: str, tmp_path: Path) -> No
     with pytest.raises(TemporalLensError, match="already holds a finished store"):
         harvest(llama, 0, TEXTS[1:], context_length=16, out=tmp_path / "out")
     assert _hashes(tmp_path / "out") == before
+
+
+def test_texts_of_an_iterator_are_never_taken_for_those_of_a_store(llama: str, tmp_path: Path) -> None:
+    """Nobody knows what an iterator holds before it is read."""
+    settings: dict[str, Any] = {"context_length": 16, "out": tmp_path / "out"}
+    harvest(llama, 0, iter(TEXTS[:2]), **settings)
+    before = _hashes(tmp_path / "out")
+    for texts in (iter(TEXTS[2:]), iter(TEXTS[:2]), (text for text in TEXTS)):
+        with pytest.raises(
+            TemporalLensError, match=r"already holds a finished store, and texts of an iterator cannot be compared .*give a list"
+        ):
+            harvest(llama, 0, texts, **settings)
+        assert next(texts) in TEXTS  # it was not read either
+    assert _hashes(tmp_path / "out") == before
+    again = harvest(llama, 0, iter(TEXTS[:2]), **{**settings, "out": tmp_path / "again"})
+    assert isinstance(again, ActivationStore)
+    assert _hashes(tmp_path / "again") == before
+
+
+def test_an_interrupted_harvest_is_not_continued_from_an_iterator(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harvesting, "StoreWriter", lambda folder, description: StoreWriter(folder, description, shard_bytes=5000))
+    residuals, left = LanguageModel.residuals, iter(range(60))
+
+    def interrupted(self: LanguageModel, tokens: Any, mask: Any, layers: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return residuals(self, tokens, mask, layers)
+
+    monkeypatch.setattr(LanguageModel, "residuals", interrupted)
+    settings: dict[str, Any] = {"context_length": 16, "batch_size": 2, "out": tmp_path / "out"}
+    with pytest.raises(KeyboardInterrupt):
+        harvest(llama, 0, iter(MANY), **settings)
+    with pytest.raises(TemporalLensError, match="already holds an unfinished harvest, and texts of an iterator cannot be compared"):
+        harvest(llama, 0, iter(MANY), **settings)
+
+
+def test_what_of_a_folder_is_read_and_left_out_is_said_once(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts" / ".hidden").mkdir(parents=True)
+    for name in ("a.txt", "b.md", "c.pdf", ".hidden/d.txt"):
+        (tmp_path / "texts" / name).write_text(TEXTS[0])
+    for said in (f"{tmp_path / 'texts'}: 2 files read (1 .md, 1 .txt); left out: 1 .pdf, 1 hidden\n", ""):
+        store = harvest(llama, [0, 1], tmp_path / "texts", context_length=16, out=tmp_path / "out")[0]  # type: ignore[index]
+        assert store.documents == 2 and capsys.readouterr().err == said
+
+
+def test_models_and_folders_may_be_paths_and_lie_in_the_home_folder(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "model").symlink_to(llama)
+    for out in ("~/store", Path("~/other")):
+        store = harvest(Path("~/model"), 0, TEXTS, context_length=16, out=out)
+        assert isinstance(store, ActivationStore) and store.folder.parent == tmp_path / "home"
+    assert ActivationStore("~/store").rows == ActivationStore(Path("~/other")).rows == store.rows
+    assert scan(Path("~/model"), text=TEXTS, context_length=16, sequences=4).model == "~/model"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_activations_that_are_not_finite_end_the_harvest(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

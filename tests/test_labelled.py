@@ -162,7 +162,7 @@ def test_mistakes_in_tables(tmp_path: Path) -> None:
         "lost.jsonl": r"line 2 has no column 'label'; did you mean 'labels'\?",
         "number.jsonl": "line 1: 'text' holds int, it should be text",
         "blank.csv": "line 3: 'text' is empty; leave the row out",
-        "short.csv": "line 2: 'label' holds no label",
+        "short.csv": "line 2 has 1 field where the header has 2",
         "nolabel.csv": "line 2: 'label' holds no label",
         "nan.jsonl": "line 1: 'label' holds no label",
         "nocolumn.csv": r"no column 'label'; did you mean 'lable'\?",
@@ -178,6 +178,21 @@ def test_mistakes_in_tables(tmp_path: Path) -> None:
     columns = Columns(part="part")
     with pytest.raises(TemporalLensError, match="line 2: 'part' is 'valid', it should be train or test"):
         read_table(write(tmp_path / "parts.csv", PAIRS, columns, ["valid"] * len(PAIRS)), columns)
+
+
+def test_texts_from_python_are_checked_as_those_of_files() -> None:
+    with pytest.raises(TemporalLensError, match=r"text 1 of 'a' holds half of a character, the lone surrogate \\udc80"):
+        LabelledSet("a", ["a", "b\udc80"], ["x", "y"])
+
+
+def test_folders_of_sets_hold_no_folders_and_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sets" / "inner.csv").mkdir(parents=True)
+    write(tmp_path / "sets" / "mood.csv", PAIRS)
+    assert [one.name for one in open_sets(["~/sets"])] == [read_table(Path("~/sets/mood.csv")).name] == ["mood"]
+    assert [one.name for one in read_folder(Path("~/sets"))] == ["mood"]
+    with pytest.raises(TemporalLensError, match="there is no labelled set ''"):
+        open_sets([""])
 
 
 def test_mistakes_in_names(tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def alone(folder: str, text: str) -> Tensor:
         return AutoModel.from_pretrained(folder)(torch.tensor([tokens]), output_hidden_states=True).hidden_states[LAYER + 1][0]
 
 
+def test_half_of_a_character_is_named_by_its_text(llama: str, tmp_path: Path) -> None:
+    with pytest.raises(TemporalLensError, match=r"text 1 of reviews holds half of a character, the lone surrogate \\ud800"):
+        read(llama, tmp_path, ["whole", "half \ud800"], title="reviews")
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_activations_are_the_models_and_stand_at_their_own_index(llama: str, tmp_path: Path, side: str, whole: bool) -> None:

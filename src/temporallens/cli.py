@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from temporallens.errors import TemporalLensError
+from temporallens.files import user_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,11 +74,17 @@ app = typer.Typer(
 )
 
 StudyOrFolder = Annotated[
-    Path, typer.Argument(metavar="STUDY", help="A study file (YAML), or the folder of an earlier run.", show_default=False)
+    Path,
+    typer.Argument(metavar="STUDY", help="A study file (YAML), or the folder of an earlier run.", show_default=False, parser=user_path),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FOLDER", help="Where the run lives; by default runs/NAME of the study, or the folder given as STUDY."),
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Where the run lives; by default runs/NAME of the study, or the folder given as STUDY.",
+        parser=user_path,
+    ),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="Use this model in every entry of the study instead of the one it names.")
@@ -114,7 +121,10 @@ def train(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
 
 @app.command()
 def evaluate(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file or run; with --probing the folder of a saved dictionary.")],
+    study: Annotated[
+        Path,
+        typer.Argument(metavar="STUDY", help="A study file or run; with --probing the folder of a saved dictionary.", parser=user_path),
+    ],
     out: Out = None,
     model: Model = None,
     probing: Annotated[bool, typer.Option("--probing", help="Probe one dictionary as SAEBench does, and write its JSON.")] = False,
@@ -201,11 +211,17 @@ def figures(
 @app.command()
 def report(
     studies: Annotated[
-        list[Path], typer.Argument(metavar="STUDY...", help="A study file or run; of several finished runs, one page for all.")
+        list[Path],
+        typer.Argument(metavar="STUDY...", help="A study file or run; of several finished runs, one page for all.", parser=user_path),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FOLDER", help="As elsewhere; of several runs where their page goes, by default runs/comparison."),
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="As elsewhere; of several runs where their page goes, by default runs/comparison.",
+            parser=user_path,
+        ),
     ] = None,
     model: Model = None,
 ) -> None:
@@ -223,10 +239,10 @@ def report(
 @app.command("scan")
 def scan_command(
     model: Annotated[str, typer.Argument(help="A shipped name, a hub name, a model directory or a .gguf file.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and figures/scan.png are written.")] = Path(
-        "runs/scan"
-    ),
-    text: Annotated[str, typer.Option("--text", help="A shipped text, or a file or folder of texts.")] = "sotu",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and figures/scan.png are written.", parser=user_path)
+    ] = Path("runs/scan"),
+    text: Annotated[str, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set.")] = "sotu",
     context_length: Annotated[int, typer.Option("--context-length", help="Tokens in a row, at least 2.")] = 128,
     sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
 ) -> None:

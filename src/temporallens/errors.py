@@ -8,7 +8,8 @@ class TemporalLensError(Exception):
     """A mistake a user can mend. The command line prints its sentence and exits with code 2, without a traceback."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(" ".join(sentence.split("\n")))  # names that a damaged file gives may hold line breaks
+        whole = sentence.encode(errors="backslashreplace").decode()  # names that a damaged file gives may hold half characters,
+        super().__init__(" ".join(whole.split("\n")))  # and line breaks
 
 
 class CannotWriteError(TemporalLensError):

@@ -53,6 +53,14 @@ LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
 """Names of temporary files, as `write_atomically` makes them."""
 
 
+def user_path(path: Path | str) -> Path:
+    """A path as a user gives it, `~` being the home folder. Shells leave it alone in `--out=~/x`, and Python does everywhere."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise TemporalLensError(f"{path} begins with a user who has no home folder here; write ./{path} for a file of that name") from error
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a sentence that names it and the remedy."""

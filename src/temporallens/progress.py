@@ -1,4 +1,4 @@
-"""Progress bars with a rate and the time left, on standard error; silent where standard error is not a terminal."""
+"""Progress bars with a rate and the time left, on standard error, where that is a terminal; and notes, wherever it leads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,3 +28,10 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(title, total=total)
         yield lambda amount: bars.advance(task, amount)
+
+
+def note(sentence: str) -> None:
+    """One line on standard error, on a terminal or not: what a user should know of the work that begins."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False).print(sentence)

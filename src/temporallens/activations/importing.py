@@ -17,7 +17,7 @@ from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter, refuse_occupied
 from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean
-from temporallens.files import abandon, locked
+from temporallens.files import abandon, locked, user_path
 
 CHUNK_BYTES = 32 << 20
 NORM_MULTIPLE = 10.0
@@ -31,7 +31,7 @@ DEFLATE_RATIO = 1100
 
 def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
     """Read an array from .npy (mapped, not loaded), .npz or .safetensors; `name` is needed where a file holds several."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise TemporalLensError(f"{path} {found}: it should be an array in .npy, .npz or .safetensors")
@@ -156,8 +156,9 @@ def store_arrays(
         dtype="float32",
         positions=CLOCKS["index"].size(length),
     )
-    refuse_occupied(Path(out))
-    with locked(Path(out)):
+    out = user_path(out)
+    refuse_occupied(out)
+    with locked(out):
         writer = StoreWriter(out, description)
         try:
             for number, part in enumerate(parts):
@@ -168,7 +169,7 @@ def store_arrays(
             raise
         except TemporalLensError:
             writer.discard()
-            abandon(Path(out))
+            abandon(out)
             raise
 
 

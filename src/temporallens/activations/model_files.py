@@ -26,6 +26,7 @@ from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.contents import known_sha256
 from temporallens.activations.shipped import quiet_transformers
 from temporallens.errors import TemporalLensError, did_you_mean, first_line
+from temporallens.files import user_path
 
 Config = Any  # transformers' PreTrainedConfig: importing transformers takes seconds, so that is done where a model is loaded
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -50,7 +51,7 @@ def find_source(model: str, revision: str | None = None) -> Source:
         )
     if model in shipped.MODELS:
         return Source(shipped.MODELS[model].title, str(shipped.model_folder(model)), shipped.revision(model), local=True)
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.suffix == ".gguf" and path.is_file():
         content = known_sha256(path)
         return Source(path.stem, str(shipped.dense_model(path, content)), f"sha256:{content}", local=True)
@@ -67,7 +68,7 @@ def check_at_hand(model: str) -> None:
     """Raise TemporalLensError where it can be seen, without loading or fetching anything, that `model` is no model to read."""
     if model in shipped.MODELS:
         return
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.suffix == ".gguf" and path.is_file():
         return
     source = find_source(model)

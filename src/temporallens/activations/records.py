@@ -25,7 +25,7 @@ from temporallens.activations.moments import FIRST
 from temporallens.activations.shipped import quiet_transformers
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.errors import TemporalLensError
-from temporallens.files import explained, locked, make_folder, read_json, write_json, write_tensors
+from temporallens.files import explained, locked, make_folder, read_json, user_path, write_json, write_tensors
 from temporallens.progress import progress
 
 FORMAT = "temporallens.records/1"
@@ -294,7 +294,7 @@ def harvest_records(policy: RecordsPolicy, out: Path | str) -> ActivationStore:
     An interrupted call starts over when it is repeated. Raises TemporalLensError when `out` holds anything else, or when the
     network did not learn the format.
     """
-    out, description = Path(out), _description(policy)
+    out, description = user_path(out), _description(policy)
     with locked(out):
         if (out / "manifest.json").exists() and ActivationStore(out).manifest.description == description:
             return ActivationStore(out)

@@ -22,7 +22,7 @@ from torch import Tensor
 from temporallens.activations.manifest import FORMAT, Manifest, PositionCounts, Shard, StoreDescription, read_manifest, remedy
 from temporallens.activations.moments import Moments, MomentSums
 from temporallens.errors import TemporalLensError
-from temporallens.files import inside, make_folder, read_tensors, sha256, write_json, write_tensors
+from temporallens.files import inside, make_folder, read_tensors, sha256, user_path, write_json, write_tensors
 from temporallens.precision import DTYPES
 
 SHARD_BYTES = 64 << 20
@@ -98,7 +98,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: Path | str, description: StoreDescription, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.description = description
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
@@ -250,7 +250,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.manifest = read_manifest(self.folder)
         self._verified: set[int] = set()
         for shard in self.manifest.shards:

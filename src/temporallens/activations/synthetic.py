@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from temporallens.activations.moments import FIRST
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json, read_tensors, write_json, write_tensors
+from temporallens.files import read_json, read_tensors, user_path, write_json, write_tensors
 from temporallens.progress import progress
 
 FORMAT = "temporallens.world/1"
@@ -377,7 +377,7 @@ def harvest_world(policy: WorldPolicy, out: Path | str) -> ActivationStore:
 
     An interrupted call goes on when it is repeated. Raises TemporalLensError when `out` holds anything else.
     """
-    out, description = Path(out), _description(policy)
+    out, description = user_path(out), _description(policy)
     if (out / "manifest.json").exists():
         store = ActivationStore(out)
         if store.manifest.description != description:

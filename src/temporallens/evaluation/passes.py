@@ -20,9 +20,10 @@ from torch import Tensor
 
 from temporallens.activations.block_stack import Layer
 from temporallens.activations.models import LanguageModel
+from temporallens.activations.readers import refuse_half_character
 from temporallens.activations.token_rows import RowShape, row_shape
 from temporallens.errors import TemporalLensError
-from temporallens.files import fingerprint, locked, read_tensors, write_tensors
+from temporallens.files import fingerprint, locked, read_tensors, user_path, write_tensors
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
@@ -148,10 +149,12 @@ def text_activations(
     Without `padding_side` the tokenizer decides, as it does for SAEBench. With `whole_context` every row is padded to `context_length`
     and batches are taken in order, as SAEBench does; without it texts of similar length share a batch that is as long as the longest,
     which computes less and differs in the last bits. `title` names the texts in messages.
-    Raises TemporalLensError when there are no texts, or texts of which no token is live.
+    Raises TemporalLensError when there are no texts, texts of which no token is live, or half of a character in one.
     """
     if not len(texts):
         raise TemporalLensError(f"there is nothing to read in {title}: the list of texts is empty")
+    for number, text in enumerate(texts):
+        refuse_half_character(text, f"text {number} of {title}")
     network = open_model(model, layer, dtype, revision)
     shape = row_shape(network, context_length, bos, "document")
     left = (padding_side or network.tokenizer.padding_side) == "left"
@@ -172,7 +175,7 @@ def text_activations(
         "texts": _texts_sha256(texts),
     }
     name = fingerprint(key)
-    chunks = _chunks(Path(cache) / "passes" / name[:32], len(texts), batch_size)
+    chunks = _chunks(user_path(cache) / "passes" / name[:32], len(texts), batch_size)
     job = _Pass(network, layer, rows, live, left, context_length if whole_context else None, batch_size)
     _fill([chunk for chunk in chunks if not _holds(chunk, name)], name, job, real.sum(1), title)
     return TextActivations(MappedActivations(chunks, live, network.width, network.dtype), token, live, _index_in_row(real), bos)

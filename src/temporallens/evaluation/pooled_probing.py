@@ -37,7 +37,7 @@ from temporallens.evaluation.probing_results import (
     save_scores,
     summarise,
 )
-from temporallens.files import canonical_json
+from temporallens.files import canonical_json, user_path
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
@@ -127,7 +127,7 @@ def measure_probing(
             f"this dictionary is for activations of width {dictionary.width}, the residual stream of {network.title} has width "
             f"{network.width}; name the model that it was trained on"
         )
-    place, identity = Path(cache), dictionary_fingerprint(dictionary)
+    place, identity = user_path(cache), dictionary_fingerprint(dictionary)
     described, features, channels, kept = [], {}, {}, {}
     for labelled in sets:
         job = _prepare(labelled, network, layer, policy, place, revision)

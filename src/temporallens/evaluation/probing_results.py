@@ -18,7 +18,7 @@ from temporallens.evaluation.labelled import Place
 from temporallens.evaluation.pooling import POOLINGS, Pooling
 from temporallens.evaluation.probe_scores import Scored
 from temporallens.evaluation.statistics import Estimate, Verdict, estimate_of, verdict_of
-from temporallens.files import fingerprint, inside, read_tensors, write_tensors
+from temporallens.files import fingerprint, inside, read_tensors, user_path, write_tensors
 
 FORMAT = "temporallens.probing/1"
 FOLDER = "probing"
@@ -208,7 +208,7 @@ def probing_gains(first: Mapping[str, str], second: Mapping[str, str], cache: Pa
     names = [name for name in first if name in second]
     if not names:
         raise TemporalLensError("these two dictionaries were probed on no set in common, so nothing can be compared")
-    pairs = {name: _pair(Path(cache), name, first[name], second[name]) for name in names}
+    pairs = {name: _pair(user_path(cache), name, first[name], second[name]) for name in names}
     ours, theirs = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
     common = [kind for kind in _ordered(ours[names[0]].auc) if all(kind in scores.auc for pair in pairs.values() for scores in pair)]
     gains = []

@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from temporallens.activations.clocks import TokenMarks, TokenRow, usable_clocks
-from temporallens.activations.corpora import open_corpus
+from temporallens.activations.corpora import at_commit, open_corpus
 from temporallens.activations.harvest import Batch, schedule
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import beyond_norm
 from temporallens.activations.token_rows import RowShape, row_shape, token_rows
 from temporallens.errors import TemporalLensError
 from temporallens.precision import AskedPrecision
-from temporallens.progress import progress
+from temporallens.progress import note, progress
 
 FORMAT = "temporallens.scan/1"
 BATCH_TOKENS = 4096
@@ -151,15 +151,18 @@ class Bags(NamedTuple):
     starts: Int[Tensor, " G2"]
 
 
-def scan(model: str, *, text: str | Path | Iterable[str] = "sotu", **policy: Any) -> Scan:
+def scan(model: str | Path, *, text: str | Path | Iterable[str] = "sotu", **policy: Any) -> Scan:
     """Scan every layer of `model` for position; `policy` has the fields of ScanPolicy."""
-    return scan_policy(ScanPolicy(model=model, text=str(text) if isinstance(text, str | Path) else "given", **policy), text)
+    text, name = at_commit(text) if isinstance(text, str) else text, str(model) if isinstance(model, Path) else model
+    return scan_policy(ScanPolicy(model=name, text=str(text) if isinstance(text, str | Path) else "given", **policy), text)
 
 
 def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = None) -> Scan:
     """Scan as a study's entry says; `text` stands in for the text that the policy names."""
     corpus = open_corpus(policy.text if text is None else text)
     model = LanguageModel.load(policy.model, dtype=policy.compute_dtype)
+    if corpus.summary is not None:
+        note(corpus.summary)
     shape = row_shape(model, policy.context_length, bos=model.bos is not None, rows="split")
     rows = choose_rows(model, corpus, shape, policy.sequences, np.random.default_rng(policy.seed))
     marks = TokenMarks.of(model.tokenizer)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.figures.style import style
-from temporallens.files import write_atomically
+from temporallens.files import user_path, write_atomically
 
 # What a format would otherwise stamp with the time of writing.
 METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -24,7 +24,7 @@ def check_format(format: str) -> None:
 def save(figure: Figure, path: Path | str, format: str = "png") -> Path:
     """Write `figure` to `path`, whose ending becomes that of `format` (png, svg or pdf); return the path written."""
     check_format(format)
-    target = with_ending(Path(path), format)
+    target = with_ending(user_path(path), format)
     dpi = max(figure.dpi, math.ceil(LEAST_PIXELS / figure.get_figwidth()))
 
     def write(temporary: Path) -> None:

@@ -27,7 +27,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.labelled import LabelledSet
 from temporallens.evaluation.passes import rule_positions
 from temporallens.evaluation.probing import DividedSet, SparseProbing, SparseProbingPolicy, sparse_probing
-from temporallens.files import write_text
+from temporallens.files import user_path, write_text
 
 PROTOCOL = "sae_bench 0.6.0"
 K_VALUES = (1, 2, 5, 10, 20, 50, 100)
@@ -273,9 +273,9 @@ def probe_folder(
     cfg = _config(dictionary, about, model, layer, policy.bos, None)
     where: Layer = "embed" if cfg.hook_name.endswith("resid_pre") else cfg.hook_layer
     revision = about.revision if model is None else None
-    probing = sparse_probing(dictionary, cfg.model_name, where, sets, policy, Path(out) / "cache", revision)
-    resolved = Path(folder).resolve()
+    probing = sparse_probing(dictionary, cfg.model_name, where, sets, policy, user_path(out) / "cache", revision)
+    resolved = user_path(folder).resolve()
     release = f"{resolved.parent.name}/{resolved.name}"
-    path = Path(out) / f"{release}_{CUSTOM}_eval_results.json".replace("/", "_")
+    path = user_path(out) / f"{release}_{CUSTOM}_eval_results.json".replace("/", "_")
     write_text(path, json.dumps(sparse_probing_json(probing, cfg, release), indent=2, allow_nan=False) + "\n")
     return path

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from temporallens.activations.corpora import SHIPPED_TEXT, open_corpus
+from temporallens.activations.corpora import SHIPPED_TEXT, is_on_hub, open_corpus
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.model_files import check_at_hand, find_source, read_config
 from temporallens.activations.models import check_layer
 from temporallens.errors import TemporalLensError
+from temporallens.files import user_path
 from temporallens.study.config import Study
 
 
@@ -81,7 +82,7 @@ def check_texts(study: Study) -> None:
     asked: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
     asked |= {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
     for text, column, split in sorted(asked, key=str):
-        if text != SHIPPED_TEXT and Path(text).expanduser().exists():
+        if text != SHIPPED_TEXT and not is_on_hub(text):
             iter(open_corpus(text, column, split))
 
 
@@ -89,7 +90,7 @@ def model_sizes(model: str) -> ModelSizes | None:
     """Sizes of a shipped model, or from the `config.json` of a directory or of the hub's cache; None where there is none."""
     if model in SHIPPED_MODELS:
         return SHIPPED_MODELS[model]
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     path = folder / "config.json" if folder.is_dir() else _in_hub_cache(model)
     if path is None or not path.is_file():
         return None

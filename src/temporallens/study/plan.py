@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from temporallens.activations.corpora import folder_content
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.records import RecordsPolicy
 from temporallens.activations.synthetic import WorldPolicy
+from temporallens.files import user_path
 from temporallens.precision import precision
 from temporallens.study.config import Study
 from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, model_sizes
+from temporallens.study.pins import pinned_study, read_pins
 from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
@@ -59,7 +62,7 @@ class Plan(NamedTuple):
 
 def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     """The plan of a study in `folder`; raises TemporalLensError where a run would, as far as that can be known beforehand."""
-    study, text = study_file
+    study, text = pinned_study(study_file.study, read_pins(folder)), study_file.text
     refuse_foreign_folder(study, folder)
     check_models(study)
     check_texts(study)
@@ -195,11 +198,11 @@ def _text_size(policy: HarvestPolicy) -> tuple[int | None, int | None]:
     """Tokens and documents of a policy's text, where they are known without reading it."""
     if policy.text in SHIPPED_TEXTS:
         return SHIPPED_TEXTS[policy.text]
-    path = Path(policy.text)
+    path = user_path(policy.text)
     if path.is_file():
         return round(path.stat().st_size / BYTES_PER_TOKEN), None
     if path.is_dir():
-        return round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / BYTES_PER_TOKEN), None
+        return round(sum(file.stat().st_size for file in folder_content(path).files) / BYTES_PER_TOKEN), None
     return None, None
 
 

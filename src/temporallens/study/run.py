@@ -28,6 +28,7 @@ from temporallens.study.config import Study
 from temporallens.study.measures import COMPARED, OF_MODELS, Subject, gains, measure
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures, run_title
+from temporallens.study.pins import new_pins, pinned_study, read_pins, write_pins
 from temporallens.study.reading import StudyFile, name_of, write_kept
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import KINDS, Kind, Records, Stage, partners_of, remove, scan_file, stages_of
@@ -88,12 +89,20 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     check_models(study)
     check_texts(study)
     check_batches(study)
-    stages, records = stages_of(study, text), Records(folder)
+    pins, records = read_pins(folder), Records(folder)
+    stages = stages_of(pinned_study(study, pins), text)
+    if not all(map(records.finished, stages)):
+        pins = new_pins(study, pins)
+    study = pinned_study(study, pins)
+    stages = stages_of(study, text)
     reach_models(_models_read(study, (stage for stage in stages if not records.finished(stage))))
     with locked(folder):
         write_kept(folder / STUDY_FILE, text)
+        write_pins(folder, pins)
         _fix_threads(study.threads)
         run = Run(study, text, folder, stages, records, say)
+        for name, pinned in pins.items():
+            say(f"{name}: read as {pinned}")
         for stage in stages:
             if stage.name in OF_THE_WHOLE:
                 run.records.withdraw(stage)

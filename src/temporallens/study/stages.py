@@ -21,7 +21,7 @@ from temporallens.evaluation.order_probing import OrderPolicy
 from temporallens.evaluation.pooled_probing import ProbingPolicy
 from temporallens.evaluation.results import GAINS, gains_file, measures_file, run_name
 from temporallens.evaluation.scan import ScanPolicy
-from temporallens.files import explained, fingerprint, read_json, sha256, write_json
+from temporallens.files import explained, fingerprint, read_json, sha256, user_path, write_json
 from temporallens.study.config import Study, Training, Variant, as_file_name
 from temporallens.study.measures import ACROSS_SEEDS, COMPARED, Measured, compared
 from temporallens.study.measures import VERSION as MEASURES_VERSION
@@ -181,7 +181,7 @@ def content_of(model: str) -> str | None:
     """What pins a model's content: a shipped one's SHA-256, that of a file or of a folder's files, None for a hub name."""
     if model in MODELS:
         return MODELS[model].wheel.sha256
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_file():
         return sha256(path)
     if not path.is_dir():

@@ -24,7 +24,7 @@ from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.files import locked, write_json
+from temporallens.files import locked, user_path, write_json
 from temporallens.memory import keep_freed_memory
 from temporallens.precision import DTYPES, precision
 from temporallens.progress import progress
@@ -227,7 +227,7 @@ def train_arms(
     Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError when
     the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
     """
-    out, target = Path(out), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out, target = user_path(out), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     split = store.split(policy.held_out, policy.data_seed)
     moments = store.moments_of(split.train)
     if int(moments.count.sum()) == 0 or float(moments.pooled_variance()) <= 0:
@@ -389,7 +389,7 @@ def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path |
     `store` may be the folder of one; further keywords are fields of `TrainingPolicy`. Raises TemporalLensError as `train_arms`
     does, for an impossible policy, and when `out` holds a dictionary already.
     """
-    out = Path(out)
+    out = user_path(out)
     if (out / "training.json").exists():
         raise TemporalLensError(f"{out} already holds a trained dictionary; remove it or choose another folder")
     try:
