@@ -86,6 +86,7 @@ OWN: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {"layer_types": None},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
     "esmc": {"num_key_value_heads": None, "head_dim": None},
     "falcon": {"head_dim": None},
