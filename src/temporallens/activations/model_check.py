@@ -49,12 +49,14 @@ class _Probe(NamedTuple):
 
     rows: Int[Tensor, "2 S"]
     short: Int[Tensor, " s"]
+    odd: Int[Tensor, " o"]  # the tokenizer's special tokens, some of which a network may not count as positions
+    padding: int
 
 
-def check_network(stack: BlockStack, title: str, takes_positions: bool, special: Iterable[int]) -> Traits:
+def check_network(stack: BlockStack, title: str, takes_positions: bool, special: Iterable[int], padding: int) -> Traits:
     """Ask the network of `stack`, and tell `stack` in which form it hands on its stream. Raises TemporalLensError where it cannot be
     read; the sentence says which check failed."""
-    probe = _probe(stack, set(special))
+    probe = _probe(stack, set(special), padding)
     _learn_form(stack, probe, title)
     pair = _checked_pass(stack, probe.rows, title)
     alone = stack.streams({"input_ids": probe.rows[:1]}, stack.layers)
@@ -75,12 +77,13 @@ def check_network(stack: BlockStack, title: str, takes_positions: bool, special:
     )
 
 
-def _probe(stack: BlockStack, special: set[int]) -> _Probe:
+def _probe(stack: BlockStack, special: set[int], padding: int) -> _Probe:
     """Tokens that stand for text, as far as the vocabulary has enough of them."""
     ordinary = _ordinary_tokens(stack, special)
     picked = torch.tensor([ordinary[number * len(ordinary) // (2 * LONG)] for number in range(2 * LONG)], device=stack.device)
     rows = torch.stack([picked[:LONG], torch.cat([picked[:1], picked[LONG + 1 :]])])
-    return _Probe(rows, picked[1 : 1 + SHORT])
+    odd = torch.tensor([token for token in sorted(special) if token < embedded_tokens(stack)][: LONG - 1], dtype=torch.long)
+    return _Probe(rows, picked[1 : 1 + SHORT], odd.to(stack.device), padding)
 
 
 def _ordinary_tokens(stack: BlockStack, special: set[int]) -> list[int]:
@@ -202,24 +205,29 @@ def _difference(expected: Float[Tensor, "B S D"], found: Float[Tensor, "B S D"])
 
 
 def _first_position(stack: BlockStack, probe: _Probe, alone: Streams) -> int | None:
-    """The id to begin with so that explicit position ids give what the network gives without any."""
-    row = probe.rows[:1]
+    """The id to begin with so that explicit position ids give what the network gives without any; None where none does, or where the
+    network counts by the tokens themselves and would not count one of the tokenizer's special ones."""
+    mixed = torch.cat([probe.odd, probe.short])[None]
+    uncounted = stack.streams({"input_ids": mixed}, stack.layers)
     for first in FIRST_POSITIONS:
-        positions = torch.arange(first, first + row.shape[1], device=row.device)[None]
         try:
-            explicit = stack.streams({"input_ids": row, "position_ids": positions}, stack.layers)
+            explicit = [stack.streams(_at_positions(row, first), stack.layers) for row in (probe.rows[:1], mixed)]
         except NOT_RUN:
             return None
-        if _alike(alone, explicit):
-            return first
+        if _alike(alone, explicit[0]):
+            return first if _alike(uncounted, explicit[1]) else None
     return None
+
+
+def _at_positions(row: Int[Tensor, "1 S"], first: int) -> dict[str, Any]:
+    return {"input_ids": row, "position_ids": torch.arange(first, first + row.shape[1], device=row.device)[None]}
 
 
 def _padding_is_exact(stack: BlockStack, probe: _Probe, side: Side, first_position: int | None) -> bool:
     """Whether a short row gives beside a longer one what it gives alone."""
     row, short = probe.rows[0], probe.short
     empty = len(row) - len(short)
-    tokens, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.bool, device=row.device)
+    tokens, mask = torch.stack([row, torch.full_like(row, probe.padding)]), torch.ones(2, len(row), dtype=torch.bool, device=row.device)
     own = slice(empty, None) if side == "left" else slice(0, len(short))
     tokens[1, own] = short
     mask[1] = False

@@ -46,10 +46,10 @@ class LanguageModel:
         self.context_length = longest_row(self._stack, special)  # None: no limit is known
         self._whole.to(device)
         takes_positions = "position_ids" in inspect.signature(networks.stack.forward).parameters
-        self._traits = check_network(self._stack, self.title, takes_positions, special)
+        self._embedded = embedded_tokens(self._stack)
+        self._traits = check_network(self._stack, self.title, takes_positions, special, self.padding_token)
         del self._stack.blocks[kept:]
         self.width = self._stack.width
-        self._embedded = embedded_tokens(self._stack)
         self._skips: dict[Layer, bool] = {}  # by layer, whether what is continued there can leave out the blocks below
         for limit in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
             limit()  # rows are cut and padded here, by policy
