@@ -180,17 +180,21 @@ def test_passes_are_made_once(stores: dict[str, ActivationStore], tmp_path: Path
 
 
 def test_a_clock_that_restarts(tmp_path: Path) -> None:
-    """Masks go by the clock and shifts by the index: from its first restart on, the sentence clock tells of each token the same."""
-    store = store_of(tiny_model("gemma3", tmp_path / "model"), 1, tmp_path / "store", clock="sentence", norm_multiple=10.0)
-    chosen = choose_rows(store, np.arange(store.sequences), 6, 20, "this test")
-    model = _model(store)
-    shifted = shifted_store(model, store, chosen, prefix_tokens(model, "It was so.", 4), tmp_path)
-    after = shifted.read(np.argsort(shifted.sequence_table.sequence)[[0]])
-    before = chosen.of(slice(0, 1))
-    assert int(after.position.max()) < len(after.x) - 1
-    restart = next(place for place in range(4, len(before.x) - 4) if before.position[place] == 0)
-    assert torch.equal(after.position[restart + 4 :], before.position[restart:-4])
-    assert after.index.tolist() == list(range(len(before.x)))
+    """Masks go by the clock and shifts by the index: behind a sentence the sentence clock tells of each token of the text the same,
+    and the line clock from the text's first line break on."""
+    model_folder = tiny_model("gemma3", tmp_path / "model")
+    for clock in ("sentence", "newline"):
+        store = store_of(model_folder, 1, tmp_path / clock, clock=clock, norm_multiple=10.0)
+        chosen = choose_rows(store, np.arange(store.sequences), 6, 20, "this test")
+        model = _model(store)
+        shifted = shifted_store(model, store, chosen, prefix_tokens(model, "It was so.", 4), tmp_path)
+        for entry, part in zip(np.argsort(shifted.sequence_table.sequence), chosen.parts(1), strict=True):
+            after, before = shifted.read(np.array([entry])), chosen.of(part)
+            restarts = [place for place in range(2, len(before.x) - 4) if before.position[place] == 0]
+            first = 1 if clock == "sentence" else min(restarts, default=len(before.x) - 4)
+            assert torch.equal(after.position[first + 4 :], before.position[first:-4])
+            assert after.position[1 : first + 4].tolist() == list(range(first + 3))
+            assert after.index.tolist() == list(range(len(before.x)))
 
 
 def test_rows_without_an_opening_token(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Harvesting: every activation lands with the right columns, and an interruption leaves no trace in the bytes."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from temporallens.activations import clocks
 from temporallens.activations import harvest as harvesting
-from temporallens.activations.clocks import CLOCKS, TokenMarks
+from temporallens.activations.clocks import CLOCKS, TEXT_RULE, TokenMarks
 from temporallens.activations.harvest import HarvestPolicy, harvest, harvest_policy
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.moments import FIRST, NORM, SPECIAL
 from temporallens.activations.store import ActivationStore, Rows, StoreWriter
-from temporallens.activations.token_rows import evenly_spaced, pieces, row_shape, token_rows, tokens_of
+from temporallens.activations.token_rows import RowShape, evenly_spaced, row_shape, token_rows, tokenised
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.origin import harvest_of
 from temporallens.evaluation.scan import scan
 from tiny_models import CONTEXT, TEXTS, WIDTH, tiny_model
+from tiny_tokenizers import MADE, encoding, made
 
 MANY = [f"{text} Number {number}." for number in range(6) for text in TEXTS]
 
@@ -139,6 +144,19 @@ def test_position_is_what_the_clock_says(clock: str, llama: str, tmp_path: Path)
     assert store.positions == CLOCKS[clock].size(32)
 
 
+def test_a_store_says_by_which_rule_sentences_were_told(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So one that was told by another rule is not taken for this one."""
+    settings = {"context_length": 16, "out": tmp_path / "out"}
+    store = harvest(llama, 0, TEXTS, clock="sentence", **settings)
+    policies = store.manifest.description.policies
+    assert policies["text_rule"] == TEXT_RULE
+    assert harvest_of(store).clock == "sentence"
+    assert "text_rule" not in harvest(llama, 0, TEXTS, context_length=16, out=tmp_path / "index").manifest.description.policies
+    monkeypatch.setattr(clocks, "TEXT_RULE", TEXT_RULE + 1)
+    with pytest.raises(TemporalLensError, match="already holds a finished store"):
+        harvest(llama, 0, TEXTS, clock="sentence", **settings)
+
+
 def test_norm_rule(llama: str, tmp_path: Path) -> None:
     store = harvest(llama, 3, MANY, context_length=16, norm_multiple=1.2, dtype="float32", batch_size=4, out=tmp_path / "out")
     rows = _all(store)
@@ -171,16 +189,50 @@ def test_evenly_spaced() -> None:
     assert list(evenly_spaced(4, None)) == [0, 1, 2, 3]
 
 
-def test_long_documents_are_tokenised_in_pieces(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = LanguageModel.load(llama, up_to=0)
-    text = "\n".join(MANY)
-    whole = next(tokens_of(model, [text]))
-    monkeypatch.setattr("temporallens.activations.token_rows.PIECE_CHARACTERS", 200)
-    monkeypatch.setattr("temporallens.activations.token_rows.GROUP_CHARACTERS", 1000)
-    assert len(list(pieces(text))) > 5
-    assert "".join(pieces(text)) == text
-    for tokens in tokens_of(model, [text, text]):
-        assert np.array_equal(tokens, whole)
+@pytest.mark.parametrize("kind", ["prepended", "unigram"])
+def test_documents_have_the_tokens_of_the_tokenizer_alone(kind: str) -> None:
+    """However long they are, and whatever a normalizer does at the ends of a text."""
+    model, long, short = encoding(kind), "abc de " * 150_000, "abc de. It rained. "
+    expected = [made(kind).encode(text, add_special_tokens=False).ids for text in (short, long, short)]
+    found = list(token_rows(model, [short, long, short], RowShape(4096, None, None, None), "split"))
+    for document, ids in enumerate(expected):
+        own = [row for row in found if row.document[0] == document]
+        assert np.concatenate([row.tokens for row in own]).tolist() == ids
+        assert np.concatenate([row.document_position for row in own]).tolist() == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_rows_are_the_same_whether_it_is_asked_what_begins(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("temporallens.activations.token_rows.GROUP_CHARACTERS", 200)
+    with_starts, without = (list(tokenised(encoding(kind), [*TEXTS, "", "今日は。明日\u2028č"], starts)) for starts in (True, False))
+    for told, untold in zip(with_starts, without, strict=True):
+        assert np.array_equal(told[0], untold[0])
+        assert not untold[1:].any()
+
+
+def test_half_a_character_is_named_by_its_text(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("temporallens.activations.token_rows.GROUP_CHARACTERS", 5)
+    sentence = r"^text 2, counted from 0, holds half a character \(U\+D83D, a lone surrogate\) at character 3, which no tokenizer reads"
+    texts = ["It rained.", "b", "ab \ud83d and \udc00"]
+    for clock in ("index", "sentence"):
+        with pytest.raises(TemporalLensError, match=sentence):
+            harvest(llama, 0, texts, clock=clock, out=tmp_path / clock, context_length=16)
+    with pytest.raises(TemporalLensError, match=sentence):
+        LanguageModel.load(llama, up_to=0).encode_all(texts)
+
+
+def test_special_tokens_of_the_added_table_are_excluded(llama: str, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "chat")
+    tokenizer = LanguageModel.load(llama, up_to=0).tokenizer
+    (unused,) = tokenizer.convert_tokens_to_ids(["Ā"])
+    vocabulary = json.loads((tmp_path / "chat" / "tokenizer.json").read_text())
+    vocabulary["added_tokens"].append({**vocabulary["added_tokens"][0], "id": unused, "content": "Ā"})
+    (tmp_path / "chat" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    rows = _all(harvest(str(tmp_path / "chat"), 0, ["It rained Ā they talk"], clock="sentence", context_length=16, out=tmp_path / "out"))
+    marked = rows.token == unused
+    assert (rows.excluded[marked] == SPECIAL).all()
+    assert int(marked.sum()) == int((rows.excluded == SPECIAL).sum()) == 1
+    assert int(rows.position[int(marked.nonzero()) + 1]) == 0
 
 
 class Interruption(Exception):
@@ -325,7 +377,6 @@ def test_mistakes(llama: str, bert: str, tmp_path: Path) -> None:
     refused("no harvest setting 'context_lenght'; did you mean 'context_length'", context_lenght=3)
     refused("harvest setting dtype.*float16", dtype="float16")
     refused("no clock 'sentences'; did you mean 'sentence'", clock="sentences")
-    refused("the clock 'newline' cannot run: bert's tokenizer yields no line breaks", model=bert, clock="newline")
     refused("rows_per_document goes with rows: split", rows="packed", rows_per_document=2)
     refused("leaves no room for text", model=bert, context_length=2)
     refused("holds no words", texts=["", " "])

@@ -74,9 +74,10 @@ def test_scan_is_deterministic_and_survives_json(folders: dict[str, str], tmp_pa
         Scan.from_json({name: value for name, value in first.to_json().items() if name != "norm"})
 
 
-def test_encoders_have_no_newline_clock(folders: dict[str, str]) -> None:
-    result = scan(folders["bert"], text=MANY, **SETTINGS)
-    assert sorted(result.clocks) == ["document", "index", "sentence"]
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_every_clock_is_scanned_whatever_the_vocabulary(family: str, folders: dict[str, str]) -> None:
+    result = scan(folders[family], text=MANY, **SETTINGS)
+    assert sorted(result.clocks) == ["document", "index", "newline", "sentence"]
     assert all(len(clock.eta2) == LAYERS + 1 for clock in result.clocks.values())
 
 

@@ -1,12 +1,12 @@
 """Clocks: small functions from the tokens of one row to integers, the `position` that everything above works with.
 
 A study names a clock, the harvest lets it tell the time of every token and stores the answer as a column; nothing downstream knows
-which clock it was. Besides the tokens themselves a clock sees `TokenMarks`, what a tokenizer's vocabulary says about its tokens.
+which clock it was. What a clock needs to know of a text (where its sentences and lines begin) is told from the text and stands in the
+row (`boundaries`); of the vocabulary it knows only which tokens are special.
 A clock knows the positions 0 to `size - 1`; later times are counted as the last one.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,49 +17,26 @@ from temporallens.errors import TemporalLensError, did_you_mean
 
 Tokenizer = Any  # a fast tokenizer of transformers, whose import takes seconds
 
-WHITESPACE = {"Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t", "▁": " ", "<0x0A>": "\n", "<0x0D>": "\r", "<0x09>": "\t"}
-SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*\s*$""")
-UNSPACED_SENTENCE_END = re.compile(r"[。！？][”’」』）]*$")
+TEXT_RULE = 2
+"""Raised when sentences or lines are told otherwise: positions by such a clock are then others. 1 told them from spellings of tokens."""
 
 
 @dataclass(frozen=True)
 class TokenMarks:
-    """What a vocabulary says about its tokens: one entry per token id in every array."""
+    """What a vocabulary says for certain about its tokens: one entry per token id in every array."""
 
-    sentence_end: Bool[np.ndarray, " V"]  # closes a sentence if a new word follows ("." does, but not within "3.5")
-    unspaced_sentence_end: Bool[np.ndarray, " V"]  # closes a sentence whatever follows, as in scripts without spaces
-    word_start: Bool[np.ndarray, " V"]  # begins a word, a line or a paragraph
-    newline: Bool[np.ndarray, " V"]  # holds a line break
-    special: Bool[np.ndarray, " V"]  # stands for no text: BOS, EOS, CLS, SEP, ...
-    yields_newlines: bool  # whether the tokenizer turns line breaks into tokens at all
+    special: Bool[np.ndarray, " V"]  # BOS, EOS, CLS, SEP, UNK, ..., and whatever the table of added tokens calls so
+    parting: Bool[np.ndarray, " V"]  # the special ones that part what is before from what is behind; UNK stands for some text
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenMarks":
-        """Read the marks off the spelling of every token in the vocabulary."""
-        spellings = [_plain(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
-        continues = any(spelling.startswith("##") for spelling in spellings)  # WordPiece marks these, others what begins a word
-        special = np.zeros(len(spellings), dtype=bool)
-        special[[token for token in tokenizer.all_special_ids if token < len(spellings)]] = True
-        newline = _mark(spellings, lambda spelling: "\n" in spelling) & ~special
-        probe = tokenizer.backend_tokenizer.encode("a\n\nb\nc", add_special_tokens=False).ids
-        return cls(
-            sentence_end=_mark(spellings, lambda spelling: SENTENCE_END.search(spelling) is not None),
-            unspaced_sentence_end=_mark(spellings, lambda spelling: UNSPACED_SENTENCE_END.search(spelling) is not None),
-            word_start=_mark(spellings, lambda spelling: not spelling.startswith("##") if continues else spelling[:1].isspace()),
-            newline=newline,
-            special=special,
-            yields_newlines=bool(newline[probe].any()),
-        )
-
-
-def _plain(token: str) -> str:
-    for sign, whitespace in WHITESPACE.items():
-        token = token.replace(sign, whitespace)
-    return token
-
-
-def _mark(spellings: Sequence[str], test: Callable[[str], bool]) -> Bool[np.ndarray, " V"]:
-    return np.fromiter((test(spelling) for spelling in spellings), dtype=bool, count=len(spellings))
+        """Read the marks off the tokenizer's tables. Ids may have gaps, so the largest one says how many there are."""
+        named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+        added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+        special = {*tokenizer.all_special_ids, *added}
+        unknown = {tokenizer.unk_token_id} - named  # vocabularies that know all text may call their EOS so
+        tokens = np.arange(max({*special, *tokenizer.get_vocab().values()}) + 1)
+        return cls(np.isin(tokens, list(special)), np.isin(tokens, list(special - unknown)))
 
 
 class TokenRow(NamedTuple):
@@ -68,6 +45,8 @@ class TokenRow(NamedTuple):
     tokens: Int[np.ndarray, " S"]  # token ids
     document: Int[np.ndarray, " S"]  # which document each token belongs to, counted from 0
     document_position: Int[np.ndarray, " S"]  # index in that document; an inserted token has that of the token it stands before
+    sentence_start: Bool[np.ndarray, " S"]  # whether it is the first token of a sentence; False where no clock asks
+    line_start: Bool[np.ndarray, " S"]  # whether it is the first token of a line; False where no clock asks
 
 
 def index_in_row(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
@@ -78,21 +57,19 @@ def index_in_document(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]
     return row.document_position
 
 
-def since_sentence_end(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
-    """0 at the first token of a sentence; line breaks, special tokens and new documents end a sentence too."""
-    before, after = row.tokens[:-1], row.tokens[1:]
-    ends = (marks.sentence_end[before] & marks.word_start[after]) | marks.unspaced_sentence_end[before] | marks.newline[before]
-    return _since(row, marks, ends)
+def since_sentence_start(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
+    """0 at the first token of a sentence; one begins behind special tokens and in new documents too."""
+    return _since(row, marks, row.sentence_start)
 
 
-def since_newline(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
-    """0 at the first token of a line; special tokens and new documents begin a line too."""
-    return _since(row, marks, marks.newline[row.tokens[:-1]])
+def since_line_start(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
+    """0 at the first token of a line; one begins behind special tokens and in new documents too."""
+    return _since(row, marks, row.line_start)
 
 
-def _since(row: TokenRow, marks: TokenMarks, ends: Bool[np.ndarray, " _"]) -> Int[np.ndarray, " S"]:
-    """Tokens since the last restart, where `ends[i]` says that token i ends what it belongs to."""
-    restarts = ends | marks.special[row.tokens[:-1]] | (row.document[1:] != row.document[:-1])
+def _since(row: TokenRow, marks: TokenMarks, starts: Bool[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
+    """Tokens since the last of `starts`, behind a special token, or of a new document."""
+    restarts = starts[1:] | marks.parting[row.tokens[:-1]] | (row.document[1:] != row.document[:-1])
     index = np.arange(len(row.tokens))
     last = np.concatenate([np.zeros(1, dtype=index.dtype), np.where(restarts, index[1:], 0)])
     return index - np.maximum.accumulate(last)
@@ -107,6 +84,12 @@ class Clock:
     tell: Callable[[TokenRow, TokenMarks], Int[np.ndarray, " S"]]
     longest: int | None = None  # positions worth telling apart; None: as many as a row has
     within_row: bool = True  # whether it never exceeds the token's index in its row
+    reads_text: bool = False  # whether rows must know for it where sentences and lines begin
+
+    @property
+    def rule(self) -> dict[str, int]:
+        """What pins how a text is read for it, where one is."""
+        return {"text_rule": TEXT_RULE} if self.reads_text else {}
 
     def size(self, context_length: int) -> int:
         """Number of positions this clock knows in rows of `context_length` tokens."""
@@ -124,8 +107,8 @@ CLOCKS: dict[str, Clock] = {
     for clock in (
         Clock("index", "the token's index in its row", index_in_row),
         Clock("document", "the token's index in its document", index_in_document, longest=1024, within_row=False),
-        Clock("sentence", "the number of tokens since the last sentence end", since_sentence_end, longest=64),
-        Clock("newline", "the number of tokens since the last line break", since_newline, longest=256),
+        Clock("sentence", "the number of tokens since the last sentence end", since_sentence_start, longest=64, reads_text=True),
+        Clock("newline", "the number of tokens since the last line break", since_line_start, longest=256, reads_text=True),
     )
 }
 
@@ -134,8 +117,3 @@ def clock_named(name: str) -> Clock:
     if name not in CLOCKS:
         raise TemporalLensError(f"there is no clock '{name}'{did_you_mean(name, CLOCKS)}")
     return CLOCKS[name]
-
-
-def usable_clocks(marks: TokenMarks) -> dict[str, Clock]:
-    """The clocks that run on this vocabulary: without line breaks among the tokens there is no `newline`."""
-    return {name: clock for name, clock in CLOCKS.items() if name != "newline" or marks.yields_newlines}

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named, usable_clocks
+from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named
 from temporallens.activations.corpora import Corpus, at_commit, open_corpus
 from temporallens.activations.model_files import same_content
 from temporallens.activations.models import LanguageModel, Layer
@@ -180,7 +180,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
     model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
-    clock = _clock(policy, marks, model)
+    clock = CLOCKS[policy.clock]
     descriptions = [describe(one, model, text) for one in policies]
     with ExitStack() as stack:
         for out in outs:
@@ -190,14 +190,6 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
         if writers:
             _fill(writers, model, text, policy, clock, marks)
     return [ActivationStore(out) for out in outs]
-
-
-def _clock(policy: HarvestPolicy, marks: TokenMarks, model: LanguageModel) -> Clock:
-    usable = usable_clocks(marks)
-    if policy.clock not in usable:
-        others = ", ".join(usable)
-        raise TemporalLensError(f"the clock '{policy.clock}' cannot run: {model.title}'s tokenizer yields no line breaks; choose {others}")
-    return CLOCKS[policy.clock]
 
 
 def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> StoreDescription:
@@ -226,6 +218,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "bos": policy.bos,
             "padding": _padding(policy, model),
             "clock": policy.clock,
+            **CLOCKS[policy.clock].rule,
             "norm_multiple": policy.norm_multiple,
             "position_zero": "excluded",
             "batch_size": policy.batch_size,
@@ -281,8 +274,8 @@ def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy:
     if text.summary is not None:
         note(text.summary)
     shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
-    rows = _limited(token_rows(model, text, shape, policy.rows, policy.rows_per_document), policy.max_tokens, policy.context_length)
-    rows, total = counted(rows, policy.max_tokens)
+    whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text)
+    rows, total = counted(_limited(whole, policy.max_tokens, policy.context_length), policy.max_tokens)
     left = _padding(policy, model) == "left"
     layers = [writer.layer for writer in writers]
     start = min(writer.done for writer in writers)

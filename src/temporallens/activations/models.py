@@ -12,16 +12,37 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.block_stack import BlockStack, Layer, Streams
+from temporallens.activations.boundaries import Spans, spans_of
 from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.model_check import NOT_RUN, Side, check_network, embedded_tokens, longest_row, padded_arguments
 from temporallens.activations.model_files import Networks, Source, content_pin, find_source, read_config, read_network, tokenizer_of
 from temporallens.errors import TemporalLensError
 from temporallens.precision import DTYPES, AskedPrecision, Precision, default_device, precision
+
+
+class SpannedTokens(NamedTuple):
+    """The tokens of a text, and the characters that they were made of."""
+
+    ids: Int[np.ndarray, " T"]
+    spans: Spans
+
+
+def check_encodable(texts: Sequence[str], first: int = 0) -> None:
+    """Raise TemporalLensError for half a character in one of the texts, which are counted from `first` on."""
+    for number, text in enumerate(texts, first):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TemporalLensError(
+                f"text {number}, counted from 0, holds half a character (U+{ord(text[error.start]):04X}, a lone surrogate) at "
+                f"character {error.start}, which no tokenizer reads; remove it, or decode the text's source as UTF-8 or UTF-16"
+            ) from error
 
 
 def check_layer(layer: Layer, layers: int, title: str) -> None:
@@ -157,8 +178,15 @@ class LanguageModel:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores and without what nobody asks for (offsets, special tokens)."""
+        """Token ids of each text, on all cores and without what nobody asks for (spans, special tokens)."""
+        check_encodable(texts)
         return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_spans(self, texts: list[str]) -> list[SpannedTokens]:
+        """The same ids, with the characters that each token was made of."""
+        check_encodable(texts)
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [SpannedTokens(np.array(encoding.ids, dtype=np.int32), spans_of(encoding.offsets)) for encoding in encodings]
 
     def check_context(self, context_length: int) -> None:
         if self.context_length is not None and context_length > self.context_length:

@@ -4,11 +4,10 @@ A row begins with BOS (CLS) and, for encoders, ends with SEP, when the policy sa
 length. They belong to the document that they stand beside and do not advance its positions: an inserted token has the document
 position of the token that it stands before. Attention between documents that are packed into one row is not masked: most models are
 trained on such rows without a mask, and few architectures take one by blocks. Documents are tokenised lazily, a few at a time on all
-cores, and very long ones in pieces, so memory is bounded by the longest document.
+cores, but never in pieces: what a normalizer puts before a text or strips off it would come at every seam. So memory is bounded by the
+longest document, of which every character takes a tokenizer 70 to 150 bytes.
 """
 
-import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +15,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from temporallens.activations.boundaries import starts_in
 from temporallens.activations.clocks import TokenRow
-from temporallens.activations.models import LanguageModel
+from temporallens.activations.models import LanguageModel, check_encodable
 from temporallens.errors import TemporalLensError
 
 RowPolicy = Literal["document", "split", "packed"]
-PIECE_CHARACTERS = 1 << 20  # a longer document is tokenised in pieces of at least this many characters
 GROUP_CHARACTERS = 1 << 20  # documents are tokenised together until they have this many
-BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?= [a-z])")  # no tokenizer's token reaches over this from the word before
 
 
 @dataclass(frozen=True)
@@ -55,28 +53,39 @@ def row_shape(model: LanguageModel, context_length: int, bos: bool, rows: RowPol
 
 
 def token_rows(
-    model: LanguageModel, documents: Iterable[str], shape: RowShape, rows: RowPolicy, rows_per_document: int | None = None
+    model: LanguageModel,
+    documents: Iterable[str],
+    shape: RowShape,
+    rows: RowPolicy,
+    rows_per_document: int | None = None,
+    *,
+    starts: bool = True,
 ) -> Iterator[TokenRow]:
-    """Rows of `documents` in order, lazily. With `rows_per_document`, that many of each document's rows, evenly spaced through it."""
-    tokenised = (tokens for tokens in tokens_of(model, documents) if len(tokens))
+    """Rows of `documents` in order, lazily. With `rows_per_document`, that many of each document's rows, evenly spaced through it;
+    without `starts`, what begins a sentence or a line is not told, and rows come sooner."""
+    texts = (text for text in tokenised(model, documents, starts) if text.shape[1])
     if rows == "packed":
-        yield from _packed(tokenised, shape)
+        yield from _packed(texts, shape)
         return
-    for document, tokens in enumerate(tokenised):
-        count = 1 if rows == "document" else -(-len(tokens) // shape.room)
+    for document, text in enumerate(texts):
+        placed = _placed(text, document)
+        count = 1 if rows == "document" else -(-text.shape[1] // shape.room)
         for row in evenly_spaced(count, rows_per_document):
-            start = row * shape.room
-            body = tokens[start : start + shape.room]
-            yield _enclosed(np.stack([body, np.full(len(body), document), np.arange(start, start + len(body))]), shape)
+            yield _enclosed(placed[:, row * shape.room : (row + 1) * shape.room], shape)
 
 
-def tokens_of(model: LanguageModel, documents: Iterable[str]) -> Iterator[Int[np.ndarray, " T"]]:
-    """All tokens of each document, without special ones."""
+def tokenised(model: LanguageModel, documents: Iterable[str], starts: bool = True) -> Iterator[Int[np.ndarray, "3 T"]]:
+    """All tokens of each document, without special ones, and (with `starts`) whether each is the first of a sentence, and of a line."""
+    seen = 0
     for group in grouped(documents):
-        cut = [list(pieces(document)) for document in group]
-        encoded = iter(model.encode_all(list(itertools.chain.from_iterable(cut))))
-        for parts in cut:
-            yield np.concatenate([np.asarray(next(encoded), dtype=np.int32) for _ in parts])
+        check_encodable(group, seen)
+        seen += len(group)
+        if starts:
+            for text, (ids, spans) in zip(group, model.encode_with_spans(group), strict=True):
+                yield np.stack([ids, *starts_in(text, spans)])
+        else:
+            for tokens in model.encode_all(group):
+                yield np.pad(np.array([tokens], dtype=np.int32), ((0, 2), (0, 0)))
 
 
 def grouped(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -93,16 +102,6 @@ def grouped(documents: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Cut a very long text between words; together the pieces are the text, and so are their tokens."""
-    start = 0
-    while start < len(text):
-        cut = BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS)
-        end = cut.start() if cut else len(text)
-        yield text[start:end]
-        start = end
-
-
 def evenly_spaced(count: int, wanted: int | None) -> Iterator[int]:
     """The middles of `wanted` equal parts of 0 .. count - 1; all of them when there are no more than that."""
     if wanted is None or count <= wanted:
@@ -111,14 +110,25 @@ def evenly_spaced(count: int, wanted: int | None) -> Iterator[int]:
         yield from ((2 * part + 1) * count // (2 * wanted) for part in range(wanted))
 
 
-def _packed(tokenised: Iterable[Int[np.ndarray, " T"]], shape: RowShape) -> Iterator[TokenRow]:
+def _placed(text: Int[np.ndarray, "3 T"], document: int) -> Int[np.ndarray, "5 T"]:
+    """The columns of a TokenRow: tokens, documents, positions in the document, and what begins there."""
+    length = text.shape[1]
+    return np.stack([text[0], np.full(length, document), np.arange(length), *text[1:]]).astype(np.int32)
+
+
+def _inserted(token: int | None, document: int, position: int) -> Int[np.ndarray, "5 1"]:
+    """A token that stands for no text, and begins nothing."""
+    return np.array([[token], [document], [position], [0], [0]], dtype=np.int32)
+
+
+def _packed(texts: Iterable[Int[np.ndarray, "3 T"]], shape: RowShape) -> Iterator[TokenRow]:
     """Join the documents with separators and cut the stream into rows; the last row may be short."""
-    stream = np.empty((3, 0), dtype=np.int32)  # tokens, documents, positions in the document
+    stream = np.empty((5, 0), dtype=np.int32)
     length = 0  # of the document before, whose end a separator marks
-    for document, text in enumerate(tokenised):
-        separator = np.array([[shape.separator], [document - 1], [length]] if document else [[], [], []], dtype=np.int32)
-        stream = np.concatenate([stream, separator, [text, np.full(len(text), document), np.arange(len(text))]], axis=1)
-        length = len(text)
+    for document, text in enumerate(texts):
+        separators = [_inserted(shape.separator, document - 1, length)] if document else []
+        stream = np.concatenate([stream, *separators, _placed(text, document)], axis=1)
+        length = text.shape[1]
         whole = stream.shape[1] // shape.room * shape.room
         for start in range(0, whole, shape.room):
             yield _enclosed(stream[:, start : start + shape.room], shape)
@@ -127,11 +137,13 @@ def _packed(tokenised: Iterable[Int[np.ndarray, " T"]], shape: RowShape) -> Iter
         yield _enclosed(stream, shape)
 
 
-def _enclosed(text: Int[np.ndarray, "3 S"], shape: RowShape) -> TokenRow:
-    """Put the opening and closing tokens around the text of a row (its tokens, documents and positions in them)."""
+def _enclosed(text: Int[np.ndarray, "5 S"], shape: RowShape) -> TokenRow:
+    """Put the opening and closing tokens around the text of a row."""
     parts = [text]
     if shape.opening is not None:
-        parts.insert(0, np.array([[shape.opening], [text[1, 0]], [text[2, 0]]]))
+        parts.insert(0, _inserted(shape.opening, *text[1:3, 0].tolist()))
     if shape.closing is not None:
-        parts.append(np.array([[shape.closing], [text[1, -1]], [text[2, -1] + 1]]))
-    return TokenRow(*np.concatenate(parts, axis=1).astype(np.int32))
+        document, position = text[1:3, -1].tolist()
+        parts.append(_inserted(shape.closing, document, position + 1))
+    tokens, documents, positions, sentence_start, line_start = np.concatenate(parts, axis=1)
+    return TokenRow(tokens, documents, positions, sentence_start.astype(bool), line_start.astype(bool))

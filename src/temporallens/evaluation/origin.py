@@ -60,7 +60,7 @@ def harvest_of(store: ActivationStore) -> HarvestPolicy:
     """The policy under which the store was harvested, at the very revision that its model had. Before version 0.2 a model computed in what
     its store held."""
     description = store.manifest.description
-    told = {"position_zero", ACROSS_DOCUMENTS}  # of every harvest, and of packed rows: no choices
+    told = {"position_zero", "text_rule", ACROSS_DOCUMENTS}  # of every harvest, of some clocks, and of packed rows: no choices
     chosen = {name: value for name, value in description.policies.items() if name not in told}
     policies = {"compute_dtype": description.dtype} | chosen
     source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}

@@ -16,13 +16,13 @@ from pydantic import JsonValue
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.harvest import HarvestPolicy, columns_of, read_streams, rows_together, schedule, store_rows
 from temporallens.activations.models import LanguageModel
-from temporallens.activations.store import ActivationStore, StoreDescription, StoreWriter
+from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.origin import TokenRows, harvest_of, identity_of
 from temporallens.files import fingerprint, locked
 from temporallens.progress import progress
 
-FORMAT = "temporallens.prefixes/1"
+FORMAT = "temporallens.prefixes/2"
 
 NEUTRAL = (
     "What follows is a part of a longer text. It was written down by somebody, for others to read at some time, "
@@ -80,21 +80,32 @@ def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, p
 
 def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> list[TokenRow]:
     opening, closing = enclosing(store)
-    columns = (chosen.of(part) for part in chosen.parts(1))
-    rows = (TokenRow(*(column.numpy() for column in (own.token, own.document, own.document_position))) for own in columns)
-    return [_shifted(row, prefix, opening, closing) for row in rows]
+    return [_shifted(_row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
+
+
+def _row_of(own: Rows) -> TokenRow:
+    """A row as the store has it. Where its clock restarts, a sentence (or line) begins: what the clock reads, if it reads any."""
+    begins = own.position.numpy() == 0
+    return TokenRow(own.token.numpy(), own.document.numpy(), own.document_position.numpy(), begins, begins)
 
 
 def _shifted(row: TokenRow, prefix: list[int], opening: int, closing: int) -> TokenRow:
-    """One row behind the prefix, which counts as text of the document that the row begins with."""
+    """One row behind the prefix, which counts as text of the document that the row begins with.
+
+    With the prefix a sentence has ended, but no line.
+    """
     shift, length = len(prefix), len(row.tokens)
     kept = np.r_[0 : length - closing - shift, length - closing : length]  # all but the last of the text
     document, place = row.document[kept], row.document_position[kept]
     place[opening:] += shift * (document[opening:] == row.document[0])
+    sentence_start, line_start = row.sentence_start[kept], row.line_start[kept]
+    sentence_start[opening], line_start[opening] = True, False
     return TokenRow(
         np.insert(row.tokens[kept], opening, prefix).astype(np.int32),
         np.insert(document, opening, [row.document[0]] * shift).astype(np.int32),
         np.insert(place, opening, row.document_position[opening] + np.arange(shift)).astype(np.int32),
+        np.insert(sentence_start, opening, [False] * shift),
+        np.insert(line_start, opening, [False] * shift),
     )
 
 

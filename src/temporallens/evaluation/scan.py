@@ -20,7 +20,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from temporallens.activations.clocks import TokenMarks, TokenRow, usable_clocks
+from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.corpora import at_commit, open_corpus
 from temporallens.activations.harvest import Batch, schedule
 from temporallens.activations.models import LanguageModel, Layer
@@ -224,7 +224,7 @@ def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) 
     bins: dict[str, np.ndarray] = {}
     groupings: list[Grouping] = []
     groups = 0
-    for name, clock in usable_clocks(marks).items():
+    for name, clock in CLOCKS.items():
         times = [clock.tell(row, marks) for row in rows]
         bins[name] = bins_of(EXACT_INDEX if name == "index" else EXACT_TIMES, max(int(row.max()) for row in times))
         labels = [np.searchsorted(bins[name], row, side="right") - 1 for row in times]

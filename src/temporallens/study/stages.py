@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.corpora import open_corpus
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.shipped import MODELS
@@ -33,7 +34,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 HEADLINE_FIGURE = "position_analysis.png"
 """The figure that is drawn last, and so proves that all are there."""
 
-VERSIONS: dict[Kind, int] = {"scan": 1, "harvest": 1, "train": 2, "evaluate": 3, "figures": 3, "report": 4}
+VERSIONS: dict[Kind, int] = {"scan": 2, "harvest": 1, "train": 2, "evaluate": 3, "figures": 3, "report": 4}
 """Raise a stage's number when its code gives other output for the same settings: finished ones are then done again."""
 
 
@@ -98,7 +99,7 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
         if policy.compute_dtype == "auto":
             del shaped_by["policy"]["compute_dtype"]  # a store that was made on another machine, or before there was a choice, stays
         text = open_corpus(policy.text, policy.column, policy.split)
-        shaped_by |= {"model": models[policy.model], "text": text.fingerprint}
+        shaped_by |= {"model": models[policy.model], "text": text.fingerprint, **CLOCKS[policy.clock].rule}
         if policy.rows == "packed":  # stores of earlier versions did not tell the documents of a row apart
             shaped_by["entries"] = "by document"
     folder = f"stores/{name}"
