@@ -122,8 +122,9 @@ def _vocabulary(words: dict[str, int]) -> PreTrainedTokenizerFast:
 def test_unknown_words_are_words_of_their_sentence() -> None:
     tokenizer = _vocabulary({"<unk>": 0, "<s>": 1, "w": 2})
     assert [time for _, time in _told("sentence", tokenizer, "w w 🍕 w <s> w")] == [0, 1, 2, 3, 4, 0]
-    tokenizer.unk_token = "<s>"
-    assert TokenMarks.of(tokenizer).parting[1]  # as in byte-level vocabularies, which have no unknown words
+    bytes_alone = tiny_tokenizer("llama")
+    bytes_alone.unk_token = "</s>"  # as in vocabularies that know all text
+    assert TokenMarks.of(bytes_alone).parting[bytes_alone.eos_token_id]
 
 
 def test_special_tokens_are_those_of_the_table_of_added_ones_too() -> None:

@@ -31,12 +31,17 @@ class TokenMarks:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenMarks":
         """Read the marks off the tokenizer's tables. Ids may have gaps, so the largest one says how many there are."""
-        named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
         added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
         special = {*tokenizer.all_special_ids, *added}
-        unknown = {tokenizer.unk_token_id} - named  # vocabularies that know all text may call their EOS so
-        tokens = np.arange(max({*special, *tokenizer.get_vocab().values()}) + 1)
-        return cls(np.isin(tokens, list(special)), np.isin(tokens, list(special - unknown)))
+        ids = tokenizer.get_vocab()
+        tokens = np.arange(max({*special, *ids.values()}) + 1)
+        return cls(np.isin(tokens, list(special)), np.isin(tokens, list(special - {ids.get(_unknown_token(tokenizer))})))
+
+
+def _unknown_token(tokenizer: Tokenizer) -> str | None:
+    """What stands for text that the vocabulary has no tokens for; None where it has tokens for all, even if it names one."""
+    unknown: str | None = getattr(tokenizer.backend_tokenizer.model, "unk_token", tokenizer.unk_token)  # Unigram models do not tell
+    return None if unknown in (tokenizer.bos_token, tokenizer.eos_token) else unknown
 
 
 class TokenRow(NamedTuple):
