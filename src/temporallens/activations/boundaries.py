@@ -31,7 +31,7 @@ MARKS = (  # Unicode's Sentence_Terminal without `.`, `!` and `?`, of scripts in
     "\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua92f\ua9c8\ua9c9\uaa5d\uaa5e\uaa5f\uabeb"  # Lisu, Vai, Bamum, Kayah Li, Javanese, Cham, Meitei
 )
 CERTAIN = frozenset(MARKS)
-CLOSING = r"[\"'”’“‘»«›‹`*_)\]}）］｝」』】〉》〕〗｠｣]*+(?:\[\d+\])*+"  # and signs of Markdown and footnotes
+CLOSING = rf"[\"'”’“‘»«›‹`*_)\]}}）］｝」』】〉》〕〗｠｣]*+(?:\[\d+\])*+(?:{BLANK}[»›”’)\]](?!\S))*+"  # signs of Markdown and footnotes too
 MARK = re.compile(rf"(?P<mark>[{CAUTIOUS}{MARKS}]++(?:{BLANK}[.…]++(?!\S))*+)(?P<closing>{CLOSING})(?P<blank>{BLANK}*+)")
 """What may end a sentence, with what closes it and the blanks behind; `. . .` is one mark."""
 
@@ -54,12 +54,12 @@ def _words(text: str) -> frozenset[str]:
 
 
 INTRODUCING = _words(
-    "mr mrs ms messrs mx dr drs prof rev hon gen lt col capt cpt maj sgt cpl adm cmdr gov pres sen rep supt sec treas atty mt ft "
-    "e.g i.e vs viz cf approx incl resp mme mlle mgr sra srta sig dott hr fr nr z.b d.h u.a bzw ca evtl ggf vgl т.е ул им пр тов"
+    "mr mrs ms messrs mx dr drs prof rev hon gen lt col capt cpt maj sgt cpl adm cmdr gov pres sen rep supt treas atty mt "
+    "e.g i.e vs viz cf approx incl resp mme mlle mgr sra srta sig dott hr fr nr z.b d.h u.a bzw ca evtl ggf vgl т.е ул пр тов"
 )
 """Abbreviations that stand before what they belong to, and so end no sentence."""
 
-OTHERS = _words("jr sr esq etc al est dept univ assn bros inc ltd co corp st ave blvd ed eds ibid др")
+OTHERS = _words("jr sr esq etc al est dept univ assn bros inc ltd co corp sec st ft ave blvd ed eds ibid др")
 NUMBERED = _words(
     "no nos nr num pp fig figs vol vols ch chap sec secs sect art arts par para pt eq eqs app tab ref refs "
     "jan feb febr mar apr jun jul aug sep sept oct nov dec рис табл стр гл"
@@ -187,7 +187,7 @@ def _is_ellipsis(mark: re.Match[str]) -> bool:
 def _abbreviates(text: str, mark: re.Match[str], following: re.Match[str] | None) -> bool:
     """Whether a mark is the full stop of an abbreviation, or of a number in a list, with which no sentence ends."""
     reach = max(0, mark.start() - REACH), mark.start()
-    if mark["mark"] != "." or mark["closing"].strip(")]") or following is None:
+    if mark["mark"] != "." or mark["closing"].strip(")] ") or following is None:
         return False
     before = WORD.search(text, *reach)
     word = "" if before is None else before[0].casefold()
