@@ -22,6 +22,7 @@ from temporallens.activations.boundaries import Spans, spans_of
 from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.model_check import NOT_RUN, Side, check_network, embedded_tokens, longest_row, padded_arguments
 from temporallens.activations.model_files import Networks, Source, content_pin, find_source, read_config, read_network, tokenizer_of
+from temporallens.activations.readers import refuse_half_character
 from temporallens.errors import TemporalLensError
 from temporallens.precision import DTYPES, AskedPrecision, Precision, default_device, precision
 
@@ -33,16 +34,10 @@ class SpannedTokens(NamedTuple):
     spans: Spans
 
 
-def check_encodable(texts: Sequence[str], first: int = 0) -> None:
-    """Raise TemporalLensError for half a character in one of the texts, which are counted from `first` on."""
-    for number, text in enumerate(texts, first):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TemporalLensError(
-                f"text {number}, counted from 0, holds half a character (U+{ord(text[error.start]):04X}, a lone surrogate) at "
-                f"character {error.start}, which no tokenizer reads; remove it, or decode the text's source as UTF-8 or UTF-16"
-            ) from error
+def check_encodable(texts: Sequence[str]) -> None:
+    """Raise TemporalLensError for half a character in one of the texts."""
+    for number, text in enumerate(texts):
+        refuse_half_character(text, f"text {number}, counted from 0,")
 
 
 def check_layer(layer: Layer, layers: int, title: str) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from temporallens.activations.boundaries import starts_in
 from temporallens.activations.clocks import TokenRow
-from temporallens.activations.models import LanguageModel, check_encodable
+from temporallens.activations.models import LanguageModel
 from temporallens.errors import TemporalLensError
 
 RowPolicy = Literal["document", "split", "packed"]
@@ -76,10 +76,7 @@ def token_rows(
 
 def tokenised(model: LanguageModel, documents: Iterable[str], starts: bool = True) -> Iterator[Int[np.ndarray, "3 T"]]:
     """All tokens of each document, without special ones, and (with `starts`) whether each is the first of a sentence, and of a line."""
-    seen = 0
     for group in grouped(documents):
-        check_encodable(group, seen)
-        seen += len(group)
         if starts:
             for text, (ids, spans) in zip(group, model.encode_with_spans(group), strict=True):
                 yield np.stack([ids, *starts_in(text, spans)])
