@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from safetensors.numpy import load_file
 from tests.conftest import LENGTH, POLICY, WIDTH
 from torch import Tensor
@@ -20,6 +19,7 @@ from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward,
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.sparse import Codes, pattern_of
 from temporallens.dictionaries.topk import largest_of_rows, largest_of_rows_static
+from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.training.history import load_history
 from temporallens.training.trainer import ArmRun, Trainee, train_arms
@@ -374,7 +374,7 @@ def test_folding_moves_a_dictionary_into_raw_units(name):
     ],
 )
 def test_arms_that_contradict_themselves_are_refused(arm, options, sentence):
-    with pytest.raises(ValidationError, match=sentence):
+    with pytest.raises(TemporalLensError, match=sentence):
         arm(**options)
 
 

@@ -444,7 +444,8 @@ def test_a_run_begun_elsewhere_says_where_it_looks_for_its_text(study: Path, tmp
 
 @pytest.mark.parametrize("option", ["context-length", "sequences"])
 def test_a_scan_of_too_little_is_refused_in_one_sentence(model: Path, tmp_path: Path, option: str) -> None:
-    assert refusal("scan", model, f"--{option}", 1, "--out", tmp_path / "scan") == f"--{option} is 1: it should be at least 2"
+    said = refusal("scan", model, f"--{option}", 1, "--out", tmp_path / "scan")
+    assert said == f"{option.replace('-', '_')} is 1: input should be greater than or equal to 2"
 
 
 def test_import_makes_a_store_of_arrays_with_their_companions(tmp_path: Path) -> None:

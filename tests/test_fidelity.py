@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from headed_models import CONTEXT_LENGTH, clockwork, random_dictionary, store_of
 from temporallens.activations.models import LanguageModel
@@ -217,7 +216,7 @@ def test_what_cannot_be_measured(stores: dict[str, ActivationStore], store: Acti
     with pytest.raises(TemporalLensError, match=r"the prefix ' ' has no tokens"):
         prefix_tokens(_model(stores["bert"]), " ", 3)
     for shifts in ((), (0, 1), (2, 2), (4, 2)):
-        with pytest.raises(ValidationError, match="in ascending order"):
+        with pytest.raises(TemporalLensError, match="in ascending order"):
             FidelityPolicy(shifts=shifts)
 
 

@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
-    {"files", "memory", "precision", "progress", "stopping"},
+    {"defaults", "files", "memory", "precision", "progress", "settings", "stopping"},
     {"activations"},
     {"dictionaries"},
     {"training"},

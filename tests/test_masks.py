@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from tests.conftest import LENGTH, POLICY, WIDTH
 from torch import Tensor
 from torch.nn import functional
@@ -541,7 +540,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arm", "options", "sentence"), REFUSED)
 def test_arms_that_contradict_themselves_are_refused(arm, options, sentence):
-    with pytest.raises(ValidationError, match=sentence):
+    with pytest.raises(TemporalLensError, match=sentence):
         arm(**options)
 
 

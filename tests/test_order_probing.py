@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -316,7 +315,7 @@ def test_items_about_a_word_are_its_last_token(measured: OrderMeasures, policy: 
     ],
 )
 def test_a_policy_refuses_what_it_does_not_know(change: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(TemporalLensError, match=message):
         OrderPolicy(**change)
 
 

@@ -9,7 +9,6 @@ import pytest
 from benchmarks.positions import firings_of, turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from scipy import stats
 
 from temporallens.activations.store import ActivationStore
@@ -244,7 +243,7 @@ class TestStatistics:
 class TestBadInput:
     @pytest.mark.parametrize("wrong", [{"draws": 100}, {"q": 0.2}, {"colour": 1}, {"resamples": 1}])
     def test_an_impossible_policy_is_refused(self, wrong: dict[str, Any]) -> None:
-        with pytest.raises(ValidationError):
+        with pytest.raises(TemporalLensError):
             PositionsPolicy(**wrong)
 
     def test_too_few_tokens_everywhere_are_refused(self, mixed: tuple[np.ndarray, Firings, Specialisation]) -> None:

@@ -110,7 +110,7 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
         ("seeds: [0]", "levels: {k: 4}", "study.yaml:25: levels.k is 4: it should be a list, in square brackets"),
         ("seeds: [0]", "levels: {k: [2, 2.0]}", "study.yaml:25: levels: a value of k stands here twice"),
         ("seeds: [0]", "levels: {k: [2, 49]}", "study.yaml: levels.k = 49 does not suit arms.positional: k = 49 codes per token"),
-        ("seeds: [0]", "levels: {k: [2.5]}", "study.yaml: levels.k = 2.5 does not suit arms.positional: input should be a valid integer"),
+        ("seeds: [0]", "levels: {k: [2.5]}", "study.yaml: levels.k = 2.5 does not suit arms.positional: k is 2.5: input should be"),
         ("seeds: [0]", "levels: {spasity: [1]}", "study.yaml: no arm of this study has the level 'spasity' that levels varies"),
         ("seeds: [0]", "one_seed: {arm: []}", "study.yaml:25: unknown key 'arm' in one_seed; did you mean 'arms'?"),
         ("seeds: [0]", "one_seed: {arms: [postional]}", "study.yaml: one_seed.arms names 'postional', which this study does not have; did"),

@@ -350,11 +350,11 @@ def test_codes_that_vanish_end_the_run(store, tmp_path):
 
 def test_a_policy_that_makes_no_sense_is_refused_in_one_sentence(store, trained, tmp_path):
     arm = BatchTopK(features=8, k=1)
-    with pytest.raises(TemporalLensError, match="the training setting steps is 0: input should be greater than or equal to 1"):
+    with pytest.raises(TemporalLensError, match="steps is 0: input should be greater than or equal to 1"):
         train(store, arm, 0, tmp_path / "run")
-    with pytest.raises(TemporalLensError, match="the training setting steps is True: a number is needed here, neither True nor False"):
+    with pytest.raises(TemporalLensError, match="steps is True: a number or a word is needed here, neither True nor False"):
         train(store, arm, True, tmp_path / "run")
-    with pytest.raises(TemporalLensError, match="no training setting 'learning_rat'; did you mean 'learning_rate'"):
+    with pytest.raises(TemporalLensError, match="TrainingPolicy has no setting 'learning_rat'; did you mean 'learning_rate'"):
         train(store, arm, 5, tmp_path / "run", learning_rat=1.0)
     with pytest.raises(TemporalLensError, match="already holds a trained dictionary"):
         train(store, arm, 5, trained["batchtopk"].folder)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.moments import MomentSums
@@ -14,6 +13,7 @@ from temporallens.dictionaries.budgets import apportioned, rows_at
 from temporallens.dictionaries.position_mean import PositionMean
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.standard import Standard
+from temporallens.errors import TemporalLensError
 from temporallens.training.history import load_history
 from temporallens.training.objective import Inputs
 from temporallens.training.policy import TrainingPolicy
@@ -296,7 +296,7 @@ def test_permuted_labels_say_nothing_and_the_history_is_by_true_position(weighed
 
 
 def test_sharing_weights_that_do_not_exist_is_refused():
-    with pytest.raises(ValidationError, match="shares the weights of the reconstruction, which position_weights = false switches off"):
+    with pytest.raises(TemporalLensError, match="shares the weights of the reconstruction, which position_weights = false switches off"):
         Standard(position_sparsity="shared")
-    with pytest.raises(ValidationError, match="position"):
+    with pytest.raises(TemporalLensError, match="position"):
         PositionMean(centre="pooled")

@@ -6,6 +6,7 @@ its traceback. Heavy modules are imported inside the commands, so that `--help` 
 """
 
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, TemporalLensWarning
 from temporallens.files import user_path
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 WIDE = 160
+FILE = "FILE[:NAME]"
 GO_ON = "what is finished is kept; give the same command again to go on from there"
 
 
@@ -46,13 +48,29 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Our own warnings without the line of code that they come from."""
+    with warnings.catch_warnings():
+        as_before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, TemporalLensWarning):
+                typer.echo(f"warning: {message}", err=True)
+            else:
+                as_before(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
 class Commands(TyperGroup):
     """Turns what ends a command early into a sentence and an exit code, for all commands in one place."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; raises typer.Exit with the code that belongs to its end."""
         try:
-            with _sigterm_raises():
+            with _sigterm_raises(), _warnings_as_sentences():
                 return super().invoke(ctx)
         except TemporalLensError as error:
             typer.echo(f"error: {error}", err=True)
@@ -169,8 +187,6 @@ def evaluate(
 def _probe(
     dictionary: Path, out: Path, model: str | None, layer: str | None, names: list[str], part: str | None, given: dict[str, Any]
 ) -> None:
-    from pydantic import ValidationError
-
     from temporallens.evaluation.labelled import Columns, open_sets
     from temporallens.evaluation.probing import SparseProbingPolicy, fitting_sizes
     from temporallens.interop.saebench import probe_folder
@@ -179,11 +195,7 @@ def _probe(
     if layer is not None and where is None:
         raise TemporalLensError(f"--layer is '{layer}': it should be a number or 'embed'")
     sets = open_sets(names, Columns(part=part))
-    try:
-        policy = SparseProbingPolicy(**fitting_sizes(sets) | given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TemporalLensError(f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}") from error
+    policy = SparseProbingPolicy(**fitting_sizes(sets) | given)
     typer.echo(probe_folder(dictionary, sets, policy, out, model=model, layer=where))
 
 
@@ -247,17 +259,11 @@ def scan_command(
     sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
 ) -> None:
     """Where does position live in MODEL? eta^2 of four clocks at every layer, with norms and sinks, before any training."""
-    from pydantic import ValidationError
-
     from temporallens.evaluation.scan import ScanPolicy
     from temporallens.study.run import scan_and_draw
     from temporallens.study.tables import scan_table
 
-    try:
-        policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TemporalLensError(f"--{str(first['loc'][0]).replace('_', '-')} is {first['input']}: it should be at least 2") from error
+    policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences)
     scan, picture = scan_and_draw(policy, out)
     _print_table(scan_table(scan))
     typer.echo(picture)
@@ -265,21 +271,32 @@ def scan_command(
 
 @app.command("import")
 def import_command(
-    activations: Annotated[Path, typer.Argument(help="[sequences, positions, width] in .npy, .npz or .safetensors.", show_default=False)],
+    activations: Annotated[
+        str,
+        typer.Argument(metavar=FILE, help="An array of sequences x positions x width in .npy, .npz or .safetensors.", show_default=False),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The folder of the new store.", show_default=False)],
-    name: Annotated[str | None, typer.Option("--name", help="Which array, where the file holds several.")] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="[sequences, positions]: true where there is an activation.")] = None,
-    tokens: Annotated[Path | None, typer.Option("--tokens", help="[sequences, positions]: token ids.")] = None,
-    documents: Annotated[Path | None, typer.Option("--documents", help="[sequences]: which document each belongs to.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The NAME of the activations, where their file holds several arrays.")] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar=FILE, help="Sequences x positions: 1 where there is an activation, else 0.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", metavar=FILE, help="Sequences x positions: token ids.")] = None,
+    documents: Annotated[str | None, typer.Option("--documents", metavar=FILE, help="Of each sequence, which document it is of.")] = None,
     keep_first: Annotated[bool, typer.Option("--keep-first", help="Train on position 0 too, where it is no attention sink.")] = False,
 ) -> None:
-    """Make a store of your own activations: anything sequential, not only text."""
-    from temporallens.activations.importing import read_array, store_arrays
+    """Make a store of your own activations: anything sequential, not only text.
 
-    x = read_array(activations, name)
-    files = {"mask": mask, "tokens": tokens, "documents": documents}
-    companions: dict[str, Any] = {key: read_array(path) for key, path in files.items() if path is not None}
-    store = store_arrays(x, out, exclude_first=not keep_first, source=activations.name, **companions)
+    One .npz or .safetensors file may hold all: arrays called `activations` (or `x`), `mask`, `tokens` and `documents` are told by their
+    names, and it is printed what was read. FILE:NAME names any other array of a file. A hole in a mask keeps the positions of what
+    follows it.
+    """
+    from temporallens.activations.importing import read_files, store_arrays
+
+    files = read_files(activations, name, mask=mask, tokens=tokens, documents=documents)
+    for line in files.taken:
+        typer.echo(line)
+    companions: dict[str, Any] = dict(files.companions)
+    store = store_arrays(files.x, out, exclude_first=not keep_first, source=files.file, **companions)
     typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
 
 

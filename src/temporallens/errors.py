@@ -16,6 +16,10 @@ class CannotWriteError(TemporalLensError):
     """The system refused to write a file. What was written before it is whole, and is gone on from once there is room."""
 
 
+class TemporalLensWarning(UserWarning):
+    """Something that a user should know of a result. The command line prints its sentence."""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `; did you mean 'x'?`, or the whole list of options when nothing is near."""
     known = sorted(options)

@@ -198,18 +198,38 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, Any] 
     """
     from safetensors.torch import save_file
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digest = tensor_digest(contiguous)
+    apart = _apart(tensors)
+    digest = tensor_digest(apart)
     header = {"temporallens": canonical_json({**(metadata or {}), CHECKSUM: _combined(digest, metadata or {})})}
 
     def write(temporary: Path) -> None:
         try:
-            save_file(contiguous, temporary, metadata=header)
+            save_file(apart, temporary, metadata=header)
         except Exception as error:  # safetensors wraps the system's error in its own, text only
             raise _as_system_error(error) from error
 
     write_atomically(path, write)
     return digest
+
+
+def _apart(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors as safetensors takes them: in order of their elements, and no two in the same memory."""
+    apart, taken = {}, set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = in_order(tensor).clone() if memory in taken else in_order(tensor)
+        taken.add(memory)
+    return apart
+
+
+def in_order(tensor: Any) -> Any:
+    """The same tensor on the processor, its elements one after the other. To PyTorch any stride of a dimension of size 1 is
+    contiguous, so `contiguous()` would leave an expanded one as it is, and its bytes could not be looked at."""
+    import torch
+
+    plain = tensor.detach().cpu()
+    wanted = torch.empty(plain.shape, device="meta").stride()
+    return plain if plain.stride() == wanted else plain.clone(memory_format=torch.contiguous_format)
 
 
 def tensor_digest(tensors: dict[str, Any]) -> str:
@@ -218,7 +238,7 @@ def tensor_digest(tensors: dict[str, Any]) -> str:
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = in_order(tensors[name])
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

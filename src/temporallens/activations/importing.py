@@ -4,20 +4,22 @@ import hashlib
 import math
 import tokenize
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter, refuse_occupied
+from temporallens.defaults import own_defaults
 from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean
-from temporallens.files import abandon, locked, user_path
+from temporallens.files import abandon, in_order, locked, user_path
 
 CHUNK_BYTES = 32 << 20
 NORM_MULTIPLE = 10.0
@@ -27,6 +29,78 @@ LARGEST_UNPACKED = 4 << 30
 """Bytes; an .npz is unpacked into memory, and a small one can hold a hundred times the memory that there is."""
 DEFLATE_RATIO = 1100
 """DEFLATE makes nothing smaller than about one 1,030th."""
+
+
+COMPANIONS = ("mask", "tokens", "documents")
+"""What activations may come with; in a file of several arrays they are told by these names."""
+ACTIVATIONS = ("activations", "x")
+"""Names by which the activations are told in such a file."""
+
+
+class Imported(NamedTuple):
+    """Activations and their companions, as files gave them."""
+
+    x: np.ndarray
+    companions: dict[str, np.ndarray]  # by what they are: mask, tokens, documents
+    file: str  # name of the file of the activations
+    taken: list[str]  # of each file that holds several arrays a line on which were read as what, and which were not
+
+
+def read_files(activations: str, name: str | None = None, **given: str | None) -> Imported:
+    """Read activations and what comes with them. Each is named as `FILE` or `FILE:NAME`; `name` is that of the activations.
+
+    Of a file that holds several arrays and no name is given for, the one with the name of what is wanted is read; companions that
+    stand beside the activations under their names belong to them unless others are `given`.
+    """
+    path, own_name = _file_and_name(activations)
+    found = {"activations": (path, _chosen(path, name or own_name, ACTIVATIONS))}
+    for what in COMPANIONS:
+        other = given.get(what)
+        if other is not None:
+            file, inside = _file_and_name(other)
+            found[what] = (file, _chosen(file, inside, (what,)))
+        elif what in names_in(path) and what != found["activations"][1] and len(names_in(path)) > 1:
+            found[what] = (path, what)
+    arrays = {what: read_array(*where) for what, where in found.items()}
+    return Imported(arrays.pop("activations"), arrays, path.name, _taken(found))
+
+
+def _file_and_name(text: str) -> tuple[Path, str | None]:
+    """`FILE` or `FILE:NAME`; a colon may also belong to the file's name."""
+    path, file, name = user_path(text), *text.rpartition(":")[::2]
+    return (user_path(file), name) if file and not path.exists() and user_path(file).is_file() else (path, None)
+
+
+def _chosen(path: Path, name: str | None, usual: Sequence[str]) -> str | None:
+    names = names_in(path)
+    return name or next((usual_name for usual_name in usual if usual_name in names and len(names) > 1), None)
+
+
+def _taken(found: dict[str, tuple[Path, str | None]]) -> list[str]:
+    lines = []
+    for path in dict.fromkeys(path for path, _ in found.values()):
+        own = {name: what for what, (file, name) in found.items() if file == path}
+        if len(names := names_in(path)) > 1:
+            read = ", ".join(f"'{name}' as {what}" for name, what in own.items())
+            rest = ", ".join(f"'{name}'" for name in sorted(names) if name not in own)
+            lines.append(f"{path.name} holds {len(names)} arrays: {read}" + (f"; not read: {rest}" if rest else ""))
+    return lines
+
+
+def names_in(path: Path) -> list[str]:
+    """Names of the arrays of an .npz or .safetensors file; none of what is no such file, which `read_array` will say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".npz" and is_zipfile(path):
+            with ZipFile(path) as archive:
+                return [member.removesuffix(".npy") for member in archive.namelist()]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return list(file.keys())
+    except (*UNREADABLE, SafetensorError):
+        return []
+    return []
 
 
 def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
@@ -117,6 +191,7 @@ def _only(path: Path, names: list[str], wanted: str | None) -> str:
     return wanted or names[0]
 
 
+@own_defaults()
 def store_arrays(
     x: Any,
     out: Path | str,
@@ -132,21 +207,28 @@ def store_arrays(
 
     mask `[N, S]` is true where there is an activation; tokens `[N, S]` are ids; documents `[N]` say which sequences belong
     together (by default each is a document of its own) and so must not be divided between training and held-out data.
+    All may be tensors on any device, and NumPy's masked arrays: what is masked of `x` (whole vectors) or of `mask` is absent,
+    a masked token has no id. Positions count from a sequence's first activation, and a hole keeps those of what follows it.
     Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays, and a
     second process that would write to `out` meanwhile is refused.
-    exclude_first leaves index 0 out of training and headline metrics, as language models want it. Raises TemporalLensError
-    for another rank, mismatched shapes, NaN or infinity.
+    exclude_first leaves index 0 out of training and headline metrics, as language models want it. The norm rule of `norm_multiple`
+    warns and excludes nothing where more than half of the norms are 0. Raises TemporalLensError for another rank, mismatched
+    shapes, NaN or infinity.
     """
+    if isinstance(x, Tensor):
+        x = _dense(x, "activations")
+    elif not hasattr(x, "dtype"):  # what has one may lie in a file, and is read piece by piece
+        x = _array(x, "activations")
     sequences, length, width = _shape(x)
-    mask = np.ones((sequences, length), bool) if mask is None else _companion(mask, "mask", (sequences, length), "biuf")
-    tokens = np.full((sequences, length), -1) if tokens is None else _companion(tokens, "tokens", (sequences, length), "iu")
-    documents = np.arange(sequences) if documents is None else _companion(documents, "documents", (sequences,), "iu")
     chunk = max(1, CHUNK_BYTES // (length * width * 4))
     parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
+    mask = _present(x, mask, parts)
+    tokens = np.full((sequences, length), -1) if tokens is None else _whole(tokens, "tokens", (sequences, length), missing=-1)
+    documents = np.arange(sequences) if documents is None else _whole(documents, "documents", (sequences,))
     description = StoreDescription(
         source={"kind": "arrays", "file": source, "sha256": _content((x, mask, tokens, documents), parts)},
         policies={
-            "rows": "arrays",
+            "rows": "arrays, holes kept" if _has_holes(mask) else "arrays",
             "clock": "index",
             "context_length": length,
             "position_zero": "excluded" if exclude_first else "kept",
@@ -178,46 +260,124 @@ def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         for part in parts:
-            values = array[part].detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(array, Tensor) else array[part]
-            digest.update(np.ascontiguousarray(values).data)
+            values = in_order(array[part]).view(torch.uint8).numpy() if isinstance(array, Tensor) else np.asarray(array[part])
+            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _shape(x: Any) -> tuple[int, int, int]:
-    if getattr(x, "ndim", None) != 3:
-        raise TemporalLensError(
-            f"activations must have shape [sequences, positions, width]; this array has shape {tuple(getattr(x, 'shape', ()))}"
-        )
-    kind = str(x.dtype).removeprefix("torch.")
-    if kind not in {"float16", "bfloat16", "float32", "float64"}:
-        raise TemporalLensError(f"activations must be floating point; this array holds {kind}")
-    if 0 in x.shape:
-        raise TemporalLensError(f"the activations are empty: their shape is {tuple(x.shape)}")
+    """Sequences, positions and width of activations that can be stored."""
+    if len(x.shape) != 3:
+        raise TemporalLensError(f"activations must have shape [sequences, positions, width]; this array has shape {tuple(x.shape)}")
     sequences, length, width = (int(size) for size in x.shape)
+    if 0 in (sequences, length, width):
+        raise TemporalLensError(f"the activations are empty: their shape is {(sequences, length, width)}")
+    first = _array(x[:1], "activations")
+    if not (first.dtype.kind == "f" or first.dtype.name == "bfloat16"):
+        raise TemporalLensError(f"activations must be floating point; this array holds {first.dtype}")
     return sequences, length, width
 
 
-def _companion(value: Any, name: str, shape: tuple[int, ...], kinds: str) -> np.ndarray:
-    """`value` as an array of that shape whose type is one of numpy's `kinds`."""
-    array = np.asarray(value)
+def _array(value: Any, name: str) -> np.ndarray:
+    """What is in `value`, wherever it lies, as an array of the same numbers; a masked array stays one."""
+    if isinstance(value, Tensor):
+        tensor = _dense(value, name)
+        unknown = tensor.is_floating_point() and tensor.dtype not in {torch.float16, torch.float32, torch.float64}
+        return np.asarray((tensor.float() if unknown else tensor).cpu().numpy())  # NumPy has no bfloat16
+    if isinstance(value, str | Path | Mapping):
+        remedy = "take one of its arrays" if isinstance(value, Mapping) else "read a file with importing.read_array"
+        raise TemporalLensError(f"{name} should be an array, and this is a {type(value).__name__}: {remedy}")
+    try:
+        array = np.asanyarray(value)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise TemporalLensError(f"{name} should be one array; of a {type(value).__name__} NumPy makes none: {error}") from error
+    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+
+
+def _dense(tensor: Tensor, name: str) -> Tensor:
+    """The values of a tensor, which an ordinary one has."""
+    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        found = "has no values (it is on the device 'meta')" if tensor.is_meta else "is nested, sparse or quantised"
+        raise TemporalLensError(f"{name} should be an ordinary dense tensor; this one {found}")
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
+def _companion(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """`value` as an array of that shape."""
+    array = _array(value, name)
     if array.shape != shape:
         raise TemporalLensError(f"{name} has shape {array.shape}, the activations need {shape}")
-    if array.dtype.kind not in kinds:
-        wanted = "integers" if "f" not in kinds else "true and false, or numbers"
-        raise TemporalLensError(f"{name} should hold {wanted}; this array holds {array.dtype}")
     return array
+
+
+def _whole(value: Any, name: str, shape: tuple[int, ...], missing: int | None = None) -> np.ndarray:
+    """Ids of that shape; `missing` stands for masked ones, where there may be any."""
+    array = _companion(value, name, shape)
+    if array.dtype.kind not in "iu":
+        raise TemporalLensError(f"{name} should hold integers; this array holds {array.dtype}")
+    masked, array = np.ma.getmaskarray(array), np.ma.getdata(array)
+    if masked.any() and missing is None:
+        raise TemporalLensError(f"{name} {_place(masked)} is masked: each sequence needs one")
+    largest = int(np.where(masked, 0, array).max())
+    if largest > np.iinfo(np.int64).max:
+        raise TemporalLensError(f"{name} should hold integers below 2^63; the largest of these is {largest}")
+    return np.where(masked, missing or 0, array.astype(np.int64)) if masked.any() else array
+
+
+def _present(x: Any, given: Any, parts: list[slice]) -> np.ndarray:
+    """Where there is an activation: where `given` says so, and nothing is masked."""
+    sequences, length, _ = x.shape
+    mask = np.ones((sequences, length), bool)
+    if given is not None:
+        mask = _companion(given, "mask", (sequences, length))
+        if mask.dtype.kind not in "biuf":
+            raise TemporalLensError(f"mask should hold true and false, or 1 and 0; this array holds {mask.dtype}")
+        said = np.ma.getdata(mask)
+        odd = ~((said == 0) | (said == 1)) & ~np.ma.getmaskarray(mask)
+        if odd.any():
+            raise TemporalLensError(
+                f"mask {_place(odd)} is {said[odd][0]}: it should be 1 where there is an activation and 0 where none is"
+            )
+        mask = np.ma.filled(mask, 0)
+    if isinstance(x, np.ma.MaskedArray):
+        mask = (mask > 0) & np.concatenate([_unmasked(x[part], part.start) for part in parts])
+    return mask
+
+
+def _unmasked(x: np.ma.MaskedArray, first: int) -> np.ndarray:
+    """Which vectors are not masked, of sequences that begin with number `first`."""
+    masked = np.ma.getmaskarray(x)
+    whole, partly = masked.all(2), masked.any(2)
+    if (whole != partly).any():
+        row, column = np.argwhere(whole != partly)[0].tolist()
+        raise TemporalLensError(
+            f"the activation at [{first + row}, {column}] is masked in {masked[row, column].sum()} of {x.shape[2]} dimensions: "
+            "mask a vector as a whole, or fill in what is masked"
+        )
+    return np.asarray(~whole)
+
+
+def _place(wrong: np.ndarray) -> str:
+    return f"at [{', '.join(map(str, np.argwhere(wrong)[0].tolist()))}]"
+
+
+def _has_holes(mask: np.ndarray) -> bool:
+    """Whether anything is absent between a sequence's first activation and its last."""
+    present = mask > 0
+    return bool(((np.diff(present.astype(np.int8), axis=1) == 1).sum(1) + present[:, 0] > 1).any())
 
 
 def _rows(
     x: Any, mask: np.ndarray, tokens: np.ndarray, documents: np.ndarray, first: int, exclude_first: bool, multiple: float | None
 ) -> Rows:
-    values = (x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))).float()
+    values = x.cpu().float() if isinstance(x, Tensor) else _single(np.ma.getdata(_array(x, "activations")))
     count, length, _ = values.shape
     present = torch.from_numpy(np.array(mask > 0))
     if not bool(present.any(1).all()):
         empty = first + int((~present.any(1)).nonzero()[0])
         raise TemporalLensError(f"sequence {empty} is masked out entirely; leave it out of the arrays")
-    index = (present.long().cumsum(1) - 1)[present]
+    opening = present.to(torch.uint8).argmax(1, keepdim=True)
+    index = (torch.arange(length) - opening)[present]
     sequence: Int[Tensor, " N"] = torch.arange(first, first + count)[:, None].expand(count, length)[present]
     excluded = torch.zeros(len(index), dtype=torch.uint8)
     if exclude_first:
@@ -235,3 +395,9 @@ def _rows(
         token=torch.from_numpy(tokens.astype(np.int64))[present],
         excluded=excluded,
     )
+
+
+def _single(values: np.ndarray) -> Float[Tensor, "N S D"]:
+    """As float32 of this machine; what float32 cannot hold becomes infinity, which a store refuses."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.array(values, dtype=np.float32))

@@ -1,20 +1,32 @@
 """Which activations count, and the first and second moments by position of those that do, accumulated in float64 so that they can
 be summed over shards, processes and interruptions and still give the same bits."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from temporallens.errors import TemporalLensWarning
+
 FIRST, NORM, SPECIAL = 1, 2, 4
 """Why a row is left out of training and of headline metrics: first of its row, norm rule, special token."""
 
 
 def beyond_norm(norms: Float[Tensor, " N"], counts: Bool[Tensor, " N"], norm_multiple: float) -> Bool[Tensor, " N"]:
-    """The norm rule: which norms are more than `norm_multiple` times the median of those that count."""
-    typical = norms[counts] if bool(counts.any()) else norms
-    return norms > norm_multiple * typical.median()
+    """The norm rule: which norms are more than `norm_multiple` times the median of those that count. Where that is 0, as in
+    activations behind a ReLU, every norm is infinitely many times as large: then none is left out, and a warning says so."""
+    typical = (norms[counts] if bool(counts.any()) else norms).median()
+    if float(typical) == 0 and bool((norms > 0).any()):
+        warnings.warn(
+            f"more than half of the activations are 0, so {norm_multiple:g} times their median norm tells no sinks: the norm rule "
+            "leaves none out here",
+            TemporalLensWarning,
+            stacklevel=2,
+        )
+        return torch.zeros_like(norms, dtype=torch.bool)
+    return norms > norm_multiple * typical
 
 
 class Moments(NamedTuple):

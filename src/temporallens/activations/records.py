@@ -17,16 +17,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from temporallens.activations.moments import FIRST
 from temporallens.activations.shipped import quiet_transformers
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, make_folder, read_json, user_path, write_json, write_tensors
 from temporallens.progress import progress
+from temporallens.settings import Settings
 
 FORMAT = "temporallens.records/1"
 Network = Any
@@ -75,10 +77,8 @@ TEST_RECORDS = 2048
 APPEND_DOCUMENTS = 64
 
 
-class RecordsPolicy(BaseModel):
+class RecordsPolicy(Settings):
     """One entry under `activations:` of a study with `source: records`: the record network and what is harvested from it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: Literal["records"] = "records"
     """Says that these activations come from the record network, which is trained on the spot."""
@@ -251,7 +251,7 @@ def train_network(policy: RecordsPolicy) -> Trained:
             advance(1)
     with torch.inference_mode():
         loss = losses(network, tokens_of(make_records(TEST_RECORDS, _generator(policy, TESTED)))).mean(0)
-    trained = Trained(network, torch.cat([torch.zeros(1), loss]))
+    trained = Trained(network, torch.cat([torch.zeros(1, dtype=torch.float32), loss]))
     excess = trained.mean_loss - FLOOR
     if not excess <= policy.largest_excess:
         raise TemporalLensError(
@@ -288,6 +288,7 @@ def residual(network: Network, tokens: Int[Tensor, "N C"], layer: int) -> Float[
 # The store
 
 
+@own_defaults()
 def harvest_records(policy: RecordsPolicy, out: Path | str) -> ActivationStore:
     """Train the record network and harvest it into the folder `out`, with what is known and the network; a finished one is opened.
 

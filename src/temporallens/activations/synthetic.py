@@ -15,13 +15,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from temporallens.activations.moments import FIRST
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, user_path, write_json, write_tensors
 from temporallens.progress import progress
+from temporallens.settings import Settings
 
 FORMAT = "temporallens.world/1"
 CLASSES = ("global", "window", "start", "ramp", "periodic")
@@ -47,10 +49,8 @@ LARGEST_TABLE = 1 << 26
 """Entries of a table of features by features, positions or dimensions; such tables are held in memory."""
 
 
-class WorldPolicy(BaseModel):
+class WorldPolicy(Settings):
     """One entry under `activations:` of a study with `source: world`: a world whose every feature is known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: Literal["world"] = "world"
     """Says that these activations are made, not harvested."""
@@ -372,6 +372,7 @@ def _description(policy: WorldPolicy) -> StoreDescription:
     )
 
 
+@own_defaults()
 def harvest_world(policy: WorldPolicy, out: Path | str) -> ActivationStore:
     """Make the world of `policy` in the folder `out`, with its truth; a finished one is returned as it is.
 

@@ -6,24 +6,86 @@ Weights are kept with one row per feature: `encoder [F, D]`, `decoder [F, D]` (u
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
+from temporallens.settings import Settings
+
+Positions = Tensor | np.ndarray | Sequence[Any] | int | float
+"""What stands for positions where users give them: anything that holds whole numbers."""
 
 CACHED_ROWS = 512
 """Rows of a weight matrix that are worked on at a time, where a product in between would else leave the processor's cache."""
 
 
-class ArmConfig(BaseModel):
-    """What every arm's configuration has; each arm adds its own fields and builds its dictionary."""
+def whole_positions(given: Positions) -> Int[Tensor, "*batch"]:
+    """Positions as int64. Raises TemporalLensError for what is no whole number, and below 0."""
+    numbers = given.detach() if isinstance(given, Tensor) else _tensor_of(given)
+    if numbers is None or numbers.dtype == torch.bool or numbers.is_complex():
+        raise TemporalLensError(f"positions should be whole numbers; these are {_described(given)}")
+    found = numbers.long()
+    if numbers.is_floating_point() and not bool((found == numbers).all()):
+        raise TemporalLensError(f"positions should be whole numbers; one of these is {float(numbers[found != numbers][0]):g}")
+    if bool((found < 0).any()):
+        raise TemporalLensError(f"positions start at 0; the smallest of these is {int(found.min())}")
+    return found
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+def _tensor_of(given: Any) -> Tensor | None:
+    """The numbers of an array or list, whatever their type; None where they are none, or beyond int64."""
+    try:
+        array = np.asanyarray(given)
+    except ValueError as error:
+        raise TemporalLensError("positions should be whole numbers; these are lists of different lengths") from error
+    if np.ma.is_masked(array):
+        raise TemporalLensError("some of the positions are masked: give the position of every row")
+    if array.dtype.kind not in "iuf" or (array.dtype.kind == "u" and array.size and array.max() >= 1 << 63):
+        return None
+    return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype.kind == "f" else np.int64))
+
+
+def known_policy(given: Any) -> int | Literal["mean"] | None:
+    """A `position_policy`. Raises TemporalLensError for what is neither a position nor 'mean' nor None."""
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "mean":
+        return "mean"
+    try:
+        return int(whole_positions(given).reshape(()))
+    except (TemporalLensError, RuntimeError) as error:
+        raise TemporalLensError(f"the position_policy is {given!r}: it should be a position (a whole number from 0) or 'mean'") from error
+
+
+@torch.no_grad()
+def refuse_non_finite(x: Float[Tensor, "N D"], shape: Sequence[int], what: str) -> None:
+    """Raise TemporalLensError where a row of `x`, whose rows have this shape, holds NaN, infinity, or numbers whose squares float32
+    has none for: an encoder's product with them would be nothing. One sum where all is well."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if bool(torch.isfinite(torch.linalg.vector_norm(x, dtype=wide))):
+        return
+    wrong = (~torch.isfinite(torch.linalg.vector_norm(x, dim=1, dtype=wide))).nonzero()[:, 0].tolist()
+    if wrong:
+        place = ", ".join(str(int(number)) for number in np.unravel_index(wrong[0], tuple(shape)))
+        raise TemporalLensError(f"{what} NaN or infinity, or numbers too large to be squared in float32, in row {place}")
+
+
+def _described(value: Any) -> str:
+    """The type of what was given, in a word or two."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} in {'a tensor' if isinstance(value, Tensor) else 'an array'}"
+    return f"a {type(value).__name__}" if not isinstance(value, list | tuple) else f"a list that holds {np.asarray(value).dtype}"
+
+
+class ArmConfig(Settings):
+    """What every arm's configuration has; each arm adds its own fields and builds its dictionary."""
 
     level: ClassVar[str | None] = None
     """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
@@ -66,14 +128,14 @@ class ArmConfig(BaseModel):
         self.check(positions)
         dictionary = self.build(width, positions, generator)
         if self.centre != "pooled":
-            dictionary.wear(torch.zeros(positions, width), torch.ones(positions))
+            dictionary.wear(torch.zeros(positions, width, dtype=torch.float32), torch.ones(positions, dtype=torch.float32))
         return dictionary
 
     def at_level(self, value: float) -> "ArmConfig":
         """The same arm with another value of the field that sets how many codes are in use."""
         if self.level is None:
             raise TemporalLensError(f"arms of kind '{type(self).__name__}' have no level to vary")
-        return type(self).model_validate(self.model_dump() | {self.level: value})
+        return type(self)(**(self.model_dump() | {self.level: value}))
 
 
 class Forward(NamedTuple):
@@ -131,12 +193,12 @@ class Dictionary(nn.Module):
 
     def __init__(self, width: int, features: int, generator: torch.Generator) -> None:
         super().__init__()
-        directions = torch.randn(features, width, generator=generator)
+        directions = torch.randn(features, width, generator=generator, dtype=torch.float32)
         directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
         self.encoder = nn.Parameter(directions.clone())
-        self.encoder_bias = nn.Parameter(torch.zeros(features))
+        self.encoder_bias = nn.Parameter(torch.zeros(features, dtype=torch.float32))
         self.decoder = nn.Parameter(directions)
-        self.decoder_bias = nn.Parameter(torch.zeros(width))
+        self.decoder_bias = nn.Parameter(torch.zeros(width, dtype=torch.float32))
         self.register_buffer("position_offset", None)
         self.register_buffer("position_gain", None)
         self.encoder_dtype = torch.float32
@@ -257,46 +319,54 @@ class Dictionary(nn.Module):
     def restore_record(self, record: dict[str, Any]) -> None:
         """Take back what `record` gave."""
 
-    def encode(self, x: Float[Tensor, "*batch width"], positions: Tensor | None = None) -> Float[Tensor, "*batch F"]:
+    def encode(self, x: Float[Tensor, "*batch width"], positions: Positions | None = None) -> Float[Tensor, "*batch F"]:
         """Codes of activations. `[B, S, D]` without positions stands at 0 to S - 1; `[N, D]` without positions raises for a
-        position-aware dictionary unless `position_policy` is set. Differentiable where gradients are enabled; under
-        `torch.no_grad()` the arms with few codes skip what a closed mask makes needless."""
-        if x.shape[-1] != self.width:
-            raise TemporalLensError(f"activations of width {x.shape[-1]} do not fit this dictionary of width {self.width}")
+        position-aware dictionary unless `position_policy` is set. Positions may be a tensor, an array or a list of whole numbers.
+        Differentiable where gradients are enabled; under `torch.no_grad()` the arms with few codes skip what a closed mask makes
+        needless. Raises TemporalLensError for NaN and infinity either way."""
+        if not isinstance(x, Tensor) or x.is_complex():
+            raise TemporalLensError(f"activations should be a tensor of real numbers; these are {_described(x)}")
+        if x.ndim == 0 or x.shape[-1] != self.width:
+            found = f"of width {x.shape[-1]}" if x.ndim else "without a width"
+            raise TemporalLensError(f"activations {found} do not fit this dictionary of width {self.width}")
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)
-        where = self._flat_positions(x, positions) if self.position_aware else None
+        refuse_non_finite(flat, x.shape[:-1], "the activations hold")
+        where = self._flat_positions(x, positions)
         return self.codes(self.enter(flat, where), where).reshape(*x.shape[:-1], self.features)
 
-    def _flat_positions(self, x: Tensor, positions: Tensor | None) -> Tensor | None:
+    def _flat_positions(self, x: Tensor, positions: Positions | None) -> Int[Tensor, " N"] | None:
+        """Positions of the rows of `x`, checked even where the dictionary does not need them; None where it does not, or under the
+        policy `mean`."""
         if positions is not None:
-            if positions.shape != x.shape[:-1]:
-                raise TemporalLensError(f"positions of shape {tuple(positions.shape)} do not fit activations of shape {tuple(x.shape)}")
-            if bool((positions < 0).any()):
-                raise TemporalLensError(f"positions start at 0; the smallest of these is {int(positions.min())}")
-            return positions.reshape(-1).to(x.device)
+            found = whole_positions(positions)
+            if found.shape != x.shape[:-1]:
+                raise TemporalLensError(f"positions of shape {tuple(found.shape)} do not fit activations of shape {tuple(x.shape)}")
+            return found.reshape(-1).to(x.device) if self.position_aware else None
+        if not self.position_aware:
+            return None
         if x.ndim == 3:
             return torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
-        if self.position_policy is None:
+        policy = known_policy(self.position_policy)
+        if policy is None:
             raise TemporalLensError(
                 f"a '{self.kind}' dictionary needs the positions of [N, D] activations: pass positions, "
                 "or set position_policy to a position or 'mean'"
             )
-        if self.position_policy == "mean":
-            return None
-        return torch.full((x.shape[0],), self.position_policy, device=x.device)
+        return None if policy == "mean" else torch.full(x.shape[:-1], policy, device=x.device).reshape(-1)
 
     def reconstruct(self, z: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch D"]:
         """What `enter` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
 
-    def decode(self, z: Float[Tensor, "*batch F"], positions: Tensor | None = None) -> Float[Tensor, "*batch D"]:
-        """Reconstruct from codes. Positions, as `encode` takes them, matter to a dictionary with per-position centring only."""
-        if self.position_offset is None:
-            return self.reconstruct(z)
-        flat = self.reconstruct(z).reshape(-1, self.width)
-        return self.leave(flat, self._flat_positions(z, positions)).reshape(*z.shape[:-1], self.width)
+    def decode(self, z: Float[Tensor, "*batch F"], positions: Positions | None = None) -> Float[Tensor, "*batch D"]:
+        """Reconstruct from codes. Positions, as `encode` takes them, matter to a dictionary with per-position centring only. Raises
+        TemporalLensError where the result would hold NaN or infinity."""
+        where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
+        flat = self.leave(self.reconstruct(z).reshape(-1, self.width), where)
+        refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
+        return flat.reshape(*z.shape[:-1], self.width)
 
-    def forward(self, x: Float[Tensor, "*batch D"], positions: Tensor | None = None) -> Float[Tensor, "*batch D"]:
+    def forward(self, x: Float[Tensor, "*batch D"], positions: Positions | None = None) -> Float[Tensor, "*batch D"]:
         return self.decode(self.encode(x, positions), positions)
 
     @torch.no_grad()

@@ -58,9 +58,10 @@ class BudgetedDictionary(BatchTopKDictionary):
 
     def __init__(self, width: int, positions: int, config: Budgeted, generator: torch.Generator) -> None:
         super().__init__(width, config.features, config.k, generator)
-        self.register_buffer("thresholds", torch.zeros(positions))  # 0 where there were no tokens; `threshold` is the mean of others
-        self.register_buffer("weights", torch.ones(positions), persistent=False)
-        self._smallest = torch.zeros(positions)  # code that the last batch selected, by position
+        # 0 where there were no tokens; `threshold` is the mean of others
+        self.register_buffer("thresholds", torch.zeros(positions, dtype=torch.float32))
+        self.register_buffer("weights", torch.ones(positions, dtype=torch.float32), persistent=False)
+        self._smallest = torch.zeros(positions, dtype=torch.float32)  # code that the last batch selected, by position
         self._measured: list[Tensor] = []
 
     def follow_weights(self, weights: Float[Tensor, " P"]) -> None:

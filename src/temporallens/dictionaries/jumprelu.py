@@ -89,7 +89,7 @@ class JumpReLUDictionary(Dictionary):
         super().__init__(width, config.features, generator)
         self.config = config
         expected = NormalDist().inv_cdf(1 - min(config.l0 / config.features, 0.5))
-        self.threshold = nn.Parameter(torch.full((config.features,), max(expected, LOWEST)))
+        self.threshold = nn.Parameter(torch.full((config.features,), max(expected, LOWEST), dtype=torch.float32))
         self._share = 1.0
 
     def advance(self, progress: Progress) -> None:

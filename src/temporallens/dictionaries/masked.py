@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.dictionaries.base import Dead
+from temporallens.dictionaries.base import Dead, refuse_non_finite
 from temporallens.dictionaries.batchtopk import BatchTopKDictionary, auxk
 from temporallens.dictionaries.masks import Groups, gated_blocks, group_of_position
 from temporallens.dictionaries.sparse import Block, Pattern
@@ -56,6 +56,7 @@ class MaskedDictionary(BatchTopKDictionary):
         return pre.relu() * chosen
 
     def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        refuse_non_finite(x, x.shape[:1], "the activations hold")
         codes = self.pre_activations(self.enter(x, positions)).relu_()
         return codes * (codes > self.threshold)
 

@@ -104,10 +104,10 @@ def group_of_position(positions: int, groups: Groups) -> Int[Tensor, " P"]:
 
 def smooth_basis(positions: int, bumps: int) -> Float[Tensor, "P K"]:
     """A constant and raised cosines on the axis `log(1 + p)`, each overlapping its two neighbours on either side."""
-    axis = torch.log1p(torch.arange(positions)) / math.log1p(positions)
-    distance = (axis[:, None] - torch.linspace(0, 1, bumps)) * (bumps - 1)
+    axis = torch.log1p(torch.arange(positions, dtype=torch.float32)) / math.log1p(positions)
+    distance = (axis[:, None] - torch.linspace(0, 1, bumps, dtype=torch.float32, device=axis.device)) * (bumps - 1)
     raised = torch.where(distance.abs() < 2, 0.5 + 0.5 * torch.cos(math.pi / 2 * distance), 0.0)
-    return torch.cat([torch.ones(positions, 1), raised], 1)
+    return torch.cat([torch.ones(positions, 1, dtype=torch.float32), raised], 1)
 
 
 class PositionMask(nn.Module):
@@ -125,7 +125,7 @@ class PositionMask(nn.Module):
         group_of = group_of_position(known, config.groups)
         basis = smooth_basis(known, config.bumps) if config.groups == "smooth" else None
         rows = len(group_starts(known, config.groups)) if basis is None else basis.shape[1]
-        self.logits = nn.Parameter(torch.zeros(rows, config.features))  # of a smooth mask, coefficients
+        self.logits = nn.Parameter(torch.zeros(rows, config.features, dtype=torch.float32))  # of a smooth mask, coefficients
         self.register_buffer("group_of", group_of)
         self.register_buffer("basis", basis)
         self.register_buffer("temperature", torch.tensor(config.temperature_start, dtype=torch.float32))

@@ -84,10 +84,11 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         self.config = config
         self.mask = PositionMask(positions, config, full=config.mask_gradient == "difference")
         groups = len(group_starts(config.length or positions, config.groups))
-        self.register_buffer("missed", torch.zeros(groups, config.features))  # error that closed entries would have saved
-        self.register_buffer("earned", torch.zeros(config.features))  # error that open ones did save
-        self.register_buffer("firings", torch.zeros(config.features))  # in which they saved it
-        self.register_buffer("searched", torch.zeros(groups))  # tokens
+        # error that closed entries would have saved
+        self.register_buffer("missed", torch.zeros(groups, config.features, dtype=torch.float32))
+        self.register_buffer("earned", torch.zeros(config.features, dtype=torch.float32))  # error that open ones did save
+        self.register_buffer("firings", torch.zeros(config.features, dtype=torch.float32))  # in which they saved it
+        self.register_buffer("searched", torch.zeros(groups, dtype=torch.float32))  # tokens
 
     @property
     def group_of(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from temporallens.dictionaries.base import Dictionary, Forward, Previous
+from temporallens.dictionaries.base import Dictionary, Forward, Previous, refuse_non_finite
 from temporallens.dictionaries.masks import LearnsMask, MaskConfig, PositionMask
 from temporallens.dictionaries.standard import L1Config
 
@@ -52,4 +52,5 @@ class PositionalReLUDictionary(LearnsMask, Dictionary):
         return self.mask.gates().detach()[self.mask.group_of]
 
     def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        refuse_non_finite(x, x.shape[:1], "the activations hold")
         return self.pre_activations(self.enter(x, positions)).relu_()

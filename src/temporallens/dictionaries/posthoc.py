@@ -42,8 +42,8 @@ class PostHocDictionary(FixedMaskDictionary):
         everywhere = torch.ones(groups, config.features, dtype=torch.bool)
         super().__init__(width, positions, config.features, config.k, config.groups, everywhere, generator)
         self._cut = config.cut
-        self._fired: Tensor = torch.zeros(groups * config.features)
-        self._seen: Tensor = torch.zeros(groups)
+        self._fired: Tensor = torch.zeros(groups * config.features, dtype=torch.float32)
+        self._seen: Tensor = torch.zeros(groups, dtype=torch.float32)
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
@@ -53,7 +53,7 @@ class PostHocDictionary(FixedMaskDictionary):
         self._thresholds.append(codes.values.min())
         entries, groups = self.entries(codes.pattern, positions).cpu(), self.groups(positions).cpu()
         self._fired.index_add_(0, entries, (codes.values > 0).float().cpu())
-        self._seen.index_add_(0, groups, torch.ones(len(groups)))
+        self._seen.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float32))
 
     def finished(self) -> None:
         super().finished()

@@ -42,8 +42,8 @@ class RandomMask(TopKConfig):
 
     def _draw(self, groups: int) -> Bool[Tensor, "G F"]:
         """So many features of each group, by a generator of its own: the weights start as every other arm's do."""
-        shares = torch.tensor(self.openness).expand(groups)
-        rank = torch.rand(groups, self.features, generator=torch.Generator().manual_seed(0)).argsort(1).argsort(1)
+        shares = torch.tensor(self.openness, dtype=torch.float32).expand(groups)
+        rank = torch.rand(groups, self.features, generator=torch.Generator().manual_seed(0), dtype=torch.float32).argsort(1).argsort(1)
         return rank < (shares * self.features).round().clamp(min=1)[:, None]
 
 

@@ -13,8 +13,9 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.arms import Arm
-from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.base import Dictionary, known_policy
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors
 
@@ -31,8 +32,8 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positi
     """Write a dictionary in raw units (folded). `metadata` goes into `metadata.temporallens` beside the arm."""
     folder = user_path(folder)
     weights = write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
-    ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions, "position_policy": dictionary.position_policy}
-    ours |= {"state": dictionary.record(), "weights_sha256": weights}
+    ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions}
+    ours |= {"position_policy": known_policy(dictionary.position_policy), "state": dictionary.record(), "weights_sha256": weights}
     config = {
         "architecture": f"temporallens_{dictionary.kind}" if dictionary.position_aware else dictionary.architecture,
         "d_in": dictionary.width,
@@ -69,6 +70,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     return dict(config)
 
 
+@own_defaults()
 def load_dictionary(folder: Path | str) -> Dictionary:
     """Read a saved dictionary back, bit for bit. Raises TemporalLensError for missing, foreign or damaged files."""
     folder = user_path(folder)

@@ -237,7 +237,8 @@ def _onednn_product() -> Callable[..., Tensor] | None:
     where this PyTorch has no such operator."""
     try:
         operator: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-        operator(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "none", [], "")
+        one = torch.ones(1, 1, dtype=torch.float32)
+        operator(one, one, one[0], "none", [], "")
     except (AttributeError, RuntimeError):
         return None
     return operator

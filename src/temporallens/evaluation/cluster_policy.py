@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from temporallens.settings import Settings
 
 DistanceName = Literal["jensen_shannon", "correlation", "motif"]
 
 
-class ClustersPolicy(BaseModel):
+class ClustersPolicy(Settings):
     """How features are clustered by when they fire, and how often the clusters are drawn anew to see whether they hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     distance: DistanceName = "jensen_shannon"
     """Between two features' profiles: the root of the Jensen-Shannon divergence, 1 - correlation, or that of their motifs, which tells

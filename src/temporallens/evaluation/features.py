@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from temporallens.activations.model_files import read_tokenizer
 from temporallens.activations.records import read_layout
@@ -19,6 +19,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.cluster_table import Context, Contexts
 from temporallens.evaluation.firings import Firings, find_firings
 from temporallens.evaluation.temporal_profiles import rotated
+from temporallens.settings import Settings
 
 DIGITS = 3
 """Significant digits of rates: more than sampling leaves of them."""
@@ -30,10 +31,8 @@ CELLS = 1 << 23
 """Rates of one table of draws, by feature and bin; features are taken in parts that keep within it."""
 
 
-class FeaturesPolicy(BaseModel):
+class FeaturesPolicy(Settings):
     """The `features` section of a study's evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     bins: int = Field(24, ge=2, le=256)
     """Bins of positions in a profile, at most, which widen with the logarithm; up to twice as many positions are bins of their own."""

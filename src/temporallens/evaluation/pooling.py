@@ -89,7 +89,7 @@ def pool(
     that of bins.
     """
     bins = int(bin_of[-1]) + 1
-    pooled = {name: torch.zeros(members.items, (bins if name == "bins" else 1) * features) for name in poolings}
+    pooled = {name: torch.zeros(members.items, (bins if name == "bins" else 1) * features, dtype=torch.float32) for name in poolings}
     for first, last in _chunks(members):
         text, column, item = (each[first:last] for each in members[:3])
         position = activations.position[text, column].long()

@@ -124,7 +124,7 @@ def best_columns(table: Float[Tensor, "T W"], tasks: Tasks, count: int) -> Int[T
     label = tasks.train_label[:, None].float()
     moments = []
     for chosen in (inside * label, inside * (1 - label)):
-        weight = torch.zeros(*inside.shape[:2], len(table)).scatter_add_(2, tasks.train[:, None].expand_as(inside), chosen)
+        weight = chosen.new_zeros(*inside.shape[:2], len(table)).scatter_add_(2, tasks.train[:, None].expand_as(inside), chosen)
         weight = weight.flatten(0, 1) / weight.sum(2).flatten()[:, None]
         mean = weight @ centred
         moments.append((mean, (weight @ centred.square() - mean.square()).clamp(min=0)))
@@ -170,7 +170,7 @@ def _sparse(table: Float[Tensor, "T W"], tasks: Tasks, chosen: Int[Tensor, "B Q 
     fits = torch.zeros(*chosen.shape[:2], x.shape[3], dtype=x.dtype)
     losses = []
     for c in SPARSE_GRID:
-        fits = logistic(x, label, inside, torch.full((len(x),), c), fits)
+        fits = logistic(x, label, inside, torch.full((len(x),), c, dtype=torch.float32), fits)
         losses.append(_held_out_loss((x[:, :-1] @ fits[:, :-1, :, None]).squeeze(3), label, tasks.fold))
     best = torch.tensor(SPARSE_GRID, dtype=x.dtype)[torch.stack(losses, 1).argmin(1)]
     fit = logistic(x[:, -1:], label, inside[:, -1:], best, fits[:, -1:])[:, 0]
@@ -241,13 +241,13 @@ def _dense(products: Float[Tensor, "T T"], tasks: Tasks) -> Probed:
     scale = torch.where(scale > 0, scale, 1.0)
     both = _factor(block / scale)
     label = tasks.train_label.float()
-    fits = Kernel(torch.zeros_like(inside), torch.zeros(len(rows), FOLDS + 1))
+    fits = Kernel(torch.zeros_like(inside), torch.zeros(len(rows), FOLDS + 1, dtype=torch.float32))
     losses = []
     for c in DENSE_GRID:
-        fits = kernel_logistic(both, label, inside, torch.full((len(rows),), c), fits)
+        fits = kernel_logistic(both, label, inside, torch.full((len(rows),), c, dtype=torch.float32), fits)
         logits = fits.weight[:, :-1] @ both.upper + fits.bias[:, :-1, None]
         losses.append(_held_out_loss(logits, label, tasks.fold))
-    best = torch.tensor(DENSE_GRID)[torch.stack(losses, 1).argmin(1)]
+    best = torch.tensor(DENSE_GRID, dtype=torch.float32)[torch.stack(losses, 1).argmin(1)]
     fit = kernel_logistic(both, label, inside[:, -1:], best, Kernel(fits.weight[:, -1:], fits.bias[:, -1:]))
     dual = torch.linalg.solve_triangular(both.upper, fit.weight.transpose(1, 2), upper=True)  # w is the sum of dual times row
     across = products[tasks.test[:, :, None], rows[:, None]] * real[:, None] / scale
@@ -263,9 +263,9 @@ class Factor(NamedTuple):
 
 
 def _factor(products: Float[Tensor, "B n n"]) -> Factor:
-    jitter = torch.full((len(products), 1, 1), JITTER)
+    jitter = torch.full((len(products), 1, 1), JITTER, dtype=torch.float32)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(products + jitter * torch.eye(products.shape[1]))
+        factor, failed = torch.linalg.cholesky_ex(products + jitter * torch.eye(products.shape[1], dtype=products.dtype))
         if not bool(failed.any()):
             return Factor(factor.contiguous(), factor.transpose(1, 2).contiguous())
         jitter = torch.where(failed[:, None, None] > 0, 10 * jitter, jitter)

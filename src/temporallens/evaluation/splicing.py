@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +31,7 @@ from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, 
 from temporallens.files import fingerprint, read_tensors, write_tensors
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
+from temporallens.settings import Settings
 
 FORMAT = "temporallens.splicing/1"
 LEAST_TOKENS = 3  # of a row: its first is excluded, and the last predicts nothing
@@ -38,10 +39,8 @@ Scope = Literal["kept", "all"]
 SCOPES: tuple[Scope, ...] = ("kept", "all")
 
 
-class SplicingPolicy(BaseModel):
+class SplicingPolicy(Settings):
     """The `splicing` section of a study's evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rows: int = Field(64, ge=1)
     """Held-out rows, evenly spaced. 64 of 128 tokens take a 135 M model about a minute on two cores, and half of that once the

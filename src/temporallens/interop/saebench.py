@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from temporallens import __version__
 from temporallens.activations.models import Layer
-from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.base import Dictionary, known_policy
 from temporallens.dictionaries.saving import load_dictionary, read_config
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.labelled import LabelledSet
@@ -197,18 +197,16 @@ def _config(
         raise TemporalLensError(
             f"this dictionary counts positions by the clock '{about.clock}', and SAEBench's protocol can tell the index in a row only"
         )
-    if isinstance(position_policy, int) and position_policy < 0:
-        raise TemporalLensError(f"positions start at 0; the position_policy {position_policy} is none: give a position or 'mean'")
     training = about.ours.get("training")
     return SAEConfig(
         model_name=model_name,
         d_in=dictionary.width,
         d_sae=dictionary.features,
-        hook_layer=0 if layer == "embed" else layer,
+        hook_layer=0 if layer == "embed" else int(layer),
         hook_name="blocks.0.hook_resid_pre" if layer == "embed" else f"blocks.{layer}.hook_resid_post",
         architecture=f"temporallens_{dictionary.kind}",
         prepend_bos=about.bos if prepend_bos is None else prepend_bos,
-        position_policy=dictionary.position_policy if position_policy is None else position_policy,
+        position_policy=known_policy(dictionary.position_policy if position_policy is None else position_policy),
         context_size=about.ours.get("positions"),
         training_tokens=int(training.get("tokens_seen", -1)) if isinstance(training, dict) else -1,
         temporallens={"arm": about.ours["arm"]} if "arm" in about.ours else {},

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.dictionaries.arms import Arm
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
+from temporallens.settings import Settings
 from temporallens.study.measures import OF_MODELS, Evaluation
 from temporallens.study.sources import Activations, positions_of
 from temporallens.training.policy import TrainingPolicy
@@ -28,11 +29,7 @@ def as_file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class OneSeed(Section):
+class OneSeed(Settings):
     """What is trained with the first seed only."""
 
     arms: tuple[Name, ...] = ()
@@ -57,7 +54,7 @@ class Training(NamedTuple):
     seed: int
 
 
-class Study(Section):
+class Study(Settings):
     """A whole study. Every arm is trained on every entry of `activations`, at every level, once for each seed."""
 
     name: Name
@@ -68,7 +65,7 @@ class Study(Section):
     """What to harvest. Entries of a model that differ in nothing but the layer are harvested in one pass."""
     arms: dict[Name, Arm] = Field(min_length=1)
     """The dictionaries to compare."""
-    levels: dict[str, Annotated[tuple[float, ...], Field(min_length=1)]] = {}
+    levels: dict[str, Annotated[tuple[float, ...], Field(min_length=1)]] = Field({})
     """Values of the field that sets an arm's sparsity (`k`, `sparsity`, `l0`): an arm that has it is trained at each. FVE is compared
     at the L0 values that `k` (or else `l0`) names."""
     training: TrainingPolicy
@@ -79,7 +76,7 @@ class Study(Section):
     """What is trained with the first seed only; every result of it is marked so."""
     evaluation: Evaluation = Evaluation()
     """What is measured of the dictionaries beyond reconstruction."""
-    notes: dict[str, str] = {}
+    notes: dict[str, str] = Field({})
     """What earlier records said of an arm, printed beside its own line."""
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of every stage; fixed threads give the same bits every time, null leaves the number to PyTorch."""
@@ -213,7 +210,5 @@ def _at_level(family: str, arm: Arm, value: float) -> Any:
     """The same arm at another level; raises ValueError with the arm's own reason where that contradicts it."""
     try:
         return arm.at_level(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"levels.{arm.level} = {value:g} does not suit arms.{family}: {reason[:1].lower()}{reason[1:]}") from error
+    except TemporalLensError as error:
+        raise ValueError(f"levels.{arm.level} = {value:g} does not suit arms.{family}: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import Arm
@@ -29,6 +29,7 @@ from temporallens.evaluation.positions import PositionsPolicy, measure_positions
 from temporallens.evaluation.probing_results import probing_gains
 from temporallens.evaluation.splicing import SplicingPolicy, measure_splicing
 from temporallens.files import read_json
+from temporallens.settings import Settings
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import snapshots_of, soft_of
 
@@ -42,10 +43,8 @@ ACROSS_SEEDS = ("positions", "clusters")
 """Sections that compare a dictionary with the same arm trained from other seeds."""
 
 
-class Evaluation(BaseModel):
+class Evaluation(Settings):
     """What is measured beyond reconstruction; a section that is left out is not measured, `{}` takes its defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     runs: Literal["shown", "all"] = "shown"
     """Which dictionaries: of each arm on each activations entry the first seed at the middle one of its levels, or every one."""

@@ -1,6 +1,8 @@
 """From a YAML file to a `Study`, or to one sentence that says which key is wrong, in which line, and what was meant."""
 
 import hashlib
+import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -12,6 +14,26 @@ from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_text
 from temporallens.study.config import Study
 from temporallens.study.sources import TAG
+
+SCIENTIFIC = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+"""Numbers such as 1e-4: PyYAML, which reads YAML 1.1, takes them for text unless they have a point and a sign."""
+OCTAL = re.compile(r"[-+]?0[0-9_]+")
+SIXTIETHS = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?")
+
+
+STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's, which knows numbers as YAML 1.2 and people write them."""
+
+
+class Dumper(yaml.SafeDumper):
+    """The same, so that it puts in quotes what `Loader` would take for a number."""
+
+
+for kind in (Loader, Dumper):
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+.0123456789"))
 
 LARGEST_FILE = 1 << 20
 """Bytes; a study is a page of text, so more is a mistake (or an attack) that is refused before it is parsed."""
@@ -70,7 +92,7 @@ def _study_in(text: str, path: Path, model: str | None) -> StudyFile:
         return StudyFile(study, text)
     replaced = study.with_model(model)
     header = f"# Written by --model {model}, which replaced the model of every entry of {path.name}.\n"
-    return StudyFile(replaced, header + yaml.safe_dump(replaced.model_dump(mode="json"), sort_keys=False))
+    return StudyFile(replaced, header + yaml.dump(replaced.model_dump(mode="json"), Dumper=Dumper, sort_keys=False))
 
 
 def _with_tuples(content: Any) -> Any:
@@ -113,11 +135,11 @@ def _text_of(path: Path) -> str:
 def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
     """The tree of nodes (which know their lines) and the plain values of a YAML text."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text)
         root = loader.get_single_node()
         if root is None:
             raise TemporalLensError(f"{path} is empty: it should be a study file (YAML)")
-        _refuse_duplicates(root, path)
+        _refuse_traps(root, path)
         return root, loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -132,11 +154,14 @@ def _one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _refuse_duplicates(root: yaml.Node, path: Path) -> None:
-    """YAML readers keep the last of two equal keys and say nothing; a study must not lose a setting that way."""
+def _refuse_traps(root: yaml.Node, path: Path) -> None:
+    """What YAML reads otherwise than it looks. Of two equal keys readers keep the last and say nothing; a study must not lose a
+    setting that way."""
     waiting, visited = [root], set()
     while waiting:
         node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            _refuse_hidden_base(node, path)
         if id(node) in visited or not isinstance(node, yaml.CollectionNode):
             continue
         visited.add(id(node))
@@ -148,12 +173,25 @@ def _refuse_duplicates(root: yaml.Node, path: Path) -> None:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise TemporalLensError(f"{path}:{line}: a key must be a plain word")
+            if key.tag not in {STRING, MERGE}:
+                raise TemporalLensError(f"{path}:{line}: the key {key.value} is read as a number, date or truth value: put it in quotes")
             if key.value in lines:
                 raise TemporalLensError(
                     f"{path}:{line}: the key '{key.value}' stands here a second time (first in line {lines[key.value]})"
                 )
             lines[key.value] = line
-            waiting.append(value)
+            waiting += [key, value]
+
+
+def _refuse_hidden_base(node: yaml.ScalarNode, path: Path) -> None:
+    """To YAML 1.1, 010 is 8 and 1:20 is 80."""
+    written = node.value
+    if not node.tag.endswith((":int", ":float")):
+        return
+    hidden = "octal (a leading 0)" if OCTAL.fullmatch(written) else "in sixtieths (a colon)" if SIXTIETHS.fullmatch(written) else None
+    if hidden:
+        place = f"{path}:{node.start_mark.line + 1}"
+        raise TemporalLensError(f"{place}: YAML reads the number {written} as {hidden}; write it plainly, or in quotes where it is text")
 
 
 def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
@@ -210,6 +248,8 @@ def _lower(message: str) -> str:
 def _short(value: object) -> str:
     if value is None:
         return "empty"
+    if isinstance(value, date):
+        return f"the date {value}"
     text = repr(value) if not isinstance(value, dict | tuple) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     return text if len(text) <= 60 else text[:57] + "..."
 

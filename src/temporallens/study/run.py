@@ -13,6 +13,7 @@ import torch
 
 from temporallens.activations.harvest import harvest_policy
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
@@ -82,6 +83,7 @@ def refuse_foreign_folder(study: Study, folder: Path) -> None:
         raise TemporalLensError(f"{folder} is not empty and holds no study; choose an empty output folder with --out")
 
 
+@own_defaults()
 def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: Callable[[str], None] = lambda line: None) -> None:
     """Do every stage up to and including those of the kind `up_to` that is not finished yet; raises TemporalLensError."""
     study, text = study_file

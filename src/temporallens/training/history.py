@@ -34,8 +34,9 @@ class Window:
     """Sums over the steps since the last logged one; they stay on the device, so that a step never waits for them."""
 
     def __init__(self, positions: int, device: torch.device) -> None:
-        self.sums = {name: torch.zeros((), device=device) for name in ("loss", "mse_loss", "sparsity_loss")}
-        self.by_position = {name: torch.zeros(positions, device=device) for name in ("position_loss", "position_l0", "position_count")}
+        nothing = torch.zeros(positions, dtype=torch.float32, device=device)
+        self.sums = {name: nothing.new_zeros(()) for name in ("loss", "mse_loss", "sparsity_loss")}
+        self.by_position = {name: nothing.clone() for name in ("position_loss", "position_l0", "position_count")}
         self.losses: list[Tensor] = []  # of each step
         self.steps = 0
 

@@ -1,17 +1,13 @@
 """How every arm of a study is trained: one frozen section, the same for all, so that arms differ in nothing else."""
 
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from temporallens.precision import AskedPrecision
+from temporallens.settings import Settings
 
 
-class TrainingPolicy(BaseModel):
+class TrainingPolicy(Settings):
     """The `training:` section of a study."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(2000, ge=1)
     """Optimizer steps; each sees one batch."""
@@ -53,14 +49,6 @@ class TrainingPolicy(BaseModel):
     snapshots: int = Field(0, ge=0, le=100)
     """Dictionaries that are kept along the way, at equal distances, to see how features come about. The one before a mask hardens is
     always kept."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
-        """Python's `True` is a 1; a setting that says `true` was not meant as one."""
-        if isinstance(value, bool):
-            raise PydanticCustomError("truth_value", "a number is needed here, neither True nor False")
-        return value
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at this step: linear warm-up, constant, linear decay."""

@@ -55,4 +55,4 @@ def _trusted(count: Float[Tensor, " P"], distance: Float[Tensor, " P"], within: 
 def flat_scales(positions: int, width: int) -> PositionScales:
     """Positions of which nothing is known: all alike."""
     ones = torch.ones(positions, dtype=torch.float64)
-    return PositionScales(ones / positions, ones, torch.zeros(positions, width), ones.float())
+    return PositionScales(ones / positions, ones, torch.zeros(positions, width, dtype=torch.float32), ones.float())

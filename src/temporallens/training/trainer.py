@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import ValidationError
 from torch import Tensor
 
 from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
-from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path, write_json
 from temporallens.memory import keep_freed_memory
 from temporallens.precision import DTYPES, precision
@@ -219,6 +219,7 @@ def _column(weights: PositionWeights | None, positions: int) -> np.ndarray:
     return np.ones(positions, dtype=np.float32) if weights is None else weights.weights.cpu().numpy()
 
 
+@own_defaults()
 def train_arms(
     store: ActivationStore, runs: Sequence[ArmRun], policy: TrainingPolicy, out: Path | str, device: str | None = None
 ) -> dict[str, TrainedArm]:
@@ -392,19 +393,8 @@ def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path |
     out = user_path(out)
     if (out / "training.json").exists():
         raise TemporalLensError(f"{out} already holds a trained dictionary; remove it or choose another folder")
-    try:
-        settings = TrainingPolicy(steps=steps, **policy)
-    except ValidationError as error:
-        raise TemporalLensError(_complaint(error)) from error
+    settings = TrainingPolicy(steps=steps, **policy)
     opened = store if isinstance(store, ActivationStore) else ActivationStore(store)
     run = ArmRun(out.name, arm, seed)
     with locked(out):
         return train_arms(opened, [run], settings, out.parent)[run.name]
-
-
-def _complaint(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return f"there is no training setting '{name}'{did_you_mean(name, TrainingPolicy.model_fields)}"
-    return f"the training setting {name} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"

@@ -1,0 +1,77 @@
+"""The one base of all settings: frozen, strict about their names, and refused with one sentence.
+
+Inside a larger model, or through `model_validate`, pydantic's own ValidationError is raised, from which the reader of study files
+makes a sentence that names file and line. Who calls a class of settings in Python gets a TemporalLensError at once.
+"""
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from temporallens.errors import TemporalLensError, did_you_mean
+
+if TYPE_CHECKING:
+    _Refusing = type  # what pydantic has told type checkers of fields holds
+else:
+
+    class _Refusing(type(BaseModel)):
+        """pydantic makes nested models without calling their class, so what is caught here is the outermost call alone."""
+
+        def __call__(cls, *arguments: Any, **fields: Any) -> Any:
+            for name in fields.keys() & cls.model_fields.keys():
+                if _is_truth_value(fields[name]) and not _may_be_true(cls.model_fields[name].annotation):  # to Python, True is a 1
+                    raise TemporalLensError(f"{name} is {fields[name]}: a number or a word is needed here, neither True nor False")
+            try:
+                return super().__call__(*arguments, **fields)
+            except ValidationError as error:
+                raise TemporalLensError(complaint(error, cls, fields)) from error
+
+
+class Settings(BaseModel, metaclass=_Refusing):
+    """Frozen settings that refuse what they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _is_truth_value(value: object) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")  # NumPy's and PyTorch's too
+
+
+def _may_be_true(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
+
+
+def complaint(error: ValidationError, settings: type[BaseModel], fields: dict[str, Any]) -> str:
+    """The sentence for the first thing that is wrong with `fields` as values for `settings`."""
+    found = error.errors(include_url=False)
+    first, name = found[0], _name(found[0]["loc"], fields)
+    key = str(first["loc"][-1]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        return f"{settings.__name__} has no setting '{key}'{did_you_mean(key, settings.model_fields)}"
+    if first["type"] == "missing":
+        return f"{name or settings.__name__} needs the setting '{key}'"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    messages = [_lower(details["msg"]) for details in found if _name(details["loc"], fields) == name]
+    return f"{name} is {_short(first['input'])}: {' or '.join(dict.fromkeys(messages))}"
+
+
+def _name(location: tuple[int | str, ...], fields: Any) -> str:
+    """pydantic's location without the members of unions that it names too: they are no keys of the values."""
+    names, value = [], fields
+    for part in location:
+        entries: Any = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if isinstance(entries, dict) and part in entries:
+            names.append(str(part))
+            value = entries[part]
+    return ".".join(names)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
