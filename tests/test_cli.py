@@ -488,7 +488,7 @@ def test_import_refuses_what_is_no_activations(tmp_path: Path, array: np.ndarray
         ("tokens", np.full((4, 3), np.nan), "tokens should hold integers; this array holds float64"),
         ("documents", np.array(list("abcd")), "documents should hold integers; this array holds <U1"),
         ("documents", np.arange(3), "documents has shape (3,), the activations need (4,)"),
-        ("mask", np.full((4, 3), "x"), "mask should hold true and false, or numbers; this array holds <U1"),
+        ("mask", np.full((4, 3), "x"), "mask should hold true and false, or 1 and 0; this array holds <U1"),
     ],
 )
 def test_import_refuses_companions_that_are_none(tmp_path: Path, name: str, array: np.ndarray, sentence: str) -> None:
@@ -496,6 +496,31 @@ def test_import_refuses_companions_that_are_none(tmp_path: Path, name: str, arra
     np.save(tmp_path / "companion.npy", array)
     assert sentence in refusal("import", tmp_path / "x.npy", "--out", tmp_path / "store", f"--{name}", tmp_path / "companion.npy")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_one_file_may_hold_everything_and_nothing_in_it_is_passed_over_in_silence(tmp_path: Path, ending: str) -> None:
+    x, mask = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32), np.ones((4, 3), bool)
+    mask[0, 1] = False
+    arrays = {"x": x, "mask": mask, "documents": np.array([0, 0, 1, 1]), "labels": np.zeros(4)}
+    path, out = tmp_path / f"all.{ending}", tmp_path / "store"
+    np.savez(path, **arrays) if ending == "npz" else save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+    result = call("import", path, "--out", out)
+    read = f"all.{ending} holds 4 arrays: 'x' as activations, 'mask' as mask, 'documents' as documents; not read: 'labels'\n"
+    assert (result.exit_code, result.stdout) == (0, f"{read}11 activations of width 2 from 4 sequences: {out}\n")
+    assert ActivationStore(out).documents == 2
+
+
+def test_an_array_of_a_file_can_be_named(tmp_path: Path) -> None:
+    there = np.ones((4, 3))
+    there[2, 1] = 0
+    a = tmp_path / "a.npz"
+    np.savez(a, acts=np.ones((4, 3, 2), np.float32), there=there, mask=np.tri(4, 3))
+    assert "\n9 activations" in call("import", f"{a}:acts", "--out", tmp_path / "beside").stdout
+    assert "\n11 activations" in call("import", a, "--name", "acts", "--mask", f"{a}:there", "--out", tmp_path / "named").stdout
+    assert "\n9 activations" in call("import", a, "--name", "acts", "--mask", a, "--out", tmp_path / "same").stdout
+    assert refusal("import", a, "--out", tmp_path / "x") == f"{a} holds 3 arrays (acts, mask, there); name the one to read"
+    assert "no array 'thera'; did you mean 'there'?" in refusal("import", f"{a}:acts", "--mask", f"{a}:thera", "--out", tmp_path / "x")
 
 
 def test_import_names_what_is_wrong_with_a_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from temporallens.dictionaries.arms import ARMS
 from temporallens.dictionaries.base import Dead
 from temporallens.dictionaries.batchtopk import BatchTopK
 from temporallens.dictionaries.positional import Positional
@@ -132,6 +133,80 @@ def test_positions_of_sequences_are_implied_and_of_loose_rows_demanded():
         dictionary.encode(x, positions - 1)
     with pytest.raises(TemporalLensError, match="width 5 do not fit this dictionary of width 12"):
         dictionary.encode(torch.randn(2, 5), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        [1, 2],
+        (1.0, 2),
+        np.array([1, 2], ">i4"),
+        np.array([1, 2], np.uint64),
+        np.array([1, 2], np.float16),
+        np.ma.masked_array([1, 2], mask=[0, 0]),
+        torch.tensor([1, 2], dtype=torch.uint8),
+        torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
+    ],
+)
+def test_positions_are_whole_numbers_of_any_type(positions):
+    dictionary, x = built(Positional(features=20, k=3, groups="positions", centre="position")), torch.randn(2, WIDTH)
+    dictionary.mask.logits.data, dictionary.position_offset = torch.randn(POSITIONS, 20), torch.randn(POSITIONS, WIDTH)
+    assert torch.equal(dictionary.encode(x, positions), dictionary.encode(x, torch.tensor([1, 2])))
+    assert torch.equal(dictionary(x, positions), dictionary(x, torch.tensor([1, 2])))
+
+
+@pytest.mark.parametrize("arm", [BatchTopK(features=20, k=3), Positional(features=20, k=3, groups=4)])
+@pytest.mark.parametrize(
+    ("positions", "sentence"),
+    [
+        ([1.7, 2], "should be whole numbers; one of these is 1.7"),
+        ([float("nan"), 1], "should be whole numbers; one of these is nan"),
+        (torch.tensor([1.0, float("inf")]), "should be whole numbers; one of these is inf"),
+        ([True, False], "should be whole numbers; these are a list that holds bool"),
+        (torch.tensor([True, False]), "should be whole numbers; these are bool in a tensor"),
+        (["a", "b"], "should be whole numbers; these are a list that holds"),
+        ([[1], [2, 3]], "lists of different lengths"),
+        ([1, -2], "positions start at 0; the smallest of these is -2"),
+        ([1, 2, 3], r"positions of shape \(3,\) do not fit activations of shape \(2, 12\)"),
+        (np.array([1 << 63, 1], np.uint64), "should be whole numbers; these are uint64 in an array"),
+        (np.ma.masked_array([1, 2], mask=[0, 1]), "some of the positions are masked"),
+    ],
+)
+def test_what_is_no_position_is_refused(arm, positions, sentence):
+    with pytest.raises(TemporalLensError, match=sentence):
+        built(arm).encode(torch.randn(2, WIDTH), positions)
+
+
+@pytest.mark.parametrize("policy", [True, -1, 1.5, "median", [1, 2]])
+def test_a_position_policy_that_is_none_is_refused(policy, folder):
+    arm, x = Positional(features=20, k=3, groups=4), torch.randn(2, WIDTH)
+    dictionary = built(arm)
+    dictionary.position_policy = np.int64(3)
+    assert torch.equal(dictionary.encode(x), dictionary.encode(x, [3, 3]))
+    assert dictionary.encode(x[None, None]).shape == (1, 1, 2, 20)
+    save_dictionary(dictionary, folder, arm, POSITIONS)
+    assert load_dictionary(folder).position_policy == 3
+    dictionary.position_policy = policy
+    with pytest.raises(TemporalLensError, match="it should be a position"):
+        dictionary.encode(x)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("kind", ARMS)
+def test_nan_and_infinity_are_errors_with_and_without_gradients(kind, wrong):
+    given = {"features": 40, "k": 3, "l0": 3, "groups": 4}
+    dictionary = built(ARMS[kind](**{name: value for name, value in given.items() if name in ARMS[kind].model_fields}))
+    x, positions, codes = torch.randn(4, WIDTH), torch.arange(4), torch.zeros(4, 40)
+    x[2, 3] = codes[1, 0] = wrong
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            for call in (dictionary.encode, dictionary, dictionary.ungated):
+                with pytest.raises(TemporalLensError, match=r"the activations hold NaN or infinity.* in row 2"):
+                    call(x, positions)
+            with pytest.raises(TemporalLensError, match=r"the activations hold NaN or infinity.* in row 0, 2"):
+                dictionary.encode(x[None])
+            with pytest.raises(TemporalLensError, match=r"the codes decode to NaN or infinity.* in row 1"):
+                dictionary.decode(codes, positions)
 
 
 @pytest.mark.parametrize("arm", [Standard(features=20), BatchTopK(features=20, k=3), Positional(features=20, k=3, groups=4)])

@@ -65,6 +65,23 @@ def test_stored_activations_are_the_models(llama: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "layer-2" / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize("layer", [np.int64(1), np.uint8(1), np.array(1), torch.tensor(1), "1"])
+def test_a_layer_is_a_whole_number_of_any_type(llama: str, tmp_path: Path, layer: Any) -> None:
+    store = harvest(llama, layer, TEXTS, context_length=16, out=tmp_path / "one", max_tokens=64)
+    assert isinstance(store, ActivationStore)
+    assert store.manifest.description.source["layer"] == 1
+    several = harvest(llama, torch.tensor([0, 1]), TEXTS, context_length=16, out=tmp_path / "several", max_tokens=64)
+    assert isinstance(several, dict)
+    assert list(several) == [0, 1]
+    assert (tmp_path / "several" / "layer-1" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("layer", [True, torch.tensor(True), [0, True], np.array([True])])
+def test_a_truth_value_is_no_layer(llama: str, tmp_path: Path, layer: Any) -> None:
+    with pytest.raises(TemporalLensError, match=r"^layer is True: a number or a word is needed here"):
+        harvest(llama, layer, TEXTS, out=tmp_path / "out")
+
+
 def test_split_rows_hold_whole_documents_in_order(llama: str, tmp_path: Path) -> None:
     store = harvest(llama, 1, TEXTS, context_length=16, out=tmp_path / "out")
     assert isinstance(store, ActivationStore)

@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(saved: Path, tmp_path: Path)
         probe(layer=3)
     with pytest.raises(TemporalLensError, match="does not say which model and layer it was trained on: name both"):
         tl.interop.saebench.wrap(dictionary("positional"))
-    with pytest.raises(TemporalLensError, match="position_policy -1 is none"):
+    with pytest.raises(TemporalLensError, match="the position_policy is -1: it should be a position"):
         tl.interop.saebench.wrap(saved, position_policy=-1)
     clocked = tmp_path / "clocked"
     metadata = {"source": {"kind": "model", "model": "tiny", "layer": LAYER}, "policies": {"clock": "sentence"}}

@@ -125,6 +125,18 @@ def test_a_token_that_the_store_lacks_or_a_rule_excludes_is_no_neighbour(tmp_pat
     assert (5, 3) not in seen
 
 
+def test_neighbours_across_a_hole_are_no_neighbours(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 6, 4)).astype(np.float32)
+    mask = np.ones((40, 6), bool)
+    mask[:, 3] = False
+    loader = small(store_arrays(x, tmp_path / "store", mask=mask), batch_size=32, neighbours=True)
+    for _ in range(20):
+        batch = next(loader)
+        assert set(batch.position.tolist()) == {1, 2, 4, 5}
+        assert torch.equal(batch.paired, (batch.position == 2) | (batch.position == 5))
+    loader.close()
+
+
 def test_too_little_for_one_batch_is_said(tmp_path):
     tiny = store_arrays(np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32), tmp_path / "store")
     loader = Loader(tiny, np.arange(3), batch_size=64, seed=0)

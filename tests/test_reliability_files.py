@@ -24,6 +24,7 @@ from temporallens.files import abandon, locked, read_json, read_tensors, tensor_
 from temporallens.study.reading import read_kept, write_kept
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, load_checkpoint, other_checkpoints, save_checkpoint
 
+SHARED = torch.arange(6.0)
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3.0), "flags": torch.tensor([True, False])}
 VALUE = {"stage": "train/a", "finished": True, "fve": [0.8312, None, 1e-05], "nested": {"checksum": 1}}
 
@@ -278,3 +279,23 @@ def test_every_sentence_is_listed_in_the_documentation_with_what_to_do() -> None
     assert all(sentence.remedy for sentence in sentences())
     page = PAGE.read_text("utf-8")
     assert with_list(page) == page, "run `python -m benchmarks.errors`"
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"one": torch.tensor(3.0).expand(1), "row": torch.arange(3.0)[None].T, "many": torch.tensor(3.0).expand(2, 1, 3)},
+        {"whole": SHARED, "part": SHARED[2:5], "turned": SHARED.view(2, 3).T, "stepped": SHARED[::2]},
+        {
+            "scalar": torch.tensor(2.0),
+            "empty": torch.zeros(0, 3),
+            "parameter": torch.nn.Parameter(torch.ones(1)),
+        },
+        {"bits": torch.tensor([[1.0], [2.0]], dtype=torch.bfloat16).T, "truth": torch.tensor(True).expand(1, 1)},
+    ],
+)
+def test_tensors_of_any_stride_are_written_as_they_read(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    digest = write_tensors(tmp_path / "x.safetensors", tensors)
+    back, _ = read_tensors(tmp_path / "x.safetensors", "a test")
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert digest == tensor_digest(back) == tensor_digest(tensors)

@@ -1,5 +1,6 @@
 """The store: rows keep their place, interruptions cost nothing, damage is named."""
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from temporallens.activations.importing import read_array, store_arrays
 from temporallens.activations.moments import FIRST, NORM
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, TemporalLensWarning
 from temporallens.files import sha256, write_json
 
+ONES = np.ones((4, 3, 2), np.float32)
 DESCRIPTION = StoreDescription(source={"kind": "test"}, policies={"clock": "index"}, width=3, dtype="float32", positions=8)
 
 
@@ -125,6 +127,79 @@ def test_masks_tokens_and_documents_follow_their_rows(tmp_path):
     assert torch.equal(rows.x, torch.from_numpy(x[mask]))
 
 
+def test_a_hole_keeps_the_positions_of_what_follows_it(tmp_path):
+    x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
+    mask = np.ones((3, 5), bool)
+    mask[0, 2], mask[1, :2], mask[2, [0, 3]] = False, False, False
+    store = store_arrays(x, tmp_path / "store", mask=mask)
+    rows = store.read(np.arange(3))
+    assert rows.position.tolist() == [0, 1, 3, 4, 0, 1, 2, 0, 1, 3]
+    assert torch.equal(rows.index, rows.position)
+    assert torch.equal(rows.document_position, rows.position)
+    assert torch.equal(rows.x, torch.from_numpy(x[mask]))
+    assert (rows.excluded & FIRST > 0).nonzero()[:, 0].tolist() == [0, 4, 7]
+    assert store.manifest.description.policies["rows"] == "arrays, holes kept"
+
+
+def test_arrays_without_holes_are_described_as_ever(tmp_path):
+    x, mask, tokens = np.ones((2, 3, 2), ">f4"), np.array([[0, 1, 1], [1, 1, 0]]), np.arange(6).reshape(2, 3)
+    description = store_arrays(x, tmp_path / "store", mask=mask, tokens=tokens).manifest.description
+    everything = b"".join(array.tobytes() for array in (x, mask, tokens, np.arange(2)))
+    assert description.source["sha256"] == hashlib.sha256(everything).hexdigest()
+    assert description.policies["rows"] == "arrays"
+
+
+def test_what_is_masked_is_absent(tmp_path):
+    x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
+    hidden = np.zeros((3, 5), bool)
+    hidden[0, 2] = hidden[1, 4] = True
+    masked = np.ma.masked_array(np.where(hidden[..., None], np.nan, x), mask=np.repeat(hidden[..., None], 2, 2))
+    rows = store_arrays(masked, tmp_path / "x").read(np.arange(3))
+    assert torch.equal(rows.x, torch.from_numpy(x[~hidden]))
+    assert rows.position[:4].tolist() == [0, 1, 3, 4]
+    given = np.ma.masked_array(np.ones((3, 5)), mask=hidden)
+    assert torch.equal(store_arrays(x, tmp_path / "mask", mask=given).read(np.arange(3)).position, rows.position)
+    assert torch.equal(store_arrays(list(masked), tmp_path / "list").read(np.arange(3)).x, rows.x)
+    also = np.arange(5) < np.array([[5], [5], [3]])
+    assert store_arrays(masked, tmp_path / "both", mask=also).rows == 11
+    tokens = np.ma.masked_array(np.arange(15).reshape(3, 5), mask=hidden)
+    assert store_arrays(x, tmp_path / "tokens", tokens=tokens).read(np.arange(3)).token[:5].tolist() == [0, 1, -1, 3, 4]
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "<f8", ">f2", np.longdouble, "list", "mapped", "read-only", "reversed"])
+def test_activations_of_any_layout_are_the_same_numbers(tmp_path, kind):
+    x = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float16)
+    np.save(tmp_path / "x.npy", np.asfortranarray(x))
+    changed = {
+        "list": lambda: x.astype(float).tolist(),
+        "mapped": lambda: np.load(tmp_path / "x.npy", mmap_mode="r"),
+        "read-only": lambda: np.lib.stride_tricks.as_strided(x, writeable=False),
+        "reversed": lambda: x[::-1].copy()[::-1],
+    }
+    store = store_arrays(changed[kind]() if kind in changed else x.astype(kind), tmp_path / "store")
+    assert torch.equal(store.read(np.arange(3)).x, torch.from_numpy(x.astype(np.float32)).flatten(0, 1))
+
+
+def test_companions_may_be_tensors_of_any_type(tmp_path):
+    x, mask = torch.randn(3, 4, 2), torch.ones(3, 4)
+    mask[1, 2] = 0
+    wanted = store_arrays(x, tmp_path / "plain", mask=mask.bool().numpy(), tokens=np.ones((3, 4), int), documents=np.arange(3))
+    companions = {"mask": mask.bfloat16(), "tokens": torch.ones(3, 4, dtype=torch.int32), "documents": torch.arange(3).byte()}
+    store = store_arrays(x.mT.contiguous().mT.requires_grad_(), tmp_path / "store", **companions)
+    for found, expected in zip(store.read(np.arange(3)), wanted.read(np.arange(3)), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_norm_rule_without_a_typical_norm_says_so_and_leaves_nothing_out(tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.random((10, 20, 3)) * (generator.random((10, 20, 1)) < 0.3)
+    with pytest.warns(TemporalLensWarning, match="more than half of the activations are 0, .* leaves none out"):
+        store = store_arrays(x, tmp_path / "store")
+    assert store.moments.excluded_norm.sum() == 0
+    assert store.moments.count.sum() == 190
+    store_arrays(np.where(x > 0.999, x, 0) * 0, tmp_path / "zeros")  # where all are 0 the rule would leave out none anyway
+
+
 def test_activations_straight_from_a_network_are_stored(tmp_path, world):
     x = torch.from_numpy(world).requires_grad_()
     store = store_arrays(x * 1, tmp_path / "store")
@@ -147,6 +222,18 @@ def test_bfloat16_holds_what_float16_would_lose(tmp_path):
         (np.ones((4, 3, 2), np.float32), {"tokens": np.zeros((4, 2))}, "tokens has shape"),
         (np.ones((4, 3, 2), np.float32), {"mask": np.eye(4)[:, :3]}, "sequence 3 is masked out"),
         (np.ones((4, 1, 2), np.float32), {}, "every row .* is excluded"),
+        (np.ones((4, 3, 2), complex), {}, "must be floating point; this array holds complex128"),
+        (torch.ones(4, 3, 2, device="meta"), {}, "has no values"),
+        (torch.ones(4, 3, 2).to_sparse(), {}, "nested, sparse or quantised"),
+        ({"x": np.ones((4, 3, 2))}, {}, "should be an array, and this is a dict: take one of its arrays"),
+        ("x.npz", {}, "should be an array, and this is a str: read a file"),
+        ([[[1.0]], [[1.0], [2.0]]], {}, "should be one array"),
+        (np.ma.masked_array(ONES, mask=np.arange(24).reshape(4, 3, 2) == 9), {}, r"at \[1, 1\] is masked in 1 of 2 dimensions"),
+        (ONES, {"mask": np.where(np.eye(4)[:, :3], np.nan, 1)}, r"mask at \[0, 0\] is nan: it should be 1"),
+        (ONES, {"mask": np.eye(4)[:, :3] - 1}, r"mask at \[0, 1\] is -1.0: it should be 1"),
+        (ONES, {"mask": np.full((4, 3), 2)}, r"mask at \[0, 0\] is 2: it should be 1"),
+        (ONES, {"tokens": np.full((4, 3), 1 << 63, np.uint64)}, r"integers below 2\^63"),
+        (ONES, {"documents": np.ma.masked_array(np.arange(4), mask=[0, 1, 0, 0])}, r"documents at \[1\] is masked"),
     ],
 )
 def test_arrays_that_cannot_be_stored_are_refused_with_the_reason(tmp_path, x, options, sentence):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import as_file_name, variant_name
 from temporallens.study.plan import plan_study
-from temporallens.study.reading import read_study
+from temporallens.study.reading import read_kept, read_study, write_kept
 from temporallens.study.stages import Stage, stages_of
 from tiny_models import tiny_model
 from tiny_studies import LEVELED, VALID, documents
@@ -93,13 +93,19 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
         ("steps: 12", "steps: 12\n  warmup: .inf", "study.yaml:22: training.warmup is inf: input should be a finite number"),
         ("groups: 3", "groups: 16", "study.yaml: arms.positional does not fit activations.low: 16 groups cannot divide 16 positions"),
         ("layer: 2, ", "layer: 2, clock: sentense, ", "study.yaml:10: activations.high.clock: there is no clock 'sentense'; did you mean"),
-        ("name: tiny", "name: 1790-01-08", "study.yaml:1: name is read as datetime.date(1790, 1, 8), which is no text: put it in quotes"),
+        ("name: tiny", "name: 1790-01-08", "study.yaml:1: name is read as the date 1790-01-08, which is no text: put it in quotes"),
         ("    kind: standard\n    features: 48\n", "", "study.yaml:12: arms.standard is empty: it should be a mapping of keys to values"),
         ("seeds: [0]", "name: other", "study.yaml:25: the key 'name' stands here a second time (first in line 1)"),
         ("seeds: [0]", "seeds: [0", "study.yaml:26 is not valid YAML: "),
         ("seeds: [0]", "? [a]\n: 1", "study.yaml:25: a key must be a plain word"),
         ("steps: 12", "steps: true", "study.yaml:21: training.steps is True: "),
         ("steps: 12", 'steps: "12"', "study.yaml:21: training.steps is '12': input should be a valid integer"),
+        ("seeds: [0]", "seeds: [010]", "study.yaml:25: YAML reads the number 010 as octal (a leading 0); write it plainly"),
+        ("steps: 12", "steps: 1:20", "study.yaml:21: YAML reads the number 1:20 as in sixtieths (a colon); write it plainly"),
+        ("steps: 12", "steps: 12\n  learning_rate: '1e-4'", "study.yaml:22: training.learning_rate is '1e-4': input should be a valid"),
+        ("name: tiny", "name: 1e5", "study.yaml:1: name is read as 100000.0, which is no text: put it in quotes"),
+        ("name: tiny", "name: off", "study.yaml:1: name is read as False, which is no text: put it in quotes"),
+        ("  low: ", "  1e5: ", "study.yaml:9: the key 1e5 is read as a number, date or truth value: put it in quotes"),
         ("seeds: [0]", "seeds: [false]", "study.yaml:25: seeds.0 is False: input should be a valid integer"),
         ("seeds: [0]", "seeds: 0", "study.yaml:25: seeds is 0: it should be a list, in square brackets"),
         ("seeds: [0]", "seeds:\n  - -1", "study.yaml:26: seeds.0 is -1: input should be greater than or equal to 0"),
@@ -125,6 +131,23 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
 )
 def test_a_mistake_is_told_in_one_sentence_with_its_line(write: Callable[..., Path], old: str, new: str, sentence: str) -> None:
     assert refusal(write((old, new))).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("1e-4", 1e-4), ("1E-4", 1e-4), ("+1e-3", 1e-3), ("1.e-5", 1e-5), (".5e-3", 5e-4), ("1.0e-4", 1e-4), ("2", 2.0), ("0.001", 1e-3)],
+)
+def test_numbers_are_read_as_people_write_them(write: Callable[..., Path], written: str, read: float) -> None:
+    study = read_study(write(("steps: 12", f"steps: 1_2\n  learning_rate: {written}"))).study
+    assert (study.training.learning_rate, study.training.steps) == (read, 12)
+
+
+def test_a_kept_study_whose_words_look_like_numbers_is_read_back(write: Callable[..., Path], tmp_path: Path) -> None:
+    replaced = read_study(write(("name: tiny", "name: '1e5'")), model="another")
+    kept = tmp_path / "kept.yaml"
+    write_kept(kept, replaced.text)
+    assert read_kept(kept).study == replaced.study
+    assert replaced.study.name == "1e5"
 
 
 def test_the_first_of_several_mistakes_is_told(write: Callable[..., Path]) -> None:

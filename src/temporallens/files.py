@@ -228,7 +228,7 @@ def in_order(tensor: Any) -> Any:
     import torch
 
     plain = tensor.detach().cpu()
-    wanted = torch.empty(plain.shape, device="meta").stride()
+    wanted = torch.empty(plain.shape, dtype=plain.dtype, device="meta").stride()
     return plain if plain.stride() == wanted else plain.clone(memory_format=torch.contiguous_format)
 
 

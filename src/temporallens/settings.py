@@ -44,7 +44,9 @@ def _may_be_true(annotation: Any) -> bool:
 def complaint(error: ValidationError, settings: type[BaseModel], fields: dict[str, Any]) -> str:
     """The sentence for the first thing that is wrong with `fields` as values for `settings`."""
     found = error.errors(include_url=False)
-    first, name = found[0], _name(found[0]["loc"], fields)
+    own = [details for details in found if details["loc"][:1] == found[0]["loc"][:1]]
+    first = max(own, key=lambda details: len(_name(details["loc"], fields)))  # of the members of a union the one that got furthest
+    name = _name(first["loc"], fields)
     key = str(first["loc"][-1]) if first["loc"] else ""
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         return f"{settings.__name__} has no setting '{key}'{did_you_mean(key, settings.model_fields)}"

@@ -287,8 +287,9 @@ def _array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, str | Path | Mapping):
         remedy = "take one of its arrays" if isinstance(value, Mapping) else "read a file with importing.read_array"
         raise TemporalLensError(f"{name} should be an array, and this is a {type(value).__name__}: {remedy}")
+    masked = isinstance(value, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in value)
     try:
-        array = np.asanyarray(value)
+        array = np.ma.stack(value) if masked else np.asanyarray(value)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise TemporalLensError(f"{name} should be one array; of a {type(value).__name__} NumPy makes none: {error}") from error
     return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)

@@ -141,7 +141,7 @@ class Loader:
         if before is not None:
             place = before[first:last]
             batch = batch._replace(
-                previous=rows.x[place], paired=place != torch.arange(first, last), previous_position=rows.position[place]
+                previous=rows.x[place], paired=place != torch.arange(first, last, device="cpu"), previous_position=rows.position[place]
             )
         if last + self._batch_size <= len(rows.x):
             self._cursor = self._cursor._replace(row=last)
@@ -175,8 +175,8 @@ def _part(rows: Batch, first: int, last: int) -> Batch:
 
 def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
     """Where among the shuffled rows the token before each of them is, or the row's own place where it is not among them."""
-    places = torch.arange(len(shuffled))
-    place = torch.full((len(rows.x),), -1, dtype=torch.int64)
+    places = torch.arange(len(shuffled), device="cpu")
+    place = torch.full((len(rows.x),), -1, dtype=torch.int64, device="cpu")
     place[shuffled] = places
     earlier = (shuffled - 1).clamp(min=0)
     same = (rows.sequence[earlier] == rows.sequence[shuffled]) & (rows.document[earlier] == rows.document[shuffled])

@@ -71,13 +71,14 @@ class MomentSums:
     """Running sums behind `Moments`; `tensors` and `load` carry them through an interruption exactly."""
 
     def __init__(self, positions: int, width: int) -> None:
-        vectors, scalars = (positions, width), (positions,)
+        vectors = torch.zeros(positions, width, dtype=torch.float64, device="cpu")
+        scalars = vectors.new_zeros(positions)
         self.tensors: dict[str, Tensor] = {
-            "sum": torch.zeros(vectors, dtype=torch.float64),
-            "square": torch.zeros(vectors, dtype=torch.float64),
-            "norm": torch.zeros(scalars, dtype=torch.float64),
-            "all_norm": torch.zeros(scalars, dtype=torch.float64),
-            **{name: torch.zeros(scalars, dtype=torch.int64) for name in ("count", "all_count", "first", "norm_rule", "special")},
+            "sum": vectors,
+            "square": vectors.clone(),
+            "norm": scalars,
+            "all_norm": scalars.clone(),
+            **{name: scalars.long() for name in ("count", "all_count", "first", "norm_rule", "special")},
         }
 
     def add(self, x: Float[Tensor, "N D"], position: Int[Tensor, " N"], excluded: Integer[Tensor, " N"]) -> None:

@@ -340,8 +340,8 @@ class ActivationStore:
         lengths = table.length[entries].astype(np.int64)
         targets = np.cumsum(lengths) - lengths
         total = int(lengths.sum())
-        x = torch.empty(total, self.width, dtype=DTYPES[self.manifest.description.dtype])
-        out = Rows(x, *(torch.empty(total, dtype=kind) for kind in COLUMNS.values()))
+        x = torch.empty(total, self.width, dtype=DTYPES[self.manifest.description.dtype], device="cpu")
+        out = Rows(x, *(torch.empty(total, dtype=kind, device="cpu") for kind in COLUMNS.values()))
         for number in np.unique(table.shard[entries]):
             chosen = np.flatnonzero(table.shard[entries] == number)
             self._read_shard(int(number), table.start[entries[chosen]], lengths[chosen], targets[chosen], out)

@@ -19,7 +19,7 @@ from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
 from temporallens.settings import Settings
 
-Positions = Tensor | np.ndarray | Sequence[Any] | int | float
+Positions = Tensor | np.ndarray | np.number | Sequence[Any] | int | float
 """What stands for positions where users give them: anything that holds whole numbers."""
 
 CACHED_ROWS = 512

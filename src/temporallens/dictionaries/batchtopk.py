@@ -111,7 +111,7 @@ class BatchTopKDictionary(Dictionary):
             return self._dense_codes(x, positions)
         row = None
         if positions is None:
-            positions = torch.zeros(len(x), dtype=torch.int64)
+            positions = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         elif bool((positions.diff() < 0).any()):
             row = torch.argsort(positions, stable=True)
             x, positions = x.index_select(0, row), positions.index_select(0, row)

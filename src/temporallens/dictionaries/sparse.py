@@ -237,7 +237,7 @@ def _onednn_product() -> Callable[..., Tensor] | None:
     where this PyTorch has no such operator."""
     try:
         operator: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-        one = torch.ones(1, 1, dtype=torch.float32)
+        one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
         operator(one, one, one[0], "none", [], "")
     except (AttributeError, RuntimeError):
         return None

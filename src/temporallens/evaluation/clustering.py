@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.cluster_chance import SIGNIFICANT, Chance, Clustered, against_chance, clustered, p_value
 from temporallens.evaluation.cluster_policy import ClustersPolicy
@@ -79,6 +80,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@own_defaults()
 def measure_clusters(
     dictionary: Dictionary,
     store: ActivationStore,

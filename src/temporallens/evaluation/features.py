@@ -15,6 +15,7 @@ from pydantic import Field
 from temporallens.activations.model_files import read_tokenizer
 from temporallens.activations.records import read_layout
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.cluster_table import Context, Contexts
 from temporallens.evaluation.firings import Firings, find_firings
@@ -66,6 +67,7 @@ class FeatureTable(NamedTuple):
         return {**self._asdict(), "contexts": contexts, "words": {str(token): word for token, word in self.words.items()}}
 
 
+@own_defaults()
 def measure_features(
     dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: FeaturesPolicy
 ) -> FeatureTable:

@@ -25,6 +25,7 @@ from pydantic import Field, field_validator
 
 from temporallens.activations.models import Layer
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.origin import check_origin, check_unchanged, choose_rows, harvest_of
@@ -144,6 +145,7 @@ class _Scores(NamedTuple):
     distance: Float[np.ndarray, "B1 F"]
 
 
+@own_defaults()
 def measure_fidelity(
     dictionary: Dictionary,
     model: str,

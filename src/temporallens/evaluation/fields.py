@@ -17,6 +17,7 @@ from torch import Tensor
 from temporallens.activations.loader import sequential
 from temporallens.activations.records import read_layout
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.statistics import quotient
@@ -82,6 +83,7 @@ class Scores(NamedTuple):
         return np.nan_to_num(quotient(2 * precision * self.recall, precision + self.recall))
 
 
+@own_defaults()
 def score_fields(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], seed: int = 0) -> FieldScores:
     """Score `dictionary` on the held-out sequences of a store of records.
 

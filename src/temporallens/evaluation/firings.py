@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Int, Int32, Int64
 
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore, Rows, SequenceTable
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.progress import progress
@@ -62,6 +63,7 @@ OWN_COLUMNS = ("position", "index", "document", "token")
 ROW_COLUMNS = (*OWN_COLUMNS, "sequence", "stretch")
 
 
+@own_defaults()
 @torch.inference_mode()
 def find_firings(dictionary: Dictionary, store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Firings:
     """Encode the rows of these entries of the sequence table that no rule excludes.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from temporallens.activations.corpora import open_corpus
 from temporallens.activations.models import LanguageModel, Layer
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_of_position
 from temporallens.errors import TemporalLensError, did_you_mean
@@ -87,6 +88,7 @@ class OrderPolicy(Settings):
         return k
 
 
+@own_defaults()
 def measure_order(
     dictionary: Dictionary, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None = None
 ) -> OrderMeasures:

@@ -22,6 +22,7 @@ from temporallens.activations.block_stack import Layer
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.readers import refuse_half_character
 from temporallens.activations.token_rows import RowShape, row_shape
+from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import fingerprint, locked, read_tensors, user_path, write_tensors
 from temporallens.precision import AskedPrecision
@@ -129,6 +130,7 @@ def open_model(model: str, layer: Layer, dtype: AskedPrecision = "float32", revi
     return LanguageModel.load(model, up_to=layer, dtype=dtype, revision=revision)
 
 
+@own_defaults()
 def text_activations(
     model: str,
     layer: Layer,

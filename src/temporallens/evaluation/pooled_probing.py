@@ -16,6 +16,7 @@ import torch
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from temporallens.activations.models import LanguageModel, Layer
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_of_position
 from temporallens.errors import TemporalLensError
@@ -111,6 +112,7 @@ class _Job(NamedTuple):
     key: dict[str, Any]  # everything but the subject that shapes its scores
 
 
+@own_defaults()
 def measure_probing(
     dictionary: Dictionary, model: str, layer: Layer, policy: ProbingPolicy, cache: Path | str, revision: str | None = None
 ) -> ProbingMeasures:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
@@ -47,6 +48,7 @@ class PositionMeasures(NamedTuple):
         return dict(_plain(self))
 
 
+@own_defaults()
 def measure_positions(
     dictionary: Dictionary,
     store: ActivationStore,

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.activations.models import Layer
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.labelled import LabelledSet
@@ -106,6 +107,7 @@ class SparseProbing:
         return {metric: sum(one[metric] for one in means) / len(means) for metric in means[0]}
 
 
+@own_defaults()
 def sparse_probing(
     dictionary: Dictionary,
     model: str,

@@ -15,6 +15,7 @@ from torch import Tensor
 from temporallens.activations.loader import sequential
 from temporallens.activations.moments import FIRST, MomentSums
 from temporallens.activations.store import ActivationStore, Rows
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.progress import progress
@@ -68,6 +69,7 @@ class _Sums:
             self.first_error += error[first].sum()
 
 
+@own_defaults()
 @torch.inference_mode()
 def evaluate_reconstruction(
     dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], scale: float

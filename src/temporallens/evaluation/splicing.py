@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.store import ActivationStore, Rows
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
@@ -115,6 +116,7 @@ Losses = dict[str, Float[np.ndarray, " n"]]
 """Losses and KLs of the counted tokens, in the order of the batches, by name: `clean`, `zero/kept`, `kl/zero/kept`, ..."""
 
 
+@own_defaults()
 def measure_splicing(
     dictionary: Dictionary,
     model: str,

@@ -17,6 +17,7 @@ from temporallens.activations.loader import sequential
 from temporallens.activations.moments import MomentSums
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.synthetic import CLASSES, LIMITED, WINDOW, Truth, extent, read_truth, true_codes
+from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.masks import closed_mass
 from temporallens.progress import progress
@@ -118,6 +119,7 @@ class Profile(NamedTuple):
         return np.divide(fired, rows[:, None], out=np.full(fired.shape, np.nan), where=rows[:, None] > 0)
 
 
+@own_defaults()
 @torch.inference_mode()
 def score_world(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"]) -> WorldScores:
     """Compare `dictionary` with the truth beside `store`; `held_out` are entries of its sequence table, the rest is training data.

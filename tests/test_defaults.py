@@ -1,0 +1,104 @@
+"""Whatever defaults a program has given PyTorch, our numbers are the same to the bit; and sizes of one are sizes, too."""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from temporallens.activations.importing import store_arrays
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms import ARMS
+from temporallens.dictionaries.saving import load_dictionary
+from temporallens.evaluation.reconstruction import evaluate_reconstruction
+from temporallens.training.policy import TrainingPolicy
+from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
+
+FLOATS = {"zeros", "ones", "empty", "rand", "randn", "eye", "linspace"}
+"""Functions whose results have the default dtype where none is named."""
+
+KINDS = ("standard", "jumprelu", "tsae", "budgeted", "positional", "positional_relu", "random_mask", "posthoc")
+"""Among them is every tensor that an arm has."""
+
+
+@pytest.fixture(params=["float64", "meta"])
+def defaults(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Another default dtype, or another default device: one on which no number can be had, so that none is missed."""
+    torch.set_default_device("meta") if request.param == "meta" else torch.set_default_dtype(getattr(torch, request.param))
+    yield request.param
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def brief_calibration() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("temporallens.training.trainer.CALIBRATION_BATCHES", 2)
+        yield
+
+
+def arm_of(kind: str, features: int, codes: int, **further: Any) -> Any:
+    given = {"features": features, "k": codes, "l0": codes, "groups": 3, "levels": (0.5, 1.0), **further}
+    return ARMS[kind](**{name: value for name, value in given.items() if name in ARMS[kind].model_fields})
+
+
+def trained(store: ActivationStore, out: Path, arms: dict[str, Any]) -> dict[str, TrainedArm]:
+    policy = TrainingPolicy(steps=6, batch_size=64, log_every=2, checkpoint_every=2, snapshots=1, dead_after=200)
+    return train_arms(store, [ArmRun(name, arm, 0) for name, arm in arms.items()], policy, out)
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Everything that training, loading, encoding and evaluating arms of every kind gives."""
+    x = np.random.default_rng(0).normal(size=(24, 8, 6)).astype(np.float32)
+    store = store_arrays(x, out / "store")
+    runs = trained(store, out / "runs", {kind: arm_of(kind, 12, 2, centre="position_scaled") for kind in KINDS})
+    found: dict[str, Any] = {}
+    for kind, run in runs.items():
+        dictionary = load_dictionary(out / "runs" / kind)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                codes = dictionary.encode(torch.from_numpy(x[:3]))
+                decoded = dictionary.decode(codes)
+            found[f"{kind} {gradients}"] = [codes.detach().numpy().tobytes(), decoded.detach().numpy().tobytes()]
+        found[kind] = str(evaluate_reconstruction(dictionary, store, store.split(0.1, 0).held_out, run.summary["scale"]))
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in {".lock", "timing.json"}]
+    return found | {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return results(tmp_path_factory.mktemp("expected"))
+
+
+def test_defaults_of_others_change_no_bit(expected: dict[str, Any], defaults: str, tmp_path: Path) -> None:
+    found = results(tmp_path)
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert defaults == "meta" or torch.get_default_dtype() == getattr(torch, defaults)  # they are the caller's again
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "src").rglob("*.py")), ids=lambda path: path.stem)
+def test_floating_point_tensors_are_made_of_a_named_dtype(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FLOATS:
+            ours = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+            assert not ours or any(keyword.arg == "dtype" for keyword in node.keywords), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(("features", "width"), [(1, 6), (2, 1)])
+def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(features: int, width: int, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(24, 6, width)).astype(np.float32)
+    store = store_arrays(x, tmp_path / "store")
+    small = {"groups": 1, "levels": (1.0,), "shared": 1.0, "openness": 1.0, "sparsity": 1e-3, "share": 0.5}
+    kinds = [kind for kind in ARMS if kind != "tsae" or features > 1]  # which needs two kinds of features
+    for kind, run in trained(store, tmp_path / "runs", {kind: arm_of(kind, features, 1, **small) for kind in kinds}).items():
+        dictionary = load_dictionary(run.folder)
+        for name, tensor in run.dictionary.state_dict().items():
+            assert torch.equal(dictionary.state_dict()[name], tensor), (kind, name)
+        with torch.no_grad():
+            codes = dictionary.encode(torch.from_numpy(x))
+        torch.testing.assert_close(codes, dictionary.encode(torch.from_numpy(x)).detach(), msg=kind)
+        evaluate_reconstruction(dictionary, store, np.arange(4), run.summary["scale"])
