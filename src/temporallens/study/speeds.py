@@ -31,7 +31,7 @@ class Speeds:
 
     def _products(self) -> float:
         """Multiply-adds per second of a product in float32."""
-        x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=default_device())
+        x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.float32, device=default_device())
         with _threads(self._threads):
             return PRODUCT_SIZE**3 / _best(lambda: torch.mm(x, x))
 
