@@ -204,7 +204,7 @@ def test_a_model_with_damaged_weights_is_refused(study: Path, tmp_path: Path, mo
     scan = ("scan", damaged, "--text", text, "--context-length", 16, "--out", tmp_path / "scan")
     assert "damaged hold NaN or infinity at layer 1" in refusal(*scan)
     assert not (tmp_path / "scan").exists()
-    assert "the activations hold NaN or infinity at sequence 0" in refusal("run", study, "--model", damaged, "--out", tmp_path / "out")
+    assert "damaged hold NaN or infinity at layer 1" in refusal("run", study, "--model", damaged, "--out", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 

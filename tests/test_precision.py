@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from temporallens.activations.harvest import harvest, policy_from
+from temporallens.activations.harvest import HarvestPolicy, harvest
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
@@ -107,5 +107,5 @@ def test_mistakes() -> None:
     with pytest.raises(TemporalLensError, match="there is no precision 'float16': choose auto, float32 or bfloat16"):
         precision("float16", "cpu")
     with pytest.raises(TemporalLensError, match="compute_dtype"):
-        policy_from(model="m", layer=0, compute_dtype="float16")
+        HarvestPolicy(model="m", layer=0, compute_dtype="float16")
     assert ScanPolicy(model="m", dtype="float32").compute_dtype == "float32"

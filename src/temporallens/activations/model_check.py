@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.activations.block_stack import BlockStack, Streams
+from temporallens.activations.block_stack import BlockStack, Layer, Streams
 from temporallens.errors import TemporalLensError, first_line
 
 Side = Literal["right", "left"]
@@ -156,6 +156,8 @@ def _checked_pass(stack: BlockStack, rows: Int[Tensor, "2 S"], title: str) -> St
         finally:
             for hook in hooks:
                 hook.remove()
+    for layer in stack.layers:
+        check_finite(streams[layer], layer, title)
     for number in range(1, len(stack.blocks)):
         if number not in entered or not _same(entered[number], streams[number - 1]):
             raise TemporalLensError(
@@ -164,6 +166,14 @@ def _checked_pass(stack: BlockStack, rows: Int[Tensor, "2 S"], title: str) -> St
             )
     _compare_with_own(streams, own, title)
     return streams
+
+
+def check_finite(stream: Float[Tensor, "*_ D"], layer: Layer, title: str) -> None:
+    """Raise TemporalLensError for NaN and infinity."""
+    if not torch.isfinite(stream.sum(dtype=torch.float64)):
+        raise TemporalLensError(
+            f"the activations of {title} hold NaN or infinity at layer {layer}: its weights are damaged, or too large for {stream.dtype}"
+        )
 
 
 def _compare_with_own(streams: Streams, own: Any, title: str) -> None:

@@ -23,6 +23,7 @@ from torch.nn.functional import embedding_bag
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.corpora import at_commit, open_corpus
 from temporallens.activations.harvest import Batch, schedule
+from temporallens.activations.model_check import check_finite
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.moments import beyond_norm
 from temporallens.activations.token_rows import RowShape, row_shape, token_rows
@@ -260,11 +261,7 @@ def _add_batch(
     for layer, layer_sums in zip(layers, sums, strict=True):
         stream = streams.pop(layer)
         x = stream[batch.mask.to(stream.device)].cpu()
-        if not torch.isfinite(x.sum(dtype=torch.float64)):
-            raise TemporalLensError(
-                f"the activations of {model.title} hold NaN or infinity at layer {layer}: "
-                f"its weights are damaged, or too large for {model.dtype}"
-            )
+        check_finite(x, layer, model.title)
         layer_sums.add(x, kept, index, bags, norm_multiple)
 
 
