@@ -64,6 +64,15 @@ def known_policy(given: Any) -> int | Literal["mean"] | None:
         raise TemporalLensError(f"the position_policy is {given!r}: it should be a position (a whole number from 0) or 'mean'") from error
 
 
+def refuse_unfit(rows: Any, width: int, what: str, wanted: str) -> None:
+    """Raise TemporalLensError unless `rows` is a tensor of numbers of this width."""
+    if not isinstance(rows, Tensor) or rows.is_complex():
+        raise TemporalLensError(f"{what} should be a tensor of real numbers; these are {_described(rows)}")
+    if rows.ndim == 0 or rows.shape[-1] != width:
+        found = f"of width {rows.shape[-1]}" if rows.ndim else "without a width"
+        raise TemporalLensError(f"{what} {found} do not fit this dictionary of {wanted}")
+
+
 @torch.no_grad()
 def refuse_non_finite(x: Float[Tensor, "N D"], shape: Sequence[int], what: str) -> None:
     """Raise TemporalLensError where a row of `x`, whose rows have this shape, holds NaN, infinity, or numbers whose squares float32
@@ -324,11 +333,7 @@ class Dictionary(nn.Module):
         position-aware dictionary unless `position_policy` is set. Positions may be a tensor, an array or a list of whole numbers.
         Differentiable where gradients are enabled; under `torch.no_grad()` the arms with few codes skip what a closed mask makes
         needless. Raises TemporalLensError for NaN and infinity either way."""
-        if not isinstance(x, Tensor) or x.is_complex():
-            raise TemporalLensError(f"activations should be a tensor of real numbers; these are {_described(x)}")
-        if x.ndim == 0 or x.shape[-1] != self.width:
-            found = f"of width {x.shape[-1]}" if x.ndim else "without a width"
-            raise TemporalLensError(f"activations {found} do not fit this dictionary of width {self.width}")
+        refuse_unfit(x, self.width, "activations", f"width {self.width}")
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)
         refuse_non_finite(flat, x.shape[:-1], "the activations hold")
         where = self._flat_positions(x, positions)
@@ -361,6 +366,7 @@ class Dictionary(nn.Module):
     def decode(self, z: Float[Tensor, "*batch F"], positions: Positions | None = None) -> Float[Tensor, "*batch D"]:
         """Reconstruct from codes. Positions, as `encode` takes them, matter to a dictionary with per-position centring only. Raises
         TemporalLensError where the result would hold NaN or infinity."""
+        refuse_unfit(z, self.features, "codes", f"{self.features} features")
         where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
         flat = self.leave(self.reconstruct(z).reshape(-1, self.width), where)
         refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
