@@ -13,15 +13,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from temporallens.activations import models
 from temporallens.activations.harvest import harvest
 from temporallens.activations.models import LanguageModel
 from temporallens.errors import TemporalLensError
@@ -171,16 +174,25 @@ def save_model(kind: str, folder: Path) -> Any:
 
 
 def word_tokenizer(words: int) -> PreTrainedTokenizerFast:
-    """`<pad>`, `<s>`, `</s>` and `w3`, `w4`, ...: a token for each word."""
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w3"))
+    """A token for each of `w4`, `w5`, ..., whose number is its id, behind the four special ones."""
+    vocabulary = {token: number for number, token in enumerate(SPECIAL)} | {f"w{number}": number for number in range(len(SPECIAL), words)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL[3]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3")
+    pad, bos, eos, unknown = SPECIAL
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unknown)
+
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
 def measured(kind: str, folder: Path) -> Row:
     """Harvest, scan and splice into a small model of the kind, and compare with a plain pass of each row."""
     save_model(kind, folder / "model")
+    with patch.object(models, "tokenizer_of", lambda source: PreTrainedTokenizerFast.from_pretrained(source.place)):  # of words, for all
+        return _compared(kind, folder)
+
+
+def _compared(kind: str, folder: Path) -> Row:
     name = str(folder / "model")
     try:
         model = LanguageModel.load(name, head=True)
@@ -202,12 +214,11 @@ def measured(kind: str, folder: Path) -> Row:
 
 def _texts() -> list[str]:
     """Documents of several lengths, so that rows stand beside longer ones."""
-    return [" ".join(f"w{3 + (7 * word + 11 * text) % (VOCABULARY - 3)}" for word in range(length)) for text, length in enumerate(LENGTHS)]
+    return [" ".join(f"w{4 + (7 * word + 11 * text) % (VOCABULARY - 4)}" for word in range(length)) for text, length in enumerate(LENGTHS)]
 
 
 LENGTHS = [21, 4, 13, 9]
-CONTEXT = 60
-"""Enough for a text in a row, whatever a kind's own tokenizer makes of the words."""
+CONTEXT = 24
 COMPARED = ("embed", 0, LAYERS // 2)
 
 

@@ -19,7 +19,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.passes import open_model, text_activations
 
-DOCUMENTS = [" ".join(f"w{3 + (7 * word + 11 * text) % 97}" for word in range(9 + 5 * text)) for text in range(4)]
+DOCUMENTS = [" ".join(f"w{4 + (7 * word + 11 * text) % 96}" for word in range(9 + 5 * text)) for text in range(4)]
 ROWS = torch.arange(10, 31).view(1, 21)
 
 
@@ -206,8 +206,8 @@ class TestTokenizersAndWeights:
         folder = Path(shutil.copytree(folder_of("llama"), tmp_path / "model"))
         word_tokenizer(2 * VOCABULARY).save_pretrained(folder)
         with pytest.raises(TemporalLensError, match=r"has embeddings for 100 tokens, and its tokenizer gives token 150 \('w150'\)"):
-            harvest(str(folder), 1, ["w3 w150 w4 w5"], out=tmp_path / "out", context_length=8)
-        assert harvest(str(folder), 1, ["w3 w4 w5 w6"], out=tmp_path / "fits", context_length=8).rows == 5
+            harvest(str(folder), 1, ["w6 w150 w4 w5"], out=tmp_path / "out", context_length=8)
+        assert harvest(str(folder), 1, ["w7 w4 w5 w6"], out=tmp_path / "fits", context_length=8).rows == 5
 
     def test_a_quantised_model_is_refused_in_one_sentence(self, folder_of: Any, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(folder_of("llama"), tmp_path / "model"))
