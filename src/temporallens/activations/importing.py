@@ -53,6 +53,8 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
     stand beside the activations under their names belong to them unless others are `given`.
     """
     path, own_name = _file_and_name(activations)
+    if name and own_name:
+        raise TemporalLensError(f"the activations are named twice, as '{own_name}' and as '{name}': leave one of them out")
     found = {"activations": (path, _chosen(path, name or own_name, ACTIVATIONS))}
     for what in COMPANIONS:
         other = given.get(what)
@@ -67,8 +69,8 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
 
 def _file_and_name(text: str) -> tuple[Path, str | None]:
     """`FILE` or `FILE:NAME`; a colon may also belong to the file's name."""
-    path, file, name = user_path(text), *text.rpartition(":")[::2]
-    return (user_path(file), name) if file and not path.exists() and user_path(file).is_file() else (path, None)
+    path, (file, _, name) = user_path(text), text.rpartition(":")
+    return (user_path(file), name) if name and not path.exists() and file and user_path(file).is_file() else (path, None)
 
 
 def _chosen(path: Path, name: str | None, usual: Sequence[str]) -> str | None:
