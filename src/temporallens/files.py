@@ -132,7 +132,13 @@ def fingerprint(value: Any) -> str:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a mapping with its checksum as its last key, which `read_json` verifies and takes off again."""
-    write_text(path, _sealed(json.dumps(value, indent=1, allow_nan=False) + "\n"))
+    write_text(path, _sealed(_lines(value)))
+
+
+def _lines(value: dict[str, Any]) -> str:
+    """A line for each key: with more of them, Python's encoder in C is not used, and a large file takes seconds."""
+    entries = [f" {json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in value.items()]
+    return "{\n" + ",\n".join(entries) + "\n}\n" if entries else "{}\n"
 
 
 def _sealed(text: str) -> str:

@@ -233,8 +233,10 @@ def fast_product(x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Fl
 
 @cache
 def _onednn_product() -> Callable[..., Tensor] | None:
-    """What PyTorch's compiler multiplies float32 with, faster than what stands behind `addmm` (bfloat16 goes to oneDNN anyway); None
-    where this PyTorch has no such operator."""
+    """What PyTorch's compiler multiplies float32 with, faster with AVX-512 than what stands behind `addmm` (bfloat16 goes to oneDNN
+    anyway); None without AVX-512, where it is slower, and where this PyTorch has no such operator."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
     try:
         operator: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
         one = torch.ones(1, 1, dtype=torch.float32, device="cpu")

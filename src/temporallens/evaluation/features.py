@@ -6,12 +6,14 @@ in a circle, so that what fires together still does and nothing is tied to a pos
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from pydantic import Field
 
+from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.model_files import read_tokenizer
 from temporallens.activations.records import read_layout
 from temporallens.activations.store import ActivationStore
@@ -164,6 +166,12 @@ def words_of(store: ActivationStore, tokens: set[int]) -> dict[int, str]:
     return {token: decode(token) for token in known} if decode is not None else {}
 
 
+@lru_cache(maxsize=1)
+def _tokenizer(model: str, revision: str | None) -> Tokenizer:
+    """Read once for all dictionaries of a model."""
+    return read_tokenizer(model, revision)
+
+
 def _decoder(store: ActivationStore) -> Callable[[int], str] | None:
     source = store.manifest.description.source
     if source.get("kind") == "records":
@@ -171,5 +179,5 @@ def _decoder(store: ActivationStore) -> Callable[[int], str] | None:
         return lambda token: vocabulary[token]
     if "tokenizer_sha256" not in source:
         return None
-    tokenizer = read_tokenizer(str(source["model"]), None if source["revision"] is None else str(source["revision"]))
+    tokenizer = _tokenizer(str(source["model"]), None if source["revision"] is None else str(source["revision"]))
     return lambda token: str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
