@@ -30,8 +30,9 @@ BYTES_PER_TOKEN = 4.3
 """Of English text, roughly; the estimate for texts of the user's own."""
 COLUMN_BYTES = 37
 """Of the columns beside an activation in the store."""
-DENSE_PRODUCTS, SPARSE_PRODUCTS = 5.0, 1.5
-"""A training step costs about so many products of the batch with a weight matrix: five for dense codes, far fewer for sparse ones."""
+DENSE_PRODUCTS, SPARSE_PRODUCTS = 7.5, 2.7
+"""A training step costs about so many products of the batch with a weight matrix: six, and what lies between, for dense codes, far fewer
+for sparse ones."""
 ENCODED_ONCE = {"features"}
 """Sections of the evaluation that cost as much as encoding the held-out documents once; what others cost is not known."""
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0

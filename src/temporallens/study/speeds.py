@@ -1,6 +1,7 @@
 """How fast this machine is at what studies spend their time on, timed on the spot in a second or two: products of matrices, and blocks
 of a language model of the size and precision that a study names."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,14 +34,14 @@ class Speeds:
         """Multiply-adds per second of a product in float32."""
         x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.float32, device=default_device())
         with _threads(self._threads):
-            return PRODUCT_SIZE**3 / _best(lambda: torch.mm(x, x))
+            return PRODUCT_SIZE**3 / _typical(lambda: torch.mm(x, x))
 
     def _block(self, sizes: ModelSizes, precision: Precision) -> float:
         """Seconds that a block of a language model takes for a token."""
         width, hidden = min(sizes.width, LARGEST_WIDTH), min(sizes.hidden, LARGEST_HIDDEN)
         block = _Block(width, hidden, DTYPES[precision])
         with _threads(self._threads), torch.inference_mode():
-            timed = _best(block.run) / (ROWS * ROW_LENGTH)
+            timed = _typical(block.run) / (ROWS * ROW_LENGTH)
         return timed * block_products(sizes.width, sizes.hidden) / block_products(width, hidden)
 
 
@@ -82,14 +83,14 @@ def _rotated(x: Tensor) -> Tensor:
     return x * x + torch.cat(x.chunk(2, -1)[::-1], -1) * x
 
 
-def _best(run: Callable[[], Tensor]) -> float:
-    """Seconds of the quickest of a few rounds."""
+def _typical(run: Callable[[], Tensor]) -> float:
+    """Seconds of the middle one of a few rounds."""
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         run().flatten()[0].item()  # the item waits for a GPU
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return statistics.median(seconds)
 
 
 @contextmanager
