@@ -16,7 +16,7 @@ from temporallens.dictionaries.positional import Positional
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.fidelity import FidelityMeasures, FidelityPolicy, ShiftFidelity, measure_fidelity
 from temporallens.evaluation.origin import choose_rows
-from temporallens.evaluation.passes import open_model
+from temporallens.evaluation.passes import _opened, open_model
 from temporallens.evaluation.prefixes import enclosing, prefix_tokens, shifted_store
 from tiny_models import FAMILIES, WIDTH, tiny_model
 
@@ -164,7 +164,7 @@ def test_passes_are_made_once(stores: dict[str, ActivationStore], tmp_path: Path
     first = _measure(store, random_dictionary(), tmp_path)
     folders = sorted((tmp_path / "prefixes").iterdir())
     assert len(folders) == 3  # the control and two shifts
-    open_model.cache_clear()
+    _opened.cache_clear()
 
     def refuse(*arguments: Any) -> None:
         raise AssertionError("the model was run again")

@@ -17,7 +17,7 @@ from temporallens.activations.harvest import harvest
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.passes import open_model, text_activations
+from temporallens.evaluation.passes import _opened, text_activations
 
 DOCUMENTS = [" ".join(f"w{4 + (7 * word + 11 * text) % 96}" for word in range(9 + 5 * text)) for text in range(4)]
 ROWS = torch.arange(10, 31).view(1, 21)
@@ -126,6 +126,31 @@ def test_angles_are_those_of_each_row_alone(rope: str, tmp_path: Path) -> None:
         torch.testing.assert_close(together[row, mask[row]], alone[0], atol=1e-5, rtol=1e-4)
 
 
+def test_a_pass_over_texts_knows_the_length_of_each(tmp_path: Path) -> None:
+    """Padding behind a text is not masked in causal models, but angles that depend on the longest row see it."""
+    rotation = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(
+        "phi3",
+        vocab_size=VOCABULARY,
+        max_position_embeddings=66,
+        pad_token_id=0,
+        rope_parameters=rotation | {"rope_type": "longrope"},
+        **sizes,
+    )
+    config.original_max_position_embeddings = 16
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    word_tokenizer(VOCABULARY).save_pretrained(tmp_path / "model")
+    texts = [" ".join(f"w{5 + word}" for word in range(length)) for length in (5, 31, 10)]
+    for whole in (True, False):
+        found = text_activations(str(tmp_path / "model"), 1, texts, 40, cache=tmp_path / "cache", padding_side="right", whole_context=whole)
+        for number, text in enumerate(texts):
+            tokens = torch.tensor([[1, *(int(word[1:]) for word in text.split())]])
+            expected = _plain(str(tmp_path / "model"), tokens)[2][0, 1:]
+            assert difference(found.x[number][found.live[number]], expected) < TOLERANCE
+
+
 def test_outputs_that_differ_from_pass_to_pass_are_refused(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     streams, calls = model_check.BlockStack.streams, [0]
 
@@ -156,7 +181,7 @@ class TestContent:
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.1.mlp.down_proj.weight"] *= 50
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        open_model.cache_clear()
+        _opened.cache_clear()
         with pytest.raises(TemporalLensError, match="already holds a finished store"):
             self._harvested(folder, tmp_path / "out")
         other = self._harvested(folder, tmp_path / "other")
@@ -168,7 +193,7 @@ class TestContent:
         before = text_activations(str(folder), 1, DOCUMENTS, 16, cache=tmp_path / "cache")
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "</s>"}))
-        open_model.cache_clear()
+        _opened.cache_clear()
         with pytest.raises(TemporalLensError, match="already holds a finished store"):
             self._harvested(folder, tmp_path / "out")
         other = self._harvested(folder, tmp_path / "other")
@@ -217,6 +242,30 @@ class TestTokenizersAndWeights:
             (folder / "config.json").write_text(json.dumps(config | quantised))
             with pytest.raises(TemporalLensError, match=rf"model is quantised \({method}\), and transformers cannot read it here"):
                 LanguageModel.load(str(folder), up_to=1)
+
+    def test_weights_with_scales_of_their_own_are_refused(self, folder_of: Any, tmp_path: Path) -> None:
+        """As where a configuration of the quantisation stands in another file, or names a method that transformers does not know."""
+        folder = Path(shutil.copytree(folder_of("llama"), tmp_path / "model"))
+        weights = load_file(folder / "model.safetensors")
+        name = "model.layers.0.self_attn.q_proj.weight"
+        scale = weights[name].abs().max() / 127
+        save_file(
+            weights | {name: (weights[name] / scale).round().to(torch.int8), f"{name}_scale": scale[None]}, folder / "model.safetensors"
+        )
+        with pytest.raises(TemporalLensError, match=r"model is quantised \(its weights have the scale \S+q_proj.weight_scale\)"):
+            LanguageModel.load(str(folder), up_to=1)
+
+    def test_a_model_whose_operations_know_no_bfloat16_is_read_in_float32(self, folder_of: Any) -> None:
+        assert LanguageModel.load(folder_of("fnet"), up_to=1, dtype="auto").precision == "float32"
+        with pytest.raises(TemporalLensError, match="it may run with compute_dtype: float32"):
+            LanguageModel.load(folder_of("fnet"), up_to=1, dtype="bfloat16")
+
+    def test_bfloat16_tells_the_same_of_a_model_as_float32(self, folder_of: Any) -> None:
+        for kind in ("bert", "roberta", "recurrent_gemma", "llama", "jetmoe"):
+            in_float32, in_bfloat16 = (
+                LanguageModel.load(folder_of(kind), up_to=1, dtype=dtype)._traits for dtype in ("float32", "bfloat16")
+            )
+            assert in_float32 == in_bfloat16
 
     def test_a_configuration_of_another_size_is_refused(self, folder_of: Any, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(folder_of("llama"), tmp_path / "model"))

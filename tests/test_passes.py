@@ -214,7 +214,7 @@ def test_other_weights_under_the_same_name_are_another_pass(llama: str, tmp_path
     place = tmp_path / "model"
     shutil.copytree(llama, place)
     first = read(str(place), tmp_path / "cache")
-    passes.open_model.cache_clear()
+    passes._opened.cache_clear()
     shutil.rmtree(place)
     tiny_model("llama", place, seed=1)
     assert not torch.equal(read(str(place), tmp_path / "cache").x[:], first.x[:])

@@ -12,7 +12,7 @@ from temporallens.activations.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.origin import harvest_of
-from temporallens.evaluation.passes import open_model, text_activations
+from temporallens.evaluation.passes import _opened, text_activations
 from temporallens.evaluation.scan import ScanPolicy, scan
 from temporallens.precision import has_bfloat16, precision
 from tiny_models import TEXTS, tiny_model
@@ -29,9 +29,9 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     flags = {"avx512_bf16": request.param == "native", "amx_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512" if request.param == "native" else "AVX2")
-    open_model.cache_clear()
+    _opened.cache_clear()
     yield request.param
-    open_model.cache_clear()
+    _opened.cache_clear()
 
 
 BOTH = pytest.mark.parametrize("processor", ["native", "emulated"], indirect=True)

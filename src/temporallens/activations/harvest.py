@@ -140,7 +140,7 @@ def harvest(
     taken for those of before; a hub data set is read at the commit that it now has, unless its name says which (`owner/name@commit`).
     """
     out, texts = user_path(out), at_commit(texts) if isinstance(texts, str) else texts
-    one = isinstance(layer, str) or not np.iterable(layer)  # a whole number may be NumPy's or PyTorch's
+    one = isinstance(layer, str | bytes) or not np.iterable(layer)  # a whole number may be NumPy's or PyTorch's
     wanted: list[Any] = [layer] if one else list(cast(Iterable[Any], layer))
     name = str(texts) if isinstance(texts, str | Path) else "given"
     source = str(model) if isinstance(model, Path) else model

@@ -6,7 +6,8 @@ other rows of a batch. Found out: whether tokens see those after them, which pos
 sides rows can be padded; where padding is not exact, rows of one length are run together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,8 @@ FIRST_POSITIONS = range(4)
 """Ids that a row's first position may have; RoBERTa's family counts from 2."""
 MOST_UNUSED = 8
 """Entries of a table of positions that stand for no position, at most."""
+LOWEST = 4
+"""Blocks that are asked in float32: the first of every kind that a network has, as a rule."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of a token's stream, relative to its norm: padded and unpadded passes add up in another order, in bfloat16 to a few percent after
 thirty blocks. What padding really changes was .1 to 1.3 where it was met."""
@@ -31,8 +34,12 @@ NOT_RUN = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, Ass
 """What networks raise for arguments that they do not take."""
 
 
-NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.01}
+NOISE = 1e-4
 """Of a token's stream after one block, relative to its norm: experts add up in another order when other tokens come to them."""
+
+
+class DoesNotRunError(TemporalLensError):
+    """A network does not run on tokens, in the precision that it has."""
 
 
 class Traits(NamedTuple):
@@ -61,20 +68,39 @@ def check_network(stack: BlockStack, title: str, takes_positions: bool, special:
     pair = _checked_pass(stack, probe.rows, title)
     alone = stack.streams({"input_ids": probe.rows[:1]}, stack.layers)
     again = stack.streams({"input_ids": probe.rows[:1]}, stack.layers)
-    changed = stack.streams({"input_ids": probe.rows[1:]}, stack.layers)
     if not _alike(alone, again) or not _alike(alone, {layer: stream[:1] for layer, stream in pair.items()}):
         raise TemporalLensError(
             f"{title} cannot be read exactly: its streams differ from pass to pass, or with the other rows of a batch (checked with "
             f"{probe.rows.shape[1]} tokens)"
         )
-    first = _first_position(stack, probe, alone) if takes_positions else None
-    sides: list[Side] = ["right", "left"]
-    return Traits(
-        encoder=_sees_later_tokens(alone, changed),
-        first_position=first,
-        padded=frozenset(side for side in sides if _padding_is_exact(stack, probe, side, first)),
-        longest_padded=_longest_of_one_rotation(stack.network.config.get_text_config()),
-    )
+    with _lowest_in_float32(stack) as layers:
+        alone = stack.streams({"input_ids": probe.rows[:1]}, layers)
+        changed = stack.streams({"input_ids": probe.rows[1:]}, layers)
+        first = _first_position(stack, probe, alone) if takes_positions else None
+        sides: list[Side] = ["right", "left"]
+        return Traits(
+            encoder=_sees_later_tokens(alone, changed),
+            first_position=first,
+            padded=frozenset(side for side in sides if _padding_is_exact(stack, probe, side, first, layers)),
+            longest_padded=_longest_of_one_rotation(stack.network.config.get_text_config()),
+        )
+
+
+@contextmanager
+def _lowest_in_float32(stack: BlockStack) -> Iterator[list[Layer]]:
+    """The layers of a network in float32; of another its lowest, in float32 meanwhile, for what bfloat16 rounds away is as large as what
+    padding changes in some networks."""
+    asked = len(stack.blocks) if stack.dtype == torch.float32 else LOWEST
+    above = {id(tensor) for block in stack.blocks[asked:] for tensor in (*block.parameters(), *block.buffers())}
+    tensors = [tensor for tensor in (*stack.network.parameters(), *stack.network.buffers()) if id(tensor) not in above]
+    rounded = [(tensor, tensor.data) for tensor in tensors if tensor.dtype == torch.bfloat16]
+    try:
+        for tensor, data in rounded:
+            tensor.data = data.float()
+        yield stack.layers[: asked + 1]
+    finally:
+        for tensor, data in rounded:
+            tensor.data = data
 
 
 def _probe(stack: BlockStack, special: set[int], padding: int) -> _Probe:
@@ -126,7 +152,8 @@ def _learn_form(stack: BlockStack, probe: _Probe, title: str) -> None:
     try:
         stream = stack.streams({"input_ids": probe.rows}, stack.layers).get(0)
     except NOT_RUN as error:
-        raise TemporalLensError(f"{title} cannot be read: it does not run on tokens alone ({first_line(error)})") from error
+        hint = "" if stack.dtype == torch.float32 else "; it may run with compute_dtype: float32"
+        raise DoesNotRunError(f"{title} cannot be read: it does not run on tokens alone ({first_line(error)}){hint}") from error
     finally:
         hook.remove()
     if stream is None:
@@ -195,7 +222,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _sees_later_tokens(streams: Streams, changed: Streams) -> bool:
     """Whether the first token's stream is another when all later tokens are others, judged where it first differs at all."""
     differences = (_difference(stream[:, :1], changed[layer][:, :1]) for layer, stream in streams.items())
-    return next((difference > NOISE[streams["embed"].dtype] for difference in differences if difference > 0), False)
+    return next((difference > NOISE for difference in differences if difference > 0), False)
 
 
 def _alike(expected: Streams, found: Streams) -> bool:
@@ -218,10 +245,11 @@ def _first_position(stack: BlockStack, probe: _Probe, alone: Streams) -> int | N
     """The id to begin with so that explicit position ids give what the network gives without any; None where none does, or where the
     network counts by the tokens themselves and would not count one of the tokenizer's special ones."""
     mixed = torch.cat([probe.odd, probe.short])[None]
-    uncounted = stack.streams({"input_ids": mixed}, stack.layers)
+    layers = list(alone)
+    uncounted = stack.streams({"input_ids": mixed}, layers)
     for first in FIRST_POSITIONS:
         try:
-            explicit = [stack.streams(_at_positions(row, first), stack.layers) for row in (probe.rows[:1], mixed)]
+            explicit = [stack.streams(_at_positions(row, first), layers) for row in (probe.rows[:1], mixed)]
         except NOT_RUN:
             return None
         if _alike(alone, explicit[0]):
@@ -233,7 +261,7 @@ def _at_positions(row: Int[Tensor, "1 S"], first: int) -> dict[str, Any]:
     return {"input_ids": row, "position_ids": torch.arange(first, first + row.shape[1], device=row.device)[None]}
 
 
-def _padding_is_exact(stack: BlockStack, probe: _Probe, side: Side, first_position: int | None) -> bool:
+def _padding_is_exact(stack: BlockStack, probe: _Probe, side: Side, first_position: int | None, layers: list[Layer]) -> bool:
     """Whether a short row gives beside a longer one what it gives alone."""
     row, short = probe.rows[0], probe.short
     empty = len(row) - len(short)
@@ -243,10 +271,10 @@ def _padding_is_exact(stack: BlockStack, probe: _Probe, side: Side, first_positi
     mask[1] = False
     mask[1, own] = True
     try:
-        together = stack.streams(padded_arguments(tokens, mask, first_position), stack.layers)
+        together = stack.streams(padded_arguments(tokens, mask, first_position), layers)
     except NOT_RUN:
         return False
-    alone = stack.streams({"input_ids": short[None]}, stack.layers)
+    alone = stack.streams({"input_ids": short[None]}, layers)
     return _alike(alone, {layer: stream[1:, own] for layer, stream in together.items()})
 
 

@@ -192,9 +192,23 @@ def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dt
         raise TemporalLensError(
             f"the weights of {source.place} do not fit its configuration: {name} has shape {tuple(found)}, and should have {tuple(wanted)}"
         )
+    scales = sorted(name for name in report["unexpected_keys"] if SCALE.search(name))
+    dtypes = {parameter.dtype for parameter in whole.parameters()}
+    ignored = getattr(config, "quantization_config", None) is not None and getattr(whole, "hf_quantizer", None) is None
+    if scales or ignored or not dtypes <= DENSE:
+        told = f"its weights have the scale {scales[0]}" if scales else "its configuration or its weights say so"
+        raise TemporalLensError(
+            f"{source.title} is quantised ({told}) in a way that transformers does not undo here; take the model in float32 or bfloat16 "
+            "that it was made from"
+        )
     return whole, made[-1], set(report["missing_keys"])
 
 
+DENSE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+SCALE = re.compile(
+    r"\.(weight_scale(_inv|_2)?|weight_zero_point|input_scale|scales|qzeros|qweight|g_idx|SCB|absmax|quant_map)$|quant_state"
+)
+"""Names of what quantised weights are multiplied with, which an unquantised network has no place for."""
 NOT_BUILT = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
 """What transformers' classes raise for configurations that contradict themselves."""
 
@@ -278,6 +292,13 @@ def _digest(folder: Path) -> str:
 
 def _digest_of_configuration(folder: Path) -> Any:
     return hashlib.sha256(json.dumps(json.loads((folder / "config.json").read_text("utf-8")), sort_keys=True).encode())
+
+
+def content_stamp(model: str) -> tuple[Any, ...]:
+    """What changes when a file of a model's directory does, for what is kept within a process; nothing for models of other kinds."""
+    folder = user_path(model)
+    files = sorted(folder.iterdir()) if model not in shipped.MODELS and folder.is_dir() else []
+    return tuple((file.name, (status := file.stat()).st_size, status.st_mtime_ns, status.st_ctime_ns) for file in files)
 
 
 def same_content(recorded: Any, model: str, revision: str | None) -> bool:

@@ -20,7 +20,15 @@ from torch import Tensor
 from temporallens.activations.block_stack import BlockStack, Layer, Streams
 from temporallens.activations.boundaries import Spans, spans_of
 from temporallens.activations.clocks import Tokenizer
-from temporallens.activations.model_check import NOT_RUN, Side, check_network, embedded_tokens, longest_row, padded_arguments
+from temporallens.activations.model_check import (
+    NOT_RUN,
+    DoesNotRunError,
+    Side,
+    check_network,
+    embedded_tokens,
+    longest_row,
+    padded_arguments,
+)
 from temporallens.activations.model_files import Networks, Source, content_pin, find_source, read_config, read_network, tokenizer_of
 from temporallens.activations.readers import refuse_half_character
 from temporallens.errors import TemporalLensError
@@ -95,9 +103,18 @@ class LanguageModel:
         if up_to is not None:
             check_layer(up_to, layers, source.title)
             kept = 1 if up_to == "embed" else up_to + 1
-        networks = read_network(source, config, DTYPES[precision(dtype, place)], head, kept + 1)  # one more, for the check
-        pinned = source._replace(revision=content_pin(source, config))
-        return cls(model, pinned, networks, tokenizer_of(source), layers, kept, place)
+        pinned, tokenizer = source._replace(revision=content_pin(source, config)), tokenizer_of(source)
+
+        def opened(used: Precision) -> LanguageModel:
+            networks = read_network(source, config, DTYPES[used], head, kept + 1)  # one more, for the check
+            return cls(model, pinned, networks, tokenizer, layers, kept, place)
+
+        try:
+            return opened(precision(dtype, place))
+        except DoesNotRunError:
+            if dtype != "auto" or precision(dtype, place) == "float32":
+                raise
+        return opened("float32")  # its own operations know no bfloat16
 
     @property
     def device(self) -> torch.device:
@@ -273,6 +290,11 @@ class LanguageModel:
         sides: set[Side] = {side for side, column in SIDES.items() if not bool(mask[:, column].all())}
         longest = self._traits.longest_padded
         return sides <= self._traits.padded and (longest is None or mask.shape[1] <= longest)
+
+    def ignores_padding(self, length: int) -> bool:
+        """Whether rows of up to so many tokens need no mask for padding behind them, as nothing looks ahead."""
+        longest = self._traits.longest_padded
+        return not self.is_encoder and "right" in self._traits.padded and (longest is None or length <= longest)
 
     def _arguments(self, batch: "_Batch") -> dict[str, Any]:
         longest = self._traits.longest_padded

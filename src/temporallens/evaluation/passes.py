@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from temporallens.activations.block_stack import Layer
+from temporallens.activations.model_files import content_stamp
 from temporallens.activations.models import LanguageModel
 from temporallens.activations.readers import refuse_half_character
 from temporallens.activations.token_rows import RowShape, row_shape
@@ -124,9 +125,13 @@ def rule_positions(live: Bool[Tensor, "B S"], bos: bool) -> Int[Tensor, "B S"]:
     return (index - first + (first > 0).long() * int(bos)).clamp(min=0)
 
 
-@lru_cache(maxsize=2)
 def open_model(model: str, layer: Layer, dtype: AskedPrecision = "float32", revision: str | None = None) -> LanguageModel:
-    """`model` up to `layer`, loaded once per process however many measurements ask for it."""
+    """`model` up to `layer`, loaded once per process however many measurements ask for it, as long as its files stay."""
+    return _opened(model, layer, dtype, revision, content_stamp(model))
+
+
+@lru_cache(maxsize=2)
+def _opened(model: str, layer: Layer, dtype: AskedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
     return LanguageModel.load(model, up_to=layer, dtype=dtype, revision=revision)
 
 
@@ -274,8 +279,8 @@ class _Pass:
     def _read(self, texts: list[int]) -> list[Float[Tensor, "_ D"]]:
         length = self.length or max(len(self.rows[text]) for text in texts)
         token, real = _padded([self.rows[text] for text in texts], self.model.padding_token, length, self.left)
-        if not self.left and not self.model.is_encoder:
-            real = torch.ones_like(real)  # nothing looks ahead, so padding behind a text needs no mask, and SAEBench gives none
+        if not self.left and self.model.ignores_padding(length):
+            real = torch.ones_like(real)  # SAEBench gives no mask either
         stream = self.model.residuals(token, real, [self.layer])[self.layer].cpu()
         live = self.live[texts]
         live = live[:, -length:] if self.left else live[:, :length]

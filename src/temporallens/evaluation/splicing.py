@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from temporallens.activations.model_files import content_stamp
 from temporallens.activations.models import LanguageModel, Layer
 from temporallens.activations.store import ActivationStore, Rows
 from temporallens.defaults import own_defaults
@@ -133,7 +134,7 @@ def measure_splicing(
     check_origin(dictionary, store, model, layer)
     chosen = choose_rows(store, held_out, policy.rows, LEAST_TOKENS, "splicing")
     harvest = harvest_of(store)
-    network = _whole_model(model, harvest.compute_dtype, harvest.revision)
+    network = _whole_model(model, harvest.compute_dtype, harvest.revision, content_stamp(model))
     check_unchanged(network, store)
     work = _Splicing(network, layer, store, chosen, policy.batch_size)
     if not int(work.counted.sum()):
@@ -150,7 +151,7 @@ def measure_splicing(
 
 
 @lru_cache(maxsize=1)
-def _whole_model(model: str, dtype: AskedPrecision, revision: str | None) -> LanguageModel:
+def _whole_model(model: str, dtype: AskedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
     """All layers of `model` and its head, loaded once for all dictionaries of a study."""
     return LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
 

@@ -77,7 +77,9 @@ class _Continuation:
     def surprisal(self, texts: list[int]) -> dict[int, Float[Tensor, " _"]]:
         """Of the tokens of a batch, by text."""
         length = int(self.lengths[texts].max())
-        token, real = self.activations.token[texts, :length], torch.ones(len(texts), length, dtype=torch.bool)
+        token, real = self.activations.token[texts, :length], torch.arange(length) < self.lengths[texts][:, None]
+        if self.model.ignores_padding(length):
+            real = torch.ones_like(real)
         if bool(self._inside_dead(texts, length).any()):
             stream = self.model.residuals(token, real, [self.layer])[self.layer]
         else:
