@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import temporallens as tl
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import ARMS
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
+from temporallens.files import user_path
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
+from temporallens.training.trainer import ArmRun, TrainedArm, train_arms, whole_seed
 
 FLOATS = {"zeros", "ones", "empty", "rand", "randn", "eye", "linspace"}
 """Functions whose results have the default dtype where none is named."""
@@ -102,3 +105,32 @@ def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(feature
             codes = dictionary.encode(torch.from_numpy(x))
         torch.testing.assert_close(codes, dictionary.encode(torch.from_numpy(x)).detach(), msg=kind)
         evaluate_reconstruction(dictionary, store, np.arange(4), run.summary["scale"])
+
+
+def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    store = store_arrays(torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)), out=tmp_path / "store")
+    arm = tl.BatchTopK(features=8, k=2)
+    for out, sentence in (("a\0b", "is no path"), ("a" * 300, "is no path"), ("a\ud800", "half of a character")):
+        with pytest.raises(TemporalLensError, match=sentence):
+            tl.train(store, arm=arm, steps=1, out=out, batch_size=4)
+        with pytest.raises(TemporalLensError, match=sentence):
+            tl.load_dictionary(out)
+    for value in (None, b"x", 3):
+        with pytest.raises(TemporalLensError, match="a path should be a string or a Path"):
+            user_path(value)
+    for seed in (True, 1.5, "a", -1, 2**64):
+        with pytest.raises(TemporalLensError, match=r"seed is .*: it should be a whole number"):
+            whole_seed(seed)
+    assert whole_seed(np.int64(2)) == 2
+    with pytest.raises(TemporalLensError, match="norm_multiple is nan"):
+        store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=float("nan"))
+    run = tl.train(store, arm=arm, steps=1, out=tmp_path / "run", batch_size=4)
+    with pytest.raises(TemporalLensError, match="ordinary dense tensor"):
+        tl.load_dictionary(run.folder).encode(torch.ones(2, 4).to_sparse(), [0, 1])
+
+
+def test_masks_in_lists_of_lists_are_kept(tmp_path: Path) -> None:
+    nested = [[np.ma.masked_array(np.ones(4), mask=[(row, place) == (0, 1)] * 4) for place in range(3)] for row in range(2)]
+    assert store_arrays(nested, out=tmp_path / "nested").rows == 5
+    parts = [torch.ones(3, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
+    assert store_arrays(parts, out=tmp_path / "tensors").rows == 6

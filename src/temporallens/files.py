@@ -53,8 +53,23 @@ LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
 """Names of temporary files, as `write_atomically` makes them."""
 
 
-def user_path(path: Path | str) -> Path:
-    """A path as a user gives it, `~` being the home folder. Shells leave it alone in `--out=~/x`, and Python does everywhere."""
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder, on every system in use."""
+
+
+def user_path(path: object) -> Path:
+    """A path as a user gives it, `~` being the home folder. Shells leave it alone in `--out=~/x`, and Python does everywhere.
+
+    Raises TemporalLensError for what is no path, and for names that no file can have.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TemporalLensError(f"a path should be a string or a Path, and this is {path!r}")
+    try:
+        name = os.fsencode(str(path).encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise TemporalLensError(f"{path} holds half of a character, which no path can") from error
+    if b"\0" in name or max(map(len, name.split(b"/"))) > LONGEST_NAME:
+        raise TemporalLensError(f"{str(path)[:60]}... is no path: it holds a zero byte, or a name of more than {LONGEST_NAME} bytes")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

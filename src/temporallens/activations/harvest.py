@@ -10,7 +10,7 @@ never interrupted. One thread writes while the model computes.
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -140,6 +140,8 @@ def harvest(
     taken for those of before; a hub data set is read at the commit that it now has, unless its name says which (`owner/name@commit`).
     """
     out, texts = user_path(out), at_commit(texts) if isinstance(texts, str) else texts
+    if isinstance(layer, Mapping):
+        raise TemporalLensError("the layers are a mapping: give a layer, or a list of layers")
     one = isinstance(layer, str | bytes) or not np.iterable(layer)  # a whole number may be NumPy's or PyTorch's
     wanted: list[Any] = [layer] if one else list(cast(Iterable[Any], layer))
     name = str(texts) if isinstance(texts, str | Path) else "given"

@@ -221,6 +221,8 @@ def store_arrays(
         x = _dense(x, "activations")
     elif not hasattr(x, "dtype"):  # what has one may lie in a file, and is read piece by piece
         x = _array(x, "activations")
+    if norm_multiple is not None and not (isinstance(norm_multiple, int | float) and 1 < norm_multiple < math.inf):
+        raise TemporalLensError(f"norm_multiple is {norm_multiple!r}: it should be a number greater than 1, or None for no norm rule")
     sequences, length, width = _shape(x)
     chunk = max(1, CHUNK_BYTES // (length * width * 4))
     parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
@@ -289,12 +291,19 @@ def _array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, str | Path | Mapping):
         remedy = "take one of its arrays" if isinstance(value, Mapping) else "read a file with importing.read_array"
         raise TemporalLensError(f"{name} should be an array, and this is a {type(value).__name__}: {remedy}")
-    masked = isinstance(value, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in value)
     try:
-        array = np.ma.stack(value) if masked else np.asanyarray(value)
+        array = _stacked(value) if isinstance(value, list | tuple) else np.asanyarray(value)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise TemporalLensError(f"{name} should be one array; of a {type(value).__name__} NumPy makes none: {error}") from error
     return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+
+
+def _stacked(parts: Sequence[Any]) -> np.ndarray:
+    """An array of lists, however deep: masks and what NumPy knows no type for are kept in each part."""
+    nested = any(isinstance(part, list | tuple | np.ma.MaskedArray | Tensor) for part in parts)
+    arrays = [_array(part, "a part of a list") for part in parts] if nested else parts
+    masked = nested and any(isinstance(array, np.ma.MaskedArray) for array in arrays)
+    return np.ma.stack(arrays) if masked else np.asanyarray(arrays)
 
 
 def _dense(tensor: Tensor, name: str) -> Tensor:

@@ -68,6 +68,8 @@ def refuse_unfit(rows: Any, width: int, what: str, wanted: str) -> None:
     """Raise TemporalLensError unless `rows` is a tensor of numbers of this width."""
     if not isinstance(rows, Tensor) or rows.is_complex():
         raise TemporalLensError(f"{what} should be a tensor of real numbers; these are {_described(rows)}")
+    if rows.is_meta or rows.is_nested or rows.is_quantized or rows.layout != torch.strided:
+        raise TemporalLensError(f"{what} should be an ordinary dense tensor; this one has no values, or is sparse, nested or quantised")
     if rows.ndim == 0 or rows.shape[-1] != width:
         found = f"of width {rows.shape[-1]}" if rows.ndim else "without a width"
         raise TemporalLensError(f"{what} {found} do not fit this dictionary of {wanted}")

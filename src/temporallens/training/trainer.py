@@ -6,6 +6,7 @@ never stopped.
 """
 
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.arms import Arm
-from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Progress
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path, write_json
@@ -384,6 +385,14 @@ class _Finishing:
         return TrainedArm(folder, load_dictionary(folder), summary)
 
 
+def whole_seed(seed: Any) -> int:
+    """Raise TemporalLensError unless `seed` is a whole number that generators take."""
+    whole = None if isinstance(seed, bool) or not hasattr(seed, "__index__") else operator.index(seed)
+    if whole is None or not 0 <= whole < 1 << 63:
+        raise TemporalLensError(f"seed is {seed!r}: it should be a whole number from 0 to 2^63 - 1")
+    return whole
+
+
 def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
     """Train one arm; the dictionary, its history and its summary are written straight into the folder `out`.
 
@@ -394,7 +403,11 @@ def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path |
     if (out / "training.json").exists():
         raise TemporalLensError(f"{out} already holds a trained dictionary; remove it or choose another folder")
     settings = TrainingPolicy(steps=steps, **policy)
+    if not isinstance(arm, ArmConfig):
+        raise TemporalLensError(
+            f"arm should be one of the arms with its settings, such as tl.BatchTopK(features=2304, k=32), and is {arm!r}"
+        )
     opened = store if isinstance(store, ActivationStore) else ActivationStore(store)
-    run = ArmRun(out.name, arm, seed)
+    run = ArmRun(out.name, arm, whole_seed(seed))
     with locked(out):
         return train_arms(opened, [run], settings, out.parent)[run.name]
