@@ -221,8 +221,7 @@ def store_arrays(
         x = _dense(x, "activations")
     elif not hasattr(x, "dtype"):  # what has one may lie in a file, and is read piece by piece
         x = _array(x, "activations")
-    if norm_multiple is not None and not (isinstance(norm_multiple, int | float) and 1 < norm_multiple < math.inf):
-        raise TemporalLensError(f"norm_multiple is {norm_multiple!r}: it should be a number greater than 1, or None for no norm rule")
+    _check_multiple(norm_multiple)
     sequences, length, width = _shape(x)
     chunk = max(1, CHUNK_BYTES // (length * width * 4))
     parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
@@ -269,6 +268,11 @@ def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:
     return digest.hexdigest()
 
 
+def _check_multiple(multiple: Any) -> None:
+    if multiple is not None and not (isinstance(multiple, int | float) and 1 < multiple < math.inf):
+        raise TemporalLensError(f"norm_multiple is {multiple!r}: it should be a number greater than 1, or None for no norm rule")
+
+
 def _shape(x: Any) -> tuple[int, int, int]:
     """Sequences, positions and width of activations that can be stored."""
     if len(x.shape) != 3:
@@ -306,9 +310,14 @@ def _stacked(parts: Sequence[Any]) -> np.ndarray:
     return np.ma.stack(arrays) if masked else np.asanyarray(arrays)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary one, with a value for every place."""
+    return not (tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided)
+
+
 def _dense(tensor: Tensor, name: str) -> Tensor:
     """The values of a tensor, which an ordinary one has."""
-    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+    if not is_dense(tensor):
         found = "has no values (it is on the device 'meta')" if tensor.is_meta else "is nested, sparse or quantised"
         raise TemporalLensError(f"{name} should be an ordinary dense tensor; this one {found}")
     return tensor.detach().resolve_conj().resolve_neg()

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from temporallens.activations.importing import is_dense
 from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
 from temporallens.settings import Settings
@@ -68,7 +69,7 @@ def refuse_unfit(rows: Any, width: int, what: str, wanted: str) -> None:
     """Raise TemporalLensError unless `rows` is a tensor of numbers of this width."""
     if not isinstance(rows, Tensor) or rows.is_complex():
         raise TemporalLensError(f"{what} should be a tensor of real numbers; these are {_described(rows)}")
-    if rows.is_meta or rows.is_nested or rows.is_quantized or rows.layout != torch.strided:
+    if not is_dense(rows):
         raise TemporalLensError(f"{what} should be an ordinary dense tensor; this one has no values, or is sparse, nested or quantised")
     if rows.ndim == 0 or rows.shape[-1] != width:
         found = f"of width {rows.shape[-1]}" if rows.ndim else "without a width"

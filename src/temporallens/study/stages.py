@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from temporallens.activations.clocks import CLOCKS
+from temporallens.activations.contents import known_sha256
 from temporallens.activations.corpora import open_corpus
 from temporallens.activations.harvest import HarvestPolicy
 from temporallens.activations.shipped import MODELS
@@ -22,7 +23,7 @@ from temporallens.evaluation.order_probing import OrderPolicy
 from temporallens.evaluation.pooled_probing import ProbingPolicy
 from temporallens.evaluation.results import GAINS, gains_file, measures_file, run_name
 from temporallens.evaluation.scan import ScanPolicy
-from temporallens.files import explained, fingerprint, read_json, sha256, user_path, write_json
+from temporallens.files import explained, fingerprint, read_json, user_path, write_json
 from temporallens.study.config import Study, Training, Variant, as_file_name
 from temporallens.study.measures import ACROSS_SEEDS, COMPARED, Measured, compared
 from temporallens.study.measures import VERSION as MEASURES_VERSION
@@ -184,12 +185,12 @@ def content_of(model: str) -> str | None:
         return MODELS[model].wheel.sha256
     path = user_path(model)
     if path.is_file():
-        return sha256(path)
+        return known_sha256(path)
     if not path.is_dir():
         return None
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path)}\n{sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path)}\n{known_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
