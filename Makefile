@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 
 # A small study is killed KILLS times at random moments; the last line says whether anything was lost (docs/reliability.md).
 chaos: $(INSTALLED)
-	@$(ONE_THREAD) $(BIN)/python -m benchmarks.chaos --kills $(or $(KILLS),200) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m tools.chaos --kills $(or $(KILLS),200) $(ARGS)
 
 # Other libraries, for `python -m benchmarks`, in an environment of their own: their needs contradict ours and each other's.
 peers: $(PEERS)
@@ -45,15 +45,15 @@ $(PEERS): benchmarks/peers-constraints.txt
 # Our sparse probing against that of the unmodified sae_bench, which runs in an environment of its own; the last line is the largest
 # difference. The package declares more than sparse probing needs (torchvision for CUDA, clients of services), so it goes in without.
 parity: $(INSTALLED) $(PARITY)
-	@$(BIN)/python -m benchmarks.parity $(ARGS)
+	@$(BIN)/python -m tools.parity $(ARGS)
 
-$(PARITY): benchmarks/parity-constraints.txt
+$(PARITY): tools/parity-constraints.txt
 	@echo "installing sae_bench into .venv-parity (minutes, once)"
 	@$(PYTHON) -m venv .venv-parity \
 		|| { echo "error: $(PYTHON) could not make the environment .venv-parity here; mend what it says above, then run make parity again" >&2; exit 1; }
-	@{ .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/parity-constraints.txt \
+	@{ .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c tools/parity-constraints.txt \
 			torch sae-lens transformer-lens scikit-learn beartype filelock tabulate \
-		&& .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c benchmarks/parity-constraints.txt sae-bench; } \
+		&& .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c tools/parity-constraints.txt sae-bench; } \
 		> .venv-parity/install.log 2>&1 \
 		|| { echo "error: pip could not install the packages ($$(sed -n 's/^ *ERROR: //p' .venv-parity/install.log | head -n 1)); all that pip said:" \
 		     ".venv-parity/install.log" >&2; exit 1; }
@@ -62,7 +62,7 @@ $(PARITY): benchmarks/parity-constraints.txt
 # Removes what these targets made, except runs/, which holds results.
 clean:
 	@rm -rf .venv .venv-peers .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
-	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null 2>&1 \

@@ -23,8 +23,8 @@ from benchmarks import memory, openness, scaling, training_step
 from benchmarks.harvest import bare_seconds, batches_of, harvest_seconds
 from benchmarks.report import as_text, write_docs
 from benchmarks.timing import Section, Settings, Sizes, busy, interleaved, processor
-from temporallens.activations.harvest import HarvestPolicy
-from temporallens.activations.models import LanguageModel
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.language.models import LanguageModel
 from temporallens.errors import TemporalLensError
 
 HARVEST_KEY = "harvest.vs_bare_forward"

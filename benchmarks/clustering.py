@@ -2,7 +2,7 @@
 
     python -m benchmarks.clustering [--features N] [--distance NAME] [--bins KIND]
 
-The firings are made: features of the five classes of `activations/synthetic.py`, on rows of 128 tokens, that fire 200 times or more.
+The firings are made: features of the five classes of `activations/made/worlds.py`, on rows of 128 tokens, that fire 200 times or more.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks.memory import RESET, STATUS, status_bytes
 from benchmarks.timing import busy
-from temporallens.activations.synthetic import WorldPolicy, truth_of
-from temporallens.evaluation.cluster_policy import ClustersPolicy, DistanceName
-from temporallens.evaluation.clustering import cluster_firings
+from temporallens.activations.made.worlds import WorldPolicy, truth_of
+from temporallens.evaluation.clusters.policy import ClustersPolicy, DistanceName
+from temporallens.evaluation.clusters.section import cluster_firings
 from temporallens.evaluation.firings import Firings
 
 POSITIONS, SEQUENCES, SEQUENCES_PER_DOCUMENT = 128, 1024, 4

@@ -17,10 +17,10 @@ from unittest.mock import patch
 
 import torch
 
-from temporallens.activations.corpora import open_corpus
-from temporallens.activations.harvest import Batch, HarvestPolicy, harvest_policy, schedule
-from temporallens.activations.models import LanguageModel
-from temporallens.activations.token_rows import row_shape, token_rows
+from temporallens.activations.language.corpora import open_corpus
+from temporallens.activations.language.harvest import Batch, HarvestPolicy, harvest_policy, schedule
+from temporallens.activations.language.models import LanguageModel
+from temporallens.activations.language.token_rows import row_shape, token_rows
 
 
 def batches_of(model: LanguageModel, policy: HarvestPolicy) -> list[Batch]:

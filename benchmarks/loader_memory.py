@@ -19,7 +19,7 @@ import torch
 
 from temporallens.activations.moments import FIRST
 from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
-from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, train_arms
 

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.timing import Section, Settings, Sizes, batches, synchronise
 from benchmarks.training_step import OURS, WARM_UP, OurStep, positions_of, precisions
-from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.precision import Precision, precision
 
 STEPS = 5

@@ -11,7 +11,7 @@ from statistics import linear_regression, median
 from benchmarks.openness import hardened
 from benchmarks.timing import Section, Settings, Sizes, Times, batches, interleaved, turn
 from benchmarks.training_step import OurStep
-from temporallens.dictionaries.batchtopk import BatchTopK
+from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.precision import precision
 
 FACTORS = {"features": (0.25, 0.5, 1, 2), "k": (0.25, 0.5, 1, 2, 4), "width": (0.5, 1, 2), "batch": (0.25, 0.5, 1, 2)}

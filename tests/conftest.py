@@ -11,9 +11,9 @@ from hypothesis import settings
 
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.batchtopk import BatchTopK
-from temporallens.dictionaries.positional import Positional
-from temporallens.dictionaries.standard import Standard
+from temporallens.dictionaries.arms.batchtopk import BatchTopK
+from temporallens.dictionaries.arms.positional import Positional
+from temporallens.dictionaries.arms.standard import Standard
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
 from tiny_models import tiny_model

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from temporallens.activations.harvest import harvest
+from temporallens.activations.language.harvest import harvest
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms.sliced import Sliced
+from temporallens.dictionaries.arms.standard import Standard
 from temporallens.dictionaries.base import Dictionary
-from temporallens.dictionaries.sliced import Sliced
-from temporallens.dictionaries.standard import Standard
 from tiny_models import FAMILIES, TEXTS, VOCABULARY, WIDTH, tiny_tokenizer
 
 CONTEXT_LENGTH = 32

@@ -13,7 +13,7 @@ import torch
 import temporallens as tl
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.arms import ARMS
+from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction

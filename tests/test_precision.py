@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from temporallens.activations.harvest import HarvestPolicy, harvest
-from temporallens.activations.models import LanguageModel
+from temporallens.activations.language.harvest import HarvestPolicy, harvest
+from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.origin import harvest_of
-from temporallens.evaluation.passes import _opened, text_activations
+from temporallens.evaluation.model.origin import harvest_of
+from temporallens.evaluation.model.passes import _opened, text_activations
 from temporallens.evaluation.scan import ScanPolicy, scan
 from temporallens.precision import has_bfloat16, precision
 from tiny_models import TEXTS, tiny_model

@@ -7,11 +7,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import temporallens
-from temporallens.activations.harvest import HarvestPolicy
-from temporallens.dictionaries.arms import ARMS, BatchTopK, Positional, RandomMask
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.dictionaries.kinds import ARMS, BatchTopK, Positional, RandomMask
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.cluster_policy import ClustersPolicy
-from temporallens.evaluation.fidelity import FidelityPolicy
+from temporallens.evaluation.clusters.policy import ClustersPolicy
+from temporallens.evaluation.model.fidelity import FidelityPolicy
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.settings import Settings
 from temporallens.study.config import Study

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from temporallens.activations.models import LanguageModel
+from temporallens.activations.language.models import LanguageModel
 
 TRAINED_ON = [
     "It costs 3.5 dollars. They said “yes.” She left… But e.g. the U.S. Senate (it rained.) went on!\n\nWhat now? Dr. No came.",

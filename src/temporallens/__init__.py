@@ -11,9 +11,9 @@ from temporallens.errors import TemporalLensError
 
 if TYPE_CHECKING:
     from temporallens import interop
-    from temporallens.activations.harvest import harvest
+    from temporallens.activations.language.harvest import harvest
     from temporallens.activations.store import ActivationStore
-    from temporallens.dictionaries.arms import (
+    from temporallens.dictionaries.kinds import (
         TSAE,
         BatchTopK,
         Budgeted,
@@ -61,20 +61,20 @@ __all__ = [
 
 _HOMES = {
     "ActivationStore": "activations.store",
-    "BatchTopK": "dictionaries.arms",
-    "Budgeted": "dictionaries.arms",
-    "JumpReLU": "dictionaries.arms",
-    "Matryoshka": "dictionaries.arms",
-    "PositionMean": "dictionaries.arms",
-    "Positional": "dictionaries.arms",
-    "PositionalReLU": "dictionaries.arms",
-    "PostHoc": "dictionaries.arms",
-    "RandomMask": "dictionaries.arms",
-    "Sliced": "dictionaries.arms",
-    "Standard": "dictionaries.arms",
-    "TSAE": "dictionaries.arms",
-    "TopK": "dictionaries.arms",
-    "harvest": "activations.harvest",
+    "BatchTopK": "dictionaries.kinds",
+    "Budgeted": "dictionaries.kinds",
+    "JumpReLU": "dictionaries.kinds",
+    "Matryoshka": "dictionaries.kinds",
+    "PositionMean": "dictionaries.kinds",
+    "Positional": "dictionaries.kinds",
+    "PositionalReLU": "dictionaries.kinds",
+    "PostHoc": "dictionaries.kinds",
+    "RandomMask": "dictionaries.kinds",
+    "Sliced": "dictionaries.kinds",
+    "Standard": "dictionaries.kinds",
+    "TSAE": "dictionaries.kinds",
+    "TopK": "dictionaries.kinds",
+    "harvest": "activations.language.harvest",
     "load_dictionary": "dictionaries.saving",
     "save_dictionary": "dictionaries.saving",
     "scan": "evaluation.scan",

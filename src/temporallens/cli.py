@@ -187,8 +187,8 @@ def evaluate(
 def _probe(
     dictionary: Path, out: Path, model: str | None, layer: str | None, names: list[str], part: str | None, given: dict[str, Any]
 ) -> None:
-    from temporallens.evaluation.labelled import Columns, open_sets
-    from temporallens.evaluation.probing import SparseProbingPolicy, fitting_sizes
+    from temporallens.evaluation.probing.saebench import SparseProbingPolicy, fitting_sizes
+    from temporallens.evaluation.texts.labelled import Columns, open_sets
     from temporallens.interop.saebench import probe_folder
 
     where: Any = layer if layer is None or layer == "embed" else int(layer) if layer.isdecimal() else None

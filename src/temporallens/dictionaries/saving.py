@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary, known_policy
+from temporallens.dictionaries.kinds import Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors
 

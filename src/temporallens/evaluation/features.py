@@ -14,14 +14,14 @@ from jaxtyping import Float, Float32, Int
 from pydantic import Field
 
 from temporallens.activations.clocks import Tokenizer
-from temporallens.activations.model_files import read_tokenizer
-from temporallens.activations.records import read_layout
+from temporallens.activations.language.model_files import read_tokenizer
+from temporallens.activations.made.records import read_layout
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.cluster_table import Context, Contexts
+from temporallens.evaluation.clusters.profiles import rotated
+from temporallens.evaluation.clusters.table import Context, Contexts
 from temporallens.evaluation.firings import Firings, find_firings
-from temporallens.evaluation.temporal_profiles import rotated
 from temporallens.settings import Settings
 
 DIGITS = 3

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
-from temporallens.activations.corpora import at_commit, open_corpus
-from temporallens.activations.harvest import Batch, schedule
-from temporallens.activations.model_check import check_finite
-from temporallens.activations.models import LanguageModel, Layer
+from temporallens.activations.language.corpora import at_commit, open_corpus
+from temporallens.activations.language.harvest import Batch, schedule
+from temporallens.activations.language.model_check import check_finite
+from temporallens.activations.language.models import LanguageModel, Layer
+from temporallens.activations.language.token_rows import RowShape, row_shape, token_rows
 from temporallens.activations.moments import beyond_norm
-from temporallens.activations.token_rows import RowShape, row_shape, token_rows
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.precision import AskedPrecision

@@ -1,6 +1,6 @@
 """What temporal clusters look like from inside (lab notes, Run 9): mean patterns, consistency, and where specialised features live.
 
-Drawn from a dictionary's cluster measures (`evaluation/clustering.py`, `to_json`). Position 0 is in no profile and on no axis here.
+Drawn from a dictionary's cluster measures (`evaluation/clusters/section.py`, `to_json`). Position 0 is in no profile and on no axis here.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The tree of features by when they fire, and their profiles in the order of its leaves (lab notes, Run 9).
 
-Drawn from a dictionary's cluster measures (`evaluation/clustering.py`, `to_json`). Rows of the two panels are the same features. Position
-0 is in no profile and on no axis here.
+Drawn from a dictionary's cluster measures (`evaluation/clusters/section.py`, `to_json`). Rows of the two panels are the same features.
+Position 0 is in no profile and on no axis here.
 """
 
 import math

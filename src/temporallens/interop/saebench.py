@@ -20,13 +20,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from temporallens import __version__
-from temporallens.activations.models import Layer
+from temporallens.activations.language.models import Layer
 from temporallens.dictionaries.base import Dictionary, known_policy
 from temporallens.dictionaries.saving import load_dictionary, read_config
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.labelled import LabelledSet
-from temporallens.evaluation.passes import rule_positions
-from temporallens.evaluation.probing import DividedSet, SparseProbing, SparseProbingPolicy, sparse_probing
+from temporallens.evaluation.model.passes import rule_positions
+from temporallens.evaluation.probing.saebench import DividedSet, SparseProbing, SparseProbingPolicy, sparse_probing
+from temporallens.evaluation.texts.labelled import LabelledSet
 from temporallens.files import user_path, write_text
 
 PROTOCOL = "sae_bench 0.6.0"

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from temporallens.activations.harvest import HarvestPolicy
-from temporallens.dictionaries.arms import Arm
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.dictionaries.kinds import Arm
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.settings import Settings

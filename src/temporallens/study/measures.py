@@ -15,19 +15,19 @@ from jaxtyping import Int
 from pydantic import BaseModel
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.evaluation.cluster_policy import ClustersPolicy
-from temporallens.evaluation.clustering import measure_clusters
+from temporallens.evaluation.clusters.policy import ClustersPolicy
+from temporallens.evaluation.clusters.section import measure_clusters
 from temporallens.evaluation.features import FeaturesPolicy, measure_features
-from temporallens.evaluation.fidelity import FidelityPolicy, measure_fidelity
-from temporallens.evaluation.order_probing import OrderPolicy, measure_order
-from temporallens.evaluation.order_scores import OrderMeasures, order_gains
-from temporallens.evaluation.pooled_probing import ProbingPolicy, measure_probing
-from temporallens.evaluation.positions import PositionsPolicy, measure_positions
-from temporallens.evaluation.probing_results import probing_gains
-from temporallens.evaluation.splicing import SplicingPolicy, measure_splicing
+from temporallens.evaluation.model.fidelity import FidelityPolicy, measure_fidelity
+from temporallens.evaluation.model.splicing import SplicingPolicy, measure_splicing
+from temporallens.evaluation.order.scores import OrderMeasures, order_gains
+from temporallens.evaluation.order.section import OrderPolicy, measure_order
+from temporallens.evaluation.positions.section import PositionsPolicy, measure_positions
+from temporallens.evaluation.probing.results import probing_gains
+from temporallens.evaluation.probing.section import ProbingPolicy, measure_probing
 from temporallens.files import read_json
 from temporallens.settings import Settings
 from temporallens.training.history import load_history

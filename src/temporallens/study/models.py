@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from temporallens.activations.corpora import SHIPPED_TEXT, is_on_hub, open_corpus
-from temporallens.activations.harvest import HarvestPolicy
-from temporallens.activations.model_files import check_at_hand, find_source, read_config
-from temporallens.activations.models import check_layer
+from temporallens.activations.language.corpora import SHIPPED_TEXT, is_on_hub, open_corpus
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.language.model_files import check_at_hand, find_source, read_config
+from temporallens.activations.language.models import check_layer
 from temporallens.errors import TemporalLensError
 from temporallens.files import user_path
 from temporallens.study.config import Study

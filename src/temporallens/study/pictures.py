@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.evaluation.correlations import correlate_positions
 from temporallens.evaluation.document_errors import errors_by_document
 from temporallens.evaluation.firings import find_firings, profile
+from temporallens.evaluation.positions.correlations import correlate_positions
+from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import measures_file, run_folder, run_name
-from temporallens.evaluation.specialisation import PositionsPolicy
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from temporallens.activations.corpora import at_commit, is_moving
+from temporallens.activations.language.corpora import at_commit, is_moving
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, write_json
 from temporallens.study.config import Study

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from temporallens.activations.corpora import folder_content
-from temporallens.activations.harvest import HarvestPolicy
-from temporallens.activations.records import RecordsPolicy
-from temporallens.activations.synthetic import WorldPolicy
+from temporallens.activations.language.corpora import folder_content
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.made.records import RecordsPolicy
+from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.files import user_path
 from temporallens.precision import precision
 from temporallens.study.config import Study

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from temporallens.activations.harvest import harvest_policy
+from temporallens.activations.language.harvest import harvest_policy
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.saving import load_dictionary

@@ -13,10 +13,10 @@ from jaxtyping import Int
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from temporallens.activations.clocks import CLOCKS
-from temporallens.activations.harvest import HarvestPolicy, harvest_policy
-from temporallens.activations.records import RecordsPolicy, harvest_records
+from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
+from temporallens.activations.made.records import RecordsPolicy, harvest_records
+from temporallens.activations.made.worlds import WorldPolicy, harvest_world
 from temporallens.activations.store import ActivationStore
-from temporallens.activations.synthetic import WorldPolicy, harvest_world
 from temporallens.dictionaries.base import Dictionary
 
 TAG = "source: "
@@ -58,11 +58,11 @@ def make_store(entry: Activations, out: Path) -> ActivationStore:
 def scores_of(entry: Activations) -> dict[str, Score]:
     """What a dictionary trained on an entry is scored by, under the key of a run's results; nothing where nothing is known."""
     if isinstance(entry, WorldPolicy):
-        from temporallens.evaluation.worlds import score_world
+        from temporallens.evaluation.known.worlds import score_world
 
         return {"world": score_world}
     if isinstance(entry, RecordsPolicy):
-        from temporallens.evaluation.fields import score_fields
+        from temporallens.evaluation.known.fields import score_fields
 
         return {"fields": score_fields}
     return {}

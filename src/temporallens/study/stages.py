@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from temporallens.activations.clocks import CLOCKS
-from temporallens.activations.contents import known_sha256
-from temporallens.activations.corpora import open_corpus
-from temporallens.activations.harvest import HarvestPolicy
-from temporallens.activations.shipped import MODELS
+from temporallens.activations.language.contents import known_sha256
+from temporallens.activations.language.corpora import open_corpus
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.language.shipped import MODELS
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.order_probing import OrderPolicy
-from temporallens.evaluation.pooled_probing import ProbingPolicy
+from temporallens.evaluation.order.section import OrderPolicy
+from temporallens.evaluation.probing.section import ProbingPolicy
 from temporallens.evaluation.results import GAINS, gains_file, measures_file, run_name
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.files import explained, fingerprint, read_json, user_path, write_json

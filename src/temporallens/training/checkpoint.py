@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.arms import Arm
+from temporallens.dictionaries.kinds import Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import canonical_json, fingerprint, read_tensors, write_tensors
 from temporallens.training.policy import TrainingPolicy

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.kinds import Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_tensors, write_tensors
 from temporallens.training.policy import TrainingPolicy

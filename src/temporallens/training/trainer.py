@@ -21,8 +21,8 @@ from torch import Tensor
 from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.arms import Arm
 from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
+from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path, write_json

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens.dictionaries.arms.standard import L1Config
 from temporallens.dictionaries.base import ArmConfig, Dictionary
-from temporallens.dictionaries.standard import L1Config
 from temporallens.training.objective import RowWeights
 from temporallens.training.scales import PositionScales
 

@@ -1,0 +1,34 @@
+"""SHA-256 of large files, computed once: what a file's path, size and time of change are known to stand for is kept in the user's cache."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from temporallens.activations.language.shipped import cache_folder
+from temporallens.errors import CannotWriteError, TemporalLensError
+from temporallens.files import fingerprint, read_json, sha256, write_json
+
+
+def known_sha256(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits. Raises TemporalLensError when it cannot be read."""
+    resolved = path.resolve()
+    try:
+        status = resolved.stat()
+    except OSError as error:
+        raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
+    key = {"path": str(resolved), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    kept = cache_folder() / "contents" / f"{fingerprint(str(resolved))[:32]}.json"
+    known = _read(kept)
+    if known.get("key") == key:
+        return str(known["sha256"])
+    content = sha256(resolved)
+    with suppress(CannotWriteError):  # a cache that cannot be written costs time, and nothing else
+        write_json(kept, {"key": key, "sha256": content})
+    return content
+
+
+def _read(kept: Path) -> dict[str, object]:
+    """What is known of a file; nothing where that is missing or damaged."""
+    try:
+        return read_json(kept, "the checksum of a file") if kept.exists() else {}
+    except (TemporalLensError, OSError):
+        return {}

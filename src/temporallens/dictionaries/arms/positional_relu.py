@@ -1,0 +1,56 @@
+"""The lab notes' own positional dictionary (Runs 1 to 9): ReLU codes under an L1 penalty, scaled by `sigmoid(l[p, f] / T)`.
+
+The penalty falls on the masked codes, and logits learn from the derivative of the loss, as the notes have it; `docs/method.md` says what
+that costs. `positional` is the arm to use.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from temporallens.dictionaries.arms.standard import L1Config
+from temporallens.dictionaries.base import Dictionary, Forward, Previous, refuse_non_finite
+from temporallens.dictionaries.masks import LearnsMask, MaskConfig, PositionMask
+
+
+class PositionalReLU(MaskConfig, L1Config):
+    """ReLU + L1 under a learnable position mask."""
+
+    kind: Literal["positional_relu"] = "positional_relu"
+
+    strictness: Literal["hard", "soft"] = "hard"
+    """Soft gates that harden, or soft gates to the end: these logits learn by derivative, and a gate of 0 or 1 has none."""
+
+    def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionalReLUDictionary":
+        return PositionalReLUDictionary(width, positions, self, generator)
+
+
+class PositionalReLUDictionary(LearnsMask, Dictionary):
+    """Dense codes modulated by a mask that learns."""
+
+    kind = "positional_relu"
+    architecture = "temporallens_positional_relu"
+
+    def __init__(self, width: int, positions: int, config: PositionalReLU, generator: torch.Generator) -> None:
+        super().__init__(width, config.features, generator)
+        self.config = config
+        self.mask = PositionMask(positions, config)
+
+    def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        gates = self.mask.gates()
+        chosen = gates[self.mask.group_of].mean(0) if positions is None else gates[self.mask.groups(positions)]
+        return self.pre_activations(x).relu() * chosen
+
+    def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
+        codes = self.codes(x, positions)
+        in_use = codes > 0
+        return Forward(self.reconstruct(codes), codes.sum(1), in_use.sum(1).float(), in_use.sum(0).float())
+
+    def gates_by_position(self) -> Float[Tensor, "P F"]:
+        return self.mask.gates().detach()[self.mask.group_of]
+
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+        refuse_non_finite(x, x.shape[:1], "the activations hold")
+        return self.pre_activations(self.enter(x, positions)).relu_()

@@ -1,0 +1,62 @@
+"""The comparator that a learned mask must beat: an ordinary BatchTopK dictionary, masked after training wherever its own firing rate is
+low (`docs/method.md`). Training is BatchTopK's to the bit; the batches after it give the firing profile."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from temporallens.dictionaries.arms.batchtopk import TopKConfig
+from temporallens.dictionaries.arms.masked import FixedMaskDictionary
+from temporallens.dictionaries.masks import group_starts
+
+
+class PostHoc(TopKConfig):
+    """BatchTopK, masked by its own firing profile."""
+
+    kind: Literal["posthoc"] = "posthoc"
+
+    groups: int | Literal["positions"] = 8
+    """Log-spaced groups of positions, or 'positions' for one per position."""
+
+    cut: float = Field(0.05, gt=0, lt=1)
+    """A feature closes where it fires at less than this share of its highest rate."""
+
+    def check(self, positions: int) -> None:
+        group_starts(positions, self.groups)
+
+    def build(self, width: int, positions: int, generator: torch.Generator) -> "PostHocDictionary":
+        return PostHocDictionary(width, positions, self, generator)
+
+
+class PostHocDictionary(FixedMaskDictionary):
+    """Open everywhere until training is over."""
+
+    kind = "posthoc"
+    architecture = "temporallens_posthoc"
+
+    def __init__(self, width: int, positions: int, config: PostHoc, generator: torch.Generator) -> None:
+        groups = len(group_starts(positions, config.groups))
+        everywhere = torch.ones(groups, config.features, dtype=torch.bool)
+        super().__init__(width, positions, config.features, config.k, config.groups, everywhere, generator)
+        self._cut = config.cut
+        self._fired: Tensor = torch.zeros(groups * config.features, dtype=torch.float32)
+        self._seen: Tensor = torch.zeros(groups, dtype=torch.float32)
+
+    @torch.no_grad()
+    def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
+        codes = self._select(x - self.decoder_bias, positions)
+        if not len(codes.values):
+            return
+        self._thresholds.append(codes.values.min())
+        entries, groups = self.entries(codes.pattern, positions).cpu(), self.groups(positions).cpu()
+        self._fired.index_add_(0, entries, (codes.values > 0).float().cpu())
+        self._seen.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float32))
+
+    def finished(self) -> None:
+        super().finished()
+        rate = self._fired.view(len(self._seen), -1) / self._seen.clamp(min=1)[:, None]
+        unseen = (self._seen == 0)[:, None]  # groups of which nothing is known stay open, as do features that never fired
+        self.open.copy_((rate >= self._cut * rate.amax(0)) | unseen)

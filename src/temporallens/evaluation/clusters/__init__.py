@@ -1,0 +1,1 @@
+"""The section `clusters`: features grouped by when in the sequence they fire."""

@@ -1,0 +1,75 @@
+"""Distances between temporal profiles, all pairs at once and in blocks: 16,384 features are 134 million pairs.
+
+`jensen_shannon` is the square root of the Jensen-Shannon divergence in bits, a metric between 0 and 1; `correlation` is 1 less Pearson's
+correlation, from 0 to 2; `motif` is half the Euclidean distance of motif coordinates (`motifs.Motifs.coordinates`), 0 to 1.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from temporallens.evaluation.clusters.motifs import motifs_of
+from temporallens.evaluation.clusters.policy import DistanceName
+from temporallens.evaluation.clusters.profiles import Bins, Table, profiles_of, standardised
+from temporallens.progress import progress
+
+ROWS, COLUMNS = 64, 2048
+"""Of a tile of pairs: its two buffers stay in a core's cache."""
+
+
+def vectors_of(table: Table, bins: Bins, smoothing: float, distance: DistanceName) -> Float[np.ndarray, "n V"]:
+    """What the distance is measured between: profiles, standardised profiles, or motif coordinates."""
+    if distance == "motif":
+        return motifs_of(table, bins).coordinates()
+    profiles = profiles_of(table, bins, smoothing)
+    return profiles if distance == "jensen_shannon" else standardised(profiles)
+
+
+def between(first: Float[np.ndarray, "n V"], second: Float[np.ndarray, "m V"], distance: DistanceName) -> Float[np.ndarray, "n m"]:
+    """Distances of two sets of vectors, float32."""
+    a, b = np.ascontiguousarray(first, dtype=np.float32), np.ascontiguousarray(second, dtype=np.float32)
+    if distance == "correlation":
+        return np.clip(1.0 - a @ b.T, 0.0, 2.0)
+    if distance == "motif":
+        squares = sum(np.square(left[:, None] - right) for left, right in zip(a.T, b.T, strict=True))
+        return 0.5 * np.sqrt(squares)
+    return _jensen_shannon(a, b)
+
+
+def _jensen_shannon(a: Float[np.ndarray, "n V"], b: Float[np.ndarray, "m V"]) -> Float[np.ndarray, "n m"]:
+    """`sqrt(H((p + q) / 2) - (H(p) + H(q)) / 2)`, the first term bin by bin over tiles of pairs."""
+    out = np.zeros((len(a), len(b)), dtype=np.float32)
+    left, right = np.ascontiguousarray(a.T) / 2, np.ascontiguousarray(b.T) / 2
+    middle, logarithm = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, COLUMNS), np.float32)
+    for row in range(0, len(a), ROWS):
+        for column in range(0, len(b), COLUMNS):
+            tile = out[row : row + ROWS, column : column + COLUMNS]
+            m, log = middle[: tile.shape[0], : tile.shape[1]], logarithm[: tile.shape[0], : tile.shape[1]]
+            for p, q in zip(left[:, row : row + ROWS], right[:, column : column + COLUMNS], strict=True):
+                np.add(p[:, None], q, out=m)
+                np.log(m, out=log)
+                log *= m
+                tile -= log
+    entropy = [-(values * np.log(values)).sum(1) / 2 for values in (a, b)]
+    out -= entropy[0][:, None]
+    out -= entropy[1]
+    np.maximum(out, 0.0, out=out)
+    out /= np.float32(np.log(2.0))
+    return np.sqrt(out, out=out)
+
+
+def condensed(vectors: Float[np.ndarray, "n V"], distance: DistanceName, block: int = 2 * ROWS) -> Float[np.ndarray, " pairs"]:
+    """Distances of all pairs in the order of scipy's condensed matrices, float64: eight bytes a pair is all that it takes."""
+    count = len(vectors)
+    out = np.empty(count * (count - 1) // 2)
+    filled = 0
+    with progress("distances of features", len(out), "pairs") as advance:
+        for first in range(0, count, block):
+            part: Any = between(vectors[first : first + block], vectors[first:], distance)
+            for row in range(len(part)):
+                beyond = part[row, row + 1 :]
+                out[filled : filled + len(beyond)] = beyond
+                filled += len(beyond)
+            advance(sum(count - 1 - row for row in range(first, first + len(part))))
+    return out

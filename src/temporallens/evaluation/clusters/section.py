@@ -1,0 +1,191 @@
+"""Temporal clusters: features grouped by when in the sequence they fire (lab notes, Run 9; method, section 4).
+
+Profiles of features that fire often enough on held-out documents, a distance, average linkage, a cut by silhouette; beside it what chance
+makes of the same procedure, whether the clusters hold over documents, training steps and seeds, and what they are about. Where clusters do
+not stand out from chance there is one cluster, and that is the finding. `docs/method.md`, "Temporal clusters", says why.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
+from temporallens.dictionaries.base import Dictionary
+from temporallens.evaluation.clusters.chance import SIGNIFICANT, Chance, Clustered, against_chance, clustered, p_value
+from temporallens.evaluation.clusters.motifs import motifs_of
+from temporallens.evaluation.clusters.policy import ClustersPolicy
+from temporallens.evaluation.clusters.profiles import Bins, Table, bins_of, profiles_of, select, table_of
+from temporallens.evaluation.clusters.stability import Agreement, Bootstraps, Reference, over_documents, over_seeds, over_steps
+from temporallens.evaluation.clusters.table import ClusterRow, Drawing, drawing_of, peaks_of, rows_of
+from temporallens.evaluation.clusters.trees import SCATTERED, Cut, one_cluster
+from temporallens.evaluation.clusters.worlds import Recovery, is_world, recovery_of_world
+from temporallens.evaluation.firings import Firings, find_firings
+
+__all__ = ["ClusterMeasures", "ClustersPolicy", "cluster_firings", "measure_clusters"]
+
+
+class BinsOfProfiles(NamedTuple):
+    """Runs of positions that profiles are told in."""
+
+    kind: str  # `positions` or `log`
+    first: list[int]
+    last: list[int]
+    tokens: list[int]
+
+
+class ClusterMeasures(NamedTuple):
+    """All that is known of one dictionary's temporal clusters; `to_json` gives it as JSON."""
+
+    distance: str
+    features: int
+    kept: int  # that fire often enough to have a profile
+    least_firings: int
+    tokens: int
+    documents: int
+    bins: BinsOfProfiles | None  # None where too few features are kept to be clustered, as everything below
+    clusters: int | None  # 1 where nothing stands out from chance
+    chosen: int | None  # by silhouette, whatever chance says
+    silhouette: float | None  # at that number; None where no cut has two clusters
+    silhouettes: dict[str, float]  # best of each number of clusters
+    p: float | None  # of the clusters against chance; they count up to .05
+    cophenetic: float | None  # correlation of distances and heights of the tree
+    sample: int | None  # features that chance and stability are measured on
+    chance: dict[str, dict[str, Chance]]  # `shuffled` and `rotated`; in each `cophenetic`, `silhouette` and `explained`
+    scattered: int | None  # features in branches too small for a cluster
+    labels: list[int | None]  # cluster of each feature; -1 scattered, None too few firings
+    rows: list[ClusterRow]
+    scattered_peaks: list[int]  # of specialised features that are scattered, how many peak in each bin
+    drawing: Drawing | None
+    documents_drawn: Bootstraps | None
+    steps: list[Agreement]
+    seeds: list[Agreement]
+    world: Recovery | None  # for worlds with known answers
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: plain(value) for name, value in self._asdict().items()}
+
+
+def plain(value: Any) -> Any:
+    """A value of named tuples as dicts and lists."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+@own_defaults()
+def measure_clusters(
+    dictionary: Dictionary,
+    store: ActivationStore,
+    held_out: Int[np.ndarray, " n"],
+    policy: ClustersPolicy,
+    snapshots: Mapping[int, Path] | None = None,
+    other_seeds: Sequence[Dictionary] = (),
+) -> ClusterMeasures:
+    """Cluster the features of `dictionary` by when they fire on held-out sequences.
+
+    `snapshots` are saved dictionaries of the same training by step, `other_seeds` the same arm trained from other initial weights.
+    """
+    firings = find_firings(dictionary, store, held_out)
+    kept, table, bins, found = _whole(firings, policy)
+    if found is None:
+        return _too_few(firings, len(kept), policy)
+    measures, reference = _measure(firings, kept, table, bins, found, policy)
+    return measures._replace(
+        steps=over_steps(snapshots or {}, store, held_out, reference, policy),
+        seeds=over_seeds(dictionary, other_seeds, store, held_out, reference, policy),
+        world=recovery_of_world(dictionary, store, kept, table, bins, policy) if is_world(store) else None,
+    )
+
+
+def cluster_firings(firings: Firings, policy: ClustersPolicy) -> ClusterMeasures:
+    """The same of firings alone: nothing of other steps, seeds or worlds."""
+    kept, table, bins, found = _whole(firings, policy)
+    if found is None:
+        return _too_few(firings, len(kept), policy)
+    return _measure(firings, kept, table, bins, found, policy)[0]
+
+
+def _whole(firings: Firings, policy: ClustersPolicy) -> tuple[Int[np.ndarray, " n"], Table, Bins, Clustered | None]:
+    """Features with enough firings, their table and bins, and their tree; None for a tree of too few."""
+    kept = np.flatnonzero(firings.counts >= policy.least_firings)
+    table = table_of(select(firings, kept), firings.position)
+    if len(kept) < 2 * policy.least_features:
+        return kept, table, Bins(np.empty(0, np.int64), np.empty(0, np.int64), "positions"), None
+    bins = bins_of(table, policy.bins)
+    return kept, table, bins, clustered(table, bins, policy, policy.distance)
+
+
+def _too_few(firings: Firings, kept: int, policy: ClustersPolicy) -> ClusterMeasures:
+    return ClusterMeasures(
+        distance=policy.distance,
+        features=firings.features,
+        kept=kept,
+        least_firings=policy.least_firings,
+        tokens=len(firings.position),
+        documents=len(np.unique(firings.document)),
+        bins=None,
+        clusters=None,
+        chosen=None,
+        silhouette=None,
+        silhouettes={},
+        p=None,
+        cophenetic=None,
+        sample=None,
+        chance={},
+        scattered=None,
+        labels=[None] * firings.features,
+        rows=[],
+        scattered_peaks=[],
+        drawing=None,
+        documents_drawn=None,
+        steps=[],
+        seeds=[],
+        world=None,
+    )
+
+
+def _measure(
+    firings: Firings, kept: Int[np.ndarray, " n"], table: Table, bins: Bins, found: Clustered, policy: ClustersPolicy
+) -> tuple[ClusterMeasures, Reference]:
+    generator = np.random.default_rng(policy.seed)
+    sample = np.sort(generator.permutation(len(kept))[: policy.sample])
+    selection = select(firings, kept[sample])
+    chance = against_chance(firings, selection, bins, policy, generator)
+    p = p_value(chance, policy.distance)
+    best = found.cuts.best
+    final = best if p is not None and p <= SIGNIFICANT and best.clusters > 1 else one_cluster(len(kept))
+    reference = Reference(kept[sample], final.labels[sample], final.clusters, bins)
+    profiles, motifs = profiles_of(table, bins, policy.smoothing), motifs_of(table, bins)
+    measures = _too_few(firings, len(kept), policy)._replace(
+        bins=BinsOfProfiles(bins.kind, bins.first.tolist(), bins.last.tolist(), bins.sums(table.tokens).astype(np.int64).tolist()),
+        clusters=final.clusters,
+        chosen=best.clusters,
+        silhouette=best.silhouette,
+        silhouettes={str(number): value for number, value in found.cuts.by_clusters.items()},
+        p=p,
+        cophenetic=found.cophenetic,
+        sample=len(sample),
+        chance=chance,
+        scattered=int((final.labels == SCATTERED).sum()),
+        labels=_labels(firings.features, kept, final),
+        rows=rows_of(firings, kept, table, profiles, bins, motifs, final, policy),
+        scattered_peaks=peaks_of(motifs.of(np.flatnonzero(final.labels == SCATTERED)), bins),
+        drawing=drawing_of(found.tree, final, kept, profiles),
+        documents_drawn=over_documents(firings, selection, reference, policy, generator),
+    )
+    return measures, reference
+
+
+def _labels(features: int, kept: Int[np.ndarray, " n"], cut: Cut) -> list[int | None]:
+    labels: list[int | None] = [None] * features
+    for feature, label in zip(kept.tolist(), cut.labels.tolist(), strict=True):
+        labels[feature] = label
+    return labels

@@ -1,0 +1,1 @@
+"""Scores against what is known by construction: the features of worlds and the fields of records."""

@@ -1,0 +1,236 @@
+"""Whether masks know the fields of a record: each field as a group of features, against the layout that is known by construction.
+
+A feature's columns are where its mask is open (for a dictionary without masks: where it fires). A feature of which more than half of
+the columns lie in one field is that field's own; the others are shared. Precision says how well the columns of a field's own features
+keep to the field, recall how many of the field's columns they reach, and the own share how much of what fires there is theirs;
+`docs/method.md`, "Records", says which columns are a field's. A layout is matched to features after the fact, and narrow masks fit any
+layout, so the null repeats everything with layouts whose fields are as long and as contiguous, but elsewhere.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from temporallens.activations.loader import sequential
+from temporallens.activations.made.records import read_layout
+from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
+from temporallens.dictionaries.base import Dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.statistics import quotient
+
+LEAST_FIRINGS = 20
+"""On held-out documents; a feature that fires less often has no columns to speak of."""
+OPEN = 0.5
+"""A gate is open when it exceeds this share of the feature's largest gate."""
+FIRES = 0.1
+"""Without masks, a feature lives in a column when its firing rate there is at least this share of its largest one."""
+DRAWS = 1000
+"""Layouts behind the null."""
+
+ByField = dict[str, float | None]
+"""None where a field has no features of its own."""
+
+
+class FieldScores(NamedTuple):
+    """How well the fields of a record are recovered; a p-value is the share of layouts, the true one counted in, that do as well."""
+
+    columns_from: str  # "mask" or "firing": what says where a feature lives
+    live_features: int  # features with enough firings to be counted
+    shared_features: int  # those of them that are no field's own
+    columns_per_feature: float  # in how many columns one lives, on average
+    group: dict[str, int]  # features that are each field's own
+    precision: ByField  # share of (column, feature) entries of the group that lie in the field's columns; above one half by definition
+    recall: ByField  # share of the field's columns in which a feature of the group lives
+    f1: ByField
+    own_share: ByField  # share of the codes in the field's columns, on held-out documents, that are the group's
+    null_f1: ByField  # means over null layouts
+    null_own_share: ByField
+    f1_p_value: ByField
+    own_share_p_value: ByField
+    mean_precision: float | None  # over fields with features of their own
+    mean_recall: float  # over fields
+    mean_f1: float
+    mean_own_share: float
+    null_mean_f1: float
+    null_mean_own_share: float
+    mean_f1_p_value: float
+    mean_own_share_p_value: float
+
+
+class CharacterShares(NamedTuple):
+    """Of the variance in each column, about that column's mean: what characters explain, None where nothing varies."""
+
+    read: list[float | None]  # [P] the character that was just read
+    to_come: list[float | None]  # [P] the character that is about to be predicted
+
+
+class Scores(NamedTuple):
+    """Scores of one layout of `C` fields."""
+
+    group: Int[np.ndarray, " C"]
+    precision: Float[np.ndarray, " C"]  # NaN where a field has no features of its own
+    recall: Float[np.ndarray, " C"]
+    own_share: Float[np.ndarray, " C"]
+
+    @property
+    def f1(self) -> Float[np.ndarray, " C"]:
+        """Of precision and recall; 0 where a field has no features of its own."""
+        precision = np.nan_to_num(self.precision)
+        return np.nan_to_num(quotient(2 * precision * self.recall, precision + self.recall))
+
+
+@own_defaults()
+def score_fields(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], seed: int = 0) -> FieldScores:
+    """Score `dictionary` on the held-out sequences of a store of records.
+
+    Raises TemporalLensError when the store's layout is not known, or when no feature fires often enough to be counted.
+    """
+    fields = read_layout(store.folder).fields
+    fired, tokens = count_firings(dictionary, store, held_out)
+    live = fired.sum(0) >= LEAST_FIRINGS
+    if not live.any():
+        raise TemporalLensError(
+            f"no feature fires {LEAST_FIRINGS} times on the held-out records of {store.folder}: there are no groups to compare with fields"
+        )
+    gates = dictionary.gates_by_position()
+    columns = open_columns(None if gates is None else gates.double().cpu().numpy(), fired, tokens)[:, live]
+    return compare(columns, fired[:, live], tokens > 0, fields, "firing" if gates is None else "mask", np.random.default_rng(seed))
+
+
+@torch.inference_mode()
+def count_firings(
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "P F"], Float[np.ndarray, " P"]]:
+    """How often each feature fires at each position on kept held-out rows, and how many such rows there are."""
+    fired = torch.zeros(store.positions, dictionary.features, dtype=torch.float64)
+    tokens = torch.zeros(store.positions, dtype=torch.float64)
+    for rows in sequential(store, held_out):
+        kept = rows.excluded == 0
+        x, position = rows.x[kept].float(), rows.position[kept].long()
+        codes: Tensor = dictionary.encode(x, position)
+        fired.index_add_(0, position, (codes > 0).double())
+        tokens += torch.bincount(position, minlength=store.positions)
+    return fired.numpy(), tokens.numpy()
+
+
+def open_columns(
+    gates: Float[np.ndarray, "P F"] | None, fired: Float[np.ndarray, "P F"], tokens: Float[np.ndarray, " P"]
+) -> Bool[np.ndarray, "P F"]:
+    """Where each feature lives: by its mask, or by its firing rates where there is none. Columns without tokens are nobody's."""
+    seen = tokens[:, None] > 0
+    if gates is None:
+        strength, share = fired / np.maximum(tokens, 1)[:, None], FIRES
+    else:
+        strength, share = np.where(seen, gates[: len(tokens)], 0.0), OPEN
+    highest = strength.max(0)
+    return seen & (strength >= share * highest) & (highest > 0)
+
+
+def compare(
+    columns: Bool[np.ndarray, "P F"],
+    fired: Float[np.ndarray, "P F"],
+    seen: Bool[np.ndarray, " P"],
+    fields: dict[str, tuple[int, ...]],
+    columns_from: str,
+    generator: np.random.Generator,
+) -> FieldScores:
+    """Score where features live against a layout and against null layouts; `seen` are the columns that have tokens."""
+    names, label = list(fields), labels(fields, len(seen))
+    found = score_layout(columns, fired, np.where(seen, label, -1), len(names))
+    null = [score_layout(columns, fired, shuffled(label, seen, generator), len(names)) for _ in range(DRAWS)]
+    null_f1, null_share = np.array([draw.f1 for draw in null]), np.array([draw.own_share for draw in null])
+    measured = {
+        "precision": found.precision,
+        "recall": found.recall,
+        "f1": found.f1,
+        "own_share": found.own_share,
+        "null_f1": null_f1.mean(0),
+        "null_own_share": null_share.mean(0),
+        "f1_p_value": p_values(found.f1, null_f1),
+        "own_share_p_value": p_values(found.own_share, null_share),
+    }
+    by_field: dict[str, ByField] = {
+        what: {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}
+        for what, values in measured.items()
+    }
+    return FieldScores(
+        columns_from=columns_from,
+        live_features=columns.shape[1],
+        shared_features=columns.shape[1] - int(found.group.sum()),
+        columns_per_feature=float(columns.sum(0).mean()),
+        group=dict(zip(names, found.group.tolist(), strict=True)),
+        **by_field,
+        mean_precision=float(np.nanmean(found.precision)) if found.group.any() else None,
+        mean_recall=float(found.recall.mean()),
+        mean_f1=float(found.f1.mean()),
+        mean_own_share=float(found.own_share.mean()),
+        null_mean_f1=float(null_f1.mean()),
+        null_mean_own_share=float(null_share.mean()),
+        mean_f1_p_value=_mean_p_value(found.f1, null_f1),
+        mean_own_share_p_value=_mean_p_value(found.own_share, null_share),
+    )
+
+
+def shares_of_characters(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> CharacterShares:
+    """Why a field's columns are those in which it is read: what the characters around a column explain of what varies there."""
+    rows = store.read(sequences)
+    x, tokens = rows.x.double().view(-1, store.positions, store.width), rows.token.view(-1, store.positions)
+    read = [_explained(x[:, column], tokens[:, column]) for column in range(store.positions)]
+    to_come = [_explained(x[:, column], tokens[:, column + 1]) for column in range(store.positions - 1)]
+    return CharacterShares(read, [*to_come, None])
+
+
+def _explained(x: Float[Tensor, "N D"], label: Int[Tensor, " N"]) -> float | None:
+    """eta^2 of `label`; None where `x` does not vary."""
+    _, group = label.unique(return_inverse=True)
+    counts = torch.bincount(group).double()
+    total = (x - x.mean(0)).square().sum()
+    if total <= 1e-9 * x.square().sum():
+        return None
+    means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
+    return float((counts @ (means - x.mean(0)).square()).sum() / total)
+
+
+def labels(fields: dict[str, tuple[int, ...]], positions: int) -> Int[np.ndarray, " P"]:
+    """Number of the field that each column belongs to, -1 where it belongs to none."""
+    label = np.full(positions, -1)
+    for number, columns in enumerate(fields.values()):
+        label[list(columns)] = number
+    return label
+
+
+def shuffled(label: Int[np.ndarray, " P"], seen: Bool[np.ndarray, " P"], generator: np.random.Generator) -> Int[np.ndarray, " P"]:
+    """The same runs of columns in another order: as many, as long, with the same names, over the columns that are seen."""
+    out, worn = np.full_like(label, -1), label[seen]
+    runs = np.split(worn, np.flatnonzero(np.diff(worn)) + 1)
+    out[seen] = np.concatenate([runs[place] for place in generator.permutation(len(runs))])
+    return out
+
+
+def score_layout(columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F"], label: Int[np.ndarray, " P"], fields: int) -> Scores:
+    """Score every field of a layout: `label` is the number of the field that each column belongs to, -1 for none."""
+    inside = (label == np.arange(fields)[:, None]).astype(np.float64)  # [C, P]
+    entries = columns.astype(np.float64)
+    overlap, size = inside @ entries, entries.sum(0)
+    own = overlap > 0.5 * size
+    reached = inside * (own @ entries.T > 0)
+    codes = inside @ fired
+    return Scores(
+        group=own.sum(1),
+        precision=quotient((overlap * own).sum(1), (own * size).sum(1)),
+        recall=np.nan_to_num(quotient(reached.sum(1), inside.sum(1))),
+        own_share=np.nan_to_num(quotient((codes * own).sum(1), codes.sum(1))),
+    )
+
+
+def p_values(found: Float[np.ndarray, " C"], null: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " C"]:
+    """Share of draws, what was found counted in, that come to at least as much."""
+    return (1.0 + (null >= found - 1e-12).sum(0)) / (1 + len(null))
+
+
+def _mean_p_value(found: Float[np.ndarray, " C"], null: Float[np.ndarray, "R C"]) -> float:
+    return float(p_values(found.mean(keepdims=True), null.mean(1, keepdims=True))[0])

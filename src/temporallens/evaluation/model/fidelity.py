@@ -1,0 +1,362 @@
+"""Feature activation positional fidelity: does a feature follow the index at which a token stands, or the token?
+
+Held-out rows are run again behind `s` tokens of a neutral prefix (`prefixes.py`), so that every token stands `s` places further on.
+With `l_f(p)` the mean activation of feature f at index p of the rows as they are, and `l_f^(s)(p)` behind the prefix,
+
+    AI_f = rho(l_f, l_f^(s)) - rho(shift_s l_f, l_f^(s)),    (shift_s l)(p) = l(p - s),
+
+rho being Spearman's correlation over the indices behind the prefix: positive for a feature that is tied to the index, negative for
+one that is tied to content. Where a feature is silent behind the prefix (one that lives at the start of rows, tied to the index)
+rho is undefined; the same question is therefore also put to distances, `D = (d_c - d_i) / (d_c + d_i)` with
+`d_i = sum_p |l - l^(s)|` and `d_c = sum_p |shift_s l - l^(s)|`. Content fidelity is the Jaccard index of the (token, feature)
+firings of the same tokens with and without the prefix, and FVE is compared on the same tokens, under the mask and with the mask
+open. Intervals are by bootstrap over documents. Source: docs/method.md, "Fidelity and splicing".
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, field_validator
+
+from temporallens.activations.language.models import Layer
+from temporallens.activations.store import ActivationStore
+from temporallens.defaults import own_defaults
+from temporallens.dictionaries.base import Dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.model.origin import check_origin, check_unchanged, choose_rows, harvest_of
+from temporallens.evaluation.model.passes import open_model
+from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
+from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
+from temporallens.evaluation.positions.specialisation import correlation
+from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
+from temporallens.settings import Settings
+
+LEAST_TEXT = 8
+"""Tokens of text that a row must still have behind the longest prefix."""
+
+LEAST_SHARE = 0.25
+"""An index counts when at least so many of the rows have a token there that no rule excludes, with and without the prefix; of packed rows,
+so many of those that have a held-out token at the index where most have one."""
+
+CELLS = 1 << 22
+"""Numbers of one table of profiles by document or by resample; features are taken in parts that keep within it."""
+
+Events = Int[np.ndarray, " E"]
+
+
+class FidelityPolicy(Settings):
+    """The `fidelity` section of a study's evaluation."""
+
+    shifts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Numbers of tokens that are inserted before the text of a row."""
+    rows: int = Field(128, ge=1)
+    """Held-out rows to run again, evenly spaced among those that are long enough. For 128 rows of 128 tokens a 135 M model needs
+    about a minute on two cores as far as its middle; other dictionaries of the layer use the same passes."""
+    prefix: str = NEUTRAL
+    """The text whose last tokens are inserted."""
+    least_firings: int = Field(200, ge=1)
+    """Features that fire less often in the unshifted rows are in no score by feature."""
+    resamples: int = Field(100, ge=2)
+    """Bootstrap resamples of the documents behind every interval."""
+    seed: int = Field(0, ge=0)
+    """Draws the resamples."""
+
+    @field_validator("shifts")
+    @classmethod
+    def _ascending(cls, shifts: tuple[int, ...]) -> tuple[int, ...]:
+        if not shifts or shifts[0] < 1 or any(later <= earlier for earlier, later in itertools.pairwise(shifts)):
+            raise ValueError(f"shifts are numbers of tokens from 1 on, in ascending order; got {list(shifts)}")
+        return shifts
+
+
+class Explained(NamedTuple):
+    """FVE of the same tokens without and behind the prefix; lists have one entry per index at which a token stands behind it."""
+
+    unshifted: Estimate
+    shifted: Estimate
+    change: Estimate  # shifted less unshifted
+    position_unshifted: list[float | None]  # about the mean of the index; None where no token stands
+    position_shifted: list[float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        estimates = {name: getattr(self, name)._asdict() for name in ("unshifted", "shifted", "change")}
+        return self._asdict() | estimates
+
+
+class ShiftFidelity(NamedTuple):
+    """What a prefix of one length does; estimates by feature are means over the features that are measured."""
+
+    shift: int
+    absolute_index: Estimate  # AI
+    index_correlation: Estimate  # rho(l, l^(s))
+    content_correlation: Estimate  # rho(shift_s l, l^(s))
+    absolute_index_distance: Estimate  # D
+    tied_to_index: int  # features whose own interval of AI lies above 0, not corrected for their number: 2.5 % do by chance, and below
+    tied_to_content: int  # below 0
+    undecided: int  # around 0
+    content: Estimate  # Jaccard index of firings; n is the number of firings with or without the prefix
+    fve: Explained  # as the dictionary is
+    open_fve: Explained | None  # with its mask open everywhere; None where nothing is masked
+    mask_change: Estimate | None  # how much more FVE changes under the mask than with it open
+    feature_absolute_index: list[float | None]  # AI of each measured feature; None where a correlation is undefined
+    feature_distance: list[float | None]  # D of each; None where it is silent
+    feature_content: list[float | None]  # Jaccard index of each
+    position_content: list[float | None]  # Jaccard index by index behind the prefix
+    position_count: list[int]  # tokens by index behind the prefix that no rule excludes with or without it
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: _json(value) for name, value in self._asdict().items()}
+
+
+class FidelityMeasures(NamedTuple):
+    """One dictionary under all shifts."""
+
+    shifts: list[ShiftFidelity]
+    control_content: Estimate  # Jaccard index when the same rows are only run again: what rounding leaves
+    control_fve_change: Estimate
+    features: list[int]  # measured: those that fire often enough in the unshifted rows
+    prefix: list[str]  # the tokens of the longest prefix, in order; shorter ones are its last tokens
+    rows: int
+    documents: int
+    tokens: int  # of the unshifted rows, that no rule excludes
+
+    def to_json(self) -> dict[str, Any]:
+        shifts = [shift.to_json() for shift in self.shifts]
+        controls = {name: _json(getattr(self, name)) for name in ("control_content", "control_fve_change")}
+        return self._asdict() | controls | {"shifts": shifts}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value._asdict()
+    return value.to_json() if isinstance(value, Explained) else value
+
+
+class _Scores(NamedTuple):
+    """By feature; the first row is the measurement, the others are its resamples."""
+
+    index_correlation: Float[np.ndarray, "B1 F"]
+    content_correlation: Float[np.ndarray, "B1 F"]
+    distance: Float[np.ndarray, "B1 F"]
+
+
+@own_defaults()
+def measure_fidelity(
+    dictionary: Dictionary,
+    model: str,
+    layer: Layer,
+    store: ActivationStore,
+    held_out: Int[np.ndarray, " n"],
+    policy: FidelityPolicy,
+    cache: Path,
+) -> FidelityMeasures:
+    """Put prefixes before held-out rows of `store` and see what its features follow; the model's passes are kept in `cache`.
+
+    Raises TemporalLensError when dictionary, store and model do not belong together, or rows are too short for the largest shift.
+    """
+    check_origin(dictionary, store, model, layer)
+    opening, closing = enclosing(store)
+    longest = policy.shifts[-1]
+    chosen = choose_rows(store, held_out, policy.rows, opening + closing + longest + LEAST_TEXT, f"a shift of {longest} tokens")
+    harvest = harvest_of(store)
+    network = open_model(model, layer, harvest.compute_dtype, harvest.revision)
+    check_unchanged(network, store)
+    prefix = prefix_tokens(network, policy.prefix, longest)
+    documents = np.unique(chosen.document, return_inverse=True)[1]
+    resamples = resampled_documents(int(documents.max()) + 1, policy.resamples, np.random.default_rng(policy.seed))
+    weights = np.concatenate([np.ones((1, int(documents.max()) + 1)), resamples])
+    indices = int(chosen.length.max())
+    base = observe(dictionary, store, chosen.entry, 0, opening, indices)
+    features = np.flatnonzero(np.bincount(base.feature, minlength=dictionary.features) >= policy.least_firings)
+    if not len(features):
+        raise TemporalLensError(
+            f"no feature fires {policy.least_firings} times on these {len(chosen.length)} rows; give more rows or a lower least_firings"
+        )
+    most = int(torch.bincount(chosen.rows.index[chosen.asked]).max())
+    comparison = _Comparison(dictionary, base, documents, weights, features, LEAST_SHARE * most)
+
+    def behind(shift: int) -> PrefixRun:
+        shifted = shifted_store(network, store, chosen, prefix[longest - shift :], cache)
+        return observe(dictionary, shifted, parts_in(shifted, chosen), shift, opening, indices)
+
+    control = behind(0)
+    return FidelityMeasures(
+        shifts=[comparison.measure(behind(shift)) for shift in policy.shifts],
+        control_content=comparison.content(control)[0],
+        control_fve_change=comparison.explained(control)[0].change,
+        features=features.tolist(),
+        prefix=network.tokenizer.convert_ids_to_tokens(prefix),
+        rows=len(chosen.length),
+        documents=weights.shape[1],
+        tokens=int(base.kept.sum()),
+    )
+
+
+class _Comparison:
+    """The unshifted rows, with which all shifted ones are compared."""
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        base: PrefixRun,
+        documents: Int[np.ndarray, " R"],
+        weights: Float[np.ndarray, "B1 M"],
+        features: Int[np.ndarray, " F"],
+        least: float,  # rows that must have a token at an index
+    ) -> None:
+        self.dictionary, self.base, self.documents, self.weights, self.features = dictionary, base, documents, weights, features
+        self.least = least
+        self.errors = squared_errors(dictionary, base)
+
+    def measure(self, run: PrefixRun) -> ShiftFidelity:
+        """All scores of one prefix."""
+        scores = self.scores(run)
+        absolute = scores.index_correlation - scores.content_correlation
+        low, high = _interval_ends(absolute)
+        defined = np.isfinite(absolute[0])
+        content, feature_content, position_content = self.content(run)
+        fve, open_fve, mask_change = self.explained(run)
+        return ShiftFidelity(
+            shift=run.shift,
+            absolute_index=_mean_over_features(absolute),
+            index_correlation=_mean_over_features(np.where(defined, scores.index_correlation, np.nan)),
+            content_correlation=_mean_over_features(np.where(defined, scores.content_correlation, np.nan)),
+            absolute_index_distance=_mean_over_features(scores.distance),
+            tied_to_index=int((low > 0).sum()),
+            tied_to_content=int((high < 0).sum()),
+            undecided=int((defined & ~(low > 0) & ~(high < 0)).sum()),
+            content=content,
+            fve=fve,
+            open_fve=open_fve,
+            mask_change=mask_change,
+            feature_absolute_index=_plain(absolute[0]),
+            feature_distance=_plain(scores.distance[0]),
+            feature_content=feature_content,
+            position_content=position_content,
+            position_count=_behind((self.base.kept & run.kept).sum(0), run.shift).tolist(),
+        )
+
+    def content(self, run: PrefixRun) -> tuple[Estimate, list[float | None], list[float | None]]:
+        """Jaccard index of the firings on tokens that are kept with and without the prefix: of all, by feature, by index behind it."""
+        both, features = self.base.kept & run.kept, self.dictionary.features
+        before, after = (events_of(one, both, features) for one in (self.base, run))
+        shared = np.intersect1d(before, after, assume_unique=True)
+
+        def counts(number: Callable[[Events], Events], groups: int) -> tuple[np.ndarray, np.ndarray]:
+            first, second, common = (np.bincount(number(events), minlength=groups) for events in (before, after, shared))
+            return common, first + second - common
+
+        common, union = counts(lambda events: self.documents[events // features // both.shape[1]], self.weights.shape[1])
+        overall = quotient(self.weights @ common, self.weights @ union)
+        by_feature = quotient(*counts(lambda events: events % features, features))[self.features]
+        by_index = quotient(*counts(lambda events: events // features % both.shape[1], both.shape[1]))
+        estimate = estimate_of(float(overall[0]), overall[1:], int(union.sum()), limits=(0, 1))
+        return estimate, _plain(by_feature), _plain(_behind(by_index, run.shift))
+
+    def explained(self, run: PrefixRun) -> tuple[Explained, Explained | None, Estimate | None]:
+        """FVE on the tokens that are kept with and without the prefix, the same with the mask open, and what the mask adds to the
+        change."""
+        both = self.base.kept & run.kept
+        spreads = [spread_of(one, both, self.documents) for one in (self.base, run)]
+        found = []
+        for before, after in zip(self.errors, squared_errors(self.dictionary, run), strict=True):
+            pairs = list(zip((before, after), spreads, strict=True))
+            overall = [self._fve(np.where(both, error, 0.0), spread) for error, spread in pairs]
+            by_index = [_plain(_behind(_index_fve(np.where(both, error, 0.0), spread), run.shift)) for error, spread in pairs]
+            estimates = [estimate_of(float(fve[0]), fve[1:], int(both.sum())) for fve in (*overall, overall[1] - overall[0])]
+            found.append((Explained(estimates[0], estimates[1], estimates[2], by_index[0], by_index[1]), overall[1] - overall[0]))
+        if len(found) == 1:
+            return found[0][0], None, None
+        more = found[0][1] - found[1][1]
+        return found[0][0], found[1][0], estimate_of(float(more[0]), more[1:], int(both.sum()))
+
+    def _fve(self, error: Float[np.ndarray, "R S"], spread: Spread) -> Float[np.ndarray, " B1"]:
+        """Pooled, as measured and in every resample."""
+        errors = self.weights @ np.bincount(self.documents, weights=error.sum(1))
+        count, total = self.weights @ spread.tokens, self.weights @ spread.total
+        squares = self.weights @ spread.square - quotient((total**2).sum(1), count)
+        return 1 - quotient(errors, squares)
+
+    def scores(self, run: PrefixRun) -> _Scores:
+        """Correlations and distances of profiles, some features at a time."""
+        length = run.kept.shape[1]
+        shifted_kept = np.zeros_like(run.kept)
+        shifted_kept[:, run.shift :] = run.kept[:, : length - run.shift]
+        reached = (self.base.kept.sum(0) >= self.least, shifted_kept.sum(0) >= self.least)
+        index = np.array([p for p in range(run.shift, length) if reached[0][p] and reached[0][p - run.shift] and reached[1][p]], dtype=int)
+        size = max(1, CELLS // (length * max(self.weights.shape)))
+        parts = []
+        for first in range(0, len(self.features), size):
+            features = self.features[first : first + size]
+            before = self._profiles(self.base, self.base.kept, 0, features)
+            after = self._profiles(run, shifted_kept, run.shift, features)[:, :, index]
+            parts.append(_compared(before[:, :, index], before[:, :, index - run.shift], after))
+        return _Scores(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
+
+    def _profiles(
+        self, run: PrefixRun, kept: Bool[np.ndarray, "R S"], shift: int, features: Int[np.ndarray, " f"]
+    ) -> Float[np.ndarray, "B1 f S"]:
+        """Mean activation by index in the run's own rows, zeros included, as measured and in every resample."""
+        documents, length = self.weights.shape[1], kept.shape[1]
+        number = np.full(self.dictionary.features, -1)
+        number[features] = np.arange(len(features))
+        own = number[run.feature] >= 0
+        cell = (self.documents[run.row[own]] * len(features) + number[run.feature[own]]) * length + run.place[own] + shift
+        sums = np.bincount(cell, weights=run.value[own], minlength=documents * len(features) * length).reshape(documents, -1)
+        counts = np.zeros((documents, length))
+        np.add.at(counts, self.documents, kept)
+        rows = np.maximum(self.weights @ counts, 1)
+        return (self.weights @ sums).reshape(len(self.weights), len(features), length) / rows[:, None]
+
+
+def _index_fve(error: Float[np.ndarray, "R S"], spread: Spread) -> Float[np.ndarray, " S"]:
+    """About the mean of each index."""
+    squares = spread.index_square - quotient((spread.index_total**2).sum(1), spread.index_tokens)
+    return 1 - quotient(error.sum(0), np.where(spread.index_tokens > 1, squares, 0.0))
+
+
+def _compared(same: Float[np.ndarray, "B1 f n"], moved: Float[np.ndarray, "B1 f n"], found: Float[np.ndarray, "B1 f n"]) -> _Scores:
+    """Profiles behind a prefix against those at the same indices and against those that moved with their tokens."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(profiles, axis=-1).reshape(-1, found.shape[-1]) for profiles in (same, moved, found)]
+    apart, apart_moved = (np.abs(other - found).sum(-1) for other in (same, moved))
+    return _Scores(
+        index_correlation=correlation(ranks[0], ranks[2]).reshape(apart.shape),
+        content_correlation=correlation(ranks[1], ranks[2]).reshape(apart.shape),
+        distance=quotient(apart_moved - apart, apart_moved + apart),
+    )
+
+
+def _mean_over_features(values: Float[np.ndarray, "B1 F"]) -> Estimate:
+    """Mean over the features for which the measurement is defined."""
+    values = values[:, np.isfinite(values[0])]
+    if not values.shape[1]:
+        return Estimate(None, None, None, 0)
+    known = np.isfinite(values)
+    means = quotient(np.where(known, values, 0.0).sum(1), known.sum(1))
+    return estimate_of(float(means[0]), means[1:], values.shape[1])
+
+
+def _interval_ends(values: Float[np.ndarray, "B1 F"]) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, " F"]]:
+    """Each feature's own interval; NaN where there is none."""
+    estimates = [estimate_of(float(column[0]), column[1:], 1) for column in values.T]
+    low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))
+    return np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)  # None becomes NaN
+
+
+def _behind(values: np.ndarray, shift: int) -> np.ndarray:
+    """Values by index in the unshifted row, as values by index behind the prefix; nothing (0, NaN) before it."""
+    moved = np.full(values.shape, np.nan if values.dtype.kind == "f" else 0, dtype=values.dtype)
+    moved[shift:] = values[: len(values) - shift]
+    return moved
+
+
+def _plain(values: Float[np.ndarray, " n"]) -> list[float | None]:
+    """As JSON holds it."""
+    return [value if np.isfinite(value) else None for value in values.tolist()]

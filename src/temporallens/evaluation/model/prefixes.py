@@ -1,0 +1,122 @@
+"""Token rows of a store behind a neutral prefix, and what the model makes of them: the model's side of positional fidelity.
+
+Behind the token that opens a row stand `s` tokens of the prefix, then the row's own text without its last `s` tokens, then the token
+that closes an encoder's row. So the row keeps its length, within the model's context and the clock's range, and every token of the
+text stands `s` places further on. The rows run through the model as the harvest ran them (layer, dtype, batches, padding, clock, what
+is excluded), and their activations are a store of their own, kept in a cache.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import JsonValue
+
+from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
+from temporallens.activations.language.harvest import HarvestPolicy, columns_of, read_streams, rows_together, schedule, store_rows
+from temporallens.activations.language.models import LanguageModel
+from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.model.origin import TokenRows, harvest_of, identity_of
+from temporallens.files import fingerprint, locked
+from temporallens.progress import progress
+
+FORMAT = "temporallens.prefixes/2"
+
+NEUTRAL = (
+    "What follows is a part of a longer text. It was written down by somebody, for others to read at some time, "
+    "and it is given here just as it stands, with nothing added to it and nothing left out."
+)
+"""Ordinary words that say nothing about what follows. The last tokens of it are inserted, so that whatever their number the text
+comes after a sentence that has ended, much as it comes after the opening token; repeated or rare tokens are sinks in some models."""
+
+
+def enclosing(store: ActivationStore) -> tuple[int, int]:
+    """How many tokens open a row of the store, and how many close it."""
+    description = store.manifest.description
+    bos = bool(description.policies["bos"])
+    return int(bos), int(bos and bool(description.source["encoder"]))
+
+
+def prefix_tokens(model: LanguageModel, text: str, length: int) -> list[int]:
+    """The last `length` tokens of `text`, which is repeated where it has fewer."""
+    tokens = model.encode(text)
+    if not tokens:
+        raise TemporalLensError(f"the prefix {text!r} has no tokens for {model.title}; give some words")
+    return (tokens * -(-length // len(tokens)))[-length:] if length else []
+
+
+def shifted_store(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefix: list[int], cache: Path) -> ActivationStore:
+    """The chosen rows behind `prefix`, as a store whose sequences have the numbers of the chosen rows; made where `cache` has none."""
+    description = _describe(model, store, chosen, prefix)
+    folder = cache / "prefixes" / fingerprint(description.model_dump(mode="json"))[:32]
+    if not (folder / "manifest.json").exists():
+        with locked(folder):
+            _fill(StoreWriter(folder, description), model, harvest_of(store), _shifted_rows(store, chosen, prefix))
+    return ActivationStore(folder)
+
+
+def parts_in(shifted: ActivationStore, chosen: TokenRows) -> Int[np.ndarray, " E"]:
+    """Where in a shifted store each part of the chosen rows is; -1 where the prefix has pushed a packed document out of its row."""
+    table = shifted.sequence_table
+    places = {part: entry for entry, part in enumerate(zip(table.sequence.tolist(), table.document.tolist(), strict=True))}
+    return np.array([places.get(part, -1) for part in zip(chosen.number.tolist(), chosen.document.tolist(), strict=True)])
+
+
+def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> StoreDescription:
+    """Everything that shapes the activations."""
+    source: dict[str, JsonValue] = {
+        "kind": "prefixed",
+        "format": FORMAT,
+        "store": identity_of(store),
+        "sequences": chosen.entry.tolist(),
+        "prefix": [*prefix],
+        "device": model.device.type,
+        "torch": torch.__version__,
+    }
+    return store.manifest.description.model_copy(update={"source": source})
+
+
+def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> list[TokenRow]:
+    opening, closing = enclosing(store)
+    return [_shifted(_row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
+
+
+def _row_of(own: Rows) -> TokenRow:
+    """A row as the store has it. Where its clock restarts, a sentence (or line) begins: what the clock reads, if it reads any."""
+    begins = own.position.numpy() == 0
+    return TokenRow(own.token.numpy(), own.document.numpy(), own.document_position.numpy(), begins, begins)
+
+
+def _shifted(row: TokenRow, prefix: list[int], opening: int, closing: int) -> TokenRow:
+    """One row behind the prefix, which counts as text of the document that the row begins with.
+
+    With the prefix a sentence has ended, but no line.
+    """
+    shift, length = len(prefix), len(row.tokens)
+    kept = np.r_[0 : length - closing - shift, length - closing : length]  # all but the last of the text
+    document, place = row.document[kept], row.document_position[kept]
+    place[opening:] += shift * (document[opening:] == row.document[0])
+    sentence_start, line_start = row.sentence_start[kept], row.line_start[kept]
+    sentence_start[opening], line_start[opening] = True, False
+    return TokenRow(
+        np.insert(row.tokens[kept], opening, prefix).astype(np.int32),
+        np.insert(document, opening, [row.document[0]] * shift).astype(np.int32),
+        np.insert(place, opening, row.document_position[opening] + np.arange(shift)).astype(np.int32),
+        np.insert(sentence_start, opening, [False] * shift),
+        np.insert(line_start, opening, [False] * shift),
+    )
+
+
+def _fill(writer: StoreWriter, model: LanguageModel, policy: HarvestPolicy, rows: list[TokenRow]) -> None:
+    """Run the rows through the model, from where an interruption left them, and finish the store."""
+    marks, done, left = TokenMarks.of(model.tokenizer), writer.appends_done, policy.padding == "left"
+    with progress(f"Reading shifted rows with {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
+        for number, batch in enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left)):
+            if number >= done:
+                stream = read_streams(model, batch, [policy.layer], policy.batch_size)[policy.layer]
+                columns = columns_of(batch, CLOCKS[policy.clock], marks, policy.context_length)
+                writer.append(store_rows(stream, batch, columns, policy.norm_multiple))
+            advance(batch.size)
+    writer.finish()

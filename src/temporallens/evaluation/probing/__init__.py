@@ -1,0 +1,1 @@
+"""The section `probing`: sparse probing on labelled sets, pooled over positions, and by the protocol of SAEBench."""

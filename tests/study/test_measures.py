@@ -1,0 +1,174 @@
+"""The sections of a study's evaluation: what is measured, once, and where it is found."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from temporallens.dictionaries.kinds import Arm, BatchTopK, Positional, Standard
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.results import load_results
+from temporallens.study import run as study_run
+from temporallens.study.measures import Measured, compared
+from temporallens.study.reading import read_study
+from temporallens.study.run import run_study
+from tiny_models import tiny_model
+
+WORDS = ["state", "union", "people", "prices", "moon", "rain", "river", "bridge", "law", "peace", "trade", "road", "school", "winter"]
+
+STUDY = """\
+name: measured
+threads: 1
+activations:
+  low: {{model: {model}, text: {text}, layer: 0, context_length: 16, batch_size: 4, dtype: float32}}
+  world:
+    {{source: world, width: 16, features: 24, positions: 16, sequences: 64, start: 3, periods: [4], active: 2, highest_rate: 0.2}}
+arms:
+  batchtopk: {{kind: batchtopk, features: 32}}
+  positional: {{kind: positional, features: 32, groups: 3}}
+levels: {{k: [2, 4]}}
+seeds: [0, 1]
+training: {{steps: 12, batch_size: 32, learning_rate: 0.005, log_every: 6, held_out: 0.4, snapshots: 1}}
+evaluation:
+  positions: {{least_firings: 5, least_tokens: 2, resamples: 20}}
+  splicing: {{rows: 2, resamples: 20}}
+  fidelity: {{rows: 4, shifts: [1, 2], least_firings: 2, resamples: 20}}
+  clusters: {{least_firings: 20, least_features: 2, sample: 32, draws: 19, bootstraps: 2}}
+  features: {{bins: 6, contexts: 2, draws: 40}}
+"""
+
+FEATURES = 32
+
+pytestmark = pytest.mark.xdist_group("measures")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sources")
+    text = folder / "text.jsonl"
+    lines = [" ".join(WORDS[(number * 7 + place * (number % 5 + 1)) % len(WORDS)] for place in range(40)) for number in range(12)]
+    text.write_text("".join(json.dumps({"text": f"{line}. Document {number} ends."}) + "\n" for number, line in enumerate(lines)))
+    return {"model": tiny_model("llama", folder / "llama"), "text": text}
+
+
+@pytest.fixture(scope="module")
+def finished(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "study.yaml").write_text(STUDY.format(**sources))
+    run_study(read_study(folder / "study.yaml"), folder / "run", up_to="evaluate")
+    return folder
+
+
+def test_the_dictionaries_that_are_shown_are_measured_and_no_others(finished: Path) -> None:
+    results = load_results(finished / "run")
+    measured = {(run["activations"], run["arm"], run["seed"]): set(run["measures"]) for run in results["runs"] if run["measures"]}
+    everywhere = {"positions", "clusters"}  # the section `features` is for the report alone
+    of_model = everywhere | {"splicing", "fidelity"}
+    assert measured == {
+        ("low", "batchtopk-k4", 0): of_model,
+        ("low", "positional-k4", 0): of_model,
+        ("world", "batchtopk-k4", 0): everywhere,
+        ("world", "positional-k4", 0): everywhere,
+    }
+
+
+def test_positions_see_the_soft_state_the_snapshots_and_the_other_seeds(finished: Path) -> None:
+    runs = {(run["activations"], run["arm"], run["seed"]): run for run in load_results(finished / "run")["runs"]}
+    positional, plain = (runs["world", f"{arm}-k4", 0]["measures"]["positions"] for arm in ("positional", "batchtopk"))
+    assert positional["hardening"] is not None
+    assert plain["hardening"] is None
+    for measured in (positional, plain):
+        assert list(measured["annealing"]) == ["6"]
+        assert len(measured["seeds"]) == 1
+
+
+def test_what_there_is_of_every_feature_stays_in_the_file_of_the_measurement(finished: Path) -> None:
+    path = finished / "run" / "measures" / "positions" / "world" / "positional-k4-seed0.json"
+    whole = json.loads(path.read_text())
+    assert len(whole["features"]["feature"]) == len(whole["features"]["q"]) > 0
+    runs = load_results(finished / "run")["runs"]
+    kept = next(run["measures"]["positions"] for run in runs if run["activations"] == "world" and run["arm"] == "positional-k4")
+    assert "features" not in kept
+    assert kept["specialised"] == whole["specialised"]
+
+
+def test_the_results_hold_no_list_with_an_entry_for_every_feature(finished: Path) -> None:
+    def lengths(value: Any) -> Iterator[int]:
+        if isinstance(value, dict | list):
+            yield len(value)
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from lengths(part)
+
+    runs = [run for run in load_results(finished / "run")["runs"] if run["measures"]]
+    assert {run["features"] for run in runs} == {FEATURES}
+    assert max(length for run in runs for length in lengths(run["measures"])) < FEATURES
+    whole = json.loads((finished / "run" / "measures" / "features" / "world" / "positional-k4-seed0.json").read_text())
+    assert len(whole["rate"]) == len(whole["contexts"]) == FEATURES
+
+
+def test_the_report_shows_every_feature_of_what_this_study_looks_at(finished: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    run_study(read_study(finished / "study.yaml"), run)
+    assert browsed(run) == [
+        f"{place}, seed 0" for place in ("low, batchtopk-k4", "low, positional-k4", "world, batchtopk-k4", "world, positional-k4")
+    ]
+    unlooked = tmp_path / "study.yaml"
+    unlooked.write_text("".join(line for line in STUDY.format(**sources).splitlines(keepends=True) if not line.startswith("  features:")))
+    run_study(read_study(unlooked), run)
+    assert (run / "measures" / "features").exists() and browsed(run) == []
+
+
+def browsed(run: Path) -> list[str]:
+    """Titles of the dictionaries in a report's feature browser, each with an entry for every feature."""
+    data = re.findall(r'<script type="application/json" id="browsed-\d+">(.*?)</script>', (run / "report.html").read_text("utf-8"))
+    own = [json.loads(text) for text in data]
+    assert all(len(one["firings"]) == len(one["contexts"]) == FEATURES for one in own)
+    return [one["title"] for one in own]
+
+
+def test_another_setting_does_one_section_again_and_trains_nothing(finished: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    changed = tmp_path / "study.yaml"
+    changed.write_text(STUDY.format(**sources).replace("shifts: [1, 2]", "shifts: [1]"))
+    done: list[str] = []
+    run_study(read_study(changed), tmp_path / "run", up_to="evaluate", say=done.append)
+    assert {line for line in done if line.startswith("measure/")} == {
+        "measure/fidelity/low/batchtopk-k4-seed0: done",
+        "measure/fidelity/low/positional-k4-seed0: done",
+    }
+    assert not [line for line in done if line.startswith("train/")]
+    again: list[str] = []
+    run_study(read_study(changed), tmp_path / "run", up_to="evaluate", say=again.append)
+    assert not [line for line in again if line.endswith(": done")]
+
+
+def test_every_dictionary_can_be_measured(finished: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(**sources).replace("evaluation:\n", "evaluation:\n  runs: all\n"))
+    study, text = read_study(path)
+    stages = [stage for stage in study_run.stages_of(study, text) if stage.section == "positions"]
+    assert len(stages) == len(study.trainings()) == 16
+
+
+def test_a_section_that_needs_a_model_is_refused_where_there_is_none(tmp_path: Path, sources: dict[str, Path]) -> None:
+    lines = STUDY.format(**sources).splitlines()
+    path = tmp_path / "study.yaml"
+    path.write_text("\n".join(line for line in lines if not line.startswith("  low:")) + "\n")
+    with pytest.raises(TemporalLensError, match=r"evaluation\.splicing reads a language model again"):
+        read_study(path)
+
+
+def test_a_dictionary_is_compared_with_the_ordinary_one_of_its_level_and_seed() -> None:
+    def own(family: str, arm: Arm, seed: int) -> Measured:
+        return Measured(f"{family}-{getattr(arm, 'k', 'x')}-seed{seed}", family, arm, seed)
+
+    ordinary = [own("plain", BatchTopK(k=k), seed) for k in (16, 32) for seed in (0, 1)]
+    others = [own("masked", Positional(k=k), seed) for k in (16, 32) for seed in (0, 1)] + [own("relu", Standard(), 0)]
+    partners = compared([*others, *ordinary])
+    assert partners == {f"masked-{k}-seed{seed}": f"plain-{k}-seed{seed}" for k in (16, 32) for seed in (0, 1)}
+    assert set(compared([*others, ordinary[0]]).values()) == {"plain-16-seed0"}  # the only one there is
+    assert compared(others[:4]) == {}

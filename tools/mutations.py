@@ -1,0 +1,109 @@
+"""Random changes of a file's content, for `tools.fuzz`: careless ones, and those of somebody who knows the format."""
+
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from temporallens.files import write_json
+
+WORDS: tuple[Any, ...] = (
+    *(0, 1, -1, 2**31, 2**40, 2**63, 2**70, -(2**63), 1e308, -0.0, True, None, "", "\0", "../../x", "/etc/passwd"),
+    *([], {}, [[]], {"a": {}}, "temporallens.store/1", "mean", "shard-00000.safetensors"),
+)
+"""What a hostile hand puts where a value was."""
+
+
+def mutated(content: bytes, dice: random.Random) -> bytes:
+    """One to three random changes: a bit, a byte, a cut, a gap, junk, a repeated or an emptied block, a swollen number."""
+    for _ in range(dice.choice((1, 1, 1, 2, 3))):
+        content = CHANGES[dice.randrange(len(CHANGES))](content, dice)
+    return content
+
+
+def _place(content: bytes, dice: random.Random) -> int:
+    """Anywhere, but more often near the start: formats keep their structure there."""
+    limit = len(content) if dice.random() < 0.5 else min(len(content), 400)
+    return dice.randrange(max(1, limit))
+
+
+def flip(content: bytes, dice: random.Random) -> bytes:
+    place = _place(content, dice)
+    return content[:place] + bytes([content[place] ^ (1 << dice.randrange(8))]) + content[place + 1 :] if content else content
+
+
+def _byte(content: bytes, dice: random.Random) -> bytes:
+    place = _place(content, dice)
+    return content[:place] + bytes([dice.randrange(256)]) + content[place + 1 :]
+
+
+def _cut(content: bytes, dice: random.Random) -> bytes:
+    return content[: _place(content, dice)]
+
+
+def _gap(content: bytes, dice: random.Random) -> bytes:
+    place = _place(content, dice)
+    return content[:place] + content[place + dice.randrange(1, 40) :]
+
+
+def _junk(content: bytes, dice: random.Random) -> bytes:
+    place = _place(content, dice)
+    return content[:place] + dice.randbytes(dice.randrange(1, 40)) + content[place:]
+
+
+def _repeated(content: bytes, dice: random.Random) -> bytes:
+    place = _place(content, dice)
+    return content[:place] + content[place : place + dice.randrange(1, 200)] * dice.randrange(2, 5) + content[place:]
+
+
+def _emptied(content: bytes, dice: random.Random) -> bytes:
+    place, length = _place(content, dice), dice.randrange(1, 64)
+    return content[:place] + bytes(length) + content[place + length :]
+
+
+def _swollen(content: bytes, dice: random.Random) -> bytes:
+    digits = [place for place, value in enumerate(content[:4000]) if 48 <= value < 58]
+    if not digits:
+        return flip(content, dice)
+    place = dice.choice(digits)
+    return content[:place] + str(dice.choice((0, 9, 2**31, 2**40, 2**63, 10**30, -1))).encode() + content[place + 1 :]
+
+
+CHANGES = (flip, flip, flip, _byte, _cut, _gap, _junk, _repeated, _emptied, _swollen)
+
+
+def rewritten(content: bytes, dice: random.Random) -> bytes:
+    """JSON whose values were replaced, doubled or taken away, with a right checksum."""
+    value = json.loads(content)
+    value.pop("checksum", None)
+    for _ in range(dice.choice((1, 1, 2, 4))):
+        _rewrite(value, dice)
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "x.json", value)
+        return (Path(folder) / "x.json").read_bytes()
+
+
+def _rewrite(value: Any, dice: random.Random) -> None:
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    if not keys:
+        return
+    key = dice.choice(keys)
+    if isinstance(value[key], dict | list) and value[key] and dice.random() < 0.85:
+        _rewrite(value[key], dice)
+    elif dice.random() < 0.15:
+        del value[key]
+    elif isinstance(value, list) and dice.random() < 0.3:
+        value.append(value[key])
+    else:
+        value[key] = json.loads(json.dumps(dice.choice(WORDS)))
+
+
+def other_values(content: bytes, dice: random.Random) -> bytes:
+    """Other numbers in a safetensors file: integers and floats of every size, in place; or its header changed, in proportion."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    place = dice.randrange(start, len(content))
+    junk = dice.choice((b"\xff" * 8, b"\x7f" * 8, bytes(8), (2**40).to_bytes(8, "little"), np.float32(np.nan).tobytes()))
+    return content[:place] + junk[: len(content) - place] + content[place + len(junk) :]

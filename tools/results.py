@@ -1,0 +1,173 @@
+"""The documented results of finished studies.
+
+    python -m tools.results RUN [RUN ...]
+
+For each run's folder, writes `docs/results/<study>.json` (the comparison and every dictionary's numbers, without the lists by
+position) and the study's tables in `docs/results.md`, between `<!-- results:<study> -->` and `<!-- /results:<study> -->`; what
+stands around them is left alone.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.results import load_results
+from temporallens.evaluation.statistics import mean_of
+from temporallens.files import write_text
+from temporallens.report.answers import known
+from temporallens.report.tables import (
+    FIELDS,
+    WORLD,
+    Runs,
+    Table,
+    comparison_tables,
+    dictionaries_table,
+    openness_table,
+    score_at,
+    score_tables,
+)
+
+DIGITS = 6
+"""Significant digits of what is kept: far below what seeds differ by."""
+BY_FIELD = ("precision", "recall", "f1", "null_f1", "f1_p_value")
+LISTS = ("openness_by_position", "position_loss", "position_fve", "position_l0", "position_count")
+PAGE = "# Results\n\nEach table is written by the command above it; the numbers behind it are in `docs/results/`.\n"
+
+
+def short(value: Any) -> Any:
+    """The same value with its numbers rounded."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: short(entry) for key, entry in value.items()}
+    return [short(entry) for entry in value] if isinstance(value, list) else value
+
+
+# The numbers
+
+
+def scalars_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """One dictionary without its lists by position; of what is known by construction, what the tables show."""
+    kept = {key: value for key, value in run.items() if key not in LISTS}
+    if run["world"] is not None:
+        paths = [path for _, path in WORLD] + [f"mcc_by_class.{name}" for name in run["world"].get("mcc_by_class") or {}]
+        kept["world"] = {path: score_at(run["world"], path) for path in paths}
+    if run["fields"] is not None:
+        kept["fields"] = {key: run["fields"].get(key) for key in (*(path for _, path in FIELDS), *BY_FIELD)}
+    return {key: value for key, value in kept.items() if value is not None}
+
+
+def openness_of(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
+    """Of each masked arm, openness by position: mean over seeds, and the ends of its interval where there are several."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for arm in dict.fromkeys(str(run["arm"]) for run in runs if run["openness_by_position"]):
+        columns = zip(*(run["openness_by_position"] for run in runs if run["arm"] == arm), strict=True)
+        means = [mean_of([value for value in column if known(value)]) if any(map(known, column)) else None for column in columns]
+        found[arm] = {end: [mean and getattr(mean, end) for mean in means] for end in ("value", "low", "high")}
+    return found
+
+
+def compact(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a study's results."""
+    entries = list(results["activations"])
+    return short(
+        {
+            "study": results["name"],
+            "study_fingerprint": results["study_fingerprint"],
+            "environment": results["environment"],
+            "comparison": results["comparison"],
+            "openness_by_position": {entry: openness_of(runs_of(results, entry)) for entry in entries},
+            "runs": [scalars_of(run) for run in results["runs"]],
+        }
+    )
+
+
+def as_lines(content: Mapping[str, Any]) -> str:
+    """JSON with one line for each part of a part, so that a change shows where it is."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            inner = ",\n".join(f"  {json.dumps(entry)}" for entry in value)
+            parts.append(f"{json.dumps(key)}: [\n{inner}\n ]")
+        elif isinstance(value, dict):
+            inner = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            parts.append(f"{json.dumps(key)}: {{\n{inner}\n }}")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
+
+
+# The tables
+
+
+def runs_of(results: Mapping[str, Any], entry: str) -> Runs:
+    return [run for run in results["runs"] if run["activations"] == entry]
+
+
+def tables_of(results: Mapping[str, Any], entry: str) -> list[Table]:
+    """The tables of one activations entry; every dictionary on its own only where there is one of each arm."""
+    runs, notes = runs_of(results, entry), results["study"].get("notes") or {}
+    tables = [*comparison_tables(entry, runs, results["comparison"][entry]), openness_table(entry, runs), *score_tables(entry, runs)]
+    if len({run["family"] for run in runs}) == len(runs):
+        tables.append(dictionaries_table(entry, runs, notes))
+    return [table for table in tables if table.rows]
+
+
+def markdown(table: Table) -> str:
+    """A table as GitHub shows it, under its title."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+    rows = [line([row.head, *row.cells]) for row in table.rows]
+    return "\n".join([f"**{table.title}**", "", line(table.columns), "|" + "---|" * len(table.columns), *rows])
+
+
+def section(results: Mapping[str, Any]) -> str:
+    """All tables of a study, with the command that they come from."""
+    name, where = results["name"], results["environment"]
+    command = f"`temporallens run studies/{name}.yaml --out runs/{name} && python -m tools.results runs/{name}`"
+    machine = f"Python {where['python']}, PyTorch {where['torch']}, {where['cores']} cores, {where['threads']} threads, {where['device']}"
+    parts = [f"{command} ({machine}; study `{results['study_fingerprint'][:12]}`, numbers in `docs/results/{name}.json`)"]
+    for entry in results["activations"]:
+        parts += [markdown(table) for table in tables_of(results, entry)]
+    return "\n\n".join(parts)
+
+
+def put_section(page: str, name: str, content: str) -> str:
+    """`page` with the study's tables between their markers; a page without them gets them at its end."""
+    begin, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    block = f"{begin}\n\n{content}\n\n{end}"
+    if pattern.search(page):
+        return pattern.sub(lambda _: block, page, count=1)
+    return f"{page.rstrip()}\n\n## {name}\n\n{block}\n"
+
+
+def write_docs(folder: Path, docs: Path) -> list[Path]:
+    """Write what is documented of the finished study in `folder`; returns the files."""
+    results = load_results(folder)
+    numbers, page = docs / "results" / f"{results['name']}.json", docs / "results.md"
+    write_text(numbers, as_lines(compact(results)))
+    write_text(page, put_section(page.read_text("utf-8") if page.exists() else PAGE, results["name"], section(results)))
+    return [numbers, page]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.results", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished study")
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    for folder in chosen.runs:
+        try:
+            print(*write_docs(folder, chosen.docs), sep="\n")
+        except TemporalLensError as error:
+            parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
