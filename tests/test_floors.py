@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
-    {"defaults", "files", "memory", "precision", "progress", "settings", "stopping"},
+    {"defaults", "files", "layout", "memory", "precision", "progress", "serial", "settings", "stopping"},
     {"activations"},
     {"dictionaries"},
     {"training"},

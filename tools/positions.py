@@ -25,7 +25,7 @@ from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.firings import Firings, find_firings
 from temporallens.evaluation.known.worlds import match_features, true_cosines
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, measure_specialisation
-from temporallens.evaluation.results import run_folder
+from temporallens.layout import RunFolder
 from temporallens.study.reading import read_study
 
 WORLDS = 10
@@ -142,7 +142,7 @@ def report(folder: Path, policy: PositionsPolicy, worlds: int, seeds: int | None
             as_is, shifted = Tally(), Tally()
             for training in study.trainings():
                 if (training.activations, training.arm) == (entry, family) and training.seed in study.seeds[:seeds]:
-                    dictionary = load_dictionary(folder / "arms" / run_folder(*training))
+                    dictionary = load_dictionary(RunFolder(folder).arm(training))
                     firings = find_firings(dictionary, store, held_out)
                     kind = kinds(true_cosines(dictionary, truth), firings, truth)
                     as_is.add(firings, kind, policy)

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from temporallens.errors import TemporalLensError, TemporalLensWarning
 from temporallens.files import user_path
+from temporallens.layout import RunFolder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -302,10 +303,9 @@ def import_command(
 
 def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
     from temporallens.study.reading import read_kept, read_study
-    from temporallens.study.run import STUDY_FILE
 
-    is_run = _is_there(study / STUDY_FILE)
-    study_file = read_kept(study / STUDY_FILE, model) if is_run else read_study(study, model)
+    is_run = _is_there(RunFolder(study).study)
+    study_file = read_kept(RunFolder(study).study, model) if is_run else read_study(study, model)
     return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
 
 

@@ -10,8 +10,9 @@ from tests.conftest import POLICY
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import RunPlace, assemble, load_results
+from temporallens.evaluation.results import assemble, load_results
 from temporallens.files import write_json
+from temporallens.layout import RunId
 
 
 def held_out(store):
@@ -75,11 +76,11 @@ def run_folder(store, trained, tmp_path):
 
 
 STUDY = {"training": POLICY.model_dump(mode="json"), "seeds": [0]}
-PLACES = [RunPlace("x", name, 0, name, None) for name in ("standard", "batchtopk", "positional")]
+RUNS = {RunId("x", name, 0): (name, None) for name in ("standard", "batchtopk", "positional")}
 
 
 def test_results_gather_every_run(run_folder):
-    assemble(run_folder, "test", STUDY, PLACES)
+    assemble(run_folder, "test", STUDY, RUNS)
     results = load_results(run_folder)
     assert [run["arm"] for run in results["runs"]] == ["standard", "batchtopk", "positional"]
     assert all(run["training_steps"] == 120 and run["seconds"] > 0 for run in results["runs"])
@@ -95,7 +96,7 @@ def test_results_of_a_run_that_never_trained_are_refused(run_folder):
     del summary["checksum"]
     write_json(path / "training.json", summary)
     with pytest.raises(TemporalLensError, match="trained for 0 steps: that is no result"):
-        assemble(run_folder, "test", STUDY, PLACES)
+        assemble(run_folder, "test", STUDY, RUNS)
     assert not (run_folder / "results.json").exists()
 
 
@@ -103,4 +104,4 @@ def test_results_that_are_not_finite_are_refused(run_folder):
     path = run_folder / "evaluation" / "x" / "standard-seed0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fve": float("nan")}))
     with pytest.raises(TemporalLensError, match="NaN is no number"):
-        assemble(run_folder, "test", STUDY, PLACES)
+        assemble(run_folder, "test", STUDY, RUNS)

@@ -17,6 +17,7 @@ from temporallens.evaluation.clusters.section import cluster_firings
 from temporallens.figures import save
 from temporallens.figures.cluster_patterns import correlations, draw_cluster_patterns
 from temporallens.figures.temporal_clustering import bin_edges, draw_temporal_clustering
+from temporallens.serial import as_json
 
 FEW: dict[str, Any] = {"draws": 19, "bootstraps": 2, "sample": 40}
 STRUCTURED = np.concatenate([[box(1, 8)] * 12, [box(20, 31)] * 12, flat(16)])
@@ -24,17 +25,17 @@ STRUCTURED = np.concatenate([[box(1, 8)] * 12, [box(20, 31)] * 12, flat(16)])
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return cluster_firings(sampled(STRUCTURED), ClustersPolicy(**FEW)).to_json()
+    return as_json(cluster_firings(sampled(STRUCTURED), ClustersPolicy(**FEW)))
 
 
 @pytest.fixture(scope="module")
 def nothing() -> dict[str, Any]:
-    return cluster_firings(sampled(flat(40), seed=1), ClustersPolicy(**FEW)).to_json()
+    return as_json(cluster_firings(sampled(flat(40), seed=1), ClustersPolicy(**FEW)))
 
 
 @pytest.fixture(scope="module")
 def few() -> dict[str, Any]:
-    return cluster_firings(sampled(STRUCTURED), ClustersPolicy(least_firings=100_000)).to_json()
+    return as_json(cluster_firings(sampled(STRUCTURED), ClustersPolicy(least_firings=100_000)))
 
 
 def branches(figure: Figure) -> list[np.ndarray]:
@@ -73,7 +74,7 @@ def test_a_cluster_of_features_with_places_of_their_own_has_no_peak() -> None:
     rate = np.array(
         [*(box(start, start + 7) for start in range(5, 23)), *flat(16), *(comb(4, phase) for phase in range(4) for _ in range(4))]
     )
-    measures = cluster_firings(sampled(rate), ClustersPolicy(distance="motif", **FEW)).to_json()
+    measures = as_json(cluster_firings(sampled(rate), ClustersPolicy(distance="motif", **FEW)))
     patterns = texts(draw_cluster_patterns(measures))
     assert "18 features, at various places" in patterns and "16 features, period 4" in patterns
     assert "most active" not in texts(draw_temporal_clustering(measures))
@@ -95,7 +96,7 @@ def test_axes_and_colour_bars_have_units(found: dict[str, Any]) -> None:
 
 def test_bins_that_widen_stand_on_a_logarithmic_axis() -> None:
     thin = cluster_firings(sampled(np.concatenate([flat(30, 0.012), flat(6, 0.012)])), ClustersPolicy(bins="log", least_firings=50, **FEW))
-    measures = thin.to_json()
+    measures = as_json(thin)
     _, _, profiles = panels(draw_temporal_clustering(measures))
     assert profiles.get_xlabel() == "position (0 is left out) (log scale)" and profiles.get_xlim()[0] == 0.5
     edges = bin_edges(measures)
@@ -124,7 +125,7 @@ def test_many_clusters_are_drawn_as_far_as_there_is_room(tmp_path: Path) -> None
     rate = np.zeros((72, 32))
     for place in range(12):
         rate[6 * place : 6 * place + 6, 1 + 2 * place : 3 + 2 * place] = 0.5
-    measures = cluster_firings(sampled(rate), ClustersPolicy(**FEW)).to_json()
+    measures = as_json(cluster_firings(sampled(rate), ClustersPolicy(**FEW)))
     assert measures["clusters"] == 12
     figure = draw_cluster_patterns(measures, "many")
     assert "the 4 smallest are not drawn" in texts(figure) and "other clusters" in texts(figure)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import pytest
 from temporallens.dictionaries.kinds import Arm, BatchTopK, Positional, Standard
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
+from temporallens.evaluation.sections import SECTIONS, Evaluation
+from temporallens.files import read_json
+from temporallens.layout import RunId
+from temporallens.serial import as_json
 from temporallens.study import run as study_run
-from temporallens.study.measures import Measured, compared
+from temporallens.study.config import Variant
+from temporallens.study.gains import partners
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 from tiny_models import tiny_model
@@ -163,12 +169,43 @@ def test_a_section_that_needs_a_model_is_refused_where_there_is_none(tmp_path: P
 
 
 def test_a_dictionary_is_compared_with_the_ordinary_one_of_its_level_and_seed() -> None:
-    def own(family: str, arm: Arm, seed: int) -> Measured:
-        return Measured(f"{family}-{getattr(arm, 'k', 'x')}-seed{seed}", family, arm, seed)
+    def one(family: str, arm: Arm, seed: int) -> tuple[RunId, Variant]:
+        return RunId("x", f"{family}-{getattr(arm, 'k', 'x')}", seed), Variant(family, None, arm)
 
-    ordinary = [own("plain", BatchTopK(k=k), seed) for k in (16, 32) for seed in (0, 1)]
-    others = [own("masked", Positional(k=k), seed) for k in (16, 32) for seed in (0, 1)] + [own("relu", Standard(), 0)]
-    partners = compared([*others, *ordinary])
-    assert partners == {f"masked-{k}-seed{seed}": f"plain-{k}-seed{seed}" for k in (16, 32) for seed in (0, 1)}
-    assert set(compared([*others, ordinary[0]]).values()) == {"plain-16-seed0"}  # the only one there is
-    assert compared(others[:4]) == {}
+    ordinary = [one("plain", BatchTopK(k=k), seed) for k in (16, 32) for seed in (0, 1)]
+    others = [one("masked", Positional(k=k), seed) for k in (16, 32) for seed in (0, 1)] + [one("relu", Standard(), 0)]
+    assert partners([*others, *ordinary]) == {f"masked-{k}-seed{seed}": f"plain-{k}-seed{seed}" for k in (16, 32) for seed in (0, 1)}
+    assert set(partners([*others, ordinary[0]]).values()) == {"plain-16-seed0"}  # the only one there is
+    assert partners(others[:4]) == {}
+
+
+def test_the_study_can_name_every_section_with_its_own_policy() -> None:
+    assert list(SECTIONS) == [name for name in Evaluation.model_fields if name != "runs"]
+    for name, section in SECTIONS.items():
+        assert section.name == name and section.policy in Evaluation.model_fields[name].annotation.__args__
+
+
+@pytest.mark.parametrize("name", ["positions", "clusters", "splicing", "fidelity"])
+def test_a_measurement_is_read_from_its_file_and_from_the_results(finished: Path, name: str) -> None:
+    section = SECTIONS[name]
+    for path in sorted((finished / "run" / "measures" / name).rglob("*.json")):
+        content = read_json(path, "a measurement")
+        summary = section.summary(content)
+        assert as_json(section.read(summary)) == as_json(section.read(content)) | {
+            detail: None for detail in section.details if "." not in detail
+        } | ({"shifts": as_json(section.read(summary))["shifts"]} if name == "fidelity" else {})
+        assert section.summary(as_json(section.read(summary))) == summary
+
+
+def test_a_section_of_a_new_version_is_measured_again_and_nothing_else(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.setitem(SECTIONS, "splicing", replace(SECTIONS["splicing"], version=SECTIONS["splicing"].version + 1))
+    done: list[str] = []
+    run_study(read_study(finished / "study.yaml"), tmp_path / "run", up_to="evaluate", say=done.append)
+    assert [line for line in done if line.endswith(": done")] == [
+        "measure/splicing/low/batchtopk-k4-seed0: done",
+        "measure/splicing/low/positional-k4-seed0: done",
+        "results: done",
+    ]

@@ -22,6 +22,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.clusters.profiles import rotated
 from temporallens.evaluation.clusters.table import Context, Contexts
 from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.section import Section, Subject
 from temporallens.settings import Settings
 
 DIGITS = 3
@@ -63,10 +64,6 @@ class FeatureTable(NamedTuple):
     open: list[list[float]] | None  # F x B, mean gate; None where nothing is masked
     contexts: list[list[Context]]
     words: dict[int, str]  # of the tokens in contexts; empty where no tokenizer is known
-
-    def to_json(self) -> dict[str, Any]:
-        contexts = [[context._asdict() for context in own] for own in self.contexts]
-        return {**self._asdict(), "contexts": contexts, "words": {str(token): word for token, word in self.words.items()}}
 
 
 @own_defaults()
@@ -181,3 +178,18 @@ def _decoder(store: ActivationStore) -> Callable[[int], str] | None:
         return None
     tokenizer = _tokenizer(str(source["model"]), None if source["revision"] is None else str(source["revision"]))
     return lambda token: str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def _of_subject(subject: Subject, policy: FeaturesPolicy) -> FeatureTable:
+    return measure_features(subject.dictionary, subject.store, subject.held_out, policy)
+
+
+SECTION = Section(
+    name="features",
+    policy=FeaturesPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=FeatureTable,
+    in_results=False,
+    encodings=1.0,
+)

@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,15 +15,11 @@ from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison, Measured, Part, compare
 from temporallens.evaluation.scan import Scan
+from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import fingerprint, read_json, write_json
+from temporallens.layout import RunFolder, RunId
 
 FORMAT = "temporallens.results/3"
-
-MEASURES, GAINS = "measures", "gains"
-
-DETAILS = {"features", "labels", "drawing", "feature_absolute_index", "feature_distance", "feature_content"}
-"""Sections and lists that have an entry for every feature; they stay in the files of their measurement."""
-
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][^/\\\x00]*$")]
 """Of what has a folder of its own: nothing that a path could misread, whoever wrote the file."""
@@ -59,7 +55,7 @@ class RunResult(Part):
     world: dict[str, JsonValue] | None
     fields: dict[str, JsonValue] | None
     measures: dict[str, JsonValue]
-    """By section of the study's evaluation; what there is of every feature is in the file of `measures_file`."""
+    """By section of the study's evaluation; what there is of every feature is in the files under `measures/`."""
 
 
 class ActivationsResult(Part):
@@ -95,40 +91,6 @@ class Results(Part):
     comparison: dict[str, Comparison]
     gains: dict[str, JsonValue]
     """By activations: what probes of each dictionary have over those of an ordinary one (`docs/formats.md`)."""
-
-
-def run_name(arm: str, seed: int) -> str:
-    """Name of a dictionary's folder."""
-    return f"{arm}-seed{seed}"
-
-
-def run_folder(activations: str, arm: str, seed: int) -> str:
-    """A dictionary's folder under `arms/`, and its file under `evaluation/`."""
-    return f"{activations}/{run_name(arm, seed)}"
-
-
-def measures_file(section: str, activations: str, run: str) -> str:
-    """Where one section of the evaluation of one dictionary is kept, in a run's folder."""
-    return f"{MEASURES}/{section}/{activations}/{run}.json"
-
-
-def gains_file(activations: str) -> str:
-    """Where the gains of one activations entry's dictionaries are kept, in a run's folder."""
-    return f"{MEASURES}/{GAINS}/{activations}.json"
-
-
-class RunPlace(NamedTuple):
-    """Where one dictionary stands in a study."""
-
-    activations: str
-    arm: str  # its name, level included
-    seed: int
-    family: str  # the arm's name in the study
-    level: float | None
-
-    @property
-    def folder(self) -> str:
-        return run_folder(self.activations, self.arm, self.seed)
 
 
 def environment() -> dict[str, JsonValue]:
@@ -176,18 +138,18 @@ def assemble(
     folder: Path,
     name: str,
     study: Mapping[str, Any],
-    places: Iterable[RunPlace],
+    runs: Mapping[RunId, tuple[str, float | None]],
     scans: Iterable[Path] = (),
-    measures: Mapping[tuple[str, str, str], Path] | None = None,
+    measures: Mapping[tuple[RunId, str], Path] | None = None,
     gains: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Gather the files `scans`, the `measures` (by activations, run and section) and `gains` (by activations), and `stores/`, `arms/`
-    and `evaluation/` of a run's folder, into its `results.json`.
+    """Gather the files `scans`, the `measures` (by run and section) and `gains` (by activations), and `stores/`, `arms/` and `evaluation/`
+    of an output folder, into its `results.json`; `runs` are its dictionaries with each one's arm in the study and its level.
 
     Raises TemporalLensError when a dictionary saw no training step or when a number is missing or not finite.
     """
-    places, training = list(places), study["training"]
-    stores = {place.activations: ActivationStore(folder / "stores" / place.activations) for place in places}
+    paths, training = RunFolder(folder), study["training"]
+    stores = {run.activations: ActivationStore(paths.store(run.activations)) for run in runs}
     content = {
         "format": FORMAT,
         "name": name,
@@ -198,7 +160,7 @@ def assemble(
         "activations": {
             key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()
         },
-        "runs": [_run(folder, place) | {"measures": _measures(place, measures or {})} for place in places],
+        "runs": [_run(paths, run, family, level) | {"measures": _measures(run, measures or {})} for run, (family, level) in runs.items()],
         "comparison": {},
         "gains": {key: read_json(path, "gains of dictionaries") for key, path in (gains or {}).items()},
     }
@@ -208,8 +170,8 @@ def assemble(
         first = error.errors()[0]
         raise TemporalLensError(f"{folder} holds no valid results: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     results = results.model_copy(update={"comparison": {key: _comparison(results.runs, key, study) for key in stores}})
-    write_json(folder / "results.json", results.model_dump(mode="json"))
-    return folder / "results.json"
+    write_json(paths.results, results.model_dump(mode="json"))
+    return paths.results
 
 
 def _scan(path: Path) -> Scan:
@@ -223,29 +185,21 @@ def _comparison(runs: Iterable[RunResult], activations: str, study: Mapping[str,
     return compare(own, levels.get("k") or levels.get("l0") or ())
 
 
-def _run(folder: Path, place: RunPlace) -> dict[str, Any]:
-    summary = read_json(folder / "arms" / place.folder / "training.json", "the summary of a training run")
+def _run(paths: RunFolder, run: RunId, family: str, level: float | None) -> dict[str, Any]:
+    summary = read_json(paths.arm(run) / "training.json", "the summary of a training run")
     if summary["training_steps"] < 1:
-        raise TemporalLensError(f"{place.folder} was trained for {summary['training_steps']} steps: that is no result")
-    measured = read_json(folder / "evaluation" / f"{place.folder}.json", "the evaluation of a dictionary")
+        raise TemporalLensError(f"{run.path} was trained for {summary['training_steps']} steps: that is no result")
+    measured = read_json(paths.evaluation(run), "the evaluation of a dictionary")
     trained = {name: summary[name] for name in ("training_steps", "tokens_seen", "final_loss", "mse_loss", "sparsity_loss")}
-    arm = summary["arm"]
-    scores = {"world": None, "fields": None}
-    return {**scores, **place._asdict(), "kind": arm["kind"], "features": arm["features"], **trained, **measured}
+    arm, scores = summary["arm"], {"world": None, "fields": None}
+    described = {"family": family, "level": level, "kind": arm["kind"], "features": arm["features"]}
+    return {**scores, **run._asdict(), **described, **trained, **measured}
 
 
-def _measures(place: RunPlace, files: Mapping[tuple[str, str, str], Path]) -> dict[str, Any]:
+def _measures(run: RunId, files: Mapping[tuple[RunId, str], Path]) -> dict[str, Any]:
     """Measurements of one dictionary by section, without what there is of every feature."""
-    own = {key[2]: path for key, path in files.items() if key[:2] == (place.activations, run_name(place.arm, place.seed))}
-    read = {section: read_json(path, "a measurement of a dictionary") for section, path in own.items() if section not in DETAILS}
-    return {section: _without_details(content) for section, content in read.items()}
-
-
-def _without_details(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {name: part for name, part in value.items() if not (name in DETAILS and isinstance(part, dict | list))}
-        return {name: _without_details(part) for name, part in kept.items()}
-    return [_without_details(part) for part in value] if isinstance(value, list) else value
+    own = {SECTIONS[name]: path for (other, name), path in files.items() if other == run and SECTIONS[name].in_results}
+    return {section.name: section.summary(read_json(path, "a measurement of a dictionary")) for section, path in own.items()}
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -253,7 +207,7 @@ def load_results(folder: Path) -> dict[str, Any]:
 
     Raises TemporalLensError when the file is missing or is not of this version.
     """
-    path = folder / "results.json"
+    path = RunFolder(folder).results
     content = read_json(path, "the results of a study")
     try:
         results = Results.model_validate(content).model_dump(mode="json")
@@ -266,5 +220,5 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 
 def _timing(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    place = run_folder(run["activations"], run["arm"], run["seed"])
-    return dict(read_json(folder / "arms" / place / "timing.json", "the times of a training run"))
+    own = RunFolder(folder).arm(RunId(run["activations"], run["arm"], run["seed"]))
+    return dict(read_json(own / "timing.json", "the times of a training run"))

@@ -4,7 +4,6 @@ The sections that belong to lower floors are those floors' own models (`HarvestP
 study, the command line and the Python functions cannot drift apart. `reading.py` turns a YAML file into a `Study`.
 """
 
-import re
 from collections.abc import Iterator
 from itertools import product
 from typing import Annotated, Any, NamedTuple
@@ -15,18 +14,14 @@ from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.dictionaries.kinds import Arm
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
+from temporallens.evaluation.sections import SECTIONS, Evaluation
+from temporallens.layout import RunId, as_file_name
 from temporallens.settings import Settings
-from temporallens.study.measures import OF_MODELS, Evaluation
 from temporallens.study.sources import Activations, positions_of
 from temporallens.training.policy import TrainingPolicy
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 """Names become folder names, so they hold nothing that a path could misread."""
-
-
-def as_file_name(text: str) -> str:
-    """`text` with everything that a file name should not hold replaced by a dash: `google/gemma-2-2b` -> `google-gemma-2-2b`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
 
 
 class OneSeed(Settings):
@@ -44,14 +39,6 @@ class Variant(NamedTuple):
     family: str  # its name in the study
     level: float | None  # None where its level is not varied
     arm: Arm
-
-
-class Training(NamedTuple):
-    """One dictionary that a study trains."""
-
-    activations: str
-    arm: str  # name of the variant
-    seed: int
 
 
 class Study(Settings):
@@ -142,10 +129,10 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _sections_have_models(self) -> "Study":
-        for section in OF_MODELS:
-            if getattr(self.evaluation, section) is not None and not self.from_models():
+        for name in self.evaluation.sections(of_model=True):
+            if SECTIONS[name].reads_model and not self.from_models():
                 raise ValueError(
-                    f"evaluation.{section} reads a language model again, and no entry of activations comes from one; leave it out"
+                    f"evaluation.{name} reads a language model again, and no entry of activations comes from one; leave it out"
                 )
         return self
 
@@ -161,15 +148,15 @@ class Study(Settings):
         """Every arm, at each of its levels, by the name of its runs."""
         return dict(self._variants())
 
-    def trainings(self) -> list[Training]:
+    def trainings(self) -> list[RunId]:
         """Every dictionary that is trained, in order."""
         return [
-            Training(entry, name, seed)
+            RunId(entry, name, seed)
             for entry, (name, variant), seed in product(self.activations, self._variants(), self.seeds)
             if seed == self.seeds[0] or not (variant.family in self.one_seed.arms or entry in self.one_seed.activations)
         ]
 
-    def measured(self) -> list[Training]:
+    def measured(self) -> list[RunId]:
         """The dictionaries that `evaluation` measures, in order."""
         trainings = self.trainings()
         if self.evaluation.runs == "all":

@@ -21,7 +21,6 @@ from temporallens.evaluation.document_errors import errors_by_document
 from temporallens.evaluation.firings import find_firings, profile
 from temporallens.evaluation.positions.correlations import correlate_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
-from temporallens.evaluation.results import measures_file, run_folder, run_name
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
@@ -38,6 +37,7 @@ from temporallens.figures.strictness import STRICTNESS, Kept, draw_mask_strictne
 from temporallens.figures.style import array
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
 from temporallens.files import read_json
+from temporallens.layout import RunFolder, RunId
 from temporallens.progress import progress
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import soft_of
@@ -113,11 +113,16 @@ def weighs(result: Result, arms: Arms) -> bool:
 
 def run_title(result: Result) -> str:
     """Heading of one run's picture, and its caption in the report."""
-    return f"{result['activations']}, {result['arm']}, seed {result['seed']}"
+    return run_id(result).title
+
+
+def run_id(result: Result) -> RunId:
+    return RunId(result["activations"], result["arm"], result["seed"])
 
 
 def _file_name(result: Result) -> str:
-    return f"{result['activations']}-{run_name(result['arm'], result['seed'])}"
+    own = run_id(result)
+    return f"{own.activations}-{own.name}"
 
 
 class _Run(NamedTuple):
@@ -162,7 +167,7 @@ class _Run(NamedTuple):
         return self.arms[result["family"]].get("strictness")
 
     def _path(self, result: Result) -> Path:
-        return self.folder / "arms" / run_folder(result["activations"], result["arm"], result["seed"])
+        return RunFolder(self.folder).arm(run_id(result))
 
     def _history(self, result: Result) -> dict[str, np.ndarray]:
         return load_history(self._path(result) / "history.safetensors")
@@ -171,8 +176,7 @@ class _Run(NamedTuple):
         """The whole measurement, with its drawing, which `results.json` leaves out; None where it was not asked."""
         if not _measured(result, "clusters"):
             return None
-        place = measures_file("clusters", result["activations"], run_name(result["arm"], result["seed"]))
-        return read_json(self.folder / place, "a measurement of a dictionary")
+        return read_json(RunFolder(self.folder).measurement("clusters", run_id(result)), "a measurement of a dictionary")
 
     def _held_out(self, result: Result) -> tuple[ActivationStore, Int[np.ndarray, " n"]]:
         training = self.results["study"]["training"]

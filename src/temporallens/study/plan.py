@@ -13,6 +13,7 @@ from temporallens.activations.language.corpora import folder_content
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
+from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import user_path
 from temporallens.precision import precision
 from temporallens.study.config import Study
@@ -22,7 +23,7 @@ from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
-from temporallens.study.stages import Records, Stage, stages_of
+from temporallens.study.stages import GAINS, Records, Stage, stages_of
 
 SHIPPED_TEXTS = {"sotu": (2_450_000, 249)}
 """Tokens and documents, as counted with SmolLM2's tokenizer."""
@@ -33,8 +34,8 @@ COLUMN_BYTES = 37
 DENSE_PRODUCTS, SPARSE_PRODUCTS = 7.5, 2.7
 """A training step costs about so many products of the batch with a weight matrix: six, and what lies between, for dense codes, far fewer
 for sparse ones."""
-ENCODED_ONCE = {"features"}
-"""Sections of the evaluation that cost as much as encoding the held-out documents once; what others cost is not known."""
+ENCODING_AND_DECODING = 2.0
+"""Encodings of the held-out documents that FVE costs."""
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
 """Of all figures, and of the report."""
 LOADING_SECONDS = 3.0
@@ -131,7 +132,8 @@ def _making(policy: WorldPolicy | RecordsPolicy, speeds: Speeds) -> float:
 
 
 def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
-    arm, width = study.variants()[stage.arm].arm, width_of(study.activations[stage.activations])
+    assert stage.run
+    arm, width = study.variants()[stage.run.arm].arm, width_of(study.activations[stage.activations])
     tokens = study.training.steps * study.training.batch_size
     if width is None:
         return Amount(tokens, None, None)
@@ -141,16 +143,16 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
 
 
 def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
-    if stage.section and stage.section not in ENCODED_ONCE:
+    encodings = SECTIONS[stage.section].encodings if stage.section in SECTIONS else ENCODING_AND_DECODING
+    if encodings is None or stage.section == GAINS:
         return Amount(None, None, None)
-    if not stage.arm:  # the results, which are assembled, not computed
+    if stage.run is None:  # the results, which are assembled, not computed
         return Amount(None, None, 0.0)
     policy = study.activations[stage.activations]
     harvested, width = tokens_of(policy), width_of(policy)
     tokens = None if harvested is None else round(harvested * study.training.held_out)
-    features = study.variants()[stage.arm].arm.features
-    passes = 1.0 if stage.section else 2.0  # encoding, and for FVE decoding
-    return Amount(tokens, None, None if tokens is None or width is None else passes * tokens * width * features / speeds.products())
+    features = study.variants()[stage.run.arm].arm.features
+    return Amount(tokens, None, None if tokens is None or width is None else encodings * tokens * width * features / speeds.products())
 
 
 def _drawing(_stage: Stage, _study: Study, _speeds: Speeds) -> Amount:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from temporallens.activations.language.harvest import harvest_policy
 from temporallens.activations.store import ActivationStore
@@ -17,29 +19,28 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import GAINS, RunPlace, assemble, load_results, run_name
+from temporallens.evaluation.results import assemble, load_results
 from temporallens.evaluation.scan import ScanPolicy, scan_policy
+from temporallens.evaluation.section import Section, Subject
+from temporallens.evaluation.sections import SECTIONS
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
 from temporallens.files import explained, fingerprint, locked, read_json, write_json
+from temporallens.layout import RunFolder, RunId
 from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
+from temporallens.serial import as_json
 from temporallens.study.config import Study
-from temporallens.study.measures import COMPARED, OF_MODELS, Subject, gains, measure
+from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures, run_title
 from temporallens.study.pins import new_pins, pinned_study, read_pins, write_pins
 from temporallens.study.reading import StudyFile, name_of, write_kept
 from temporallens.study.sources import make_store, scores_of
-from temporallens.study.stages import KINDS, Kind, Records, Stage, partners_of, remove, scan_file, stages_of
+from temporallens.study.stages import GAINS, KINDS, Kind, Records, Stage, partners_of, remove, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.trainer import ArmRun, train_arms
-
-STUDY_FILE = "study.yaml"
-
-PASSES = "passes"
-"""Folder of what measurements share: passes of the model and baselines; it can be removed, and is made again when it is needed."""
 
 TOGETHER = 16
 """Dictionaries that are trained side by side at most: it bounds the memory, and what an interruption can lose."""
@@ -60,8 +61,16 @@ class Run:
     records: Records
     say: Callable[[str], None]  # told, in one line, what is done and what is skipped
 
+    @property
+    def paths(self) -> RunFolder:
+        return RunFolder(self.folder)
+
     def path(self, stage: Stage) -> Path:
         return self.folder / stage.output
+
+    def held_out(self, store: ActivationStore) -> Int[np.ndarray, " n"]:
+        """The entries of a store that no dictionary of this study is trained on."""
+        return store.split(self.study.training.held_out, self.study.training.data_seed).held_out
 
     def measured(self) -> list[Stage]:
         """The stages that measure a section of one dictionary."""
@@ -70,7 +79,7 @@ class Run:
 
 def refuse_foreign_folder(study: Study, folder: Path) -> None:
     """Raise TemporalLensError when `folder` holds another study, or anything that is not a study's run."""
-    kept = folder / STUDY_FILE
+    kept = RunFolder(folder).study
     with explained(folder):
         holds_study, is_file = kept.exists(), folder.is_file()
         holds_more = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
@@ -98,11 +107,11 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     study = pinned_study(study, pins)
     stages = stages_of(study, text)
     reach_models(_models_read(study, (stage for stage in stages if not records.finished(stage))))
+    run = Run(study, text, folder, stages, records, say)
     with locked(folder):
-        write_kept(folder / STUDY_FILE, text)
+        write_kept(run.paths.study, text)
         write_pins(folder, pins)
         _fix_threads(study.threads)
-        run = Run(study, text, folder, stages, records, say)
         for name, pinned in pins.items():
             say(f"{name}: read as {pinned}")
         for stage in stages:
@@ -119,7 +128,9 @@ def _models_read(study: Study, stages: Iterable[Stage]) -> set[tuple[str, str | 
     for stage in stages:
         if stage.kind == "scan":
             read.add((stage.model, None))
-        elif (stage.kind == "harvest" or stage.section in OF_MODELS) and stage.activations in policies:
+        elif (
+            stage.kind == "harvest" or (stage.section in SECTIONS and SECTIONS[stage.section].reads_model)
+        ) and stage.activations in policies:
             read.add((policies[stage.activations].model, policies[stage.activations].revision))
     return read
 
@@ -188,10 +199,10 @@ def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time: passes are all alike."""
     variants = run.study.variants()
-    for group in [part for own in _groups(stages, lambda stage: stage.activations) for part in _parts(own, TOGETHER)]:
-        arms = [ArmRun(stage.run, variants[stage.arm].arm, stage.seed) for stage in group]
-        store = ActivationStore(run.folder / "stores" / group[0].activations)
-        folder = run.path(group[0]).parent
+    for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:
+        arms = [ArmRun(stage.run.name, variants[stage.run.arm].arm, stage.run.seed) for stage in group if stage.run]
+        entry = group[0].activations
+        store, folder = ActivationStore(run.paths.store(entry)), run.paths.arms(entry)
         checkpoint = checkpoint_file(folder, training_settings(store, arms, run.study.training))
         for abandoned in other_checkpoints(folder, checkpoint):
             remove(abandoned)
@@ -206,56 +217,62 @@ def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """Each dictionary on the held-out documents of its store; the last stage gathers everything into results.json."""
     for stage in stages:
         if stage.section == GAINS:
-            _tell_gains(run, stage)
+            _compare(run, stage)
+        elif stage.run is None:
+            _assemble(run)
         elif stage.section:
-            _measure(run, stage)
-        elif stage.arm:
-            _evaluate(run, stage)
+            _measure(run, stage.run, SECTIONS[stage.section])
         else:
-            study, variants = run.study, run.study.variants()
-            places = [RunPlace(*training, *variants[training.arm][:2]) for training in study.trainings()]
-            scans = [run.folder / scan_file(policy.model) for policy in study.scans]
-            files = {(stage.activations, stage.run, stage.section): run.path(stage) for stage in run.measured()}
-            told = {stage.activations: run.path(stage) for stage in run.stages if stage.section == GAINS}
-            assemble(run.folder, study.name, study.model_dump(mode="json"), places, scans, files, told)
+            _evaluate(run, stage.run)
         yield stage
 
 
-def _evaluate(run: Run, stage: Stage) -> None:
-    store = ActivationStore(run.folder / "stores" / stage.activations)
-    folder = run.folder / "arms" / stage.activations / stage.run
-    held_out = store.split(run.study.training.held_out, run.study.training.data_seed).held_out
+def _evaluate(run: Run, own: RunId) -> None:
+    store, folder = ActivationStore(run.paths.store(own.activations)), run.paths.arm(own)
     scale = read_json(folder / "training.json", "the summary of a training run")["scale"]
-    dictionary = load_dictionary(folder)
+    dictionary, held_out = load_dictionary(folder), run.held_out(store)
     measured = evaluate_reconstruction(dictionary, store, held_out, scale)._asdict()
     scores = {
-        name: score(dictionary, store, held_out)._asdict() for name, score in scores_of(run.study.activations[stage.activations]).items()
+        name: score(dictionary, store, held_out)._asdict() for name, score in scores_of(run.study.activations[own.activations]).items()
     }
-    write_json(run.path(stage), {**measured, **scores})
+    write_json(run.paths.evaluation(own), {**measured, **scores})
 
 
-def _measure(run: Run, stage: Stage) -> None:
+def _measure(run: Run, own: RunId, section: Section) -> None:
     """One section of the evaluation of one dictionary."""
-    store, arms = ActivationStore(run.folder / "stores" / stage.activations), run.folder / "arms" / stage.activations
-    others = [arms / run_name(stage.arm, other.seed) for other in run.study.trainings() if other[:2] == (stage.activations, stage.arm)]
+    store = ActivationStore(run.paths.store(own.activations))
     subject = Subject(
-        folder=arms / stage.run,
-        dictionary=load_dictionary(arms / stage.run),
+        folder=run.paths.arm(own),
+        dictionary=load_dictionary(run.paths.arm(own)),
         store=store,
-        held_out=store.split(run.study.training.held_out, run.study.training.data_seed).held_out,
-        others=[other for other in others if other != arms / stage.run],
-        cache=run.folder / PASSES,
+        held_out=run.held_out(store),
+        others=[run.paths.arm(other) for other in run.study.trainings() if other[:2] == own[:2] and other != own],
+        cache=run.paths.passes,
     )
-    write_json(run.path(stage), measure(stage.section, subject, getattr(run.study.evaluation, stage.section)))
+    measured = section.measure(subject, getattr(run.study.evaluation, section.name))
+    write_json(run.paths.measurement(section.name, own), as_json(measured))
 
 
-def _tell_gains(run: Run, stage: Stage) -> None:
+def _compare(run: Run, stage: Stage) -> None:
     """What dictionaries of one activations entry gain over an ordinary one."""
-    own = [measured for measured in run.measured() if measured.activations == stage.activations and measured.section in COMPARED]
     files: dict[str, dict[str, Path]] = {}
-    for measured in own:
-        files.setdefault(measured.section, {})[measured.run] = run.path(measured)
-    write_json(run.path(stage), gains(partners_of(run.study, stage.activations), files, run.folder / PASSES))
+    for measured in run.measured():
+        if measured.run and measured.activations == stage.activations and measured.section in COMPARED:
+            files.setdefault(measured.section, {})[measured.run.name] = run.path(measured)
+    write_json(run.path(stage), gains(partners_of(run.study, stage.activations), files, run.paths.passes))
+
+
+def _assemble(run: Run) -> None:
+    study, variants = run.study, run.study.variants()
+    assemble(
+        run.folder,
+        study.name,
+        study.model_dump(mode="json"),
+        {own: (variants[own.arm].family, variants[own.arm].level) for own in study.trainings()},
+        [run.paths.scan(policy.model) for policy in study.scans],
+        {(stage.run, stage.section): run.path(stage) for stage in run.measured() if stage.run},
+        {stage.activations: run.path(stage) for stage in run.stages if stage.section == GAINS},
+    )
 
 
 def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
@@ -273,10 +290,10 @@ def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 
 def browsed_in(run: Run, results: Sequence[Mapping[str, Any]]) -> list[Browsed]:
     """The dictionaries whose features this study looks at; files that an earlier form of it left are none of these."""
-    files = {(stage.activations, stage.arm, stage.seed, stage.section): run.path(stage) for stage in run.measured()}
+    files = {(stage.run, stage.section): run.path(stage) for stage in run.measured()}
 
     def read(result: Mapping[str, Any], section: str) -> Any:
-        path = files.get((result["activations"], result["arm"], result["seed"], section))
+        path = files.get((RunId(result["activations"], result["arm"], result["seed"]), section))
         return None if path is None else read_json(path, "a measurement of a dictionary")
 
     found = []
@@ -290,14 +307,14 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     """One page for several finished runs, with the picture of FVE against L0 of each. Raises TemporalLensError where one is not
     finished, or stands there twice, or where the page would take the place of a run's own report."""
     with explained(out.parent):
-        is_run = (out.parent / STUDY_FILE).exists()
+        is_run = RunFolder(out.parent).study.exists()
     if is_run:
         raise TemporalLensError(f"{out.parent} holds a run, whose own report this page would replace; choose another folder with --out")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise TemporalLensError("a run stands here twice; name each run once")
     runs = []
     for folder in folders:
-        results, frontier = load_results(folder), folder / "figures" / "frontier.png"
+        results, frontier = load_results(folder), RunFolder(folder).figures / "frontier.png"
         runs.append(Compared(str(results["name"]), results, {"FVE against L0": frontier} if frontier.exists() else {}))
     titles = [run.title for run in runs]
     if len(set(titles)) < len(titles):  # two runs of one study are told apart by their folders

@@ -6,7 +6,6 @@ that section names, the fingerprints of the stages it builds on, and the version
 invalidates just what depends on it. `stages/<stage>.json` is written when a stage starts and again when it is finished.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,19 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from temporallens.activations.clocks import CLOCKS
-from temporallens.activations.language.contents import known_sha256
+from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy
-from temporallens.activations.language.shipped import MODELS
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.order.section import OrderPolicy
-from temporallens.evaluation.probing.section import ProbingPolicy
-from temporallens.evaluation.results import GAINS, gains_file, measures_file, run_name
 from temporallens.evaluation.scan import ScanPolicy
-from temporallens.files import explained, fingerprint, read_json, user_path, write_json
-from temporallens.study.config import Study, Training, Variant, as_file_name
-from temporallens.study.measures import ACROSS_SEEDS, COMPARED, Measured, compared
-from temporallens.study.measures import VERSION as MEASURES_VERSION
+from temporallens.evaluation.sections import SECTIONS
+from temporallens.files import explained, fingerprint, read_json, write_json
+from temporallens.layout import RunFolder, RunId, as_file_name
+from temporallens.study.config import Study, Variant
+from temporallens.study.gains import COMPARED, partners
 
 Kind = Literal["scan", "harvest", "train", "evaluate", "figures", "report"]
 Contents = dict[str, str | None]
@@ -37,6 +33,13 @@ HEADLINE_FIGURE = "position_analysis.png"
 
 VERSIONS: dict[Kind, int] = {"scan": 2, "harvest": 1, "train": 2, "evaluate": 3, "figures": 3, "report": 4}
 """Raise a stage's number when its code gives other output for the same settings: finished ones are then done again."""
+
+GAINS = "gains"
+GAINS_VERSION = 1
+"""Of what dictionaries gain over ordinary ones."""
+
+PATHS = RunFolder()
+"""Relative to the output folder."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,9 @@ class Stage:
     output: str  # file or folder in the run's folder, removed when another fingerprint takes its place
     proof: str  # the file of the output that is written last
     activations: str = ""  # entry of the study that it belongs to, where it belongs to one
-    arm: str = ""
-    seed: int = 0
+    run: RunId | None = None  # the dictionary that it belongs to
     model: str = ""  # of a scan
-    section: str = ""  # of the study's evaluation
-
-    @property
-    def run(self) -> str:
-        """Name of the dictionary's folder."""
-        return run_name(self.arm, self.seed)
-
-
-def scan_file(model: str) -> str:
-    return f"scans/{as_file_name(model)}.json"
+    section: str = ""  # of the study's evaluation, or GAINS
 
 
 def stages_of(study: Study, study_text: str) -> list[Stage]:
@@ -71,14 +64,14 @@ def stages_of(study: Study, study_text: str) -> list[Stage]:
     scans = [_scan_stage(study, policy, models) for policy in study.scans]
     harvests = {name: _harvest_stage(study, name, models) for name in study.activations}
     variants = study.variants()
-    trainings = [_train_stage(study, harvests[training.activations], training, variants[training.arm]) for training in study.trainings()]
+    trainings = [_train_stage(study, harvests[run.activations], run, variants[run.arm]) for run in study.trainings()]
     evaluations = [_evaluate_stage(training) for training in trainings]
-    measures = [stage for measured in study.measured() for stage in _measure_stages(study, measured, trainings)]
-    told = [stage for entry in study.activations if (stage := _gains_stage(study, entry, measures))]
-    before = [*scans, *harvests.values(), *trainings, *evaluations, *measures, *told]
-    results = _stage("evaluate", "results", "results.json", {"study": _plain(study)}, before)
-    figures = _stage("figures", "figures", "figures", None, [results], proof=f"figures/{HEADLINE_FIGURE}")
-    report = _stage("report", "report", "report.html", {"study_text": study_text}, [results, figures])
+    measures = [stage for run in study.measured() for stage in _measure_stages(study, run, trainings)]
+    gained = [stage for entry in study.activations if (stage := _gains_stage(study, entry, measures))]
+    before = [*scans, *harvests.values(), *trainings, *evaluations, *measures, *gained]
+    results = _stage("evaluate", "results", PATHS.results, {"study": _plain(study)}, before)
+    figures = _stage("figures", "figures", PATHS.figures, None, [results], proof=PATHS.figures / HEADLINE_FIGURE)
+    report = _stage("report", "report", PATHS.report, {"study_text": study_text}, [results, figures])
     return [*before, results, figures, report]
 
 
@@ -90,7 +83,7 @@ def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
         "model": models[policy.model],
         "text": open_corpus(policy.text).fingerprint,
     }
-    return _stage("scan", f"scan/{name}", scan_file(policy.model), shaped_by, [], model=policy.model)
+    return _stage("scan", f"scan/{name}", PATHS.scan(policy.model), shaped_by, [], model=policy.model)
 
 
 def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
@@ -103,95 +96,65 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
         shaped_by |= {"model": models[policy.model], "text": text.fingerprint, **CLOCKS[policy.clock].rule}
         if policy.rows == "packed":  # stores of earlier versions did not tell the documents of a row apart
             shaped_by["entries"] = "by document"
-    folder = f"stores/{name}"
-    return _stage("harvest", f"harvest/{name}", folder, shaped_by, [], proof=f"{folder}/manifest.json", activations=name)
+    folder = PATHS.store(name)
+    return _stage("harvest", f"harvest/{name}", folder, shaped_by, [], proof=folder / "manifest.json", activations=name)
 
 
-def _train_stage(study: Study, harvest: Stage, training: Training, variant: Variant) -> Stage:
-    entry, arm, seed = training
-    place = f"{entry}/{run_name(arm, seed)}"
-    shaped_by = {"arm": _plain(variant.arm), "seed": seed, "training": _plain(study.training), "threads": study.threads}
-    where: dict[str, Any] = {"proof": f"arms/{place}/training.json", "activations": entry, "arm": arm, "seed": seed}
-    return _stage("train", f"train/{place}", f"arms/{place}", shaped_by, [harvest], **where)
+def _train_stage(study: Study, harvest: Stage, run: RunId, variant: Variant) -> Stage:
+    shaped_by = {"arm": _plain(variant.arm), "seed": run.seed, "training": _plain(study.training), "threads": study.threads}
+    folder = PATHS.arm(run)
+    return _stage("train", f"train/{run.path}", folder, shaped_by, [harvest], proof=folder / "training.json", **_of(run))
 
 
 def _evaluate_stage(training: Stage) -> Stage:
-    place = f"{training.activations}/{training.run}"
-    where: dict[str, Any] = {"activations": training.activations, "arm": training.arm, "seed": training.seed}
-    return _stage("evaluate", f"evaluate/{place}", f"evaluation/{place}.json", None, [training], **where)
+    assert training.run
+    run = training.run
+    return _stage("evaluate", f"evaluate/{run.path}", PATHS.evaluation(run), None, [training], **_of(run))
 
 
-def _measure_stages(study: Study, measured: Training, trainings: list[Stage]) -> list[Stage]:
+def _measure_stages(study: Study, run: RunId, trainings: list[Stage]) -> list[Stage]:
     """One stage for each section of the evaluation of one dictionary."""
-    alike = [stage for stage in trainings if (stage.activations, stage.arm) == (measured.activations, measured.arm)]
-    own = [stage for stage in alike if stage.seed == measured.seed]
-    place = f"{measured.activations}/{own[0].run}"
-    where: dict[str, Any] = {"activations": measured.activations, "arm": measured.arm, "seed": measured.seed}
-    sections = study.evaluation.sections(of_model=measured.activations in study.from_models())
-    return [
-        _stage(
-            "evaluate",
-            f"measure/{name}/{place}",
-            measures_file(name, measured.activations, own[0].run),
-            {"policy": _plain(policy), "version": MEASURES_VERSION, "text": _text_content(policy)},
-            alike if name in ACROSS_SEEDS else own,
-            section=name,
-            **where,
-        )
-        for name, policy in sections.items()
-    ]
+    alike = [stage for stage in trainings if stage.run and stage.run[:2] == run[:2]]
+    alone = [stage for stage in alike if stage.run == run]
+    stages = []
+    for name, policy in study.evaluation.sections(of_model=run.activations in study.from_models()).items():
+        section = SECTIONS[name]
+        shaped_by = {"policy": _plain(policy), "version": section.version, "text": section.content(policy)}
+        builds_on = alike if section.across_seeds else alone
+        output = PATHS.measurement(name, run)
+        stages.append(_stage("evaluate", f"measure/{name}/{run.path}", output, shaped_by, builds_on, section=name, **_of(run)))
+    return stages
+
+
+def _of(run: RunId) -> dict[str, Any]:
+    return {"activations": run.activations, "run": run}
 
 
 def _gains_stage(study: Study, entry: str, measures: list[Stage]) -> Stage | None:
     """What dictionaries of one activations entry gain over an ordinary one; None where nothing of the kind is measured of two."""
-    own = [stage for stage in measures if stage.activations == entry and stage.section in COMPARED]
-    partners = partners_of(study, entry)
-    if not own or not partners:
+    compared = [stage for stage in measures if stage.activations == entry and stage.section in COMPARED]
+    against = partners_of(study, entry)
+    if not compared or not against:
         return None
-    shaped_by = {"against": partners, "version": MEASURES_VERSION}
-    return _stage("evaluate", f"measure/{GAINS}/{entry}", gains_file(entry), shaped_by, own, activations=entry, section=GAINS)
+    shaped_by = {"against": against, "version": GAINS_VERSION}
+    return _stage("evaluate", f"measure/{GAINS}/{entry}", PATHS.gains(entry), shaped_by, compared, activations=entry, section=GAINS)
 
 
 def partners_of(study: Study, entry: str) -> dict[str, str]:
     """For each dictionary of one activations entry that is measured the ordinary one that it is compared with."""
     variants = study.variants()
-    own = [(training, variants[training.arm]) for training in study.measured() if training.activations == entry]
-    return compared(
-        [Measured(run_name(training.arm, training.seed), variant.family, variant.arm, training.seed) for training, variant in own]
-    )
+    return partners([(run, variants[run.arm]) for run in study.measured() if run.activations == entry])
 
 
-def _text_content(policy: Any) -> str | None:
-    """What pins the content of the text or the folder of labelled sets that a policy names, where it names one."""
-    if isinstance(policy, OrderPolicy):
-        return open_corpus(policy.text, policy.column, policy.split).fingerprint
-    if isinstance(policy, ProbingPolicy):
-        return fingerprint([content_of(name) for name in policy.sets])
-    return None
-
-
-def _stage(kind: Kind, name: str, output: str, shaped_by: Any, builds_on: Iterable[Stage], **where: Any) -> Stage:
+def _stage(
+    kind: Kind, name: str, output: Path, shaped_by: Any, builds_on: Iterable[Stage], proof: Path | None = None, **belongs_to: Any
+) -> Stage:
     whole = {"stage": name, "version": VERSIONS[kind], "shaped_by": shaped_by, "builds_on": [stage.fingerprint for stage in builds_on]}
-    return Stage(kind=kind, name=name, fingerprint=fingerprint(whole), output=output, **{"proof": output, **where})
+    return Stage(kind, name, fingerprint(whole), output.as_posix(), (proof or output).as_posix(), **belongs_to)
 
 
 def _plain(section: Any) -> Any:
     return section.model_dump(mode="json")
-
-
-def content_of(model: str) -> str | None:
-    """What pins a model's content: a shipped one's SHA-256, that of a file or of a folder's files, None for a hub name."""
-    if model in MODELS:
-        return MODELS[model].wheel.sha256
-    path = user_path(model)
-    if path.is_file():
-        return known_sha256(path)
-    if not path.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path)}\n{known_sha256(file)}\n".encode())
-    return digest.hexdigest()
 
 
 class Records:

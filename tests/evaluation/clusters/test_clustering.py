@@ -26,6 +26,7 @@ from temporallens.evaluation.clusters.stability import Reference, jaccards, matc
 from temporallens.evaluation.clusters.trees import SCATTERED, cophenetic_correlation, cut, grow, part_of
 from temporallens.evaluation.clusters.worlds import recovery_of
 from temporallens.evaluation.firings import profile
+from temporallens.serial import as_json
 from temporallens.training.trainer import TrainedArm
 
 DISTANCES: tuple[DistanceName, ...] = ("jensen_shannon", "correlation", "motif")
@@ -283,7 +284,7 @@ def test_a_cluster_row_says_what_the_cluster_is_about() -> None:
 
 def test_measures_are_finite_json_and_the_same_every_time() -> None:
     firings, policy = sampled(STRUCTURED), ClustersPolicy(**FEW)
-    first, second = (json.dumps(cluster_firings(firings, policy).to_json(), allow_nan=False) for _ in range(2))
+    first, second = (json.dumps(as_json(cluster_firings(firings, policy)), allow_nan=False) for _ in range(2))
     assert first == second
     other = cluster_firings(firings, policy.model_copy(update={"seed": 1}))
     assert other.labels == cluster_firings(firings, policy).labels  # the seed draws chance, not clusters
@@ -303,7 +304,7 @@ def test_the_drawing_holds_some_of_every_cluster_and_its_own_tree() -> None:
 def test_too_few_features_with_enough_firings_say_so() -> None:
     measures = cluster_firings(sampled(STRUCTURED[:12]), ClustersPolicy(least_firings=100_000))
     assert measures.kept == 0 and measures.clusters is None and measures.rows == [] and measures.drawing is None
-    assert set(measures.labels) == {None} and json.dumps(measures.to_json(), allow_nan=False)
+    assert set(measures.labels) == {None} and json.dumps(as_json(measures), allow_nan=False)
 
 
 def test_features_that_seldom_fire_are_in_no_cluster() -> None:

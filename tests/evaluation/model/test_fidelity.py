@@ -18,6 +18,7 @@ from temporallens.evaluation.model.fidelity import FidelityMeasures, FidelityPol
 from temporallens.evaluation.model.origin import choose_rows
 from temporallens.evaluation.model.passes import _opened, open_model
 from temporallens.evaluation.model.prefixes import enclosing, prefix_tokens, shifted_store
+from temporallens.serial import as_json
 from tiny_models import FAMILIES, WIDTH, tiny_model
 
 POLICY = FidelityPolicy(shifts=(1, 4), rows=16, least_firings=5, resamples=20)
@@ -89,7 +90,7 @@ def test_every_family_is_measured(family: str, stores: dict[str, ActivationStore
         assert all((value is None) == (count == 0) for value, count in zip(shift.position_content, shift.position_count, strict=True))
     assert len(measured.prefix) == 4
     assert measured.documents > 1
-    json.loads(json.dumps(measured.to_json(), allow_nan=False))
+    json.loads(json.dumps(as_json(measured), allow_nan=False))
 
 
 def test_features_of_the_token_alone_are_tied_to_content(stores: dict[str, ActivationStore], cache: Path) -> None:

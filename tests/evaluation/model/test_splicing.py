@@ -18,6 +18,7 @@ from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.splicing import SplicingMeasures, SplicingPolicy, measure_splicing
+from temporallens.serial import as_json
 from tiny_models import FAMILIES, LAYERS, tiny_model
 
 LAYER = 1
@@ -74,7 +75,7 @@ def test_the_identity_changes_nothing(family: str, stores: dict[str, ActivationS
     assert measured.loss == ("hidden states" if family == "bert" else "cross-entropy")
     assert measured.documents > 1
     assert family != "bert" or measured.headline.recovered_zero == (1, 1, 1, measured.tokens)
-    assert json.loads(json.dumps(measured.to_json(), allow_nan=False))["bins"][0]["measured"]["clean"]["n"] > 0
+    assert json.loads(json.dumps(as_json(measured), allow_nan=False))["bins"][0]["measured"]["clean"]["n"] > 0
 
 
 @pytest.mark.parametrize("family", BLOCKS)

@@ -30,6 +30,7 @@ from temporallens.evaluation.order.scores import (
 from temporallens.evaluation.order.section import OrderPolicy, measure_order, word_counts
 from temporallens.evaluation.order.surprisal import text_surprisal
 from temporallens.evaluation.order.tasks import OrderTask, make_tasks
+from temporallens.serial import as_json, from_json
 from tiny_models import FAMILIES, VOCABULARY, WIDTH, tiny_model, tiny_tokenizer
 
 TASKS = ("adjacent_swap", "marker_half", "position_bucket", "word_content")
@@ -189,8 +190,8 @@ def test_every_way_of_probing_is_reported(measured: OrderMeasures, policy: Order
 
 
 def test_results_are_json_and_come_back(measured: OrderMeasures) -> None:
-    content = json.loads(json.dumps(measured.to_json(), allow_nan=False))
-    assert OrderMeasures.from_json(content) == measured
+    content = json.loads(json.dumps(as_json(measured), allow_nan=False))
+    assert from_json(OrderMeasures, content) == measured
 
 
 def test_a_second_dictionary_needs_no_model_and_the_same_one_gives_the_same_bits(

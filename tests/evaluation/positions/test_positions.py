@@ -19,6 +19,7 @@ from temporallens.evaluation.positions import shifts
 from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, correlation, measure_specialisation
 from temporallens.evaluation.statistics import estimate_of, half_samples, q_values, resampled_documents
+from temporallens.serial import as_json
 from temporallens.training.trainer import TrainedArm
 
 POSITIONS, SEQUENCES = 32, 160
@@ -172,7 +173,7 @@ class TestMeasures:
 
     def test_the_same_question_gets_the_same_answer(self, mixed: tuple[np.ndarray, Firings, Specialisation]) -> None:
         again = measure_specialisation(mixed[1], QUICK)
-        assert again.share == mixed[2].share and again.features.to_json() == mixed[2].features.to_json()
+        assert again.share == mixed[2].share and again.features.columns() == mixed[2].features.columns()
 
 
 class TestNull:
@@ -253,7 +254,7 @@ class TestBadInput:
 
     def test_features_without_firings_enough_leave_nothing_and_say_so(self, mixed: tuple[np.ndarray, Firings, Specialisation]) -> None:
         measured = measure_specialisation(mixed[1], QUICK.model_copy(update={"least_firings": 10**6}))
-        assert measured.share == (None, None, None, 0) and measured.features.to_json()["q"] == []
+        assert measured.share == (None, None, None, 0) and measured.features.columns().q == []
 
     def test_rare_positions_are_left_out(self, mixed: tuple[np.ndarray, Firings, Specialisation]) -> None:
         firings = mixed[1]
@@ -269,7 +270,7 @@ class TestTrainedDictionaries:
             trained["positional"].dictionary, store, held_out, policy, weights=np.linspace(0.5, 2, store.positions),
             other_seeds=[trained["batchtopk"].dictionary],
         )  # fmt: skip
-        content = json.loads(json.dumps(measures.to_json(), allow_nan=False))
+        content = json.loads(json.dumps(as_json(measures), allow_nan=False))
         assert content["documents"] == 12 and content["positions"] == store.positions - 1
         assert content["specialised"]["n"] == len(content["features"]["feature"]) > 5
         assert content["specialised"]["low"] <= content["specialised"]["value"] <= content["specialised"]["high"]

@@ -15,6 +15,7 @@ from temporallens.evaluation.positions.retention import Change, Measured, compar
 from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, measure_specialisation
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
+from temporallens.serial import as_json
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.snapshots import snapshots_of
 from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
@@ -72,7 +73,7 @@ class TestHardening:
         assert isinstance(measures.hardening, Change) and sorted(measures.annealing) == sorted(snapshots)
         first = measures.annealing[min(snapshots)]
         assert first.firing_overlap.value < measures.hardening.firing_overlap.value  # the longer ago, the more has changed
-        assert measures.to_json()["annealing"].keys() == {str(step) for step in snapshots}
+        assert as_json(measures)["annealing"].keys() == {str(step) for step in snapshots}
 
 
 class TestSeeds:

@@ -21,6 +21,7 @@ from temporallens.evaluation.probing.fitting import FOLDS, best_columns, dense_p
 from temporallens.evaluation.probing.results import FOLDER, ProbingMeasures, Score, probing_gains
 from temporallens.evaluation.probing.scores import resamples_of, score_probes, weighted_auc
 from temporallens.evaluation.probing.section import ProbingPolicy, dictionary_fingerprint, measure_probing
+from temporallens.serial import as_json
 from tiny_models import WIDTH, tiny_model
 
 CLASSES = st.lists(st.sampled_from("abc"), max_size=60).map(lambda more: list("abc" * 10) + more)
@@ -254,7 +255,7 @@ def test_one_planted_feature_is_enough(model: str, sets: dict[str, str], tmp_pat
     both = [score_of(found, "features", name, "mean", 1).auc.value for name in ("sign", "none")]
     assert over_sets.value == pytest.approx(sum(value for value in both if value is not None) / 2)
     assert score_of(found, "features", None, "own", 1).auc == over_sets
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(as_json(found), allow_nan=False)
 
 
 def test_only_position_bins_see_where_a_token_stands(model: str, sets: dict[str, str], tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_only_position_bins_see_where_a_token_stands(model: str, sets: dict[str,
 def test_everything_is_found_again(model: str, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, paths = tmp_path / "cache", [sets["sign"]]
     first = measure(planted(model), model, paths, cache)
-    assert measure(planted(model), model, paths, tmp_path / "another").to_json() == first.to_json()
+    assert as_json(measure(planted(model), model, paths, tmp_path / "another")) == as_json(first)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is left to do")
@@ -274,7 +275,7 @@ def test_everything_is_found_again(model: str, sets: dict[str, str], tmp_path: P
     with monkeypatch.context() as patch:
         patch.setattr(pooled_probing, "pool_codes", refuse)
         patch.setattr(pooled_probing, "pool_raw", refuse)
-        assert measure(planted(model), model, paths, cache).to_json() == first.to_json()
+        assert as_json(measure(planted(model), model, paths, cache)) == as_json(first)
     other = Standard(features=24).build(WIDTH, 64, torch.Generator().manual_seed(2))
     with monkeypatch.context() as patch:
         patch.setattr(pooled_probing, "pool_raw", refuse)  # channels do not depend on the dictionary
@@ -284,7 +285,7 @@ def test_everything_is_found_again(model: str, sets: dict[str, str], tmp_path: P
     ]
     damaged = cache / FOLDER / first.kept["sign"]
     damaged.write_bytes(damaged.read_bytes()[:100])
-    assert measure(planted(model), model, paths, cache).to_json() == first.to_json()
+    assert as_json(measure(planted(model), model, paths, cache)) == as_json(first)
 
 
 def test_gains_are_paired(model: str, sets: dict[str, str], tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """SHA-256 of large files, computed once: what a file's path, size and time of change are known to stand for is kept in the user's cache."""
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from temporallens.activations.language.shipped import cache_folder
+from temporallens.activations.language.shipped import MODELS, cache_folder
 from temporallens.errors import CannotWriteError, TemporalLensError
-from temporallens.files import fingerprint, read_json, sha256, write_json
+from temporallens.files import fingerprint, read_json, sha256, user_path, write_json
 
 
 def known_sha256(path: Path) -> str:
@@ -32,3 +33,19 @@ def _read(kept: Path) -> dict[str, object]:
         return read_json(kept, "the checksum of a file") if kept.exists() else {}
     except (TemporalLensError, OSError):
         return {}
+
+
+def content_of(name: str) -> str | None:
+    """What pins the content of a model, a text or a folder: a shipped model's SHA-256, that of a file or of a folder's files, None for a
+    hub name."""
+    if name in MODELS:
+        return MODELS[name].wheel.sha256
+    path = user_path(name)
+    if path.is_file():
+        return known_sha256(path)
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)}\n{known_sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ not stand out from chance there is one cluster, and that is the finding. `docs/m
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +24,8 @@ from temporallens.evaluation.clusters.table import ClusterRow, Drawing, drawing_
 from temporallens.evaluation.clusters.trees import SCATTERED, Cut, one_cluster
 from temporallens.evaluation.clusters.worlds import Recovery, is_world, recovery_of_world
 from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.section import Section, Subject
+from temporallens.training.snapshots import snapshots_of
 
 __all__ = ["ClusterMeasures", "ClustersPolicy", "cluster_firings", "measure_clusters"]
 
@@ -38,7 +40,7 @@ class BinsOfProfiles(NamedTuple):
 
 
 class ClusterMeasures(NamedTuple):
-    """All that is known of one dictionary's temporal clusters; `to_json` gives it as JSON."""
+    """All that is known of one dictionary's temporal clusters."""
 
     distance: str
     features: int
@@ -56,7 +58,7 @@ class ClusterMeasures(NamedTuple):
     sample: int | None  # features that chance and stability are measured on
     chance: dict[str, dict[str, Chance]]  # `shuffled` and `rotated`; in each `cophenetic`, `silhouette` and `explained`
     scattered: int | None  # features in branches too small for a cluster
-    labels: list[int | None]  # cluster of each feature; -1 scattered, None too few firings
+    labels: list[int | None] | None  # cluster of each feature; -1 scattered, None too few firings
     rows: list[ClusterRow]
     scattered_peaks: list[int]  # of specialised features that are scattered, how many peak in each bin
     drawing: Drawing | None
@@ -64,20 +66,6 @@ class ClusterMeasures(NamedTuple):
     steps: list[Agreement]
     seeds: list[Agreement]
     world: Recovery | None  # for worlds with known answers
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: plain(value) for name, value in self._asdict().items()}
-
-
-def plain(value: Any) -> Any:
-    """A value of named tuples as dicts and lists."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(part) for name, part in value._asdict().items()}
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return value
 
 
 @own_defaults()
@@ -189,3 +177,19 @@ def _labels(features: int, kept: Int[np.ndarray, " n"], cut: Cut) -> list[int | 
     for feature, label in zip(kept.tolist(), cut.labels.tolist(), strict=True):
         labels[feature] = label
     return labels
+
+
+def _of_subject(subject: Subject, policy: ClustersPolicy) -> ClusterMeasures:
+    snapshots, others = snapshots_of(subject.folder), subject.other_seeds()
+    return measure_clusters(subject.dictionary, subject.store, subject.held_out, policy, snapshots, others)
+
+
+SECTION = Section(
+    name="clusters",
+    policy=ClustersPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=ClusterMeasures,
+    details=("labels", "drawing"),
+    across_seeds=True,
+)

@@ -16,7 +16,7 @@ open. Intervals are by bootstrap over documents. Source: docs/method.md, "Fideli
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
 from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
 from temporallens.evaluation.positions.specialisation import correlation
+from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.settings import Settings
 
@@ -83,10 +84,6 @@ class Explained(NamedTuple):
     position_unshifted: list[float | None]  # about the mean of the index; None where no token stands
     position_shifted: list[float | None]
 
-    def to_json(self) -> dict[str, Any]:
-        estimates = {name: getattr(self, name)._asdict() for name in ("unshifted", "shifted", "change")}
-        return self._asdict() | estimates
-
 
 class ShiftFidelity(NamedTuple):
     """What a prefix of one length does; estimates by feature are means over the features that are measured."""
@@ -103,14 +100,11 @@ class ShiftFidelity(NamedTuple):
     fve: Explained  # as the dictionary is
     open_fve: Explained | None  # with its mask open everywhere; None where nothing is masked
     mask_change: Estimate | None  # how much more FVE changes under the mask than with it open
-    feature_absolute_index: list[float | None]  # AI of each measured feature; None where a correlation is undefined
-    feature_distance: list[float | None]  # D of each; None where it is silent
-    feature_content: list[float | None]  # Jaccard index of each
+    feature_absolute_index: list[float | None] | None  # AI of each measured feature; None where a correlation is undefined
+    feature_distance: list[float | None] | None  # D of each; None where it is silent
+    feature_content: list[float | None] | None  # Jaccard index of each
     position_content: list[float | None]  # Jaccard index by index behind the prefix
     position_count: list[int]  # tokens by index behind the prefix that no rule excludes with or without it
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: _json(value) for name, value in self._asdict().items()}
 
 
 class FidelityMeasures(NamedTuple):
@@ -119,22 +113,11 @@ class FidelityMeasures(NamedTuple):
     shifts: list[ShiftFidelity]
     control_content: Estimate  # Jaccard index when the same rows are only run again: what rounding leaves
     control_fve_change: Estimate
-    features: list[int]  # measured: those that fire often enough in the unshifted rows
+    features: list[int] | None  # measured: those that fire often enough in the unshifted rows
     prefix: list[str]  # the tokens of the longest prefix, in order; shorter ones are its last tokens
     rows: int
     documents: int
     tokens: int  # of the unshifted rows, that no rule excludes
-
-    def to_json(self) -> dict[str, Any]:
-        shifts = [shift.to_json() for shift in self.shifts]
-        controls = {name: _json(getattr(self, name)) for name in ("control_content", "control_fve_change")}
-        return self._asdict() | controls | {"shifts": shifts}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return value._asdict()
-    return value.to_json() if isinstance(value, Explained) else value
 
 
 class _Scores(NamedTuple):
@@ -360,3 +343,19 @@ def _behind(values: np.ndarray, shift: int) -> np.ndarray:
 def _plain(values: Float[np.ndarray, " n"]) -> list[float | None]:
     """As JSON holds it."""
     return [value if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _of_subject(subject: Subject, policy: FidelityPolicy) -> FidelityMeasures:
+    model, layer = subject.source["model"], subject.source["layer"]
+    return measure_fidelity(subject.dictionary, model, layer, subject.store, subject.held_out, policy, subject.cache)
+
+
+SECTION = Section(
+    name="fidelity",
+    policy=FidelityPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=FidelityMeasures,
+    details=("features", "shifts.feature_absolute_index", "shifts.feature_distance", "shifts.feature_content"),
+    reads_model=True,
+)

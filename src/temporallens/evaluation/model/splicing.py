@@ -29,6 +29,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, identity_of, padded
+from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.files import fingerprint, read_tensors, write_tensors
 from temporallens.precision import AskedPrecision
@@ -70,9 +71,6 @@ class Spliced(NamedTuple):
     kl_zero: Estimate | None
     kl_mean: Estimate | None
 
-    def to_json(self) -> dict[str, Any]:
-        return {name: None if value is None else value._asdict() for name, value in self._asdict().items()}
-
 
 class Bin(NamedTuple):
     """The headline for tokens at index `first` to `last` of their rows."""
@@ -93,10 +91,6 @@ class SplicingMeasures(NamedTuple):
     rows: int
     documents: int
     tokens: int  # at which predictions are compared
-
-    def to_json(self) -> dict[str, Any]:
-        bins = [{**entry._asdict(), "measured": entry.measured.to_json()} for entry in self.bins]
-        return self._asdict() | {"headline": self.headline.to_json(), "everything": self.everything.to_json(), "bins": bins}
 
 
 class _Place(NamedTuple):
@@ -333,3 +327,18 @@ def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray,
         kl_zero=kl("zero"),
         kl_mean=kl("mean"),
     )
+
+
+def _of_subject(subject: Subject, policy: SplicingPolicy) -> SplicingMeasures:
+    model, layer = subject.source["model"], subject.source["layer"]
+    return measure_splicing(subject.dictionary, model, layer, subject.store, subject.held_out, policy, subject.cache)
+
+
+SECTION = Section(
+    name="splicing",
+    policy=SplicingPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=SplicingMeasures,
+    reads_model=True,
+)

@@ -6,7 +6,7 @@ cannot be read. p-values are one-sided and of the accuracy; q-values are Benjami
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -70,14 +70,6 @@ class OrderMeasures(NamedTuple):
     bins: int
     no_surprisal: str | None  # why there is none
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "tasks": [_task_json(task) for task in self.tasks]}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "OrderMeasures":
-        tasks = [OrderTaskMeasures(**task | {"scores": [score_from_json(score) for score in task["scores"]]}) for task in content["tasks"]]
-        return cls(**content | {"tasks": tasks})
-
 
 class OrderGain(NamedTuple):
     """An arm against an ordinary dictionary, with probes of the same size: it has to beat it pooled by position bins, and pooled alike."""
@@ -90,18 +82,6 @@ class OrderGain(NamedTuple):
     p: float  # of the weaker of the two differences, two-sided; 1 where one is above and the other is not
     q: float  # over the tasks that claim order, for each pooling and probe
     verdict: Verdict  # above or below both, at q below 5 %
-
-
-def _task_json(task: OrderTaskMeasures) -> dict[str, Any]:
-    return {**task._asdict(), "scores": [score_to_json(score) for score in task.scores]}
-
-
-def score_to_json(score: OrderScore) -> dict[str, Any]:
-    return {**score._asdict(), "accuracy": score.accuracy._asdict(), "auc": score.auc._asdict()}
-
-
-def score_from_json(content: dict[str, Any]) -> OrderScore:
-    return OrderScore(**content | {"accuracy": Estimate(**content["accuracy"]), "auc": Estimate(**content["auc"])})
 
 
 def held_out_logits(table: Float[np.ndarray, "n W"], task: OrderTask, k_values: Sequence[int]) -> dict[str, Float[np.ndarray, "n C"]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from torch import Tensor
 
 from temporallens.activations.language.corpora import open_corpus
@@ -31,16 +31,17 @@ from temporallens.evaluation.order.scores import (
     OrderMeasures,
     OrderScore,
     held_out_logits,
+    order_gains,
     scaled_logits,
-    score_from_json,
-    score_to_json,
     with_q_values,
 )
 from temporallens.evaluation.order.surprisal import text_surprisal
 from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks
 from temporallens.evaluation.probing.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
+from temporallens.evaluation.section import Gains, Section, Subject
 from temporallens.files import fingerprint, read_json, write_json
 from temporallens.precision import AskedPrecision
+from temporallens.serial import as_json, from_json
 from temporallens.settings import Settings
 
 FORMAT = "temporallens.order/1"
@@ -215,15 +216,14 @@ class _Work:
         if path.is_file():
             try:
                 content = read_json(path, "what order tasks give without a dictionary")
-                scores = {name: [score_from_json(score) for score in own] for name, own in content["scores"].items()}
+                scores = from_json(dict[str, list[OrderScore]], content["scores"])
                 return scores, content["no_surprisal"]
-            except (TemporalLensError, KeyError, TypeError):
+            except (TemporalLensError, KeyError, ValidationError):
                 path.unlink()  # a damaged file is made again
         surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision)
         no_surprisal = None if surprisal is not None else f"{self.network.title} predicts no next token"
         scores = {task.name: self._without_dictionary(task, surprisal) for task in self.tasks}
-        content = {"scores": {name: [score_to_json(score) for score in own] for name, own in scores.items()}, "no_surprisal": no_surprisal}
-        write_json(path, content)
+        write_json(path, {"scores": as_json(scores), "no_surprisal": no_surprisal})
         return scores, no_surprisal
 
     def _without_dictionary(self, task: OrderTask, surprisal: Sequence[Tensor] | None) -> list[OrderScore]:
@@ -268,3 +268,24 @@ def _counts(items: Sequence[Sequence[Any]]) -> Float[np.ndarray, "n V"]:
     for place, own in enumerate(items):
         np.add.at(counts[place], [number[name] for name in own], 1)
     return counts
+
+
+def _of_subject(subject: Subject, policy: OrderPolicy) -> OrderMeasures:
+    model, layer, revision = (subject.source[name] for name in ("model", "layer", "revision"))
+    return measure_order(subject.dictionary, model, layer, policy, subject.cache, revision)
+
+
+def _text_content(policy: OrderPolicy) -> str | None:
+    return open_corpus(policy.text, policy.column, policy.split).fingerprint
+
+
+SECTION = Section(
+    name="order",
+    policy=OrderPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=OrderMeasures,
+    reads_model=True,
+    gains=Gains(lambda own, ordinary, cache: order_gains(own, ordinary)),
+    content=_text_content,
+)

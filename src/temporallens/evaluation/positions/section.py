@@ -6,7 +6,7 @@ of that survives hardening, annealing and another seed (`retention`), and what m
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,8 +18,11 @@ from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.positions.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
 from temporallens.evaluation.positions.retention import Change, SeedAgreement, compare_seeds, compare_states, measure
-from temporallens.evaluation.positions.specialisation import FeaturePositions, PositionsPolicy
+from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy
+from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate
+from temporallens.training.history import load_history
+from temporallens.training.snapshots import snapshots_of, soft_of
 
 __all__ = ["PositionMeasures", "PositionsPolicy", "measure_positions"]
 
@@ -41,11 +44,7 @@ class PositionMeasures(NamedTuple):
     seeds: list[SeedAgreement]  # with the dictionaries of other seeds, in the order given
     correlations: PositionCorrelations
     mask: MaskAgreement | None  # None where nothing is masked
-    features: FeaturePositions  # every measured feature
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, every number finite or None."""
-        return dict(_plain(self))
+    features: FeatureColumns | None  # every measured feature
 
 
 @own_defaults()
@@ -87,18 +86,30 @@ def measure_positions(
         seeds=[compare_seeds((dictionary, measured), (other, measure(other, store, held_out, policy)), policy) for other in other_seeds],
         correlations=correlate_positions(measured.errors, openness, weights, policy),
         mask=mask_agreement(dictionary, store, held_out, profile(measured.firings), policy),
-        features=found.features,
+        features=found.features.columns(),
     )
 
 
-def _plain(value: Any) -> Any:
-    """Named tuples as dicts, keys as text; a table of features gives its own compact form."""
-    if isinstance(value, FeaturePositions):
-        return value.to_json()
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return value
+def _of_subject(subject: Subject, policy: PositionsPolicy) -> PositionMeasures:
+    soft = soft_of(subject.folder)
+    return measure_positions(
+        subject.dictionary,
+        subject.store,
+        subject.held_out,
+        policy,
+        soft=None if soft is None else load_dictionary(soft),
+        weights=load_history(subject.folder / "history.safetensors")["position_weight"][-1],
+        snapshots=snapshots_of(subject.folder),
+        other_seeds=subject.other_seeds(),
+    )
+
+
+SECTION = Section(
+    name="positions",
+    policy=PositionsPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=PositionMeasures,
+    details=("features",),
+    across_seeds=True,
+)

@@ -82,9 +82,21 @@ class FeaturePositions(NamedTuple):
     q: Float64[np.ndarray, " f"]  # Benjamini-Hochberg over measured features
     reliability: Float64[np.ndarray, " f"]  # correlation of profiles between halves of the documents; NaN where there is none
 
-    def to_json(self) -> dict[str, list[int] | list[float | None]]:
-        """Columns as lists of numbers of a few digits; None for NaN."""
-        return {name: _plain(values) for name, values in self._asdict().items()}
+    def columns(self) -> "FeatureColumns":
+        return FeatureColumns(*map(_plain, self))
+
+
+class FeatureColumns(NamedTuple):
+    """The same as lists of numbers of a few digits, None for NaN: as files hold it."""
+
+    feature: list[int]
+    firings: list[int]
+    information: list[float | None]
+    specialisation: list[float | None]
+    eta2: list[float | None]
+    p: list[float | None]
+    q: list[float | None]
+    reliability: list[float | None]
 
 
 class Halves(NamedTuple):

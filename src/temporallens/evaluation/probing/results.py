@@ -80,20 +80,6 @@ class ProbingMeasures(NamedTuple):
     kept: dict[str, str]  # set: file of the cache that holds the scores of the dictionary with their resamples
     saebench: dict[str, Any] | None  # accuracies by SAEBench's protocol: averages, by set, and by class
 
-    def to_json(self) -> dict[str, Any]:
-        """As `results.json` holds it (`docs/formats.md`)."""
-        return {
-            "sets": [one._asdict() for one in self.sets],
-            "scores": [_as_json(score) for score in self.scores],
-            "kept": self.kept,
-            "saebench": self.saebench,
-        }
-
-
-def _as_json(score: Score) -> dict[str, Any]:
-    nested = {"auc": score.auc._asdict(), "accuracy": score.accuracy._asdict()}
-    return score._asdict() | nested | {"classes": {name: estimate._asdict() for name, estimate in score.classes.items()}}
-
 
 class SetScores(NamedTuple):
     """Scores of one subject on one set; rows are its classes and, last, their mean, R resamples."""

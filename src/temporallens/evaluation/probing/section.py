@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
+from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -32,13 +33,15 @@ from temporallens.evaluation.probing.results import (
     collect,
     file_name,
     find_scores,
+    probing_gains,
     save_scores,
     summarise,
 )
 from temporallens.evaluation.probing.saebench import SparseProbingPolicy, check_codes, sparse_probing
 from temporallens.evaluation.probing.scores import Scored, resamples_of, score_probes
+from temporallens.evaluation.section import Gains, Section, Subject
 from temporallens.evaluation.texts.labelled import ALL_SHIPPED, LEAST_TEXTS, Columns, LabelledSet, first_of_each, open_sets
-from temporallens.files import canonical_json, user_path
+from temporallens.files import canonical_json, fingerprint, user_path
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 from temporallens.settings import Settings
@@ -242,3 +245,20 @@ def _setting(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return value if isinstance(value, bool | int | float | str) else None
+
+
+def _of_subject(subject: Subject, policy: ProbingPolicy) -> ProbingMeasures:
+    model, layer, revision = (subject.source[name] for name in ("model", "layer", "revision"))
+    return measure_probing(subject.dictionary, model, layer, policy, subject.cache, revision)
+
+
+SECTION = Section(
+    name="probing",
+    policy=ProbingPolicy,
+    version=1,
+    measure=_of_subject,
+    measures=ProbingMeasures,
+    reads_model=True,
+    gains=Gains(lambda own, ordinary, cache: probing_gains(own.kept, ordinary.kept, cache)),
+    content=lambda policy: fingerprint([content_of(name) for name in policy.sets]),
+)

@@ -1,0 +1,92 @@
+"""What a section of the evaluation is: one kind of measurement of a trained dictionary, declared once, in the file that makes it.
+
+`sections.py` lists them all. Everything that knows about sections (the study file, stages, plan, results, report) goes through that list.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.saving import load_dictionary
+from temporallens.serial import from_json
+from temporallens.settings import Settings
+
+
+class Subject(NamedTuple):
+    """One trained dictionary with what it is measured on."""
+
+    folder: Path  # of the trained arm
+    dictionary: Dictionary
+    store: ActivationStore
+    held_out: Int[np.ndarray, " n"]  # entries of the store's sequence table
+    others: list[Path]  # folders of the same arm from other seeds
+    cache: Path  # what does not depend on the dictionary: passes of the model, baselines
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Where the activations came from: `model`, `layer`, `revision`."""
+        return self.store.manifest.description.source
+
+    def other_seeds(self) -> list[Dictionary]:
+        return [load_dictionary(folder) for folder in self.others]
+
+
+class Gains(NamedTuple):
+    """How a dictionary's measurement is compared with that of an ordinary one."""
+
+    compare: Callable[[Any, Any, Path], list[Any]]  # both measurements and the cache -> named tuples, each with a `verdict`
+
+
+@dataclass(frozen=True)
+class Section:
+    """One entry of a study's `evaluation:`."""
+
+    name: str  # its key in the study and in results.json, and its folder under measures/
+    policy: type[Settings]
+    version: int  # raise it when the measurement gives other output for the same settings: finished ones are then made again
+    measure: Callable[[Subject, Any], Any]  # with its policy; gives `measures`
+    measures: type  # a named tuple
+    details: tuple[
+        str, ...
+    ] = ()  # dotted paths of what has an entry for every feature: kept out of results.json, None when read from there
+    in_results: bool = True  # False: nothing of it stands in results.json
+    reads_model: bool = False  # reads the language model again; activations of another source have no such section
+    across_seeds: bool = False  # compares with the same arm trained from other seeds
+    gains: Gains | None = None
+    content: Callable[[Any], str | None] = lambda policy: None  # what pins the content of files that its policy names
+    encodings: float | None = None  # its cost in encodings of the held-out documents; None: not known beforehand
+
+    def summary(self, content: dict[str, Any]) -> dict[str, Any]:
+        """What `results.json` holds of a measurement: all but the details."""
+        for path in self.details:
+            content = _without(content, path.split("."))
+        return content
+
+    def read(self, content: dict[str, Any]) -> Any:
+        """A measurement from its JSON, with or without its details. Raises pydantic's ValidationError where it is none."""
+        for path in self.details:
+            content = _with_none(content, path.split("."))
+        return from_json(self.measures, content)
+
+
+def _without(content: Any, path: list[str]) -> Any:
+    return _changed(content, path, lambda mapping, name: {key: value for key, value in mapping.items() if key != name})
+
+
+def _with_none(content: Any, path: list[str]) -> Any:
+    return _changed(content, path, lambda mapping, name: {name: None} | mapping)
+
+
+def _changed(content: Any, path: list[str], change: Callable[[dict[str, Any], str], dict[str, Any]]) -> Any:
+    """`content` with the last key of `path` changed, in every entry of a list on the way."""
+    if isinstance(content, list):
+        return [_changed(entry, path, change) for entry in content]
+    if len(path) == 1:
+        return change(content, path[0])
+    return content | {path[0]: _changed(content[path[0]], path[1:], change)}

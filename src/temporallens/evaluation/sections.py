@@ -1,0 +1,49 @@
+"""All sections of the evaluation. A new one is one file that declares its `SECTION`, a line in `SECTIONS` and a field of `Evaluation`."""
+
+from typing import Literal
+
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
+from temporallens.evaluation.clusters.section import ClustersPolicy
+from temporallens.evaluation.features import SECTION as FEATURES
+from temporallens.evaluation.features import FeaturesPolicy
+from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
+from temporallens.evaluation.model.fidelity import FidelityPolicy
+from temporallens.evaluation.model.splicing import SECTION as SPLICING
+from temporallens.evaluation.model.splicing import SplicingPolicy
+from temporallens.evaluation.order.section import SECTION as ORDER
+from temporallens.evaluation.order.section import OrderPolicy
+from temporallens.evaluation.positions.section import SECTION as POSITIONS
+from temporallens.evaluation.positions.section import PositionsPolicy
+from temporallens.evaluation.probing.section import SECTION as PROBING
+from temporallens.evaluation.probing.section import ProbingPolicy
+from temporallens.evaluation.section import Section
+from temporallens.settings import Settings
+
+SECTIONS: dict[str, Section] = {section.name: section for section in (POSITIONS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING)}
+"""In the order in which they are measured and stand in `results.json`."""
+
+
+class Evaluation(Settings):
+    """What is measured beyond reconstruction; a section that is left out is not measured, `{}` takes its defaults."""
+
+    runs: Literal["shown", "all"] = "shown"
+    """Which dictionaries: of each arm on each activations entry the first seed at the middle one of its levels, or every one."""
+    positions: PositionsPolicy | None = None
+    """Which features depend on position, what of that hardening and other seeds keep, what masks and weights follow."""
+    clusters: ClustersPolicy | None = None
+    """Features grouped by when in the sequence they fire."""
+    features: FeaturesPolicy | None = None
+    """What there is to see of every feature: the report's feature browser."""
+    splicing: SplicingPolicy | None = None
+    """What the model loses when it goes on from reconstructions."""
+    fidelity: FidelityPolicy | None = None
+    """What features follow when a prefix pushes the text to later positions."""
+    order: OrderPolicy | None = None
+    """Probing on tasks that a bag of words cannot do."""
+    probing: ProbingPolicy | None = None
+    """Sparse probing on labelled sets."""
+
+    def sections(self, *, of_model: bool) -> dict[str, Settings]:
+        """The policies of what is measured on activations of a model, or of another source, by section."""
+        policies = {name: getattr(self, name) for name, section in SECTIONS.items() if of_model or not section.reads_model}
+        return {name: policy for name, policy in policies.items() if policy is not None}
