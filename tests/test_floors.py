@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
     {"defaults", "files", "layout", "memory", "precision", "progress", "serial", "settings", "stopping"},
+    {"cache"},
     {"activations"},
     {"dictionaries"},
     {"training"},

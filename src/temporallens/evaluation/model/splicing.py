@@ -24,6 +24,7 @@ from torch.nn import functional
 from temporallens.activations.language.model_files import content_stamp
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.store import ActivationStore, Rows
+from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
@@ -31,7 +32,6 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, identity_of, padded
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
-from temporallens.files import fingerprint, read_tensors, write_tensors
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 from temporallens.settings import Settings
@@ -134,13 +134,14 @@ def measure_splicing(
     if not int(work.counted.sum()):
         raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
     substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long())}
-    known = None if cache is None else _read_ablated(cache, work)
-    if known is None:
+    files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work)
+    ablated = None if files is None else files.tensors(key)
+    if ablated is None:
         mean = store.moments.pooled_mean().float()
         substitutes |= {"zero": lambda rows: torch.zeros_like(rows.x), "mean": lambda rows: mean.expand(len(rows.x), -1)}
-    losses = (known or {}) | _losses(work, substitutes)
-    if known is None and cache is not None:
-        _write_ablated(cache, work, losses)
+    losses = {name: values.numpy() for name, values in (ablated or {}).items()} | _losses(work, substitutes)
+    if ablated is None and files is not None:
+        files.put_tensors(key, {name: torch.from_numpy(values) for name, values in losses.items() if "spliced" not in name})
     return _summarise(work, losses, policy)
 
 
@@ -221,37 +222,9 @@ def _losses(work: _Splicing, substitutes: dict[str, Substitute]) -> Losses:
     return {name: loss.numpy() for name, loss in losses.items()}
 
 
-def _key(work: _Splicing) -> dict[str, Any]:
-    """Everything that shapes the losses under ablation."""
-    return {
-        "format": FORMAT,
-        "store": identity_of(work.store),
-        "sequences": work.chosen.entry.tolist(),
-        "batch_size": work.batch_size,
-        "device": work.model.device.type,
-        "torch": torch.__version__,
-    }
-
-
-def _ablated_file(cache: Path, work: _Splicing) -> Path:
-    return cache / "splicing" / f"{fingerprint(_key(work))[:32]}.safetensors"
-
-
-def _read_ablated(cache: Path, work: _Splicing) -> Losses | None:
-    """Losses under ablation, which are the same for every dictionary; None where the cache has none, or damaged ones."""
-    path = _ablated_file(cache, work)
-    if not path.exists():
-        return None
-    try:
-        tensors, key = read_tensors(path, "losses under ablation")
-    except TemporalLensError:
-        return None
-    return {name: tensor.numpy() for name, tensor in tensors.items()} if key == _key(work) else None
-
-
-def _write_ablated(cache: Path, work: _Splicing, losses: Losses) -> None:
-    ablated = {name: torch.from_numpy(values) for name, values in losses.items() if "spliced" not in name}
-    write_tensors(_ablated_file(cache, work), ablated, _key(work))
+def _ablated_key(work: _Splicing) -> dict[str, Any]:
+    """Everything that shapes the losses under ablation, which are the same for every dictionary."""
+    return {"store": identity_of(work.store), "sequences": work.chosen.entry.tolist(), "batch_size": work.batch_size}
 
 
 def _summarise(work: _Splicing, losses: Losses, policy: SplicingPolicy) -> SplicingMeasures:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from torch import Tensor
 
 from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.models import LanguageModel, Layer
+from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_of_position
@@ -39,7 +40,7 @@ from temporallens.evaluation.order.surprisal import text_surprisal
 from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks
 from temporallens.evaluation.probing.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
 from temporallens.evaluation.section import Gains, Section, Subject
-from temporallens.files import fingerprint, read_json, write_json
+from temporallens.files import fingerprint
 from temporallens.precision import AskedPrecision
 from temporallens.serial import as_json, from_json
 from temporallens.settings import Settings
@@ -212,18 +213,13 @@ class _Work:
 
     def baselines(self) -> tuple[dict[str, list[OrderScore]], str | None]:
         """What is reached without a dictionary, by task, and why there is no surprisal; from the cache where it holds that."""
-        path = self.cache / "order" / f"{self.fingerprint[:32]}.json"
-        if path.is_file():
-            try:
-                content = read_json(path, "what order tasks give without a dictionary")
-                scores = from_json(dict[str, list[OrderScore]], content["scores"])
-                return scores, content["no_surprisal"]
-            except (TemporalLensError, KeyError, ValidationError):
-                path.unlink()  # a damaged file is made again
+        files, key = Cache(self.cache / "order", FORMAT), {"baselines": self.fingerprint}
+        if (known := files.json(key)) is not None:
+            return from_json(dict[str, list[OrderScore]], known["scores"]), known["no_surprisal"]
         surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision)
         no_surprisal = None if surprisal is not None else f"{self.network.title} predicts no next token"
         scores = {task.name: self._without_dictionary(task, surprisal) for task in self.tasks}
-        write_json(path, {"scores": as_json(scores), "no_surprisal": no_surprisal})
+        files.put_json(key, {"scores": as_json(scores), "no_surprisal": no_surprisal})
         return scores, no_surprisal
 
     def _without_dictionary(self, task: OrderTask, surprisal: Sequence[Tensor] | None) -> list[OrderScore]:

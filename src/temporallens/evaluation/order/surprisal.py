@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from temporallens.activations.language.models import LanguageModel, Layer
-from temporallens.errors import TemporalLensError
+from temporallens.cache import Cache
 from temporallens.evaluation.model.passes import TextActivations
-from temporallens.files import fingerprint, read_tensors, write_tensors
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 
@@ -100,24 +99,18 @@ class _Continuation:
 def _part(work: _Continuation, texts: list[int], cache: Path) -> list[Float[Tensor, " _"]]:
     """Surprisal of some texts, from its file where that is whole and of this very work, else computed into it."""
     key = {
-        "format": FORMAT,
         **work.model.content,
         "layer": work.layer,
         "tokens": hashlib.sha256(work.activations.token[texts].numpy().tobytes()).hexdigest(),
         "bos": work.activations.bos,
     }
     lengths = (work.lengths[texts] - 1).tolist()
-    path = cache / "surprisal" / f"{fingerprint(key)[:32]}.safetensors"
-    if path.is_file():
-        try:
-            tensors, said = read_tensors(path, "the surprisal of texts")
-        except TemporalLensError:
-            said = None  # a damaged file is made again
-        if said == key and tensors["surprisal"].shape == (sum(lengths),):
-            return list(tensors["surprisal"].split(lengths))
+    files = Cache(cache / "surprisal", FORMAT)
+    if (known := files.tensors(key)) is not None:
+        return list(known["surprisal"].split(lengths))
     found: dict[int, Tensor] = {}
     for batch in work.batches(texts):
         found |= work.surprisal(batch)
     surprisal = torch.cat([found[text] for text in texts])
-    write_tensors(path, {"surprisal": surprisal}, key)
+    files.put_tensors(key, {"surprisal": surprisal})
     return list(surprisal.split(lengths))
