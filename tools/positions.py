@@ -23,7 +23,8 @@ from temporallens.activations.made.worlds import CLASSES, GLOBAL, Truth, WorldPo
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.firings import Firings, find_firings
-from temporallens.evaluation.known.worlds import match_features, true_cosines
+from temporallens.evaluation.known.worlds import true_cosines
+from temporallens.evaluation.matching import match_features
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, measure_specialisation
 from temporallens.layout import RunFolder
 from temporallens.study.reading import read_study

@@ -16,7 +16,8 @@ from temporallens.activations.made.worlds import CLASSES, Truth, WorldPolicy, ha
 from temporallens.activations.store import ActivationStore, StoreWriter
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.known.worlds import Match, groups_of, judge_mask, match_features, posthoc_mask, score_world
+from temporallens.evaluation.known.worlds import groups_of, judge_mask, posthoc_mask, score_world
+from temporallens.evaluation.matching import Match, match_features
 
 SMALL: dict[str, Any] = {
     "width": 48, "features": 60, "positions": 32, "sequences": 600, "active": 2.0, "start": 6, "periods": (3, 5), "coherence": 0.45,

@@ -20,7 +20,7 @@ from temporallens.evaluation.clusters.policy import ClustersPolicy
 from temporallens.evaluation.clusters.profiles import Bins, Selection, Table, select, table_of
 from temporallens.evaluation.clusters.trees import SCATTERED
 from temporallens.evaluation.firings import Firings, find_firings
-from temporallens.evaluation.known.worlds import match_features
+from temporallens.evaluation.matching import directions_of, match_features
 from temporallens.evaluation.statistics import resampled_documents
 from temporallens.progress import progress
 
@@ -131,18 +131,12 @@ def matched(
     dictionary: Dictionary, features: Int[np.ndarray, " n"], other: Dictionary, candidates: Int[np.ndarray, " m"], least_cosine: float
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Places among `features`, and the features of the other dictionary that are the same: cosines of the largest sum, and large enough."""
-    first, second = (_directions(one)[chosen] for one, chosen in ((dictionary, features), (other, candidates)))
+    first, second = (directions_of(one)[chosen] for one, chosen in ((dictionary, features), (other, candidates)))
     if not len(second):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     match = match_features(first @ second.T, np.ones(len(second), dtype=bool))
     ours = np.flatnonzero(match.assigned & (match.cosine >= least_cosine))
     return ours, candidates[match.feature[ours]]
-
-
-def _directions(dictionary: Dictionary) -> np.ndarray:
-    decoder = dictionary.decoder.detach().double().cpu().numpy()
-    norms = np.linalg.norm(decoder, axis=1, keepdims=True)
-    return decoder / np.where(norms > 0, norms, 1.0)
 
 
 def _agreement(

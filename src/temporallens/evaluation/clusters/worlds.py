@@ -16,7 +16,8 @@ from temporallens.evaluation.clusters.chance import clustered
 from temporallens.evaluation.clusters.policy import ClustersPolicy, DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Table
 from temporallens.evaluation.clusters.stability import rand_index
-from temporallens.evaluation.known.worlds import match_features, true_cosines
+from temporallens.evaluation.known.worlds import true_cosines
+from temporallens.evaluation.matching import match_features
 
 DISTANCES: tuple[DistanceName, ...] = ("jensen_shannon", "correlation", "motif")
 

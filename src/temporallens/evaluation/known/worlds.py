@@ -20,10 +20,8 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.masks import closed_mass
+from temporallens.evaluation.matching import MATCH, Match, directions_of, match_features
 from temporallens.progress import progress
-
-MATCH = 0.9
-"""Cosine from which a decoder row counts as a true direction; no two true directions are nearly as close."""
 
 OPEN = 0.5
 """Gate from which an entry counts as open."""
@@ -83,15 +81,6 @@ class WorldScores(NamedTuple):
     closed_truth: float | None  # share of true activation on held-out data, over every assigned feature, on closed entries
     mask: dict[str, Any] | None  # as `judge_mask` says; None where nothing is masked
     posthoc: dict[str, Any]  # `positions` and, for a mask in groups, `groups`; in each `fixed` and `best`, as `judge_mask` says
-
-
-class Match(NamedTuple):
-    """True features and the rows of the decoder assigned to them."""
-
-    feature: Int[np.ndarray, " T"]  # row of the decoder, 0 where there is none
-    assigned: Bool[np.ndarray, " T"]  # whether there is one
-    cosine: Float[np.ndarray, " T"]  # 0 where there is none
-    matched: Bool[np.ndarray, " T"]  # cosine of MATCH or more, and the row fires
 
 
 class Firings(NamedTuple):
@@ -158,19 +147,7 @@ def score_world(dictionary: Dictionary, store: ActivationStore, held_out: Int[np
 
 def true_cosines(dictionary: Dictionary, truth: Truth) -> Float[np.ndarray, "T F"]:
     """Cosines of true directions and decoder rows."""
-    decoder = dictionary.decoder.detach().double().cpu().numpy()
-    norms = np.linalg.norm(decoder, axis=1, keepdims=True)
-    return truth.directions.astype(np.float64) @ (decoder / np.where(norms > 0, norms, 1.0)).T
-
-
-def match_features(cosines: Float[np.ndarray, "T F"], living: Bool[np.ndarray, " F"]) -> Match:
-    """Assign each true feature a row of its own so that the cosines have the largest sum."""
-    from scipy.optimize import linear_sum_assignment  # a second to import
-
-    true, rows = linear_sum_assignment(cosines, maximize=True)
-    feature, cosine, assigned = np.zeros(len(cosines), np.int64), np.zeros(len(cosines)), np.zeros(len(cosines), bool)
-    feature[true], cosine[true], assigned[true] = rows, cosines[true, rows], True
-    return Match(feature, assigned, cosine, assigned & (cosine >= MATCH) & living[feature])
+    return truth.directions.astype(np.float64) @ directions_of(dictionary).T
 
 
 def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"]) -> Profile:

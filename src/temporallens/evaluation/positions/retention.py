@@ -15,7 +15,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.document_errors import DocumentErrors, errors_by_document
 from temporallens.evaluation.firings import Firings, find_firings
-from temporallens.evaluation.known.worlds import match_features
+from temporallens.evaluation.matching import directions_of, match_features
 from temporallens.evaluation.positions.shifts import trains_of
 from temporallens.evaluation.positions.specialisation import (
     HALVES,
@@ -110,7 +110,7 @@ def compare_seeds(first: tuple[Dictionary, Measured], second: tuple[Dictionary, 
     """Compare dictionaries of two training seeds on the same documents."""
     (one, before), (other, after) = first, second
     rows, columns = before.specialisation.features.feature, after.specialisation.features.feature
-    cosines = _unit(one, rows) @ _unit(other, columns).T
+    cosines = directions_of(one)[rows] @ directions_of(other)[columns].T
     match = match_features(cosines, np.ones(len(columns), dtype=bool))
     partner = columns[match.feature[match.assigned]], columns[match.feature[match.matched]]
     return SeedAgreement(
@@ -214,9 +214,3 @@ def _mean_estimate(values: Float64[np.ndarray, " n"], again: Float64[np.ndarray,
     if not known.any():
         return Estimate(None, None, None, 0)
     return estimate_of(float(values[known].mean()), known_mean(again[:, known].T), int(known.sum()), (-1.0, 1.0))
-
-
-def _unit(dictionary: Dictionary, rows: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n D"]:
-    decoder = dictionary.decoder.detach().double().cpu().numpy()[rows]
-    norms = np.linalg.norm(decoder, axis=1, keepdims=True)
-    return np.asarray(decoder / np.where(norms > 0, norms, 1.0))
