@@ -4,14 +4,17 @@ A processor without bfloat16 arithmetic emulates it, six times slower than float
 to do with what is stored.
 """
 
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import torch
+from pydantic import AliasChoices, Field
 
 from temporallens.errors import TemporalLensError
 
 Precision = Literal["float32", "bfloat16"]
 AskedPrecision = Literal["auto", "float32", "bfloat16"]
+ComputeDtype = Annotated[AskedPrecision, Field(validation_alias=AliasChoices("compute_dtype", "dtype"))]
+"""The setting of what only computes and stores nothing, where `dtype` can mean nothing else and is taken too."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
 
 

@@ -24,6 +24,7 @@ from temporallens.activations.moments import Moments, MomentSums
 from temporallens.errors import TemporalLensError
 from temporallens.files import inside, make_folder, read_tensors, sha256, user_path, write_json, write_tensors
 from temporallens.precision import DTYPES
+from temporallens.settings import whole_seed
 
 SHARD_BYTES = 64 << 20
 PROGRESS_FILE = "progress.safetensors"
@@ -397,7 +398,7 @@ class ActivationStore:
         if len(documents) < 2:
             raise TemporalLensError(f"{self.folder} holds {len(documents)} document: a held-out split by document needs at least 2")
         count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
-        chosen = np.random.default_rng(seed).permutation(documents)[:count]
+        chosen = np.random.default_rng(whole_seed(seed)).permutation(documents)[:count]
         mask = np.isin(document, chosen)
         return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
 
