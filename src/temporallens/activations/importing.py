@@ -53,9 +53,9 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
     stand beside the activations under their names belong to them unless others are `given`.
     """
     path, own_name = _file_and_name(activations)
-    if name and own_name:
+    if name is not None and own_name is not None:
         raise TemporalLensError(f"the activations are named twice, as '{own_name}' and as '{name}': leave one of them out")
-    found = {"activations": (path, _chosen(path, name or own_name, ACTIVATIONS))}
+    found = {"activations": (path, _chosen(path, own_name if name is None else name, ACTIVATIONS))}
     for what in COMPANIONS:
         other = given.get(what)
         if other is not None:
@@ -68,14 +68,23 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
 
 
 def _file_and_name(text: str) -> tuple[Path, str | None]:
-    """`FILE` or `FILE:NAME`; a colon may also belong to the file's name."""
-    path, (file, _, name) = user_path(text), text.rpartition(":")
-    return (user_path(file), name) if name and not path.exists() and file and user_path(file).is_file() else (path, None)
+    """`FILE` or `FILE:NAME`. Colons may belong to either; the longest FILE that there is counts."""
+    ends = [len(text), *(place for place in reversed(range(len(text))) if text[place] == ":")]
+    end = next((end for end in ends if _is_file(text[:end])), len(text))
+    return user_path(text[:end]), text[end + 1 :] if end < len(text) else None
+
+
+def _is_file(text: str) -> bool:
+    """Whether there is such a file; what can be the name of none, as an array's may be, is not one."""
+    try:
+        return user_path(text).is_file()
+    except (TemporalLensError, OSError):
+        return False
 
 
 def _chosen(path: Path, name: str | None, usual: Sequence[str]) -> str | None:
     names = names_in(path)
-    return name or next((usual_name for usual_name in usual if usual_name in names and len(names) > 1), None)
+    return name if name is not None else next((usual_name for usual_name in usual if usual_name in names and len(names) > 1), None)
 
 
 def _taken(found: dict[str, tuple[Path, str | None]]) -> list[str]:
@@ -190,7 +199,7 @@ def _only(path: Path, names: list[str], wanted: str | None) -> str:
         raise TemporalLensError(f"{path} has no array '{wanted}'{did_you_mean(wanted, names)}")
     if wanted is None and len(names) != 1:
         raise TemporalLensError(f"{path} holds {len(names)} arrays ({', '.join(sorted(names))}); name the one to read")
-    return wanted or names[0]
+    return names[0] if wanted is None else wanted
 
 
 @own_defaults()
