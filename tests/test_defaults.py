@@ -140,8 +140,17 @@ def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) ->
     ):
         with pytest.raises(TemporalLensError, match=sentence):
             train_arms(store, runs, policy, tmp_path)
-    with pytest.raises(TemporalLensError, match="norm_multiple is nan"):
-        store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=float("nan"))
+    for multiple in (float("nan"), 10**400, True, 1):
+        with pytest.raises(TemporalLensError, match="norm_multiple is "):
+            store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=multiple)
+    other = store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=np.float32(3))
+    assert other.manifest.description.policies["norm_multiple"] == 3
+    for share in (0, 1, -1, 2, float("nan")):
+        with pytest.raises(TemporalLensError, match=r"held_out is .*: it should be a share of the documents"):
+            store.split(share, 0)
+    for device in ("banana", "cuda:99"):
+        with pytest.raises(TemporalLensError, match=f"there is no device '{device}' here"):
+            train_arms(store, [ArmRun("a", arm, 0)], policy, tmp_path / "arms", device)
     run = tl.train(store, arm=arm, steps=1, out=tmp_path / "run", batch_size=4)
     with pytest.raises(TemporalLensError, match="ordinary dense tensor"):
         tl.load_dictionary(run.folder).encode(torch.ones(2, 4).to_sparse(), [0, 1])

@@ -5,8 +5,9 @@ import math
 import tokenize
 import zlib
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import numpy as np
@@ -195,6 +196,8 @@ def _read_safetensors(path: Path, name: str | None) -> np.ndarray:
 
 
 def _only(path: Path, names: list[str], wanted: str | None) -> str:
+    if not names:
+        raise TemporalLensError(f"{path} holds no array")
     if wanted is not None and wanted not in names:
         raise TemporalLensError(f"{path} has no array '{wanted}'{did_you_mean(wanted, names)}")
     if wanted is None and len(names) != 1:
@@ -211,7 +214,7 @@ def store_arrays(
     tokens: Any = None,
     documents: Any = None,
     exclude_first: bool = True,
-    norm_multiple: float | None = NORM_MULTIPLE,
+    norm_multiple: SupportsFloat | None = NORM_MULTIPLE,
     source: str = "arrays",
 ) -> ActivationStore:
     """Write `[N, S, D]` activations (an array or tensor of float16, bfloat16, float32 or float64) as a float32 store.
@@ -230,7 +233,7 @@ def store_arrays(
         x = _dense(x, "activations")
     elif not hasattr(x, "dtype"):  # what has one may lie in a file, and is read piece by piece
         x = _array(x, "activations")
-    _check_multiple(norm_multiple)
+    norm_multiple = _checked_multiple(norm_multiple)
     sequences, length, width = _shape(x)
     chunk = max(1, CHUNK_BYTES // (length * width * 4))
     parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
@@ -277,9 +280,16 @@ def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:
     return digest.hexdigest()
 
 
-def _check_multiple(multiple: Any) -> None:
-    if multiple is not None and not (isinstance(multiple, int | float) and 1 < multiple < math.inf):
+def _checked_multiple(multiple: Any) -> float | None:
+    if multiple is None:
+        return None
+    try:
+        number = float(multiple) if isinstance(multiple, Real) and not isinstance(multiple, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not 1 < number < math.inf:
         raise TemporalLensError(f"norm_multiple is {multiple!r}: it should be a number greater than 1, or None for no norm rule")
+    return number
 
 
 def _shape(x: Any) -> tuple[int, int, int]:

@@ -393,6 +393,8 @@ class ActivationStore:
 
     def split(self, held_out: float, seed: int) -> Split:
         """Divide the entries of the sequence table by document. Raises TemporalLensError when either side would be empty."""
+        if not 0 < held_out < 1:
+            raise TemporalLensError(f"held_out is {held_out}: it should be a share of the documents, above 0 and below 1")
         document = self.documents_of(np.arange(self.sequences))
         documents = np.unique(document)
         if len(documents) < 2:

@@ -26,7 +26,7 @@ from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path, write_json
 from temporallens.memory import keep_freed_memory
-from temporallens.precision import DTYPES, precision
+from temporallens.precision import DTYPES, device_for, precision
 from temporallens.progress import progress
 from temporallens.settings import whole_seed
 from temporallens.stopping import held_signals
@@ -230,7 +230,7 @@ def train_arms(
     that are none, when the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
     """
     runs = _checked(runs)
-    out, target = user_path(out), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out, target = user_path(out), torch.device(device_for(device))
     split = store.split(policy.held_out, policy.data_seed)
     moments = store.moments_of(split.train)
     if int(moments.count.sum()) == 0 or float(moments.pooled_variance()) <= 0:
