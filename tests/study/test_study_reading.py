@@ -102,6 +102,7 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
         ("steps: 12", 'steps: "12"', "study.yaml:21: training.steps is '12': input should be a valid integer"),
         ("seeds: [0]", "seeds: [010]", "study.yaml:25: YAML reads the number 010 as octal (a leading 0); write it plainly"),
         ("steps: 12", "steps: 1:20", "study.yaml:21: YAML reads the number 1:20 as in sixtieths (a colon); write it plainly"),
+        ("seeds: [0]", "\ufeffseeds: [0]", "study.yaml:25: here is a byte-order mark, which nobody sees; remove it"),
         ("seeds: [0]", "seeds: [0x10]", "study.yaml:25: YAML reads the number 0x10 as hexadecimal (0x); write it plainly"),
         ("steps: 12", "steps: -0b11", "study.yaml:21: YAML reads the number -0b11 as binary (0b); write it plainly"),
         (
@@ -166,6 +167,13 @@ def test_a_mistake_is_told_in_one_sentence_with_its_line(write: Callable[..., Pa
 def test_numbers_are_read_as_people_write_them(write: Callable[..., Path], written: str, read: float) -> None:
     study = read_study(write(("steps: 12", f"steps: 1_2\n  learning_rate: {written}"))).study
     assert (study.training.learning_rate, study.training.steps) == (read, 12)
+
+
+def test_marks_at_the_start_are_no_part_of_a_study(write: Callable[..., Path]) -> None:
+    path = write()
+    plain = read_study(path)
+    path.write_text("\ufeff\ufeff" + path.read_text("utf-8"), "utf-8")
+    assert read_study(path) == plain
 
 
 @pytest.mark.parametrize("written", ["1e3", "1.e3", "10E2", "1000.0", "1_000.", "+1000"])

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from temporallens.activations.language.readers import MARK
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_text
 from temporallens.study.config import Study
@@ -131,7 +132,7 @@ def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise TemporalLensError(f"{path} is larger than {LARGEST_FILE:,} bytes: it cannot be a study file")
-        return path.read_text("utf-8")
+        text = path.read_text("utf-8").lstrip(MARK)
     except FileNotFoundError as error:
         raise TemporalLensError(f"{path} does not exist: it should be a study file (YAML)") from error
     except IsADirectoryError as error:
@@ -140,6 +141,10 @@ def _text_of(path: Path) -> str:
         raise TemporalLensError(f"{path} is not a text file in UTF-8: it should be a study file (YAML)") from error
     except OSError as error:
         raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
+    before, mark, _ = text.partition(MARK)
+    if mark:
+        raise TemporalLensError(f"{path}:{before.count(chr(10)) + 1}: here is a byte-order mark, which nobody sees; remove it")
+    return text
 
 
 def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
