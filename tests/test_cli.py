@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -78,10 +79,46 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "--out" in result.stdout
 
 
-def test_a_wrong_command_or_option_exits_with_2() -> None:
-    assert call("runn").exit_code == 2
-    assert call("run").exit_code == 2
-    assert call("run", "study.yaml", "--dryrun").exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["runn"], "there is no command 'runn'; did you mean 'run'?"),
+        (["x"], "there is no command 'x'; it is one of: evaluate, figures, harvest, import, report, run, scan, train"),
+        (["--x", "run"], "'root' has no option '--x'; it is one of: --help"),
+        (["run"], "missing argument 'STUDY'; 'root run --help' says what belongs to it"),
+        (["report"], "missing argument 'STUDY...'; 'root report --help' says what belongs to it"),
+        (["import", "x.npy"], "missing option '--out'; 'root import --help' says what belongs to it"),
+        (["import", "x.npy", "--out"], "option '--out' requires an argument; 'root import --help' says what belongs to it"),
+        (["--help=x"], "option '--help' does not take a value; 'root --help' says what belongs to it"),
+        (["run", "study.yaml", "--dry-run=x"], "option '--dry-run' does not take a value; 'root run --help' says what belongs to it"),
+        (["run", "study.yaml", "--dryrun"], "'root run' has no option '--dryrun'; did you mean '--dry-run'?"),
+        (["run", "study.yaml", "-x"], "'root run' has no option '-x'; it is one of: --dry-run, --help, --model, --out"),
+        (["run", "study.yaml", "other.yaml"], "got unexpected extra argument(s) (other.yaml); 'root run --help' says what belongs to it"),
+        (["scan", "m", "--sequences", "few"], "invalid value for '--sequences': "),
+        (["evaluate", "x", "--probing", "--layer", "x"], "--layer is 'x': it should be a number or 'embed'"),
+        (["evaluate", "x", "--part", ""], "--sets, --part, --layer and what else describes probing go with --probing"),
+        (["run", "study.yaml", "--out", ""], "a path is empty: it should name a file or folder ('.' is the current one)"),
+        (["run", ""], "a path is empty: it should name a file or folder"),
+        (["import", "", "--out", "x"], "a path is empty: it should name a file or folder"),
+        (["import", "x.npy", "--out", "x", "--mask", ""], "a path is empty: it should name a file or folder"),
+        (["scan", "m", "--out="], "a path is empty: it should name a file or folder"),
+        (["scan", "", "--out", "x"], "the name of the model is empty: "),
+        (["scan", "smollm2-135m", "--text", "", "--out", "x"], "the name of the text is empty: "),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.ones((2, 3, 4), np.float32))
+    assert refusal(*arguments).startswith(sentence)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = call()
+    assert (result.exit_code, "error" in result.output) == (2, False)
+    assert all(command in result.output for command in COMMANDS)
 
 
 def test_the_stages_one_at_a_time_end_where_run_ends(study: Path, tmp_path: Path) -> None:
@@ -521,6 +558,24 @@ def test_an_array_of_a_file_can_be_named(tmp_path: Path) -> None:
     assert "\n9 activations" in call("import", a, "--name", "acts", "--mask", a, "--out", tmp_path / "same").stdout
     assert refusal("import", a, "--out", tmp_path / "x") == f"{a} holds 3 arrays (acts, mask, there); name the one to read"
     assert "no array 'thera'; did you mean 'there'?" in refusal("import", f"{a}:acts", "--mask", f"{a}:thera", "--out", tmp_path / "x")
+
+
+def test_colons_may_be_in_the_name_of_a_file_and_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays = {"model:layer.1": np.ones((4, 3, 2), np.float32), "a/b:" + "c" * 300: np.ones((4, 2, 2), np.float32)}
+    for name in ("a.npz", "run:1.npz", "C:\\data\\a.npz"):
+        save_file({key: torch.from_numpy(array) for key, array in arrays.items()}, name.replace(".npz", ".safetensors"))
+        with zipfile.ZipFile(name, "w") as archive:  # NumPy writes no name that could not be that of a file
+            for key, array in arrays.items():
+                with archive.open(f"{key}.npy", "w") as file:
+                    np.lib.format.write_array(file, array)
+        for file_name in (name, name.replace(".npz", ".safetensors")):
+            for rows, key in zip((12, 8), arrays, strict=True):
+                assert f"\n{rows} activations" in call("import", f"{file_name}:{key}", "--out", f"{file_name}-{rows}").stdout
+            assert "has no array 'model:layer'; did you mean" in refusal("import", f"{file_name}:model:layer", "--out", "x")
+            assert "has no array ''" in refusal("import", f"{file_name}:", "--out", "x")
+            assert "has no array ''" in refusal("import", file_name, "--name", "", "--out", "x")
+    assert refusal("import", "D:\\b.npz:x", "--out", "x").startswith("D:\\b.npz:x does not exist: it should be an array in .npy")
 
 
 def test_import_names_what_is_wrong_with_a_file(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 import temporallens as tl
-from temporallens.activations.importing import store_arrays
+from temporallens.activations.importing import read_array, store_arrays
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.files import user_path
+from temporallens.settings import whole_seed
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, TrainedArm, train_arms, whole_seed
+from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
 
 FLOATS = {"zeros", "ones", "empty", "rand", "randn", "eye", "linspace"}
 """Functions whose results have the default dtype where none is named."""
@@ -109,21 +110,47 @@ def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(feature
 
 def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) -> None:
     store = store_arrays(torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)), out=tmp_path / "store")
-    arm = tl.BatchTopK(features=8, k=2)
+    arm, policy = tl.BatchTopK(features=8, k=2), TrainingPolicy(steps=1, batch_size=4)
     for out, sentence in (("a\0b", "is no path"), ("a" * 300, "is no path"), ("a\ud800", "half of a character")):
         with pytest.raises(TemporalLensError, match=sentence):
             tl.train(store, arm=arm, steps=1, out=out, batch_size=4)
         with pytest.raises(TemporalLensError, match=sentence):
             tl.load_dictionary(out)
+    for empty in ("", " ", "\n"):
+        for refused in (lambda out: tl.train(store, arm=arm, steps=1, out=out), tl.load_dictionary, tl.ActivationStore, read_array):
+            with pytest.raises(TemporalLensError, match="a path is empty: it should name a file or folder"):
+                refused(empty)
     for value in (None, b"x", 3):
         with pytest.raises(TemporalLensError, match="a path should be a string or a Path"):
             user_path(value)
     for seed in (True, 1.5, "a", -1, 2**64):
         with pytest.raises(TemporalLensError, match=r"seed is .*: it should be a whole number"):
             whole_seed(seed)
-    assert whole_seed(np.int64(2)) == 2
-    with pytest.raises(TemporalLensError, match="norm_multiple is nan"):
-        store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=float("nan"))
+        with pytest.raises(TemporalLensError, match=r"seed is .*: it should be a whole number"):
+            train_arms(store, [ArmRun("a", arm, seed)], policy, tmp_path)
+    with pytest.raises(TemporalLensError, match="seed is -1: it should be a whole number"):
+        store.split(0.5, -1)
+    [trained] = train_arms(store, [ArmRun("a", arm, np.uint8(2))], policy, tmp_path).values()
+    assert trained.summary["seed"] == whole_seed(np.int64(2)) == 2
+    for runs, sentence in (
+        ([], "there is no run to train"),
+        ([ArmRun("a/b", arm, 0)], "a run is called 'a/b': its name should be that of a folder"),
+        ([ArmRun("a", arm, 0), ArmRun("a", arm, 1)], "a run is called 'a': its name should be that of a folder, and of no other run"),
+        ([ArmRun("a", "batchtopk", 0)], "arm should be one of the arms with its settings"),
+    ):
+        with pytest.raises(TemporalLensError, match=sentence):
+            train_arms(store, runs, policy, tmp_path)
+    for multiple in (float("nan"), 10**400, True, 1):
+        with pytest.raises(TemporalLensError, match="norm_multiple is "):
+            store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=multiple)
+    other = store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=np.float32(3))
+    assert other.manifest.description.policies["norm_multiple"] == 3
+    for share in (0, 1, -1, 2, float("nan")):
+        with pytest.raises(TemporalLensError, match=r"held_out is .*: it should be a share of the documents"):
+            store.split(share, 0)
+    for device in ("banana", "cuda:99"):
+        with pytest.raises(TemporalLensError, match=f"there is no device '{device}' here"):
+            train_arms(store, [ArmRun("a", arm, 0)], policy, tmp_path / "arms", device)
     run = tl.train(store, arm=arm, steps=1, out=tmp_path / "run", batch_size=4)
     with pytest.raises(TemporalLensError, match="ordinary dense tensor"):
         tl.load_dictionary(run.folder).encode(torch.ones(2, 4).to_sparse(), [0, 1])

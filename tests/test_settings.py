@@ -12,6 +12,10 @@ from temporallens.dictionaries.kinds import ARMS, BatchTopK, Positional, RandomM
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.clusters.policy import ClustersPolicy
 from temporallens.evaluation.model.fidelity import FidelityPolicy
+from temporallens.evaluation.order.section import OrderPolicy
+from temporallens.evaluation.positions.specialisation import PositionsPolicy
+from temporallens.evaluation.probing.saebench import SparseProbingPolicy
+from temporallens.evaluation.probing.section import ProbingPolicy
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.settings import Settings
 from temporallens.study.config import Study
@@ -33,6 +37,11 @@ from temporallens.training.policy import TrainingPolicy
         (TrainingPolicy, {"learning_rate": -1}, "learning_rate is -1: input should be greater than 0"),
         (HarvestPolicy, {"model": "m"}, "HarvestPolicy needs the setting 'layer'"),
         (HarvestPolicy, {"model": "m", "layer": 0, "clock": "sentense"}, "clock: there is no clock 'sentense'; did you mean 'sentence'?"),
+        (TrainingPolicy, {"steps": 10**400}, "steps: a number of more than 64 bits counts nothing here; give a smaller one"),
+        (PositionsPolicy, {"seed": 2**63}, f"seed is {2**63}: input should be less than {2**63}"),
+        (TrainingPolicy, {"data_seed": -1}, "data_seed is -1: input should be greater than or equal to 0"),
+        (SparseProbingPolicy, {"random_seed": 1.5}, "random_seed is 1.5: input should be a valid integer"),
+        (ScanPolicy, {"model": "m", "context_length": 2**63}, f"context_length is {2**63}: input should be less than or equal to 16777216"),
         (ScanPolicy, {"model": "m", "sequences": 1}, "sequences is 1: input should be greater than or equal to 2"),
         (FidelityPolicy, {"shifts": (1, "x")}, "shifts.1 is 'x': input should be a valid integer"),
         (ClustersPolicy, {"distance": "far"}, "distance is 'far': input should be 'jensen_shannon'"),
@@ -42,6 +51,15 @@ def test_a_wrong_setting_is_refused_in_one_sentence(settings: type[Settings], fi
     with pytest.raises(TemporalLensError) as error:
         settings(**fields)
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(("policy", "needed"), [(ScanPolicy, {"model": "m"}), (OrderPolicy, {}), (ProbingPolicy, {})])
+def test_what_only_computes_takes_dtype_for_what_it_computes_in(policy: Any, needed: dict[str, Any]) -> None:
+    for name in ("dtype", "compute_dtype"):
+        assert policy(**needed, **{name: "bfloat16"}).compute_dtype == "bfloat16"
+        assert policy.model_validate({**needed, name: "float32"}, strict=True).model_dump()["compute_dtype"] == "float32"
+    with pytest.raises(TemporalLensError, match="dtype is 'float16'"):
+        policy(**needed, dtype="float16")
 
 
 def test_another_level_of_an_arm_is_refused_alike() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from temporallens.errors import TemporalLensError, TemporalLensWarning
+from temporallens.errors import TemporalLensError, TemporalLensWarning, did_you_mean
 from temporallens.files import user_path
 from temporallens.layout import RunFolder
 
@@ -30,6 +30,10 @@ MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 WIDE = 160
 FILE = "FILE[:NAME]"
 GO_ON = "what is finished is kept; give the same command again to go on from there"
+
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""Of which every refusal of typer's parser is; typer has no public name for it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -68,20 +72,54 @@ def _warnings_as_sentences() -> Iterator[None]:
 class Commands(TyperGroup):
     """Turns what ends a command early into a sentence and an exit code, for all commands in one place."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What stands before the command's name; without anything, help is printed."""
+        nothing = not args  # parsing takes away what it has read
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            if nothing:
+                raise
+            raise _refused(self._mistake(error, ctx)) from error
+
+    def _mistake(self, error: Any, ctx: Any) -> TemporalLensError:
+        """What typer refuses by itself, as a sentence: options and arguments that are missing, unknown, or of another kind."""
+        name = ctx.invoked_subcommand
+        called = " ".join([ctx.command_path, *([name] if name else [])])
+        if hasattr(error, "possibilities"):
+            parameters = (self.commands[name] if name else self).get_params(ctx)
+            options = [option for parameter in parameters for option in parameter.opts if option.startswith("-")]
+            return TemporalLensError(f"'{called}' has no option '{error.option_name}'{did_you_mean(error.option_name, options)}")
+        message = error.format_message().rstrip(".")
+        return TemporalLensError(f"{message[:1].lower()}{message[1:]}; '{called} --help' says what belongs to it")
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is called, with its name and the arguments behind it."""
+        if args[0] not in self.commands:
+            raise TemporalLensError(f"there is no command '{args[0]}'{did_you_mean(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; raises typer.Exit with the code that belongs to its end."""
         try:
             with _sigterm_raises(), _warnings_as_sentences():
                 return super().invoke(ctx)
         except TemporalLensError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(MISTAKE) from error
+            raise _refused(error) from error
+        except USAGE_ERROR as error:
+            raise _refused(self._mistake(error, ctx)) from error
         except Terminated as error:
             typer.echo(f"terminated: {GO_ON}", err=True)
             raise typer.Exit(TERMINATED) from error
         except KeyboardInterrupt as error:
             typer.echo(f"interrupted: {GO_ON}", err=True)
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _refused(error: TemporalLensError) -> typer.Exit:
+    """Print the sentence; what is returned ends the command."""
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(MISTAKE)
 
 
 app = typer.Typer(
@@ -177,7 +215,7 @@ def evaluate(
     given = {name: value for name, value in asked.items() if value is not None}
     if probing:
         _probe(study, out or Path("runs/probing"), model, layer, sets or ["embedded"], part, given)
-    elif given or sets or part or layer:
+    elif given or any(one is not None for one in (sets, part, layer)):
         raise TemporalLensError("--sets, --part, --layer and what else describes probing go with --probing and the folder of a dictionary")
     elif _is_there(study / "cfg.json"):
         raise TemporalLensError(f"{study} is a dictionary, not a study: give --probing to probe it")

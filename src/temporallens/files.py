@@ -60,10 +60,12 @@ LONGEST_NAME = 255
 def user_path(path: object) -> Path:
     """A path as a user gives it, `~` being the home folder. Shells leave it alone in `--out=~/x`, and Python does everywhere.
 
-    Raises TemporalLensError for what is no path, and for names that no file can have.
+    Raises TemporalLensError for what is no path, for an empty one, and for names that no file can have.
     """
     if not isinstance(path, str | os.PathLike):
         raise TemporalLensError(f"a path should be a string or a Path, and this is {path!r}")
+    if isinstance(path, str) and not path.strip():
+        raise TemporalLensError("a path is empty: it should name a file or folder ('.' is the current one)")
     try:
         name = os.fsencode(str(path).encode("utf-8"))
     except UnicodeEncodeError as error:

@@ -4,14 +4,17 @@ A processor without bfloat16 arithmetic emulates it, six times slower than float
 to do with what is stored.
 """
 
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import torch
+from pydantic import AliasChoices, Field
 
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, first_line
 
 Precision = Literal["float32", "bfloat16"]
 AskedPrecision = Literal["auto", "float32", "bfloat16"]
+ComputeDtype = Annotated[AskedPrecision, Field(validation_alias=AliasChoices("compute_dtype", "dtype"))]
+"""The setting of what only computes and stores nothing, where `dtype` can mean nothing else and is taken too."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
 
 
@@ -27,6 +30,17 @@ def has_bfloat16(device: str | torch.device) -> bool:
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_for(asked: str | None) -> str:
+    """`asked`, or by default a GPU where there is one. Raises TemporalLensError for a device that is not here."""
+    if asked is None:
+        return default_device()
+    try:
+        torch.empty(0, device=asked, dtype=torch.float32)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise TemporalLensError(f"there is no device {asked!r} here ({first_line(error)}); the default is {default_device()}") from error
+    return asked
 
 
 def precision(asked: str, device: str | torch.device | None = None) -> Precision:

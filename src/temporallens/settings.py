@@ -4,9 +4,10 @@ Inside a larger model, or through `model_validate`, pydantic's own ValidationErr
 makes a sentence that names file and line. Who calls a class of settings in Python gets a TemporalLensError at once.
 """
 
-from typing import TYPE_CHECKING, Any, get_args
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from temporallens.errors import TemporalLensError, did_you_mean
 
@@ -31,6 +32,30 @@ class Settings(BaseModel, metaclass=_Refusing):
     """Frozen settings that refuse what they do not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_64_bits(cls, value: Any) -> Any:
+        """Beyond them NumPy and PyTorch count nothing."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -(1 << 63) <= number < 1 << 63:
+                raise ValueError("a number of more than 64 bits counts nothing here; give a smaller one")
+        return value
+
+
+Length = Annotated[int, Field(le=1 << 24)]
+"""Of a row, in positions: more than any model has, and few enough for tables over them."""
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What every generator takes."""
+
+
+def whole_seed(seed: Any) -> int:
+    """`seed` where it is no setting. Raises TemporalLensError unless it is a whole number that generators take."""
+    whole = None if isinstance(seed, bool) or not hasattr(seed, "__index__") else operator.index(seed)
+    if whole is None or not 0 <= whole < 1 << 63:
+        raise TemporalLensError(f"seed is {seed!r}: it should be a whole number from 0 to 2^63 - 1")
+    return whole
 
 
 def _is_truth_value(value: object) -> bool:

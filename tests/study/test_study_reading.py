@@ -102,8 +102,35 @@ def test_the_gemma_study_is_the_lab_notes_setting() -> None:
         ("steps: 12", 'steps: "12"', "study.yaml:21: training.steps is '12': input should be a valid integer"),
         ("seeds: [0]", "seeds: [010]", "study.yaml:25: YAML reads the number 010 as octal (a leading 0); write it plainly"),
         ("steps: 12", "steps: 1:20", "study.yaml:21: YAML reads the number 1:20 as in sixtieths (a colon); write it plainly"),
+        ("seeds: [0]", "\ufeffseeds: [0]", "study.yaml:25: here is a byte-order mark, which nobody sees; remove it"),
+        ("seeds: [0]", "seeds: [0x10]", "study.yaml:25: YAML reads the number 0x10 as hexadecimal (0x); write it plainly"),
+        ("steps: 12", "steps: -0b11", "study.yaml:21: YAML reads the number -0b11 as binary (0b); write it plainly"),
+        (
+            "steps: 12",
+            "steps: 12\n  learning_rate: 1_0e-5",
+            "study.yaml:22: training.learning_rate is '1_0e-5': input should be a valid number; write 0.0001 without quotes and",
+        ),
+        ("layer: 2, ", "layer: '2', ", "study.yaml:10: activations.high.layer is '2': input should be a valid integer or input should be"),
+        ("steps: 12", "steps: 12.5", "study.yaml:21: training.steps is 12.5: input should be a valid integer"),
+        ("steps: 12", "steps: 1e300", "study.yaml:21: training.steps is 1e+300: input should be a valid integer"),
+        ("seeds: [0]", f"seeds: [{2**63}]", f"study.yaml:25: seeds.0 is {2**63}: input should be less than {2**63}"),
+        (
+            "steps: 12",
+            f"steps: {2**63}",
+            "study.yaml:21: training.steps: a number of more than 64 bits counts nothing here; give a smaller",
+        ),
+        (
+            "context_length: 16",
+            f"context_length: {2**63}",
+            f"study.yaml:6: scans.0.context_length is {2**63}: input should be less than or",
+        ),
+        (
+            "arms:",
+            f"  w: {{source: world, positions: {2**63}}}\narms:",
+            f"study.yaml:11: activations.w.positions is {2**63}: input should be",
+        ),
         ("steps: 12", "steps: 12\n  learning_rate: '1e-4'", "study.yaml:22: training.learning_rate is '1e-4': input should be a valid"),
-        ("name: tiny", "name: 1e5", "study.yaml:1: name is read as 100000.0, which is no text: put it in quotes"),
+        ("name: tiny", "name: 1e5", "study.yaml:1: name is read as 100000, which is no text: put it in quotes"),
         ("name: tiny", "name: off", "study.yaml:1: name is read as False, which is no text: put it in quotes"),
         ("  low: ", "  1e5: ", "study.yaml:9: the key 1e5 is read as a number, date or truth value: put it in quotes"),
         ("seeds: [0]", "seeds: [false]", "study.yaml:25: seeds.0 is False: input should be a valid integer"),
@@ -140,6 +167,19 @@ def test_a_mistake_is_told_in_one_sentence_with_its_line(write: Callable[..., Pa
 def test_numbers_are_read_as_people_write_them(write: Callable[..., Path], written: str, read: float) -> None:
     study = read_study(write(("steps: 12", f"steps: 1_2\n  learning_rate: {written}"))).study
     assert (study.training.learning_rate, study.training.steps) == (read, 12)
+
+
+def test_marks_at_the_start_are_no_part_of_a_study(write: Callable[..., Path]) -> None:
+    path = write()
+    plain = read_study(path)
+    path.write_text("\ufeff\ufeff" + path.read_text("utf-8"), "utf-8")
+    assert read_study(path) == plain
+
+
+@pytest.mark.parametrize("written", ["1e3", "1.e3", "10E2", "1000.0", "1_000.", "+1000"])
+def test_whole_floats_are_whole_numbers(write: Callable[..., Path], written: str) -> None:
+    study = read_study(write(("steps: 12", f"steps: {written}"), ("seeds: [0]", "seeds: [0.0, 1e1]"))).study
+    assert (study.training.steps, study.seeds) == (1000, (0, 10))
 
 
 def test_a_kept_study_whose_words_look_like_numbers_is_read_back(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import math
 import tokenize
 import zlib
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import numpy as np
@@ -53,9 +54,9 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
     stand beside the activations under their names belong to them unless others are `given`.
     """
     path, own_name = _file_and_name(activations)
-    if name and own_name:
+    if name is not None and own_name is not None:
         raise TemporalLensError(f"the activations are named twice, as '{own_name}' and as '{name}': leave one of them out")
-    found = {"activations": (path, _chosen(path, name or own_name, ACTIVATIONS))}
+    found = {"activations": (path, _chosen(path, own_name if name is None else name, ACTIVATIONS))}
     for what in COMPANIONS:
         other = given.get(what)
         if other is not None:
@@ -68,14 +69,23 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
 
 
 def _file_and_name(text: str) -> tuple[Path, str | None]:
-    """`FILE` or `FILE:NAME`; a colon may also belong to the file's name."""
-    path, (file, _, name) = user_path(text), text.rpartition(":")
-    return (user_path(file), name) if name and not path.exists() and file and user_path(file).is_file() else (path, None)
+    """`FILE` or `FILE:NAME`. Colons may belong to either; the longest FILE that there is counts."""
+    ends = [len(text), *(place for place in reversed(range(len(text))) if text[place] == ":")]
+    end = next((end for end in ends if _is_file(text[:end])), len(text))
+    return user_path(text[:end]), text[end + 1 :] if end < len(text) else None
+
+
+def _is_file(text: str) -> bool:
+    """Whether there is such a file; what can be the name of none, as an array's may be, is not one."""
+    try:
+        return user_path(text).is_file()
+    except (TemporalLensError, OSError):
+        return False
 
 
 def _chosen(path: Path, name: str | None, usual: Sequence[str]) -> str | None:
     names = names_in(path)
-    return name or next((usual_name for usual_name in usual if usual_name in names and len(names) > 1), None)
+    return name if name is not None else next((usual_name for usual_name in usual if usual_name in names and len(names) > 1), None)
 
 
 def _taken(found: dict[str, tuple[Path, str | None]]) -> list[str]:
@@ -186,11 +196,13 @@ def _read_safetensors(path: Path, name: str | None) -> np.ndarray:
 
 
 def _only(path: Path, names: list[str], wanted: str | None) -> str:
+    if not names:
+        raise TemporalLensError(f"{path} holds no array")
     if wanted is not None and wanted not in names:
         raise TemporalLensError(f"{path} has no array '{wanted}'{did_you_mean(wanted, names)}")
     if wanted is None and len(names) != 1:
         raise TemporalLensError(f"{path} holds {len(names)} arrays ({', '.join(sorted(names))}); name the one to read")
-    return wanted or names[0]
+    return names[0] if wanted is None else wanted
 
 
 @own_defaults()
@@ -202,7 +214,7 @@ def store_arrays(
     tokens: Any = None,
     documents: Any = None,
     exclude_first: bool = True,
-    norm_multiple: float | None = NORM_MULTIPLE,
+    norm_multiple: SupportsFloat | None = NORM_MULTIPLE,
     source: str = "arrays",
 ) -> ActivationStore:
     """Write `[N, S, D]` activations (an array or tensor of float16, bfloat16, float32 or float64) as a float32 store.
@@ -221,7 +233,7 @@ def store_arrays(
         x = _dense(x, "activations")
     elif not hasattr(x, "dtype"):  # what has one may lie in a file, and is read piece by piece
         x = _array(x, "activations")
-    _check_multiple(norm_multiple)
+    norm_multiple = _checked_multiple(norm_multiple)
     sequences, length, width = _shape(x)
     chunk = max(1, CHUNK_BYTES // (length * width * 4))
     parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
@@ -268,9 +280,16 @@ def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:
     return digest.hexdigest()
 
 
-def _check_multiple(multiple: Any) -> None:
-    if multiple is not None and not (isinstance(multiple, int | float) and 1 < multiple < math.inf):
+def _checked_multiple(multiple: Any) -> float | None:
+    if multiple is None:
+        return None
+    try:
+        number = float(multiple) if isinstance(multiple, Real) and not isinstance(multiple, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not 1 < number < math.inf:
         raise TemporalLensError(f"norm_multiple is {multiple!r}: it should be a number greater than 1, or None for no norm rule")
+    return number
 
 
 def _shape(x: Any) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from temporallens.activations.moments import Moments, MomentSums
 from temporallens.errors import TemporalLensError
 from temporallens.files import inside, make_folder, read_tensors, sha256, user_path, write_json, write_tensors
 from temporallens.precision import DTYPES
+from temporallens.settings import whole_seed
 
 SHARD_BYTES = 64 << 20
 PROGRESS_FILE = "progress.safetensors"
@@ -392,12 +393,14 @@ class ActivationStore:
 
     def split(self, held_out: float, seed: int) -> Split:
         """Divide the entries of the sequence table by document. Raises TemporalLensError when either side would be empty."""
+        if not 0 < held_out < 1:
+            raise TemporalLensError(f"held_out is {held_out}: it should be a share of the documents, above 0 and below 1")
         document = self.documents_of(np.arange(self.sequences))
         documents = np.unique(document)
         if len(documents) < 2:
             raise TemporalLensError(f"{self.folder} holds {len(documents)} document: a held-out split by document needs at least 2")
         count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
-        chosen = np.random.default_rng(seed).permutation(documents)[:count]
+        chosen = np.random.default_rng(whole_seed(seed)).permutation(documents)[:count]
         mask = np.isin(document, chosen)
         return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
 

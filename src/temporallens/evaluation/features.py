@@ -23,7 +23,7 @@ from temporallens.evaluation.clusters.profiles import rotated
 from temporallens.evaluation.clusters.table import Context, Contexts
 from temporallens.evaluation.firings import Firings, find_firings
 from temporallens.evaluation.section import Section, Subject
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 DIGITS = 3
 """Significant digits of rates: more than sampling leaves of them."""
@@ -44,7 +44,7 @@ class FeaturesPolicy(Settings):
     """Places where a feature fires most strongly, each in another sequence."""
     draws: int = Field(100, ge=40, le=10_000)
     """Circular shifts behind the band of chance."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the shifts."""
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import AliasChoices, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -29,9 +29,9 @@ from temporallens.activations.language.token_rows import RowShape, row_shape, to
 from temporallens.activations.moments import beyond_norm
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
-from temporallens.precision import AskedPrecision
+from temporallens.precision import ComputeDtype
 from temporallens.progress import note, progress
-from temporallens.settings import Settings
+from temporallens.settings import Length, Seed, Settings
 
 FORMAT = "temporallens.scan/1"
 BATCH_TOKENS = 4096
@@ -50,13 +50,13 @@ class ScanPolicy(Settings):
     """A shipped name, a hub name, a directory, or a .gguf file."""
     text: str = "sotu"
     """`sotu`, a text file or folder, or a hub data set."""
-    context_length: int = Field(128, ge=2)
+    context_length: Length = Field(128, ge=2)
     """Tokens in a row, BOS included."""
     sequences: int = Field(256, ge=2)
     """Rows to read: as many from every document as possible, chosen by the seed."""
-    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    compute_dtype: ComputeDtype = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Chooses the rows, and the shifts behind the noise floor."""
     norm_multiple: float = Field(10.0, gt=1)
     """Tokens of more than so many times the batch's median norm are sinks."""

@@ -16,7 +16,7 @@ from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.evaluation.sections import SECTIONS, Evaluation
 from temporallens.layout import RunId, as_file_name
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 from temporallens.study.sources import Activations, positions_of
 from temporallens.training.policy import TrainingPolicy
 
@@ -57,7 +57,7 @@ class Study(Settings):
     at the L0 values that `k` (or else `l0`) names."""
     training: TrainingPolicy
     """How every arm is trained."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """One training run per seed and arm; one seed supports no comparison."""
     one_seed: OneSeed = OneSeed()
     """What is trained with the first seed only; every result of it is marked so."""

@@ -1,6 +1,7 @@
 """From a YAML file to a `Study`, or to one sentence that says which key is wrong, in which line, and what was meant."""
 
 import hashlib
+import math
 import re
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from temporallens.activations.language.readers import MARK
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_text
 from temporallens.study.config import Study
@@ -17,8 +19,15 @@ from temporallens.study.sources import TAG
 
 SCIENTIFIC = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 """Numbers such as 1e-4: PyYAML, which reads YAML 1.1, takes them for text unless they have a point and a sign."""
-OCTAL = re.compile(r"[-+]?0[0-9_]+")
-SIXTIETHS = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?")
+HIDDEN = {
+    "octal (a leading 0)": re.compile(r"[-+]?0[0-9_]+"),
+    "hexadecimal (0x)": re.compile(r"[-+]?0x.*"),
+    "binary (0b)": re.compile(r"[-+]?0b.*"),
+    "in sixtieths (a colon)": re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?"),
+}
+"""Bases other than ten, and the numbers that YAML 1.1 reads in them."""
+EXACT = 1 << 53
+"""Below it floats are whole where they look so."""
 
 
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -83,7 +92,7 @@ def _study_in(text: str, path: Path, model: str | None) -> StudyFile:
     if not isinstance(content, dict):
         raise TemporalLensError(f"{path} is not a study: it should be a mapping with the keys {', '.join(Study.model_fields)}")
     try:
-        study = Study.model_validate(_with_tuples(content), strict=True)  # strict: `true` is no 1, and "12" no 12
+        study = Study.model_validate(_as_settings(content), strict=True)  # strict: `true` is no 1, and "12" no 12
     except ValidationError as error:
         raise TemporalLensError(_sentence(error, path, root)) from error
     except RecursionError as error:
@@ -95,11 +104,13 @@ def _study_in(text: str, path: Path, model: str | None) -> StudyFile:
     return StudyFile(replaced, header + yaml.dump(replaced.model_dump(mode="json"), Dumper=Dumper, sort_keys=False))
 
 
-def _with_tuples(content: Any) -> Any:
-    """YAML's lists as tuples, which is what strict validation takes for a sequence that cannot change."""
+def _as_settings(content: Any) -> Any:
+    """YAML's values as strict validation takes them: lists as tuples, which cannot change, and 1e3, which is a float to YAML, as 1000."""
     made: dict[int, Any] = {}  # once for each value: aliases may repeat one more often than there is memory for
 
     def converted(value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            return int(value)
         if not isinstance(value, dict | list):
             return value
         if id(value) not in made:
@@ -121,7 +132,7 @@ def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise TemporalLensError(f"{path} is larger than {LARGEST_FILE:,} bytes: it cannot be a study file")
-        return path.read_text("utf-8")
+        text = path.read_text("utf-8").lstrip(MARK)
     except FileNotFoundError as error:
         raise TemporalLensError(f"{path} does not exist: it should be a study file (YAML)") from error
     except IsADirectoryError as error:
@@ -130,6 +141,10 @@ def _text_of(path: Path) -> str:
         raise TemporalLensError(f"{path} is not a text file in UTF-8: it should be a study file (YAML)") from error
     except OSError as error:
         raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
+    before, mark, _ = text.partition(MARK)
+    if mark:
+        raise TemporalLensError(f"{path}:{before.count(chr(10)) + 1}: here is a byte-order mark, which nobody sees; remove it")
+    return text
 
 
 def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
@@ -184,11 +199,11 @@ def _refuse_traps(root: yaml.Node, path: Path) -> None:
 
 
 def _refuse_hidden_base(node: yaml.ScalarNode, path: Path) -> None:
-    """To YAML 1.1, 010 is 8 and 1:20 is 80."""
+    """To YAML 1.1, 010 is 8, 0x10 is 16 and 1:20 is 80."""
     written = node.value
     if not node.tag.endswith((":int", ":float")):
         return
-    hidden = "octal (a leading 0)" if OCTAL.fullmatch(written) else "in sixtieths (a colon)" if SIXTIETHS.fullmatch(written) else None
+    hidden = next((base for base, numbers in HIDDEN.items() if numbers.fullmatch(written)), None)
     if hidden:
         place = f"{path}:{node.start_mark.line + 1}"
         raise TemporalLensError(f"{place}: YAML reads the number {written} as {hidden}; write it plainly, or in quotes where it is text")
@@ -205,7 +220,19 @@ def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
     _, line, place, first = min(problems, key=lambda problem: problem[:2])
     alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == place and details is not first]
     where = str(path) if first["type"] == "value_error" and not place else f"{path}:{line}"
-    return f"{where}: {' or '.join([_explain(place, first), *alternatives])}"
+    return f"{where}: {' or '.join([_explain(place, first), *alternatives])}{_plainly(first)}"
+
+
+def _plainly(details: ErrorDetails) -> str:
+    """How to write a number that YAML takes for text: in quotes, or with underscores that only Python knows (1_0e-5)."""
+    value = details["input"]
+    try:
+        number = float(value) if details["type"] in {"int_type", "float_type"} and isinstance(value, str) else math.nan
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    return f"; write {int(number) if number.is_integer() and abs(number) < EXACT else number} without quotes and underscores"
 
 
 def _within(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

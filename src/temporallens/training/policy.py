@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from temporallens.precision import AskedPrecision
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 
 class TrainingPolicy(Settings):
@@ -27,7 +27,7 @@ class TrainingPolicy(Settings):
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the documents that is never trained on."""
 
-    data_seed: int = Field(0, ge=0)
+    data_seed: Seed = 0
     """Divides the documents and orders the batches; the same for every arm and seed."""
 
     dead_after: int = Field(100_000, ge=1)

@@ -6,7 +6,6 @@ never stopped.
 """
 
 import math
-import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path, write_json
 from temporallens.memory import keep_freed_memory
-from temporallens.precision import DTYPES, precision
+from temporallens.precision import DTYPES, device_for, precision
 from temporallens.progress import progress
+from temporallens.settings import whole_seed
 from temporallens.stopping import held_signals
 from temporallens.training import snapshots
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, remove_checkpoints, training_settings
@@ -226,10 +226,11 @@ def train_arms(
 ) -> dict[str, TrainedArm]:
     """Train `runs` side by side; each leaves `out/<name>/` with its dictionary, `history.safetensors` and `training.json`.
 
-    Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError when
-    the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
+    Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError for runs
+    that are none, when the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
     """
-    out, target = user_path(out), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    runs = _checked(runs)
+    out, target = user_path(out), torch.device(device_for(device))
     split = store.split(policy.held_out, policy.data_seed)
     moments = store.moments_of(split.train)
     if int(moments.count.sum()) == 0 or float(moments.pooled_variance()) <= 0:
@@ -275,6 +276,24 @@ def train_arms(
     loader.close()
     remove_checkpoints(path)
     return trained
+
+
+def _checked(runs: Sequence[ArmRun]) -> list[ArmRun]:
+    """The runs, with their seeds as Python's whole numbers."""
+    if not runs:
+        raise TemporalLensError("there is no run to train")
+    names = [run.name for run in runs]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or names.count(name) > 1:
+            raise TemporalLensError(f"a run is called {name!r}: its name should be that of a folder, and of no other run")
+    for run in runs:
+        if not isinstance(run.arm, ArmConfig):
+            raise _no_arm(run.arm)
+    return [run._replace(seed=whole_seed(run.seed)) for run in runs]
+
+
+def _no_arm(arm: Any) -> TemporalLensError:
+    return TemporalLensError(f"arm should be one of the arms with its settings, such as tl.BatchTopK(features=2304, k=32), and is {arm!r}")
 
 
 def _log(trainee: Trainee, step: int, batches: Sequence[Cursor], checkpoints: Checkpoints) -> None:
@@ -385,14 +404,6 @@ class _Finishing:
         return TrainedArm(folder, load_dictionary(folder), summary)
 
 
-def whole_seed(seed: Any) -> int:
-    """Raise TemporalLensError unless `seed` is a whole number that generators take."""
-    whole = None if isinstance(seed, bool) or not hasattr(seed, "__index__") else operator.index(seed)
-    if whole is None or not 0 <= whole < 1 << 63:
-        raise TemporalLensError(f"seed is {seed!r}: it should be a whole number from 0 to 2^63 - 1")
-    return whole
-
-
 def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
     """Train one arm; the dictionary, its history and its summary are written straight into the folder `out`.
 
@@ -404,9 +415,7 @@ def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path |
         raise TemporalLensError(f"{out} already holds a trained dictionary; remove it or choose another folder")
     settings = TrainingPolicy(steps=steps, **policy)
     if not isinstance(arm, ArmConfig):
-        raise TemporalLensError(
-            f"arm should be one of the arms with its settings, such as tl.BatchTopK(features=2304, k=32), and is {arm!r}"
-        )
+        raise _no_arm(arm)
     opened = store if isinstance(store, ActivationStore) else ActivationStore(store)
     run = ArmRun(out.name, arm, whole_seed(seed))
     with locked(out):

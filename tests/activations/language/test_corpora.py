@@ -86,6 +86,25 @@ def test_given_strings() -> None:
     assert open_corpus(iter(["one"])).fingerprint is None
 
 
+class Changing:
+    """Texts that are others each time: in another order, fewer, or more."""
+
+    def __init__(self, *readings: list[str]) -> None:
+        self.readings = iter(readings)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from next(self.readings)
+
+
+@pytest.mark.parametrize(("again", "number"), [(["b", "a", "c"], 0), (["a", "b"], 2), (["a", "b", "c", "d"], 3), ([], 0)])
+def test_texts_that_change_between_readings_are_refused(again: list[str], number: int) -> None:
+    corpus = open_corpus(Changing(["a", "b", "c"], ["a", "b", "c"], again))
+    assert corpus.fingerprint == open_corpus(["a", "b", "c"]).fingerprint
+    assert list(corpus) == ["a", "b", "c"]
+    with pytest.raises(TemporalLensError, match=f"document {number} of the given texts is another, or missing, when they are read again"):
+        list(corpus)
+
+
 class Table:
     """As a DataFrame: iterating gives the names of columns."""
 

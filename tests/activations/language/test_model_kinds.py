@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tools.architectures import KINDS, PAGE, TOLERANCE, VOCABULARY, difference, is_small, measured, save_model, word_tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from tools.architectures import CORE, KINDS, PAGE, SIZES, TOLERANCE, VOCABULARY, difference, is_small, measured, save_model, word_tokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaModel, PaliGemmaConfig
 
 from temporallens.activations.language import contents, model_check
 from temporallens.activations.language.harvest import harvest
@@ -80,6 +81,44 @@ def test_parallel_lists_are_no_blocks(kind: str, folder_of: Any) -> None:
 def test_several_streams_are_not_one(folder_of: Any) -> None:
     with pytest.raises(TemporalLensError, match=r"after a block its stream has shape \(4, 2, 6, 32\) for 2 rows of 6 tokens"):
         LanguageModel.load(folder_of("gemma3n_text"), up_to=1)
+
+
+def test_a_network_that_gives_no_hidden_states_is_asked_without_them(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, forward = _plain(folder_of("llama"), ROWS)[2], LlamaModel.forward
+
+    @wraps(forward)
+    def without_states(self: LlamaModel, *arguments: Any, **named: Any) -> Any:
+        if named.pop("output_hidden_states", False):
+            raise ValueError("this network gives no hidden states")
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(LlamaModel, "forward", without_states)
+    torch.testing.assert_close(_stream(folder_of("llama"), ROWS, 1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_text_is_the_prefix_of_a_model_that_sees_all_of_it(tmp_path: Path) -> None:
+    """PaliGemma reads what it is given in both directions: it is an encoder of texts, and predicts nothing within them."""
+    text = {name: SIZES[name] for name in (*CORE, "num_key_value_heads", "head_dim", "pad_token_id", "bos_token_id", "eos_token_id")}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28}
+    config = PaliGemmaConfig(
+        text_config={"model_type": "gemma", **text},
+        vision_config={"model_type": "siglip_vision_model", "patch_size": 14, "vision_use_head": False, **vision},
+        projection_dim=32,
+        image_token_index=VOCABULARY - 1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    word_tokenizer(VOCABULARY).save_pretrained(tmp_path)
+    model = LanguageModel.load(str(tmp_path), head=True)
+    assert (model.is_encoder, model.has_head) == (True, False)
+    with torch.no_grad():
+        expected = whole(ROWS, output_hidden_states=True).hidden_states
+    everywhere = torch.ones_like(ROWS, dtype=torch.bool)
+    stream = model.residuals(ROWS, everywhere, [1])[1]
+    torch.testing.assert_close(stream, expected[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.continued(stream, 1, ROWS, everywhere), expected[-1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fnet", "convbert", "mobilebert", "recurrent_gemma", "rwkv", "llama", "bert", "jamba"])

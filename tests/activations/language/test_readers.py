@@ -13,6 +13,7 @@ from temporallens.activations.language.corpora import documents, open_corpus
 from temporallens.activations.language.readers import LARGEST_FIELD, allow_long_fields, read_rows
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.texts.labelled import LEAST_TEXTS, read_table
+from temporallens.files import fingerprint, sha256
 
 MARK = b"\xef\xbb\xbf"
 LABELLED = "".join(f"{word} {number},{word}\n" for number in range(LEAST_TEXTS) for word in ("good", "bad"))
@@ -57,8 +58,39 @@ def test_plain_text_has_the_fingerprint_of_what_is_read_of_it(tmp_path: Path) ->
 
 
 def test_marks_where_files_were_joined_are_no_part_of_json_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n' + MARK + b'{"text": "two"}\n')
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n' + MARK + b"\n" + MARK + b'{"text": "two"}\n')
     assert list(documents(tmp_path / "a.jsonl")) == ["one", "two"]
+
+
+def test_marks_where_files_were_joined_are_no_part_of_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\nthree")
+    clean = open_corpus(tmp_path / "a.txt").fingerprint
+    (tmp_path / "a.txt").write_bytes(MARK + b"one\n" + MARK + b"two\n" + MARK + b"three")
+    assert list(documents(tmp_path / "a.txt")) == ["one\ntwo\nthree"]
+    assert open_corpus(tmp_path / "a.txt").fingerprint == clean
+
+
+def test_joined_tables_have_one_header(tmp_path: Path) -> None:
+    """A store that was harvested with the second header as a document is not taken for this text."""
+    table = MARK + b'n,text\r\n1,"one\r\n%b"\r\n' % MARK
+    (tmp_path / "a.csv").write_bytes(table + b"\r\n" + table)
+    assert list(documents(tmp_path / "a.csv")) == ["one\r\n\ufeff"] * 2
+    assert open_corpus(tmp_path / "a.csv").fingerprint != "sha256:" + fingerprint([["a.csv", sha256(tmp_path / "a.csv")]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"n,text\n1,a\n%btext,n\nb,2\n", "line 3 begins with a byte-order mark, and is not the header again; remove the mark"),
+        ("a.csv", b"n,text\n1,a\n%b2,b\n", "line 3 begins with a byte-order mark, and is not the header again; remove the mark"),
+        ("a.csv", b"n,text\n1,a%bn,text\n2,b\n", "line 2 has 3 fields where the header has 2"),
+        ("a.csv", b"text\na%btext\nb\n", "line 2 ends in a byte-order mark and the header of another file; put a line break there"),
+        ("a.jsonl", b'{"text": "a"}%b{"text": "b"}\n', "line 1 is not JSON: Extra data"),
+    ],
+)
+def test_marks_that_leave_something_open_are_refused(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.replace(b"%b", MARK))
+    assert refused(tmp_path / name).startswith(f"{name}, {sentence}")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
@@ -108,6 +140,9 @@ def test_compressed_files_are_named(name: str, start: bytes, word: str, tmp_path
         ('text,n\n"a\nb",1\n"c,2\n', "line 4 is not CSV: a quote that opens in it is never closed"),
         ('"text,n\na,1\n', "line 1 is not CSV: a quote that opens in it is never closed"),
         ('text,n\n"a "b" c",1\n', "line 2 is not CSV: "),
+        ('n,text\n1, "a "b" c"\n', "line 2 is not CSV: "),
+        ('n,text\n1, "a" , 2\n', "line 2 is not CSV: "),
+        ('n,text\n1, "unclosed\n2, b\n', "line 2 is not CSV: a quote that opens in it is never closed"),
         ('text,n\n"he \\"said\\" so",1\n', "line 2 is not CSV: "),
         ("id,text\n1,hello, world\n", "line 2 has 3 fields where the header has 2; a text that holds commas"),
         ("id,text\n1,a\n\n2\n", "line 4 has 1 field where the header has 2"),
@@ -154,6 +189,10 @@ def test_a_column_without_a_header_loses_no_document(tmp_path: Path) -> None:
         ("text,n,\na,1,\n", ["a"]),
         ("text,x,x\na,1,2\n", ["a"]),
         ('text,n\n"say ""so""",1\n5" pipe,2\n', ['say "so"', '5" pipe']),
+        ('n, "text"\n1, "one, two"\n2,\t"say ""so"", or"\n', ["one, two", 'say "so", or']),
+        ('n,text\n1, """so"" it is"\n2, ", x"\n3, z\n', ['"so" it is', ", x", " z"]),
+        (' "text",n\n "a\n ""b"", ""\nc", 1\n', ['a\n "b", "\nc']),
+        ('n,text\n1," ""a"""\n2,"a, ""b"" "\n', [' "a"', 'a, "b" ']),
     ],
 )
 def test_what_csv_leaves_open_is_read(content: str, expected: list[str], tmp_path: Path) -> None:

@@ -54,17 +54,22 @@ def _words(text: str) -> frozenset[str]:
 
 
 INTRODUCING = _words(
-    "mr mrs ms messrs mx dr drs prof rev hon gen lt col capt cpt maj sgt cpl adm cmdr gov pres sen rep supt treas atty mt "
-    "e.g i.e vs viz cf approx incl resp mme mlle mgr sra srta sig dott hr fr nr z.b d.h u.a bzw ca evtl ggf vgl т.е ул пр тов"
+    "mr mrs ms messrs mx dr drs prof assoc asst rev hon gen lt col capt cpt maj sgt cpl pvt adm cmdr insp gov pres sen rep supt treas atty "
+    "mt sta e.g i.e vs viz cf approx incl resp mme mlle mgr sra srta sig dott hr fr nr z.b d.h u.a bzw ca evtl ggf vgl т.е ул пр тов"
 )
 """Abbreviations that stand before what they belong to, and so end no sentence."""
 
 OTHERS = _words("jr sr esq etc al est dept univ assn bros inc ltd co corp sec st ft ave blvd ed eds ibid др")
 NUMBERED = _words(
     "no nos nr num pp fig figs vol vols ch chap sec secs sect art arts par para pt eq eqs app tab ref refs "
-    "jan feb febr mar apr jun jul aug sep sept oct nov dec рис табл стр гл"
+    "apt rte hwy ext bd kap abs abb jan feb febr mar apr jun jul aug sep sept oct nov dec рис табл стр гл"
 )
 """Words that are abbreviations before a number (`No. 5`, `Art. IV`, `Fig. A`)."""
+
+ORDINAL = re.compile(r"(?<![\w.,])\d{1,2}\Z")
+MONTHS = _words("Januar Jänner Februar Feber März April Mai Juni Juli August September Oktober November Dezember")
+BEFORE_ORDINALS = re.compile(r"\b(?:[Dd](?:er|ie|as|em|en|es)|[Ii]m|[Vv]om|[Zz]u[mr]|[Bb]eim|(?<!I )[Aa]m) \d{1,2}\Z")
+"""German writes ordinal numbers with a full stop: `am 3. Oktober`, `im 19. Jahrhundert`."""
 
 NUMBER = re.compile(r"\d.*|[IVXLC]+|[A-Z]")
 OPENERS = _words(
@@ -192,6 +197,8 @@ def _abbreviates(text: str, mark: re.Match[str], following: re.Match[str] | None
     before = WORD.search(text, *reach)
     word = "" if before is None else before[0].casefold()
     if word in INTRODUCING or (word in NUMBERED and NUMBER.fullmatch(following[1])) or ENUMERATOR.search(text, *reach):
+        return True
+    if (ORDINAL.search(text, *reach) and following[1] in MONTHS) or BEFORE_ORDINALS.search(text, *reach):
         return True
     opens = following[1] in OPENERS and text[following.end() : following.end() + 1] != "."
     return not opens and (word in OTHERS or DOTTED.fullmatch(word) is not None)

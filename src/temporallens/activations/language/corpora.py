@@ -9,8 +9,9 @@ import hashlib
 import itertools
 import os
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,7 +112,7 @@ def _no_text(name: str, path: Path) -> TemporalLensError:
 
 def _may_be_a_path(name: str) -> bool:
     """Whether a file can be called so; of longer names the system says neither that they exist nor that they do not."""
-    return len(name) < 4096 and all(len(part.encode(errors="replace")) <= 255 for part in name.split("/"))
+    return bool(name.strip()) and len(name) < 4096 and all(len(part.encode(errors="replace")) <= 255 for part in name.split("/"))
 
 
 # Strings handed over in Python
@@ -121,11 +122,23 @@ def _given(texts: Any) -> Corpus:
     _refuse_tables(texts)
     if isinstance(texts, Iterator):
         return Corpus("given", None, lambda: _strings(texts))
-    digest = hashlib.sha256()
+    digest, known = hashlib.sha256(), array("q")
     for text in _strings(texts):
         digest.update(f"{len(text)} ".encode())
         digest.update(text.encode())
-    return Corpus("given", f"sha256:{digest.hexdigest()}", lambda: _strings(texts))
+        known.append(str.__hash__(text))
+    return Corpus("given", f"sha256:{digest.hexdigest()}", lambda: _as_before(texts, known))
+
+
+def _as_before(texts: Iterable[Any], known: Sequence[int]) -> Iterator[str]:
+    """The texts once more. Raises TemporalLensError where they are others than those of the fingerprint, as those of a shuffle are."""
+    for number, (text, expected) in enumerate(itertools.zip_longest(_strings(texts), known)):
+        if text is None or expected is None or str.__hash__(text) != expected:
+            raise TemporalLensError(
+                f"document {number} of the given texts is another, or missing, when they are read again: texts that change from one "
+                "reading to the next belong to no store; give a list"
+            )
+        yield text
 
 
 def _refuse_tables(texts: Any) -> None:

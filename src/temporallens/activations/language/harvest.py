@@ -35,7 +35,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path
 from temporallens.precision import AskedPrecision, Precision
 from temporallens.progress import note, progress
-from temporallens.settings import Settings
+from temporallens.settings import Length, Settings
 
 WINDOW_ROWS = 512  # rows that are ordered by length together
 NORM_ROWS = 32  # rows whose median norm the norm rule compares with
@@ -59,7 +59,7 @@ class HarvestPolicy(Settings):
     """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
     split: str | None = None
     """The part of a hub data set; None: train."""
-    context_length: int = Field(128, ge=2)
+    context_length: Length = Field(128, ge=2)
     """Tokens in a row, BOS included."""
     rows: RowPolicy = "split"
     """`document`: one row per document, cut off; `split`: documents cut into rows; `packed`: documents joined, then cut into rows, whose

@@ -40,7 +40,7 @@ from temporallens.activations.language.model_files import (
 )
 from temporallens.activations.language.readers import refuse_half_character
 from temporallens.errors import TemporalLensError
-from temporallens.precision import DTYPES, AskedPrecision, Precision, default_device, precision
+from temporallens.precision import DTYPES, AskedPrecision, Precision, device_for, precision
 
 
 class SpannedTokens(NamedTuple):
@@ -103,7 +103,7 @@ class LanguageModel:
         Raises TemporalLensError when there is no such model, when it has no such layer, when weights or tokenizer are missing, or when
         its stream cannot be read exactly (`model_check`).
         """
-        place = device or default_device()
+        place = device_for(device)
         source = find_source(model, revision)
         config = read_config(source)
         layers = int(config.get_text_config(decoder=True).num_hidden_layers)

@@ -1,14 +1,16 @@
 """Files of texts, read strictly: plain text, and tables (CSV, JSON lines, Parquet) row by row, each row with the place where it stands.
 
-Corpora and labelled sets are both built on these readers. Text is UTF-8, a byte-order mark at its start dropped. A file that would be
-read as something else than its writer meant is refused, with file and line: an unclosed quote, a row of more or fewer fields than the
-header, another delimiter, a missing header, a name that stands twice, half of a character. Memory holds a row, of Parquet a batch of them.
+Corpora and labelled sets are both built on these readers. Text is UTF-8; byte-order marks are dropped, at its start and where
+files were joined. A file that would be read as something else than its writer meant is refused, with file and line: an unclosed quote, a
+row of more or fewer fields than the header, another delimiter, a missing header, a name that stands twice, half of a character. Memory
+holds a row, of Parquet a batch of them.
 """
 
 import codecs
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -35,6 +37,9 @@ PACKED = {
 }
 """First bytes of files that are no text, whatever their names say."""
 
+BLANK_BEFORE_QUOTE = re.compile(r'(?:^|,)[ \t]+"')
+FIELD = re.compile(r'([ \t]+(?="))?((?:"[^"]*+(?:""[^"]*+)*+"?)?[^,]*+(?:,|\Z))')
+"""A field of CSV with the comma behind it, and the blanks before its quotes apart."""
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 """What files called .csv are divided by when they are not divided by commas."""
 LARGEST_FIELD = (1 << 31) - 1
@@ -54,20 +59,22 @@ def read_rows(path: Path, wanted: Sequence[str] | None) -> Iterator[tuple[str, R
 
 
 def read_plain(path: Path) -> str:
-    """The whole of a text file. Raises TemporalLensError where it is none, or cannot be read."""
+    """The whole of a text file, without marks. Raises TemporalLensError where it is none, or cannot be read."""
     with explained(path):
-        return "".join(_lines(path))
+        return "".join(_lines(path)).replace(MARK, "")
 
 
 def content_sha256(path: Path) -> str:
-    """Of what is read of a file, as 64 hex digits: plain text counts without the marks at its start."""
+    """Of what is read of a file, as 64 hex digits: marks do not count, but for that at the start of a table, which always did."""
+    digest = hashlib.sha256()
     with explained(path), path.open("rb") as file:
-        mark = codecs.BOM_UTF8 if path.suffix.lower() not in TABLES else None
-        start = 0
-        while mark and file.read(len(mark)) == mark:
-            start += len(mark)
-        file.seek(start)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.suffix.lower() == ".parquet":
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.suffix.lower() in TABLES:
+            digest.update(file.readline())
+        for line in file:
+            digest.update(line.replace(codecs.BOM_UTF8, b""))
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -186,21 +193,49 @@ def _comma_separated(path: Path, wanted: Sequence[str] | None) -> Iterator[tuple
         if len(fields) != len(header):
             count = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'} where the header has {len(header)}"
             raise TemporalLensError(f"{path}, line {line} has {count}; a text that holds commas or line breaks stands in quotes")
+        if len(header) == 1 and fields[0].endswith(MARK + header[0]):
+            raise TemporalLensError(f"{path}, line {line} ends in a byte-order mark and the header of another file; put a line break there")
         yield f"{path}, line {line}", {column: fields[place] for column, place in places.items()}
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, header first, each with the line in which it begins."""
+    """Rows that are not blank, header first, each with the line in which it begins. Where tables were joined the header counts once."""
     allow_long_fields()
-    reader, line = csv.reader(_lines(path, newline=""), strict=True), 1
+    source, header, line = _CsvLines(path), list[str](), 1
+    reader = csv.reader(source, strict=True)
     try:
         for fields in reader:
-            if fields:
+            joined = source.marked and header and fields
+            if joined and fields != header:
+                raise TemporalLensError(f"{path}, line {line} begins with a byte-order mark, and is not the header again; remove the mark")
+            if fields and not joined:
                 yield line, fields
+            header = header or fields
             line = reader.line_num + 1
+            source.next_record(blank=not fields)
     except csv.Error as error:
         reason = "a quote that opens in it is never closed" if "unexpected end" in str(error) else str(error)
         raise TemporalLensError(f"{path}, line {line} is not CSV: {reason}") from error
+
+
+class _CsvLines:
+    """Lines of a table as the csv module takes them: it keeps marks, and takes a quote behind a blank for a part of the text."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = _lines(path, newline="")
+        self._within = False  # whether the next line goes on with a record, in quotes
+        self.marked = False  # whether the record, or a blank line before it, begins with a mark
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            opening, whole = ('"', line) if self._within else ("", line.lstrip(MARK))
+            self.marked |= len(whole) < len(line)
+            self._within = True
+            yield FIELD.sub(r"\2", opening + whole)[len(opening) :] if BLANK_BEFORE_QUOTE.search(whole) else whole
+
+    def next_record(self, *, blank: bool) -> None:
+        self._within = False
+        self.marked &= blank
 
 
 def _check_first_line(line: str, wanted: Sequence[str] | None, path: Path) -> None:
@@ -221,11 +256,11 @@ def _parts(line: str, delimiter: str) -> set[str]:
 
 def _json_lines(path: Path, wanted: Sequence[str] | None) -> Iterator[tuple[str, Row]]:
     columns = wanted
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate((line.lstrip(MARK) for line in _lines(path)), start=1):  # joined files have marks in the middle
         if not line.strip():
             continue
         place = f"{path}, line {number}"
-        record = _json_object(line.lstrip(MARK), place)  # files that were joined have marks in the middle
+        record = _json_object(line, place)
         columns = _columns(list(record), wanted or columns, place)
         if wanted is None and columns != ["text"] and len(record) > 1:
             raise TemporalLensError(f"{place} has more columns than '{columns[0]}', the only one before; name one (column: ...)")

@@ -23,7 +23,7 @@ from pathlib import Path
 import filelock
 
 from temporallens.errors import TemporalLensError, first_line
-from temporallens.files import explained, inside, make_folder, sha256
+from temporallens.files import explained, inside, make_folder, sha256, user_path
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def cache_folder() -> Path:
     """Where fetched and converted things live: $TEMPORALLENS_CACHE, else `temporallens` in the user's cache."""
     chosen = os.environ.get("TEMPORALLENS_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return user_path(chosen).absolute()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "temporallens"
 

@@ -28,7 +28,7 @@ from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, make_folder, read_json, user_path, write_json, write_tensors
 from temporallens.progress import progress
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 FORMAT = "temporallens.records/1"
 Network = Any
@@ -113,7 +113,7 @@ class RecordsPolicy(Settings):
     largest_excess: float = Field(0.1, gt=0)
     """The network is refused when its loss on new records is more than this above the known floor, in nats per character."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the network's weights and of all records."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 DistanceName = Literal["jensen_shannon", "correlation", "motif"]
 
@@ -47,5 +47,5 @@ class ClustersPolicy(Settings):
     examples: int = Field(3, ge=1, le=20)
     """Most telling features of each cluster, and contexts of each, that are listed."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of everything drawn here."""

@@ -35,7 +35,7 @@ from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in,
 from temporallens.evaluation.positions.specialisation import correlation
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 LEAST_TEXT = 8
 """Tokens of text that a row must still have behind the longest prefix."""
@@ -64,7 +64,7 @@ class FidelityPolicy(Settings):
     """Features that fire less often in the unshifted rows are in no score by feature."""
     resamples: int = Field(100, ge=2)
     """Bootstrap resamples of the documents behind every interval."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Draws the resamples."""
 
     @field_validator("shifts")

@@ -158,7 +158,8 @@ def text_activations(
     which computes less and differs in the last bits. `title` names the texts in messages.
     Raises TemporalLensError when there are no texts, texts of which no token is live, or half of a character in one.
     """
-    if not len(texts):
+    texts = list(texts)  # some give others each time
+    if not texts:
         raise TemporalLensError(f"there is nothing to read in {title}: the list of texts is empty")
     for number, text in enumerate(texts):
         refuse_half_character(text, f"text {number} of {title}")

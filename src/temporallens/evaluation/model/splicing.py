@@ -34,7 +34,7 @@ from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 FORMAT = "temporallens.splicing/1"
 LEAST_TOKENS = 3  # of a row: its first is excluded, and the last predicts nothing
@@ -54,7 +54,7 @@ class SplicingPolicy(Settings):
     """Rows in a forward pass: their predictions over the whole vocabulary are held in float32."""
     resamples: int = Field(1000, ge=2)
     """Bootstrap resamples of the documents behind every interval."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Draws the resamples."""
 
 

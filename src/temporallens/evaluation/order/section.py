@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from temporallens.activations.language.corpora import open_corpus
@@ -41,9 +41,9 @@ from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks
 from temporallens.evaluation.probing.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
 from temporallens.evaluation.section import Gains, Section, Subject
 from temporallens.files import fingerprint
-from temporallens.precision import AskedPrecision
+from temporallens.precision import ComputeDtype
 from temporallens.serial import as_json, from_json
-from temporallens.settings import Settings
+from temporallens.settings import Length, Seed, Settings
 
 FORMAT = "temporallens.order/1"
 
@@ -61,15 +61,15 @@ class OrderPolicy(Settings):
     """Names of tasks; None: all of them."""
     items: int = Field(300, ge=20)
     """Items of each task. 300 are about 70,000 tokens in all for a model to read, and intervals of +-.05 about an accuracy."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Draws the items, their folds, and the resamples behind every interval."""
     k: tuple[int, ...] = Field((5, 50), min_length=1)
     """Features of the sparse probes."""
     bins: int = Field(8, ge=1)
     """Log-spaced bins of positions, as the groups of a mask are; as many as the masks of the study have makes for a fair comparison."""
-    context_length: int = Field(128, ge=16)
+    context_length: Length = Field(128, ge=16)
     """Tokens of a text that are read, BOS included; the bins divide it."""
-    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    compute_dtype: ComputeDtype = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
     batch_size: int = Field(32, ge=1)
     """Texts in a forward pass."""

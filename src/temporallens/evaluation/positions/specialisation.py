@@ -27,7 +27,7 @@ from temporallens.evaluation.positions.shifts import (
     trains_of,
 )
 from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, q_values
-from temporallens.settings import Settings
+from temporallens.settings import Seed, Settings
 
 DIGITS = 5
 """Significant digits of per-feature numbers in files: more than sampling leaves of them, and half the size."""
@@ -63,7 +63,7 @@ class PositionsPolicy(Settings):
     agreement: float = Field(0.1, gt=0, lt=1)
     """For mask agreement: a feature lives where it fires at least this share as often as where it fires most."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of shifts, resamples and halves."""
 
     def generator(self, purpose: int) -> np.random.Generator:

@@ -28,7 +28,7 @@ from temporallens.evaluation.model.passes import Side, TextActivations, open_mod
 from temporallens.evaluation.probing.lbfgs_logistic import fit_logistic, predict_logistic
 from temporallens.evaluation.texts.labelled import LabelledSet
 from temporallens.progress import progress
-from temporallens.settings import Settings
+from temporallens.settings import Length, Seed, Settings
 
 TRAIN_SIZE, TEST_SIZE = 4000, 1000
 """SAEBench's; of a task, both its sides together."""
@@ -47,13 +47,13 @@ Accuracies = dict[str, float]
 class SparseProbingPolicy(Settings):
     """SAEBench's settings under SAEBench's names and defaults, and how rows of tokens are laid out."""
 
-    random_seed: int = 42
+    random_seed: Seed = 42
     """Of the division into training and test texts, and of every draw of the probes."""
     probe_train_set_size: int = Field(TRAIN_SIZE, ge=2)
     """Training texts of a task, half of them of its class; sets whose source fixes the parts are used as they are."""
     probe_test_set_size: int = Field(TEST_SIZE, ge=2)
     """Test texts of a task, half of them of its class."""
-    context_length: int = Field(128, ge=2)
+    context_length: Length = Field(128, ge=2)
     """Tokens of a text that are read, BOS included; every row is padded to so many."""
     sae_batch_size: int = Field(125, ge=1)
     """Texts that are encoded together."""

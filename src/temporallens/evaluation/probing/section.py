@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import AliasChoices, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.models import LanguageModel, Layer
@@ -42,9 +42,9 @@ from temporallens.evaluation.probing.scores import Scored, resamples_of, score_p
 from temporallens.evaluation.section import Gains, Section, Subject
 from temporallens.evaluation.texts.labelled import ALL_SHIPPED, LEAST_TEXTS, Columns, LabelledSet, first_of_each, open_sets
 from temporallens.files import canonical_json, fingerprint, user_path
-from temporallens.precision import AskedPrecision
+from temporallens.precision import ComputeDtype
 from temporallens.progress import progress
-from temporallens.settings import Settings
+from temporallens.settings import Length, Seed, Settings
 
 DRAW_SEED = 0
 """Of the draw of texts and of their resamples, which all dictionaries and all of a policy's seeds share."""
@@ -67,10 +67,10 @@ class ProbingPolicy(Settings):
     texts_per_class: int = Field(500, ge=LEAST_TEXTS)
     """At most so many texts of each class are drawn, for training and test together."""
 
-    context_length: int = Field(64, ge=2)
+    context_length: Length = Field(64, ge=2)
     """Tokens of a text that are read, BOS included; SAEBench reads 128, at about 1.5 times the cost on the embedded suite."""
 
-    compute_dtype: AskedPrecision = Field("auto", validation_alias=AliasChoices("compute_dtype", "dtype"))
+    compute_dtype: ComputeDtype = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
 
     poolings: tuple[Pooling, ...] = POOLINGS
@@ -82,7 +82,7 @@ class ProbingPolicy(Settings):
     k: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     """Sizes of sparse probes; a probe on everything is always added."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Each divides the texts into training and test texts anew."""
 
     test_share: float = Field(1 / 3, gt=0, lt=1)

@@ -16,6 +16,7 @@ import numpy as np
 from temporallens.activations.language.readers import TABLES, read_rows, refuse_half_character
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import fingerprint, inside, user_path
+from temporallens.settings import whole_seed
 
 Part = Literal["train", "test"]
 Place = Literal["mean", "last"]
@@ -89,7 +90,7 @@ class LabelledSet:
     def sample(self, per_class: int, seed: int) -> "LabelledSet":
         """Up to so many texts of each class, drawn at random, in the order that they have here."""
         labels = np.array(self.labels)
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(whole_seed(seed))
         drawn = [generator.permutation(np.flatnonzero(labels == name))[:per_class] for name in self.classes]
         return self.kept(np.sort(np.concatenate(drawn)).tolist())
 
@@ -139,14 +140,14 @@ def open_sets(names: Sequence[str], columns: Columns = COLUMNS) -> list[Labelled
 
     found: list[LabelledSet] = []
     for name in names:
-        path = user_path(name)
+        path = user_path(name) if name.strip() else None
         if name in SHIPPED_SETS or name == ALL_SHIPPED:
             found += [shipped_set(each) for each in (SHIPPED_SETS if name == ALL_SHIPPED else [name])]
         elif name in HUB_SETS or name == ALL_HUB:
             found += [hub_set(each) for each in (HUB_SETS if name == ALL_HUB else [name])]
-        elif name and path.is_dir():
+        elif path and path.is_dir():
             found += read_folder(path, columns)
-        elif path.is_file():
+        elif path and path.is_file():
             found.append(read_table(path, columns))
         else:
             known = [ALL_SHIPPED, *SHIPPED_SETS, ALL_HUB, *HUB_SETS]
