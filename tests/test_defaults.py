@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import temporallens as tl
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary
@@ -57,7 +56,7 @@ def trained(store: ActivationStore, out: Path, arms: dict[str, Any]) -> dict[str
 def results(out: Path) -> dict[str, Any]:
     """Everything that training, loading, encoding and evaluating arms of every kind gives."""
     x = np.random.default_rng(0).normal(size=(24, 8, 6)).astype(np.float32)
-    store = store_arrays(x, out / "store")
+    store = ActivationStore.from_arrays(x, out / "store")
     runs = trained(store, out / "runs", {kind: arm_of(kind, 12, 2, centre="position_scaled") for kind in KINDS})
     found: dict[str, Any] = {}
     for kind, run in runs.items():
@@ -94,7 +93,7 @@ def test_floating_point_tensors_are_made_of_a_named_dtype(path: Path) -> None:
 @pytest.mark.parametrize(("features", "width"), [(1, 6), (2, 1)])
 def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(features: int, width: int, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(24, 6, width)).astype(np.float32)
-    store = store_arrays(x, tmp_path / "store")
+    store = ActivationStore.from_arrays(x, tmp_path / "store")
     small = {"groups": 1, "levels": (1.0,), "shared": 1.0, "openness": 1.0, "sparsity": 1e-3, "share": 0.5}
     kinds = [kind for kind in ARMS if kind != "tsae" or features > 1]  # which needs two kinds of features
     for kind, run in trained(store, tmp_path / "runs", {kind: arm_of(kind, features, 1, **small) for kind in kinds}).items():
@@ -108,7 +107,7 @@ def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(feature
 
 
 def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    store = store_arrays(torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)), out=tmp_path / "store")
+    store = ActivationStore.from_arrays(torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)), out=tmp_path / "store")
     arm = tl.BatchTopK(features=8, k=2)
     for out, sentence in (("a\0b", "is no path"), ("a" * 300, "is no path"), ("a\ud800", "half of a character")):
         with pytest.raises(TemporalLensError, match=sentence):
@@ -123,7 +122,7 @@ def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) ->
             whole_seed(seed)
     assert whole_seed(np.int64(2)) == 2
     with pytest.raises(TemporalLensError, match="norm_multiple is nan"):
-        store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=float("nan"))
+        ActivationStore.from_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=float("nan"))
     run = tl.train(store, arm=arm, steps=1, out=tmp_path / "run", batch_size=4)
     with pytest.raises(TemporalLensError, match="ordinary dense tensor"):
         tl.load_dictionary(run.folder).encode(torch.ones(2, 4).to_sparse(), [0, 1])
@@ -131,6 +130,6 @@ def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) ->
 
 def test_masks_in_lists_of_lists_are_kept(tmp_path: Path) -> None:
     nested = [[np.ma.masked_array(np.ones(4), mask=[(row, place) == (0, 1)] * 4) for place in range(3)] for row in range(2)]
-    assert store_arrays(nested, out=tmp_path / "nested").rows == 5
+    assert ActivationStore.from_arrays(nested, out=tmp_path / "nested").rows == 5
     parts = [torch.ones(3, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
-    assert store_arrays(parts, out=tmp_path / "tensors").rows == 6
+    assert ActivationStore.from_arrays(parts, out=tmp_path / "tensors").rows == 6

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from temporallens.activations.made import worlds as synthetic
 from temporallens.activations.made.worlds import CLASSES, Truth, WorldPolicy, harvest_world, read_truth, true_codes, truth_of, zipf_rates
-from temporallens.activations.store import ActivationStore, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import StoreWriter
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.known.worlds import Match, groups_of, judge_mask, match_features, posthoc_mask, score_world

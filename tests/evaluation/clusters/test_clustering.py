@@ -17,8 +17,8 @@ from made_firings import POSITIONS, box, comb, flat, sampled
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world, read_truth, true_codes, truth_of
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.standard import StandardDictionary
-from temporallens.evaluation.clusters.distances import between, condensed
-from temporallens.evaluation.clusters.motifs import motifs_of, similarity
+from temporallens.evaluation.clusters.distances import between, condensed, similarity
+from temporallens.evaluation.clusters.motifs import motifs_of
 from temporallens.evaluation.clusters.policy import ClustersPolicy, DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Table, bins_of, profiles_of, rotated, select, shuffled, standardised, table_of
 from temporallens.evaluation.clusters.section import cluster_firings, measure_clusters

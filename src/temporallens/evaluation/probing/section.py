@@ -40,7 +40,8 @@ from temporallens.evaluation.probing.results import (
 from temporallens.evaluation.probing.saebench import SparseProbingPolicy, check_codes, sparse_probing
 from temporallens.evaluation.probing.scores import Scored, resamples_of, score_probes
 from temporallens.evaluation.section import Gains, Section, Subject
-from temporallens.evaluation.texts.labelled import ALL_SHIPPED, LEAST_TEXTS, Columns, LabelledSet, first_of_each, open_sets
+from temporallens.evaluation.texts.labelled import LEAST_TEXTS, Columns, LabelledSet, first_of_each
+from temporallens.evaluation.texts.sets import ALL_SHIPPED, open_sets
 from temporallens.files import canonical_json, fingerprint, user_path
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
