@@ -49,10 +49,10 @@ class TopKDictionary(Dictionary):
         super().__init__(width, features, generator)
         self.k = k
 
-    @torch.no_grad()
     def layout(self) -> dict[str, Any]:
         return {"k": self.k}
 
+    @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], dtype: torch.dtype) -> tuple[Pattern, Float[Tensor, " M"]]:
         if centred.is_cuda:
             return largest_of_rows_static(centred, self.encoder, self.encoder_bias, self.k, dtype)
