@@ -35,7 +35,7 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positi
     ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions}
     ours |= {"position_policy": known_policy(dictionary.position_policy), "state": dictionary.record(), "weights_sha256": weights}
     config = {
-        "architecture": f"temporallens_{dictionary.kind}" if dictionary.position_aware else dictionary.architecture,
+        "architecture": _architecture(dictionary),
         "d_in": dictionary.width,
         "d_sae": dictionary.features,
         "dtype": "float32",
@@ -46,6 +46,11 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positi
         "metadata": {"sae_lens_version": SAELENS_VERSION, "temporallens": ours | (metadata or {})},
     }
     write_json(folder / "cfg.json", config | dictionary.layout())
+
+
+def _architecture(dictionary: Dictionary) -> str:
+    ordinary = None if dictionary.position_aware else dictionary.architecture
+    return ordinary or f"temporallens_{dictionary.kind}"
 
 
 def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class Told(StandardDictionary):
     masked = True
 
     def __init__(self, truth: Truth, gates: Tensor | None, codes: Tensor) -> None:
-        super().__init__(truth.policy.width, truth.policy.features, torch.Generator().manual_seed(0))
+        super().__init__(truth.policy.width, Standard(features=truth.policy.features), torch.Generator().manual_seed(0))
         self._gates, self._codes, self._given = gates, codes, 0
         with torch.no_grad():
             self.decoder.copy_(torch.from_numpy(truth.directions))

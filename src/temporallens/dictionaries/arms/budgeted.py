@@ -49,15 +49,13 @@ class Budgeted(TopKConfig):
 class BudgetedDictionary(BatchTopKDictionary):
     """Sparse codes selected at each position of a batch in training, and by that position's threshold at inference."""
 
-    kind = "budgeted"
-    architecture = "temporallens_budgeted"
     masked = True
     wants_weights = True
     thresholds: Tensor
     weights: Tensor
 
     def __init__(self, width: int, positions: int, config: Budgeted, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, config.k, generator)
+        super().__init__(width, config, generator)
         # 0 where there were no tokens; `threshold` is the mean of others
         self.register_buffer("thresholds", torch.zeros(positions, dtype=torch.float32))
         self.register_buffer("weights", torch.ones(positions, dtype=torch.float32), persistent=False)
@@ -69,7 +67,7 @@ class BudgetedDictionary(BatchTopKDictionary):
 
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
-        budgets = apportioned(self.weights, rows_at(positions, len(self.weights)), self.k)
+        budgets = apportioned(self.weights, rows_at(positions, len(self.weights)), self.config.k)
         codes = self._candidates(centred, GUESS * self._expected_thresholds(centred).index_select(0, positions))
         found = rows_at(positions.index_select(0, codes.pattern.row), len(budgets))
         missed = (found < budgets).index_select(0, positions)
@@ -83,7 +81,7 @@ class BudgetedDictionary(BatchTopKDictionary):
         known = self.thresholds > 0
         if bool(known.any()):
             return torch.where(known, self.thresholds, self.thresholds[known].min())
-        count = SAMPLED * self.k * len(centred)
+        count = SAMPLED * self.config.k * len(centred)
         blocks = partial(whole, len(centred))
         largest = select_largest(centred, self.encoder, self.encoder_bias, count, 0.0, blocks, _unscaled, self.encoder_dtype)
         return torch.full_like(self.thresholds, float(largest.values.min()) if len(largest.values) else 0.0)

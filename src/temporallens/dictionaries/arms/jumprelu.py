@@ -82,12 +82,11 @@ class _Jump(torch.autograd.Function):
 class JumpReLUDictionary(Dictionary):
     """Sparse codes above learned thresholds; position-blind."""
 
-    kind = "jumprelu"
     architecture = "jumprelu"
+    config: JumpReLU
 
     def __init__(self, width: int, config: JumpReLU, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, generator)
-        self.config = config
+        super().__init__(width, config, generator)
         expected = NormalDist().inv_cdf(1 - min(config.l0 / config.features, 0.5))
         self.threshold = nn.Parameter(torch.full((config.features,), max(expected, LOWEST), dtype=torch.float32))
         self._share = 1.0

@@ -37,7 +37,7 @@ class Matryoshka(TopKConfig):
             )
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "MatryoshkaDictionary":
-        return MatryoshkaDictionary(width, self.features, self.k, level_bounds(self.features, self.levels), generator)
+        return MatryoshkaDictionary(width, self, level_bounds(self.features, self.levels), generator)
 
 
 def level_bounds(features: int, levels: tuple[float, ...]) -> list[int]:
@@ -48,11 +48,10 @@ def level_bounds(features: int, levels: tuple[float, ...]) -> list[int]:
 class MatryoshkaDictionary(BatchTopKDictionary):
     """BatchTopK codes under nested reconstruction losses; position-blind."""
 
-    kind = "matryoshka"
     _starts: Tensor
 
-    def __init__(self, width: int, features: int, k: int, bounds: list[int], generator: torch.Generator) -> None:
-        super().__init__(width, features, k, generator)
+    def __init__(self, width: int, config: TopKConfig, bounds: list[int], generator: torch.Generator) -> None:
+        super().__init__(width, config, generator)
         self.bounds = bounds
         self.register_buffer("_starts", torch.tensor(bounds[:-1]), persistent=False)
 

@@ -19,12 +19,5 @@ class PositionMean(TopKConfig):
     centre: Literal["position", "position_scaled"] = "position_scaled"
     """Always by position: that is what this arm is; `position` takes the mean alone."""
 
-    def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionMeanDictionary":
-        return PositionMeanDictionary(width, self.features, self.k, generator)
-
-
-class PositionMeanDictionary(BatchTopKDictionary):
-    """BatchTopK codes of what position does not predict."""
-
-    kind = "position_mean"
-    architecture = "temporallens_position_mean"
+    def build(self, width: int, positions: int, generator: torch.Generator) -> BatchTopKDictionary:
+        return BatchTopKDictionary(width, self, generator)

@@ -71,8 +71,6 @@ class Positional(MaskConfig, TopKConfig):
 class PositionalDictionary(LearnsMask, MaskedDictionary):
     """BatchTopK codes under a mask that learns."""
 
-    kind = "positional"
-    architecture = "temporallens_positional"
     config: Positional
     missed: Tensor
     earned: Tensor
@@ -80,8 +78,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
     searched: Tensor
 
     def __init__(self, width: int, positions: int, config: Positional, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, config.k, generator)
-        self.config = config
+        super().__init__(width, config, generator)
         self.mask = PositionMask(positions, config, full=config.mask_gradient == "difference")
         groups = len(group_starts(config.length or positions, config.groups))
         # error that closed entries would have saved

@@ -30,12 +30,10 @@ class PositionalReLU(MaskConfig, L1Config):
 class PositionalReLUDictionary(LearnsMask, Dictionary):
     """Dense codes modulated by a mask that learns."""
 
-    kind = "positional_relu"
-    architecture = "temporallens_positional_relu"
+    config: PositionalReLU
 
     def __init__(self, width: int, positions: int, config: PositionalReLU, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, generator)
-        self.config = config
+        super().__init__(width, config, generator)
         self.mask = PositionMask(positions, config)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:

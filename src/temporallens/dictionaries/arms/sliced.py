@@ -10,7 +10,7 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
-from temporallens.dictionaries.masks import group_starts
+from temporallens.dictionaries.masks import group_of_position, group_starts
 from temporallens.errors import TemporalLensError
 
 
@@ -39,9 +39,9 @@ class Sliced(TopKConfig):
     def shared_features(self) -> int:
         return round(self.shared * self.features)
 
-    def build(self, width: int, positions: int, generator: torch.Generator) -> "SlicedDictionary":
+    def build(self, width: int, positions: int, generator: torch.Generator) -> FixedMaskDictionary:
         groups = len(group_starts(positions, self.groups))
-        return SlicedDictionary(width, positions, self.features, self.k, self.groups, self._slices(groups), generator)
+        return FixedMaskDictionary(width, self, group_of_position(positions, self.groups), self._slices(groups), generator)
 
     def _slices(self, groups: int) -> Bool[Tensor, "G F"]:
         """The shared block first, then equal slices in order of position."""
@@ -49,10 +49,3 @@ class Sliced(TopKConfig):
         own = max(1, self.features - self.shared_features)
         owner = torch.div((feature - self.shared_features) * groups, own, rounding_mode="floor")
         return (feature < self.shared_features) | (owner == torch.arange(groups)[:, None])
-
-
-class SlicedDictionary(FixedMaskDictionary):
-    """A fixed block of features per group of positions."""
-
-    kind = "sliced"
-    architecture = "temporallens_sliced"

@@ -41,13 +41,12 @@ class Standard(L1Config):
     kind: Literal["standard"] = "standard"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "StandardDictionary":
-        return StandardDictionary(width, self.features, generator)
+        return StandardDictionary(width, self, generator)
 
 
 class StandardDictionary(Dictionary):
     """Dense ReLU codes; position-blind."""
 
-    kind = "standard"
     architecture = "standard"
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:

@@ -58,12 +58,11 @@ class TSAE(TopKConfig):
 class TSAEDictionary(MatryoshkaDictionary):
     """Matryoshka of two levels whose first is contrasted between adjacent tokens; position-blind."""
 
-    kind = "tsae"
+    config: TSAE
     wants_previous: ClassVar[bool] = True
 
     def __init__(self, width: int, config: TSAE, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, config.k, level_bounds(config.features, (config.share, 1.0)), generator)
-        self.config = config
+        super().__init__(width, config, level_bounds(config.features, (config.share, 1.0)), generator)
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         codes = self.training_codes(x, positions)
