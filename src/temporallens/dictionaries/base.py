@@ -96,11 +96,29 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}" if not isinstance(value, list | tuple) else f"a list that holds {np.asarray(value).dtype}"
 
 
+Role = Literal["ordinary", "baseline", "fallback", "control", "positional", "temporal"]
+"""What an arm is for in a study.
+
+`ordinary`: knows nothing of position; what others gain on order and probing tasks is over the first of these in a study.
+`baseline`: what every other arm is compared with at equal L0.
+`fallback`: stands in where a study has no baseline.
+`control`: under a mask that no training found: what a learned one must beat.
+`positional`: learns at which positions each feature is open; the headline picture is of one.
+`temporal`: knows of time or order in another way.
+"""
+
+
 class ArmConfig(Settings):
     """What every arm's configuration has; each arm adds its own fields, `kind` among them, and builds its dictionary."""
 
     if TYPE_CHECKING:  # each arm has it after what it inherits, which is the order in which studies are written
         kind: str
+
+    roles: ClassVar[tuple[Role, ...]] = ()
+    """What the arm is for in a study; it may be of no such use."""
+
+    wants_weights: ClassVar[bool] = False
+    """Whether the adaptive position weights are followed for its dictionary's `follow_weights`, even where no loss is weighed by them."""
 
     level: ClassVar[str | None] = None
     """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
@@ -199,8 +217,6 @@ class Dictionary(nn.Module):
     """Whether codes depend on positions."""
     wants_previous: ClassVar[bool] = False
     """Whether a training step needs the activation of the token before each row."""
-    wants_weights: ClassVar[bool] = False
-    """Whether the adaptive position weights are followed for this arm's `follow_weights`, even where no loss is weighed by them."""
 
     config: ArmConfig
     """What it was made by."""

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Role
 from temporallens.dictionaries.sparse import (
     Block,
     Codes,
@@ -51,6 +51,7 @@ class TopKConfig(ArmConfig):
 class BatchTopK(TopKConfig):
     """The k largest codes per token, chosen over the batch."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary", "baseline")
     kind: Literal["batchtopk"] = "batchtopk"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "BatchTopKDictionary":

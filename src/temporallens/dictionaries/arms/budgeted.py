@@ -8,13 +8,14 @@ it exceeds its position's threshold, and the mean threshold where training had n
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
@@ -40,6 +41,8 @@ SAMPLED = 4
 class Budgeted(TopKConfig):
     """BatchTopK whose codes per token follow how hard a position is; `k` is their mean."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("temporal",)
+    wants_weights: ClassVar[bool] = True
     kind: Literal["budgeted"] = "budgeted"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "BudgetedDictionary":
@@ -50,7 +53,6 @@ class BudgetedDictionary(BatchTopKDictionary):
     """Sparse codes selected at each position of a batch in training, and by that position's threshold at inference."""
 
     masked = True
-    wants_weights = True
     thresholds: Tensor
     weights: Tensor
 

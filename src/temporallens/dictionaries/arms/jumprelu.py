@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.dictionaries.arms.batchtopk import auxk, summed_up
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress, Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Block,
@@ -35,6 +35,7 @@ LOWEST = 1e-3
 class JumpReLU(ArmConfig):
     """JumpReLU with learned thresholds that aim at a number of codes per token."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary",)
     level: ClassVar[str | None] = "l0"
     kind: Literal["jumprelu"] = "jumprelu"
 

@@ -6,7 +6,7 @@ hierarchy: the first are general, the last specific. Inference is that of BatchT
 """
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, summed_up
-from temporallens.dictionaries.base import Forward, Previous
+from temporallens.dictionaries.base import Forward, Previous, Role
 from temporallens.dictionaries.sparse import Codes, pattern_of, sparse_decode
 
 
 class Matryoshka(TopKConfig):
     """BatchTopK with nested prefixes that each reconstruct."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary",)
     kind: Literal["matryoshka"] = "matryoshka"
 
     levels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

@@ -4,16 +4,18 @@ It is the baseline that a positional arm must beat. Any other arm wears the same
 `centre: position`.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.base import Role
 
 
 class PositionMean(TopKConfig):
     """BatchTopK on activations that lost the mean and the scale of their position."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("baseline",)
     kind: Literal["position_mean"] = "position_mean"
 
     centre: Literal["position", "position_scaled"] = "position_scaled"

@@ -13,7 +13,7 @@ feature's gain is at least `least_share` of its share of the tokens. A closed en
 those that would have earned their place are opened again.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import MaskedDictionary
-from temporallens.dictionaries.base import Forward, Progress
+from temporallens.dictionaries.base import Forward, Progress, Role
 from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks, group_starts
 from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above
 
@@ -40,6 +40,7 @@ REOPENING_FIRINGS = 3
 class Positional(MaskConfig, TopKConfig):
     """BatchTopK under a learnable position mask with temperature annealing."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("positional",)
     kind: Literal["positional"] = "positional"
 
     gate: Literal["multiplicative", "log"] = "multiplicative"

@@ -1,7 +1,7 @@
 """The comparator that a learned mask must beat: an ordinary BatchTopK dictionary, masked after training wherever its own firing rate is
 low (`docs/method.md`). Training is BatchTopK's to the bit; the batches after it give the firing profile."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
+from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.masks import group_of_position, group_starts
 
 
 class PostHoc(TopKConfig):
     """BatchTopK, masked by its own firing profile."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("control",)
     kind: Literal["posthoc"] = "posthoc"
 
     groups: int | Literal["positions"] = 8

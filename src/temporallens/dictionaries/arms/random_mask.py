@@ -1,6 +1,6 @@
 """A control for learned masks: BatchTopK under a random mask of a given openness, fixed before training (`docs/method.md`)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
+from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.masks import group_of_position, group_starts
 from temporallens.errors import TemporalLensError
 
@@ -18,6 +19,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class RandomMask(TopKConfig):
     """BatchTopK under a random mask."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("control",)
     kind: Literal["random_mask"] = "random_mask"
 
     groups: int | Literal["positions"] = 8

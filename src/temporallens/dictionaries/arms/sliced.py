@@ -1,7 +1,7 @@
 """Static slicing, the lab notes' comparator (experiment step 3): every group of positions has features of its own, fixed before
 training, beside a shared block that is open everywhere."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
+from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.masks import group_of_position, group_starts
 from temporallens.errors import TemporalLensError
 
@@ -17,6 +18,7 @@ from temporallens.errors import TemporalLensError
 class Sliced(TopKConfig):
     """BatchTopK under a fixed mask: features dealt out to groups of positions."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("control",)
     kind: Literal["sliced"] = "sliced"
 
     groups: int | Literal["positions"] = 8

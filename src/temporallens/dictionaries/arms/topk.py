@@ -5,14 +5,14 @@ kept. Where that product is bfloat16 it nominates more than k, float32 decides a
 of its k largest is multiplied again in float32. Dead features are revived with AuxK.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig, auxk, summed_up
-from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous
+from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     CHUNK_ROWS,
@@ -33,6 +33,7 @@ SPARE = 8
 class TopK(TopKConfig):
     """The k largest codes of every token."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary",)
     kind: Literal["topk"] = "topk"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "TopKDictionary":
