@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 
+from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainer import ArmRun, train_arms

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
@@ -47,7 +46,7 @@ def world() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def store(world: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
-    return store_arrays(world, tmp_path_factory.mktemp("store") / "store", documents=np.arange(SEQUENCES) % DOCUMENTS)
+    return ActivationStore.from_arrays(world, tmp_path_factory.mktemp("store") / "store", documents=np.arange(SEQUENCES) % DOCUMENTS)
 
 
 ARMS = {

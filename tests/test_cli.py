@@ -358,8 +358,8 @@ def test_a_bug_keeps_its_traceback(study: Path, monkeypatch: pytest.MonkeyPatch)
 
 STOPPED_IN = [
     "study.run.scan_policy",
-    "activations.store.StoreWriter.append",
-    "activations.store.StoreWriter.finish",
+    "activations.writer.StoreWriter.append",
+    "activations.writer.StoreWriter.finish",
     "training.trainer.Trainee.step",
     "training.trainer.save_dictionary",
     "study.run.evaluate_reconstruction",

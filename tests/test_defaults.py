@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import temporallens as tl
-from temporallens.activations.importing import read_array, store_arrays
+from temporallens.activations.importing import read_array
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary
@@ -58,7 +58,7 @@ def trained(store: ActivationStore, out: Path, arms: dict[str, Any]) -> dict[str
 def results(out: Path) -> dict[str, Any]:
     """Everything that training, loading, encoding and evaluating arms of every kind gives."""
     x = np.random.default_rng(0).normal(size=(24, 8, 6)).astype(np.float32)
-    store = store_arrays(x, out / "store")
+    store = ActivationStore.from_arrays(x, out / "store")
     runs = trained(store, out / "runs", {kind: arm_of(kind, 12, 2, centre="position_scaled") for kind in KINDS})
     found: dict[str, Any] = {}
     for kind, run in runs.items():
@@ -95,7 +95,7 @@ def test_floating_point_tensors_are_made_of_a_named_dtype(path: Path) -> None:
 @pytest.mark.parametrize(("features", "width"), [(1, 6), (2, 1)])
 def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(features: int, width: int, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(24, 6, width)).astype(np.float32)
-    store = store_arrays(x, tmp_path / "store")
+    store = ActivationStore.from_arrays(x, tmp_path / "store")
     small = {"groups": 1, "levels": (1.0,), "shared": 1.0, "openness": 1.0, "sparsity": 1e-3, "share": 0.5}
     kinds = [kind for kind in ARMS if kind != "tsae" or features > 1]  # which needs two kinds of features
     for kind, run in trained(store, tmp_path / "runs", {kind: arm_of(kind, features, 1, **small) for kind in kinds}).items():
@@ -109,7 +109,7 @@ def test_arms_of_one_feature_or_one_dimension_are_trained_saved_and_used(feature
 
 
 def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    store = store_arrays(torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)), out=tmp_path / "store")
+    store = ActivationStore.from_arrays(torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)), out=tmp_path / "store")
     arm, policy = tl.BatchTopK(features=8, k=2), TrainingPolicy(steps=1, batch_size=4)
     for out, sentence in (("a\0b", "is no path"), ("a" * 300, "is no path"), ("a\ud800", "half of a character")):
         with pytest.raises(TemporalLensError, match=sentence):
@@ -142,8 +142,8 @@ def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) ->
             train_arms(store, runs, policy, tmp_path)
     for multiple in (float("nan"), 10**400, True, 1):
         with pytest.raises(TemporalLensError, match="norm_multiple is "):
-            store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=multiple)
-    other = store_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=np.float32(3))
+            ActivationStore.from_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=multiple)
+    other = ActivationStore.from_arrays(torch.randn(6, 5, 4), out=tmp_path / "other", norm_multiple=np.float32(3))
     assert other.manifest.description.policies["norm_multiple"] == 3
     for share in (0, 1, -1, 2, float("nan")):
         with pytest.raises(TemporalLensError, match=r"held_out is .*: it should be a share of the documents"):
@@ -158,6 +158,6 @@ def test_what_is_no_path_arm_or_seed_is_refused_in_a_sentence(tmp_path: Path) ->
 
 def test_masks_in_lists_of_lists_are_kept(tmp_path: Path) -> None:
     nested = [[np.ma.masked_array(np.ones(4), mask=[(row, place) == (0, 1)] * 4) for place in range(3)] for row in range(2)]
-    assert store_arrays(nested, out=tmp_path / "nested").rows == 5
+    assert ActivationStore.from_arrays(nested, out=tmp_path / "nested").rows == 5
     parts = [torch.ones(3, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
-    assert store_arrays(parts, out=tmp_path / "tensors").rows == 6
+    assert ActivationStore.from_arrays(parts, out=tmp_path / "tensors").rows == 6

@@ -29,10 +29,12 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
-from temporallens.activations.importing import read_array, store_arrays
+from temporallens.activations.importing import read_array
 from temporallens.activations.language.corpora import documents
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world, read_truth
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.manifest import StoreDescription
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
@@ -213,7 +215,7 @@ def _read_import(ending: str) -> Callable[[Path], Any]:
         if x.nbytes > 1 << 20:
             raise ValueError(f"an array of {x.nbytes:,} bytes came out of a small file")
         shutil.rmtree(folder / "store", ignore_errors=True)
-        store = store_arrays(x, folder / "store")
+        store = ActivationStore.from_arrays(x, folder / "store")
         return tensor_digest(store.read(np.arange(store.sequences))._asdict())
 
     return read

@@ -23,7 +23,7 @@ import torch
 import temporallens as tl
 from temporallens.activations.language import shipped
 from temporallens.evaluation.probing.saebench import DividedSet, SparseProbingPolicy, divide
-from temporallens.evaluation.texts.labelled import open_sets
+from temporallens.evaluation.texts.sets import open_sets
 from temporallens.interop.saebench import probe_folder
 
 ROOT = Path(__file__).parents[1]

@@ -227,7 +227,8 @@ def _probe(
     dictionary: Path, out: Path, model: str | None, layer: str | None, names: list[str], part: str | None, given: dict[str, Any]
 ) -> None:
     from temporallens.evaluation.probing.saebench import SparseProbingPolicy, fitting_sizes
-    from temporallens.evaluation.texts.labelled import Columns, open_sets
+    from temporallens.evaluation.texts.labelled import Columns
+    from temporallens.evaluation.texts.sets import open_sets
     from temporallens.interop.saebench import probe_folder
 
     where: Any = layer if layer is None or layer == "embed" else int(layer) if layer.isdecimal() else None
@@ -329,13 +330,14 @@ def import_command(
     names, and it is printed what was read. FILE:NAME names any other array of a file. A hole in a mask keeps the positions of what
     follows it.
     """
-    from temporallens.activations.importing import read_files, store_arrays
+    from temporallens.activations.importing import read_files
+    from temporallens.activations.store import ActivationStore
 
     files = read_files(activations, name, mask=mask, tokens=tokens, documents=documents)
     for line in files.taken:
         typer.echo(line)
     companions: dict[str, Any] = dict(files.companions)
-    store = store_arrays(files.x, out, exclude_first=not keep_first, source=files.file, **companions)
+    store = ActivationStore.from_arrays(files.x, out, exclude_first=not keep_first, source=files.file, **companions)
     typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
 
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.loader import Batch, Cursor, Loader, sequential
+from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 
 
@@ -112,7 +112,7 @@ def test_a_token_that_the_store_lacks_or_a_rule_excludes_is_no_neighbour(tmp_pat
     x, lengths = generator.normal(size=(40, 6, 4)).astype(np.float32), generator.integers(3, 7, 40)
     mask = np.arange(6) < lengths[:, None]
     x[5, 3] *= 1000  # a sink by the norm rule
-    kept = store_arrays(x, tmp_path / "store", mask=mask)
+    kept = ActivationStore.from_arrays(x, tmp_path / "store", mask=mask)
     loader = small(kept, batch_size=32, neighbours=True)
     seen = set()
     while loader.cursor.epoch < 4:
@@ -129,7 +129,7 @@ def test_neighbours_across_a_hole_are_no_neighbours(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 6, 4)).astype(np.float32)
     mask = np.ones((40, 6), bool)
     mask[:, 3] = False
-    loader = small(store_arrays(x, tmp_path / "store", mask=mask), batch_size=32, neighbours=True)
+    loader = small(ActivationStore.from_arrays(x, tmp_path / "store", mask=mask), batch_size=32, neighbours=True)
     for _ in range(20):
         batch = next(loader)
         assert set(batch.position.tolist()) == {1, 2, 4, 5}
@@ -138,7 +138,7 @@ def test_neighbours_across_a_hole_are_no_neighbours(tmp_path):
 
 
 def test_too_little_for_one_batch_is_said(tmp_path):
-    tiny = store_arrays(np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32), tmp_path / "store")
+    tiny = ActivationStore.from_arrays(np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32), tmp_path / "store")
     loader = Loader(tiny, np.arange(3), batch_size=64, seed=0)
     with pytest.raises(TemporalLensError, match="holds 9 usable rows, fewer than one batch of 64"):
         next(loader)

@@ -18,7 +18,9 @@ from temporallens.activations.language.harvest import columns_of, harvest, sched
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import row_shape, token_rows
 from temporallens.activations.loader import Loader
-from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.manifest import StoreDescription
+from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.document_errors import errors_by_document
@@ -98,7 +100,7 @@ def test_no_document_is_on_both_sides_whatever_its_length(tmp_path_factory, toke
     for batch in schedule(rows, 3, 0, left=False):
         columns = columns_of(batch, CLOCKS["index"], marks, context)
         writer.append(Rows(torch.zeros(batch.size, 1), **columns))
-    store = writer.finish()
+    store = ActivationStore(writer.finish())
     every, table = store.read(np.arange(store.sequences)), store.sequence_table
     assert every.document.tolist() == np.repeat(table.document, table.length).tolist()
     assert every.sequence.tolist() == np.repeat(table.sequence, table.length).tolist()

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from temporallens.activations.importing import read_array, store_arrays
+from temporallens.activations.importing import read_array
+from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.errors import TemporalLensError, TemporalLensWarning
 from temporallens.files import sha256, write_json
 
@@ -39,7 +41,7 @@ def test_any_order_of_reading_gives_each_row_its_own_place(tmp_path_factory, len
     writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", DESCRIPTION, shard_bytes)
     for sequence, length in enumerate(lengths):
         writer.append(rows_of(sequence, length))
-    store = writer.finish()
+    store = ActivationStore(writer.finish())
     order = np.random.default_rng(seed).permutation(len(lengths))
     rows = store.read(order)
     assert rows.sequence.tolist() == [n for n in order for _ in range(lengths[n])]
@@ -109,7 +111,7 @@ def test_no_document_is_on_both_sides_of_the_split(store):
 def test_sinks_are_marked_by_the_norm_rule_anywhere(tmp_path):
     x = np.random.default_rng(0).normal(size=(6, 10, 4)).astype(np.float32)
     x[2, 5] *= 1000
-    store = store_arrays(x, tmp_path / "store")
+    store = ActivationStore.from_arrays(x, tmp_path / "store")
     rows = store.read(np.arange(6))
     assert ((rows.excluded & NORM) > 0).nonzero()[:, 0].tolist() == [2 * 10 + 5]
     assert store.moments.excluded_norm.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
@@ -119,7 +121,7 @@ def test_masks_tokens_and_documents_follow_their_rows(tmp_path):
     x = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
     mask = np.array([[False, True, True], [True, True, True]])
     tokens = np.array([[0, 7, 8], [9, 10, 11]])
-    store = store_arrays(x, tmp_path / "store", mask=mask, tokens=tokens, documents=np.array([4, 5]))
+    store = ActivationStore.from_arrays(x, tmp_path / "store", mask=mask, tokens=tokens, documents=np.array([4, 5]))
     rows = store.read(np.arange(2))
     assert rows.token.tolist() == [7, 8, 9, 10, 11]
     assert rows.position.tolist() == [0, 1, 0, 1, 2]
@@ -131,7 +133,7 @@ def test_a_hole_keeps_the_positions_of_what_follows_it(tmp_path):
     x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
     mask = np.ones((3, 5), bool)
     mask[0, 2], mask[1, :2], mask[2, [0, 3]] = False, False, False
-    store = store_arrays(x, tmp_path / "store", mask=mask)
+    store = ActivationStore.from_arrays(x, tmp_path / "store", mask=mask)
     rows = store.read(np.arange(3))
     assert rows.position.tolist() == [0, 1, 3, 4, 0, 1, 2, 0, 1, 3]
     assert torch.equal(rows.index, rows.position)
@@ -143,7 +145,7 @@ def test_a_hole_keeps_the_positions_of_what_follows_it(tmp_path):
 
 def test_arrays_without_holes_are_described_as_ever(tmp_path):
     x, mask, tokens = np.ones((2, 3, 2), ">f4"), np.array([[0, 1, 1], [1, 1, 0]]), np.arange(6).reshape(2, 3)
-    description = store_arrays(x, tmp_path / "store", mask=mask, tokens=tokens).manifest.description
+    description = ActivationStore.from_arrays(x, tmp_path / "store", mask=mask, tokens=tokens).manifest.description
     everything = b"".join(array.tobytes() for array in (x, mask, tokens, np.arange(2)))
     assert description.source["sha256"] == hashlib.sha256(everything).hexdigest()
     assert description.policies["rows"] == "arrays"
@@ -154,16 +156,16 @@ def test_what_is_masked_is_absent(tmp_path):
     hidden = np.zeros((3, 5), bool)
     hidden[0, 2] = hidden[1, 4] = True
     masked = np.ma.masked_array(np.where(hidden[..., None], np.nan, x), mask=np.repeat(hidden[..., None], 2, 2))
-    rows = store_arrays(masked, tmp_path / "x").read(np.arange(3))
+    rows = ActivationStore.from_arrays(masked, tmp_path / "x").read(np.arange(3))
     assert torch.equal(rows.x, torch.from_numpy(x[~hidden]))
     assert rows.position[:4].tolist() == [0, 1, 3, 4]
     given = np.ma.masked_array(np.ones((3, 5)), mask=hidden)
-    assert torch.equal(store_arrays(x, tmp_path / "mask", mask=given).read(np.arange(3)).position, rows.position)
-    assert torch.equal(store_arrays(list(masked), tmp_path / "list").read(np.arange(3)).x, rows.x)
+    assert torch.equal(ActivationStore.from_arrays(x, tmp_path / "mask", mask=given).read(np.arange(3)).position, rows.position)
+    assert torch.equal(ActivationStore.from_arrays(list(masked), tmp_path / "list").read(np.arange(3)).x, rows.x)
     also = np.arange(5) < np.array([[5], [5], [3]])
-    assert store_arrays(masked, tmp_path / "both", mask=also).rows == 11
+    assert ActivationStore.from_arrays(masked, tmp_path / "both", mask=also).rows == 11
     tokens = np.ma.masked_array(np.arange(15).reshape(3, 5), mask=hidden)
-    assert store_arrays(x, tmp_path / "tokens", tokens=tokens).read(np.arange(3)).token[:5].tolist() == [0, 1, -1, 3, 4]
+    assert ActivationStore.from_arrays(x, tmp_path / "tokens", tokens=tokens).read(np.arange(3)).token[:5].tolist() == [0, 1, -1, 3, 4]
 
 
 @pytest.mark.parametrize("kind", [">f4", ">f8", "<f8", ">f2", np.longdouble, "list", "mapped", "read-only", "reversed"])
@@ -176,16 +178,18 @@ def test_activations_of_any_layout_are_the_same_numbers(tmp_path, kind):
         "read-only": lambda: np.lib.stride_tricks.as_strided(x, writeable=False),
         "reversed": lambda: x[::-1].copy()[::-1],
     }
-    store = store_arrays(changed[kind]() if kind in changed else x.astype(kind), tmp_path / "store")
+    store = ActivationStore.from_arrays(changed[kind]() if kind in changed else x.astype(kind), tmp_path / "store")
     assert torch.equal(store.read(np.arange(3)).x, torch.from_numpy(x.astype(np.float32)).flatten(0, 1))
 
 
 def test_companions_may_be_tensors_of_any_type(tmp_path):
     x, mask = torch.randn(3, 4, 2), torch.ones(3, 4)
     mask[1, 2] = 0
-    wanted = store_arrays(x, tmp_path / "plain", mask=mask.bool().numpy(), tokens=np.ones((3, 4), int), documents=np.arange(3))
+    wanted = ActivationStore.from_arrays(
+        x, tmp_path / "plain", mask=mask.bool().numpy(), tokens=np.ones((3, 4), int), documents=np.arange(3)
+    )
     companions = {"mask": mask.bfloat16(), "tokens": torch.ones(3, 4, dtype=torch.int32), "documents": torch.arange(3).byte()}
-    store = store_arrays(x.mT.contiguous().mT.requires_grad_(), tmp_path / "store", **companions)
+    store = ActivationStore.from_arrays(x.mT.contiguous().mT.requires_grad_(), tmp_path / "store", **companions)
     for found, expected in zip(store.read(np.arange(3)), wanted.read(np.arange(3)), strict=True):
         assert torch.equal(found, expected)
 
@@ -194,21 +198,21 @@ def test_a_norm_rule_without_a_typical_norm_says_so_and_leaves_nothing_out(tmp_p
     generator = np.random.default_rng(0)
     x = generator.random((10, 20, 3)) * (generator.random((10, 20, 1)) < 0.3)
     with pytest.warns(TemporalLensWarning, match="more than half of the activations are 0, .* leaves none out"):
-        store = store_arrays(x, tmp_path / "store")
+        store = ActivationStore.from_arrays(x, tmp_path / "store")
     assert store.moments.excluded_norm.sum() == 0
     assert store.moments.count.sum() == 190
-    store_arrays(np.where(x > 0.999, x, 0) * 0, tmp_path / "zeros")  # where all are 0 the rule would leave out none anyway
+    ActivationStore.from_arrays(np.where(x > 0.999, x, 0) * 0, tmp_path / "zeros")  # where all are 0 the rule would leave out none anyway
 
 
 def test_activations_straight_from_a_network_are_stored(tmp_path, world):
     x = torch.from_numpy(world).requires_grad_()
-    store = store_arrays(x * 1, tmp_path / "store")
+    store = ActivationStore.from_arrays(x * 1, tmp_path / "store")
     assert torch.equal(store.read(np.arange(3)).x, x.detach()[:3].flatten(0, 1))
 
 
 def test_bfloat16_holds_what_float16_would_lose(tmp_path):
     x = torch.full((3, 4, 2), 98_883.0, dtype=torch.bfloat16)
-    store = store_arrays(x, tmp_path / "store", norm_multiple=None)
+    store = ActivationStore.from_arrays(x, tmp_path / "store", norm_multiple=None)
     assert torch.isfinite(store.read(np.arange(3)).x).all()
 
 
@@ -238,7 +242,7 @@ def test_bfloat16_holds_what_float16_would_lose(tmp_path):
 )
 def test_arrays_that_cannot_be_stored_are_refused_with_the_reason(tmp_path, x, options, sentence):
     with pytest.raises(TemporalLensError, match=sentence):
-        store_arrays(x, tmp_path / "store", **options)
+        ActivationStore.from_arrays(x, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
 
 
@@ -248,7 +252,7 @@ def test_arrays_that_turn_out_bad_late_leave_nothing_behind(tmp_path, monkeypatc
     x = np.ones((6, 3, 2), np.float32)
     x[5, 2, 1] = np.inf
     with pytest.raises(TemporalLensError, match="at sequence 5, index 2"):
-        store_arrays(x, tmp_path / "store")
+        ActivationStore.from_arrays(x, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -266,12 +270,12 @@ def test_an_interrupted_import_goes_on_with_the_same_arrays_and_no_others(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            store_arrays(world, tmp_path / "cut")
+            ActivationStore.from_arrays(world, tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("shard-*"))) == 3
     with pytest.raises(TemporalLensError, match="unfinished harvest with other settings"):
-        store_arrays(world + 1, tmp_path / "cut")
-    store_arrays(world, tmp_path / "cut")
-    store_arrays(world, tmp_path / "whole")
+        ActivationStore.from_arrays(world + 1, tmp_path / "cut")
+    ActivationStore.from_arrays(world, tmp_path / "cut")
+    ActivationStore.from_arrays(world, tmp_path / "whole")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tools.fuzz import FORMATS, STUDY, Format, fuzz, in_time
 
-from temporallens.activations.importing import LARGEST_UNPACKED, read_array, store_arrays
+from temporallens.activations.importing import LARGEST_UNPACKED, read_array
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.posthoc import PostHoc
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
@@ -92,7 +92,7 @@ def stranger(store: ActivationStore, **changes: object) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> ActivationStore:
-    return store_arrays(np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32), tmp_path / "store")
+    return ActivationStore.from_arrays(np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32), tmp_path / "store")
 
 
 def test_a_shard_that_is_a_link_out_of_the_store_is_refused(small: ActivationStore, tmp_path: Path) -> None:

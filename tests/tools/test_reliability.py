@@ -16,7 +16,6 @@ import pytest
 import torch
 from tools.chaos import contents, write_study
 
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.kinds import ARMS, Arm
@@ -221,7 +220,7 @@ def constant_at_a_position(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("change", [zero_rows, constant_dimensions, huge, tiny, constant_at_a_position])
 def test_awkward_activations_give_finite_dictionaries_of_every_kind(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    store = store_arrays(awkward(change), tmp_path / "store", norm_multiple=None)
+    store = ActivationStore.from_arrays(awkward(change), tmp_path / "store", norm_multiple=None)
     policy = POLICY.model_copy(update={"steps": 10, "batch_size": 32})
     split = store.split(policy.held_out, policy.data_seed)
     refusals: list[str] = []
@@ -244,36 +243,42 @@ def test_a_number_that_is_none_is_named_with_its_place(tmp_path: Path, value: fl
     x = awkward(lambda x: x)
     x[place] = value
     with pytest.raises(TemporalLensError, match=f"NaN or infinity at sequence {place[0]}, index {place[1]}"):
-        store_arrays(x, tmp_path / "store")
+        ActivationStore.from_arrays(x, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 def test_float64_beyond_float32_is_refused_and_float16_is_widened(tmp_path: Path) -> None:
     with pytest.raises(TemporalLensError, match="NaN or infinity at sequence 0, index 0"):
-        store_arrays(np.full((4, 3, 2), 1e300), tmp_path / "wide")
+        ActivationStore.from_arrays(np.full((4, 3, 2), 1e300), tmp_path / "wide")
     with pytest.raises(TemporalLensError, match="NaN or infinity at sequence 0, index 0"):
-        store_arrays(np.full((4, 3, 2), np.inf, np.float16), tmp_path / "half")  # what 70,000 becomes in float16
-    store = store_arrays(np.full((4, 3, 2), 60_000.0, np.float16), tmp_path / "store", norm_multiple=None)
+        ActivationStore.from_arrays(np.full((4, 3, 2), np.inf, np.float16), tmp_path / "half")  # what 70,000 becomes in float16
+    store = ActivationStore.from_arrays(np.full((4, 3, 2), 60_000.0, np.float16), tmp_path / "store", norm_multiple=None)
     assert store.manifest.description.dtype == "float32"
     assert store.read(np.arange(4)).x.unique().tolist() == [60_000.0]
 
 
 def test_a_single_position_and_a_single_sequence_are_trained_or_refused(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(80, 1, 6)).astype(np.float32)
-    single = store_arrays(x, tmp_path / "position", exclude_first=False)
+    single = ActivationStore.from_arrays(x, tmp_path / "position", exclude_first=False)
     trained = train(single, BatchTopK(features=12, k=2), 20, tmp_path / "run", batch_size=16)
     held_out = single.split(0.1, 0).held_out
     assert np.isfinite(evaluate_reconstruction(trained.dictionary, single, held_out, trained.summary["scale"]).fve)
     with pytest.raises(TemporalLensError, match="8 groups cannot divide 1 positions"):
         train(single, ARMS["positional"](features=12, k=2), 5, tmp_path / "masked", batch_size=16)
     with pytest.raises(TemporalLensError, match="holds 1 document"):
-        train(store_arrays(x.reshape(1, 80, 6), tmp_path / "sequence"), BatchTopK(features=12, k=2), 5, tmp_path / "one", batch_size=16)
+        train(
+            ActivationStore.from_arrays(x.reshape(1, 80, 6), tmp_path / "sequence"),
+            BatchTopK(features=12, k=2),
+            5,
+            tmp_path / "one",
+            batch_size=16,
+        )
 
 
 def test_sequences_of_unequal_length_down_to_one_token_are_trained(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x, lengths = generator.normal(size=(120, 9, 6)).astype(np.float32), generator.integers(1, 10, 120)
-    store = store_arrays(x, tmp_path / "store", mask=np.arange(9) < lengths[:, None])
+    store = ActivationStore.from_arrays(x, tmp_path / "store", mask=np.arange(9) < lengths[:, None])
     trained = train(store, ARMS["positional"](features=24, k=3, groups=3), 20, tmp_path / "run", batch_size=32)
     measured = evaluate_reconstruction(trained.dictionary, store, store.split(0.1, 0).held_out, trained.summary["scale"])
     assert measured.position_fve[0] is None

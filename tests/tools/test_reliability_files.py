@@ -15,7 +15,6 @@ import torch
 from tools.errors import PAGE, sentences, with_list
 
 from temporallens.activations import importing, store
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
@@ -216,11 +215,11 @@ def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(tmp_pa
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(TemporalLensError, match="store is in use by another temporallens process"):
-            store_arrays(x, tmp_path / "store")
+            ActivationStore.from_arrays(x, tmp_path / "store")
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-    assert store_arrays(x, tmp_path / "store").sequences == 4
+    assert ActivationStore.from_arrays(x, tmp_path / "store").sequences == 4
 
 
 def test_what_killed_processes_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
@@ -238,7 +237,7 @@ def test_what_killed_processes_left_is_swept_away_and_nothing_else(tmp_path: Pat
 def test_a_foreign_folder_is_refused_without_a_trace(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(TemporalLensError, match=r"is not empty \(it holds 'letter.txt'\)"):
-        store_arrays(np.ones((4, 3, 2), np.float32), tmp_path)
+        ActivationStore.from_arrays(np.ones((4, 3, 2), np.float32), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -267,9 +266,9 @@ def test_an_import_for_which_the_disk_is_too_small_goes_on_later(tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_tensors", full)
         with pytest.raises(CannotWriteError, match="shard-00003"):
-            store_arrays(x, tmp_path / "store")
+            ActivationStore.from_arrays(x, tmp_path / "store")
     assert len(list((tmp_path / "store").glob("shard-*"))) == 3
-    again = store_arrays(x, tmp_path / "store")
+    again = ActivationStore.from_arrays(x, tmp_path / "store")
     assert torch.equal(again.read(np.arange(6)).x, torch.from_numpy(x).flatten(0, 1))
     assert isinstance(again, ActivationStore)
 

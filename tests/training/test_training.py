@@ -10,8 +10,8 @@ import pytest
 import torch
 from tests.conftest import ARMS, POLICY
 
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.loader import Loader
+from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK, BatchTopKDictionary
 from temporallens.dictionaries.arms.budgeted import Budgeted
 from temporallens.dictionaries.arms.positional import Positional
@@ -363,10 +363,10 @@ def test_a_policy_that_makes_no_sense_is_refused_in_one_sentence(store, trained,
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):
-    constant = store_arrays(np.ones((8, 9, 2), np.float32), tmp_path / "constant")
+    constant = ActivationStore.from_arrays(np.ones((8, 9, 2), np.float32), tmp_path / "constant")
     with pytest.raises(TemporalLensError, match="are constant"):
         train(constant, BatchTopK(features=4, k=1), 5, tmp_path / "run", batch_size=8)
-    single = store_arrays(np.random.default_rng(0).normal(size=(1, 9, 2)).astype(np.float32), tmp_path / "single")
+    single = ActivationStore.from_arrays(np.random.default_rng(0).normal(size=(1, 9, 2)).astype(np.float32), tmp_path / "single")
     with pytest.raises(TemporalLensError, match="holds 1 document"):
         train(single, BatchTopK(features=4, k=1), 5, tmp_path / "run", batch_size=8)
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from temporallens.activations.importing import store_arrays
 from temporallens.activations.moments import MomentSums
+from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.budgeted import Budgeted
 from temporallens.dictionaries.arms.position_mean import PositionMean
 from temporallens.dictionaries.arms.standard import Standard
@@ -189,7 +189,7 @@ def positional_store(folder):
     codes = (generator.random((200, POSITIONS, 40)) < 0.1) * generator.random((200, POSITIONS, 40))
     loud = np.linspace(0.5, 2, POSITIONS)[:, None]
     x = 3 * generator.normal(size=(POSITIONS, WIDTH * 3)) + loud * (codes @ directions)
-    return store_arrays(x.astype(np.float32), folder, documents=np.arange(200) % 20)
+    return ActivationStore.from_arrays(x.astype(np.float32), folder, documents=np.arange(200) % 20)
 
 
 @pytest.fixture(scope="module")

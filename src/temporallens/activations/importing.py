@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS
+from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter, refuse_occupied
+from temporallens.activations.writer import Rows, StoreWriter, refuse_occupied
 from temporallens.defaults import own_defaults
 from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean
 from temporallens.files import abandon, in_order, locked, user_path
@@ -216,8 +217,8 @@ def store_arrays(
     exclude_first: bool = True,
     norm_multiple: SupportsFloat | None = NORM_MULTIPLE,
     source: str = "arrays",
-) -> ActivationStore:
-    """Write `[N, S, D]` activations (an array or tensor of float16, bfloat16, float32 or float64) as a float32 store.
+) -> Path:
+    """Write `[N, S, D]` activations (an array or tensor of float16, bfloat16, float32 or float64) as a float32 store; its folder.
 
     mask `[N, S]` is true where there is an activation; tokens `[N, S]` are ids; documents `[N]` say which sequences belong
     together (by default each is a document of its own) and so must not be divided between training and held-out data.

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.activations.store import ActivationStore, Rows
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows
 from temporallens.errors import TemporalLensError
 
 WINDOW_BYTES = 128 << 20

@@ -7,7 +7,7 @@ Weights are kept with one row per feature: `encoder [F, D]`, `decoder [F, D]` (u
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -96,8 +96,29 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}" if not isinstance(value, list | tuple) else f"a list that holds {np.asarray(value).dtype}"
 
 
+Role = Literal["ordinary", "baseline", "fallback", "control", "positional", "temporal"]
+"""What an arm is for in a study.
+
+`ordinary`: knows nothing of position; what others gain on order and probing tasks is over the first of these in a study.
+`baseline`: what every other arm is compared with at equal L0.
+`fallback`: stands in where a study has no baseline.
+`control`: under a mask that no training found: what a learned one must beat.
+`positional`: learns at which positions each feature is open; the headline picture is of one.
+`temporal`: knows of time or order in another way.
+"""
+
+
 class ArmConfig(Settings):
-    """What every arm's configuration has; each arm adds its own fields and builds its dictionary."""
+    """What every arm's configuration has; each arm adds its own fields, `kind` among them, and builds its dictionary."""
+
+    if TYPE_CHECKING:  # each arm has it after what it inherits, which is the order in which studies are written
+        kind: str
+
+    roles: ClassVar[tuple[Role, ...]] = ()
+    """What the arm is for in a study; it may be of no such use."""
+
+    wants_weights: ClassVar[bool] = False
+    """Whether the adaptive position weights are followed for its dictionary's `follow_weights`, even where no loss is weighed by them."""
 
     level: ClassVar[str | None] = None
     """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
@@ -190,21 +211,21 @@ class Progress(NamedTuple):
 class Dictionary(nn.Module):
     """Encodes activations into sparse non-negative codes and reconstructs them; arms say how."""
 
-    kind: ClassVar[str]
-    architecture: ClassVar[str]
-    """What `cfg.json` calls it: a name that SAELens knows where an ordinary SAE has the same codes."""
+    architecture: ClassVar[str | None] = None
+    """SAELens' name of the ordinary SAE that has the same codes; None where there is none."""
     masked: ClassVar[bool] = False
     """Whether codes depend on positions."""
     wants_previous: ClassVar[bool] = False
     """Whether a training step needs the activation of the token before each row."""
-    wants_weights: ClassVar[bool] = False
-    """Whether the adaptive position weights are followed for this arm's `follow_weights`, even where no loss is weighed by them."""
 
+    config: ArmConfig
+    """What it was made by."""
     position_offset: Tensor | None
     position_gain: Tensor | None
 
-    def __init__(self, width: int, features: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, config: ArmConfig, generator: torch.Generator) -> None:
         super().__init__()
+        self.config, features = config, config.features
         directions = torch.randn(features, width, generator=generator, dtype=torch.float32)
         directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
         self.encoder = nn.Parameter(directions.clone())
@@ -217,6 +238,11 @@ class Dictionary(nn.Module):
         """In which the product with the encoder nominates candidates while training; codes are float32 all the same."""
         self.position_policy: int | Literal["mean"] | None = None
         """What `encode` of `[N, D]` without positions assumes: nothing (it raises), one position, or the mean mask."""
+
+    @property
+    def kind(self) -> str:
+        """Of its arm."""
+        return self.config.kind
 
     @property
     def features(self) -> int:

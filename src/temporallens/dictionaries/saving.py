@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.base import Dictionary, known_policy
-from temporallens.dictionaries.kinds import Arm
+from temporallens.dictionaries.base import ArmConfig, Dictionary, known_policy
+from temporallens.dictionaries.kinds import ARMS, Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors
 
@@ -28,14 +28,16 @@ WEIGHTS = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "dec
 ARM: TypeAdapter[Any] = TypeAdapter(Arm)
 
 
-def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positions: int, metadata: dict[str, Any] | None = None) -> None:
+def save_dictionary(
+    dictionary: Dictionary, folder: Path | str, arm: ArmConfig, positions: int, metadata: dict[str, Any] | None = None
+) -> None:
     """Write a dictionary in raw units (folded). `metadata` goes into `metadata.temporallens` beside the arm."""
     folder = user_path(folder)
     weights = write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
     ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions}
     ours |= {"position_policy": known_policy(dictionary.position_policy), "state": dictionary.record(), "weights_sha256": weights}
     config = {
-        "architecture": f"temporallens_{dictionary.kind}" if dictionary.position_aware else dictionary.architecture,
+        "architecture": _architecture(dictionary),
         "d_in": dictionary.width,
         "d_sae": dictionary.features,
         "dtype": "float32",
@@ -46,6 +48,11 @@ def save_dictionary(dictionary: Dictionary, folder: Path | str, arm: Arm, positi
         "metadata": {"sae_lens_version": SAELENS_VERSION, "temporallens": ours | (metadata or {})},
     }
     write_json(folder / "cfg.json", config | dictionary.layout())
+
+
+def _architecture(dictionary: Dictionary) -> str:
+    ordinary = None if dictionary.position_aware else dictionary.architecture
+    return ordinary or f"temporallens_{dictionary.kind}"
 
 
 def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
@@ -71,8 +78,11 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 
 @own_defaults()
-def load_dictionary(folder: Path | str) -> Dictionary:
-    """Read a saved dictionary back, bit for bit. Raises TemporalLensError for missing, foreign or damaged files."""
+def load_dictionary(folder: Path | str, arm: type[ArmConfig] | None = None) -> Dictionary:
+    """Read a saved dictionary back, bit for bit. `arm` is the class of its arm where that is one of your own.
+
+    Raises TemporalLensError for missing, foreign or damaged files, and for arms that do not come with this version.
+    """
     folder = user_path(folder)
     config = read_config(folder)
     ours = config["metadata"]["temporallens"]
@@ -80,33 +90,27 @@ def load_dictionary(folder: Path | str) -> Dictionary:
     tensors, _ = read_tensors(path, "the weights of a saved dictionary", foreign=True)
     if ours.get("weights_sha256") not in (None, tensor_digest(tensors)):
         raise TemporalLensError(f"{path} does not have the checksum that cfg.json states: the two were not saved together, or are damaged")
-    try:
-        arm, said = ARM.validate_python(ours["arm"]), Said.model_validate({**config, **ours})
-        arm.check(said.positions)
-    except ValidationError as error:
-        raise TemporalLensError(f"{folder / 'cfg.json'} does not describe an arm that this version knows: {_first(error)}") from error
-    except KeyError as error:
-        raise TemporalLensError(f"{folder / 'cfg.json'} does not say which arm it is: {error} is missing") from error
-    width, features, positions = said.d_in, said.d_sae, said.positions
+    made, sizes = _described(folder / "cfg.json", config, ours, arm)
+    width, features, positions = sizes.d_in, sizes.d_sae, sizes.positions
     shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, width), "b_dec": (width,)}
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise TemporalLensError(f"{path}: '{name}' should have shape {shape}, the file has {found}")
-    if arm.features != features:
-        raise TemporalLensError(f"{folder / 'cfg.json'} contradicts itself: d_sae is {features}, the arm has {arm.features} features")
-    _check_fit(arm, said, tensors, path)
-    dictionary = arm.make(width, positions, torch.Generator())
+    if made.features != features:
+        raise TemporalLensError(f"{folder / 'cfg.json'} contradicts itself: d_sae is {features}, the arm has {made.features} features")
+    _check_fit(made, sizes, tensors, path)
+    dictionary = made.make(width, positions, torch.Generator())
     _fill(dictionary, tensors, path)
-    dictionary.position_policy = said.position_policy
+    dictionary.position_policy = sizes.position_policy
     try:
         dictionary.restore_record(ours["state"])
     except (KeyError, TypeError) as error:
-        raise TemporalLensError(f"{folder / 'cfg.json'} is damaged: its state is not that of a '{arm.kind}' dictionary") from error
+        raise TemporalLensError(f"{folder / 'cfg.json'} is damaged: its state is not that of a '{made.kind}' dictionary") from error
     return dictionary.eval()
 
 
-class Said(BaseModel):
+class Sizes(BaseModel):
     """What `cfg.json` says of sizes, within bounds that every real dictionary keeps."""
 
     d_in: int = Field(ge=1, lt=1 << 24)
@@ -115,15 +119,32 @@ class Said(BaseModel):
     position_policy: Annotated[int, Field(ge=0)] | Literal["mean"] | None = None
 
 
+def _described(path: Path, config: dict[str, Any], ours: dict[str, Any], own: type[ArmConfig] | None) -> tuple[ArmConfig, Sizes]:
+    """The arm and the sizes that `cfg.json` describes; `own` is a class that does not come with this version."""
+    kind = ours["arm"].get("kind") if isinstance(ours.get("arm"), dict) else None
+    if own is None and isinstance(kind, str) and kind not in ARMS:
+        remedy = "if it is one of your own, name its class: load_dictionary(folder, arm=...)"
+        raise TemporalLensError(f"{path} does not describe an arm that this version knows, but one of kind '{kind}'; {remedy}")
+    try:
+        arm = ARM.validate_python(ours["arm"]) if own is None else own.model_validate(ours["arm"])
+        sizes = Sizes.model_validate({**config, **ours})
+        arm.check(sizes.positions)
+    except ValidationError as error:
+        raise TemporalLensError(f"{path} does not describe an arm that this version knows: {_first(error)}") from error
+    except KeyError as error:
+        raise TemporalLensError(f"{path} does not say which arm it is: {error} is missing") from error
+    return arm, sizes
+
+
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _check_fit(arm: Any, said: Said, tensors: dict[str, Tensor], path: Path) -> None:
+def _check_fit(arm: ArmConfig, sizes: Sizes, tensors: dict[str, Tensor], path: Path) -> None:
     """Raise TemporalLensError unless the file holds the tensors of such an arm; the arm is built without memory for it."""
     with torch.device("meta"):
-        dictionary = arm.make(said.d_in, said.positions, torch.Generator())
+        dictionary = arm.make(sizes.d_in, sizes.positions, torch.Generator())
     _matched(dictionary, tensors, path)
 
 

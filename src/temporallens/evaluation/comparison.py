@@ -14,15 +14,12 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.kinds import kinds_of
 from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of, ratio_of
 
 REACH = 0.05
 """Share of an L0 within which two L0 count as equal: so far beyond its range a curve is read, along its nearest line."""
-
-BASELINES = ("batchtopk", "position_mean")
-"""Kinds that others are compared with: today's strongest, and the cheapest thing that knows positions."""
-LAST_RESORT = "standard"
-"""The kind that others are compared with where there is none of those: the lab notes' own baseline."""
 
 
 class Part(BaseModel):
@@ -101,13 +98,14 @@ def compare(runs: Sequence[Measured], levels: Sequence[float]) -> Comparison:
 
 
 def baselines_among(runs: Sequence[Measured]) -> list[str]:
-    """For each kind of baseline the family of that name, or else the first of that kind."""
-    found: list[str] = []
-    for kind in (*BASELINES, LAST_RESORT):
-        families = list(dict.fromkeys(run.family for run in runs if run.kind == kind))
-        if families and not (kind == LAST_RESORT and found):
-            found.append(kind if kind in families else families[0])
-    return found
+    """The families that others are compared with (`dictionaries.base.Role`): one for each kind of baseline, or else of fallback."""
+    return _families_of("baseline", runs) or _families_of("fallback", runs)
+
+
+def _families_of(role: Role, runs: Sequence[Measured]) -> list[str]:
+    """For each kind of a role the family of that name, or else the first of that kind."""
+    by_kind = [(kind, list(dict.fromkeys(run.family for run in runs if run.kind == kind))) for kind in kinds_of(role)]
+    return [kind if kind in families else families[0] for kind, families in by_kind if families]
 
 
 def _baselines_of(family: str, baselines: Sequence[str]) -> Sequence[str]:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float32, Float64, Int, Int32, Int64
 
 from temporallens.activations.loader import sequential
-from temporallens.activations.store import ActivationStore, Rows, SequenceTable
+from temporallens.activations.store import ActivationStore, SequenceTable
+from temporallens.activations.writer import Rows
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from temporallens.activations.loader import sequential
 from temporallens.activations.moments import FIRST, MomentSums
-from temporallens.activations.store import ActivationStore, Rows
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from temporallens.dictionaries.kinds import kinds_of
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import read_json
 from temporallens.layout import RunId
 from temporallens.serial import as_json
 from temporallens.study.config import Variant
-
-ORDINARY = ("batchtopk", "topk", "jumprelu", "matryoshka", "standard")
-"""Kinds of ordinary dictionaries, the one to be compared with first."""
 
 COMPARED = tuple(name for name, section in SECTIONS.items() if section.gains)
 
@@ -21,7 +19,7 @@ def partners(measured: Sequence[tuple[RunId, Variant]]) -> dict[str, str]:
     """For each dictionary of one activations entry the ordinary one that it is compared with, by name: of the first ordinary arm the one
     of its own level and seed, or the only one that there is. Dictionaries without such a partner are left out, and so are all where no arm
     is ordinary."""
-    family = next((variant.family for kind in ORDINARY for _, variant in measured if variant.arm.kind == kind), None)
+    family = next((variant.family for kind in kinds_of("ordinary") for _, variant in measured if variant.arm.kind == kind), None)
     ordinary = [(run, variant) for run, variant in measured if variant.family == family]
     found = {}
     for run, variant in measured:

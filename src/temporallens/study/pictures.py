@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.document_errors import errors_by_document
 from temporallens.evaluation.firings import find_firings, profile
@@ -46,7 +47,6 @@ Result = Mapping[str, Any]
 """One of the `runs` of `results.json`."""
 Arms = Mapping[str, Mapping[str, Any]]
 """The arms of the study, by family."""
-POSITIONAL = ("positional", "positional_relu")
 
 
 class Picture(NamedTuple):
@@ -101,14 +101,14 @@ def shown(runs: Sequence[Result]) -> list[Result]:
 def headline(runs: Sequence[Result], arms: Arms) -> Result:
     """The run whose picture is `position_analysis.png`: the first positional one shown that weighs positions (lab notes, Run 5), or
     else the first positional one, or the first of all."""
-    positional = [result for result in shown(runs) if result["kind"] in POSITIONAL]
+    positional = [result for result in shown(runs) if result["kind"] in kinds_of("positional")]
     weighing = [result for result in positional if weighs(result, arms)]
     return (weighing or positional or list(runs))[0]
 
 
 def weighs(result: Result, arms: Arms) -> bool:
     """Whether a run followed the losses of positions, to weigh them or to spend its codes by them."""
-    return bool(arms[result["family"]].get("position_weights")) or result["kind"] == "budgeted"
+    return bool(arms[result["family"]].get("position_weights")) or ARMS[result["kind"]].wants_weights
 
 
 def run_title(result: Result) -> str:

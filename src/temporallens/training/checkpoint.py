@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.kinds import Arm
+from temporallens.dictionaries.base import ArmConfig
 from temporallens.errors import TemporalLensError
 from temporallens.files import canonical_json, fingerprint, read_tensors, write_tensors
 from temporallens.training.policy import TrainingPolicy
@@ -27,7 +27,7 @@ def checkpoint_file(folder: Path, settings: Any) -> Path:
     return folder / f"checkpoint-{fingerprint(settings)[:16]}.safetensors"
 
 
-def training_settings(store: ActivationStore, runs: Sequence[tuple[str, Arm, int]], policy: TrainingPolicy) -> Any:
+def training_settings(store: ActivationStore, runs: Sequence[tuple[str, ArmConfig, int]], policy: TrainingPolicy) -> Any:
     """Everything that shapes a training run of several arms (name, arm and seed of each), as plain JSON."""
     return [
         store.manifest.model_dump(mode="json"),

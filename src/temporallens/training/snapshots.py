@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from temporallens.dictionaries.base import Dictionary, Progress
-from temporallens.dictionaries.kinds import Arm
+from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_tensors, write_tensors
 from temporallens.training.policy import TrainingPolicy
@@ -42,10 +41,10 @@ def take(dictionary: Dictionary, path: Path) -> None:
     write_tensors(path, dictionary.state_dict())
 
 
-def retake(path: Path, arm: Arm, width: int, positions: int, place: Progress) -> Dictionary:
+def retake(path: Path, arm: ArmConfig, width: int, positions: int, place: Progress) -> Dictionary:
     """The dictionary that was kept after the step `place`. Raises TemporalLensError where the file is missing or damaged."""
     tensors, _ = read_tensors(path, "a dictionary kept during training")
-    dictionary: Dictionary = arm.make(width, positions, torch.Generator())
+    dictionary = arm.make(width, positions, torch.Generator())
     try:
         dictionary.load_state_dict(tensors)
     except RuntimeError as error:

@@ -21,7 +21,6 @@ from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
-from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path, write_json
@@ -50,7 +49,7 @@ class ArmRun(NamedTuple):
     """One dictionary to train."""
 
     name: str  # its folder
-    arm: Arm
+    arm: ArmConfig
     seed: int  # of its initial weights
 
 
@@ -79,7 +78,7 @@ class Trainee:
         self.run, self._policy = run, policy
         scales = scales or flat_scales(positions, width)
         generator = torch.Generator().manual_seed(run.seed)
-        self.dictionary: Dictionary = run.arm.make(width, positions, generator)
+        self.dictionary = run.arm.make(width, positions, generator)
         if run.arm.centre != "pooled":
             gain = scales.gain if run.arm.centre == "position_scaled" else torch.ones_like(scales.gain)
             self.dictionary.wear(scales.offset.clone(), gain.clone())
@@ -401,12 +400,13 @@ class _Finishing:
         speed = policy.steps * policy.batch_size / max(trainee.seconds, 1e-9)
         write_json(folder / "timing.json", {"seconds": trainee.seconds, "tokens_per_second": speed})
         write_json(folder / "training.json", summary)
-        return TrainedArm(folder, load_dictionary(folder), summary)
+        return TrainedArm(folder, load_dictionary(folder, type(run.arm)), summary)
 
 
-def train(store: ActivationStore | Path | str, arm: Arm, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
+def train(store: ActivationStore | Path | str, arm: ArmConfig, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
     """Train one arm; the dictionary, its history and its summary are written straight into the folder `out`.
 
+    `arm` is one of the arms that come with the package, or of a subclass of `dictionaries.base.ArmConfig` of your own.
     `store` may be the folder of one; further keywords are fields of `TrainingPolicy`. Raises TemporalLensError as `train_arms`
     does, for an impossible policy, and when `out` holds a dictionary already.
     """

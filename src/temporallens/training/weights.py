@@ -97,7 +97,7 @@ def adaptive_weights(arm: ArmConfig, dictionary: Dictionary, scales: PositionSca
     """The weights that an arm follows. Permuted labels have no variance of their own to divide a loss by."""
     alike = torch.ones_like(scales.variance)
     sparsity = arm.position_sparsity if isinstance(arm, L1Config) else "uniform"
-    wanted = arm.position_weights or dictionary.wants_weights
+    wanted = arm.position_weights or arm.wants_weights
     by_loss = PositionWeights(scales.share, alike if arm.permuted else scales.variance) if wanted else None
     by_magnitude = PositionWeights(scales.share, alike) if sparsity == "own" else None
     chosen = {"uniform": None, "shared": by_loss, "own": by_magnitude}[sparsity]

@@ -17,7 +17,8 @@ from temporallens.activations.language.harvest import HarvestPolicy, harvest, ha
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowShape, evenly_spaced, row_shape, token_rows, tokenised
 from temporallens.activations.moments import FIRST, NORM, SPECIAL
-from temporallens.activations.store import ActivationStore, Rows, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import harvest_of
 from temporallens.evaluation.scan import scan

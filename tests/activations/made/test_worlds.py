@@ -13,7 +13,8 @@ from torch import Tensor
 
 from temporallens.activations.made import worlds as synthetic
 from temporallens.activations.made.worlds import CLASSES, Truth, WorldPolicy, harvest_world, read_truth, true_codes, truth_of, zipf_rates
-from temporallens.activations.store import ActivationStore, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import StoreWriter
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.known.worlds import groups_of, judge_mask, posthoc_mask, score_world
@@ -31,7 +32,7 @@ class Told(StandardDictionary):
     masked = True
 
     def __init__(self, truth: Truth, gates: Tensor | None, codes: Tensor) -> None:
-        super().__init__(truth.policy.width, truth.policy.features, torch.Generator().manual_seed(0))
+        super().__init__(truth.policy.width, Standard(features=truth.policy.features), torch.Generator().manual_seed(0))
         self._gates, self._codes, self._given = gates, codes, 0
         with torch.no_grad():
             self.decoder.copy_(torch.from_numpy(truth.directions))

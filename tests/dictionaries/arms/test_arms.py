@@ -12,7 +12,7 @@ from tests.conftest import LENGTH, POLICY, WIDTH
 from torch import Tensor
 from torch.nn import functional
 
-from temporallens.activations.importing import store_arrays
+from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import tsae
 from temporallens.dictionaries.arms.topk import largest_of_rows, largest_of_rows_static
 from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
@@ -284,7 +284,7 @@ def test_contrast_brings_high_level_codes_of_adjacent_tokens_together(tmp_path):
     slow = np.repeat(generator.random((120, 1, 12)) < 0.15, 12, axis=1)
     present = np.concatenate([slow, generator.random((120, 12, 12)) < 0.15], axis=2)
     x = ((present * (0.5 + generator.random(present.shape))) @ generator.normal(size=(24, 16))).astype(np.float32)
-    store = store_arrays(x, tmp_path / "store", exclude_first=False)
+    store = ActivationStore.from_arrays(x, tmp_path / "store", exclude_first=False)
     arms = {"with": TSAE(features=40, k=4, alpha=30.0, temperature=0.2), "without": TSAE(features=40, k=4, alpha=0.0)}
     policy = POLICY.model_copy(update={"steps": 80})
     trained = train_arms(store, [ArmRun(name, arm, 0) for name, arm in arms.items()], policy, tmp_path / "arms")

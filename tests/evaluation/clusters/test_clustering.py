@@ -16,9 +16,9 @@ from sklearn.metrics import silhouette_score
 from made_firings import POSITIONS, box, comb, flat, sampled
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world, read_truth, true_codes, truth_of
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.arms.standard import StandardDictionary
-from temporallens.evaluation.clusters.distances import between, condensed
-from temporallens.evaluation.clusters.motifs import motifs_of, similarity
+from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
+from temporallens.evaluation.clusters.distances import between, condensed, similarity
+from temporallens.evaluation.clusters.motifs import motifs_of
 from temporallens.evaluation.clusters.policy import ClustersPolicy, DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Table, bins_of, profiles_of, rotated, select, shuffled, standardised, table_of
 from temporallens.evaluation.clusters.section import cluster_firings, measure_clusters
@@ -337,7 +337,7 @@ def test_a_cluster_without_a_feature_in_the_sample_has_no_stability() -> None:
 
 def test_matching_finds_the_same_features_in_another_order(trained: dict[str, TrainedArm]) -> None:
     ours = trained["batchtopk"].dictionary
-    other = StandardDictionary(ours.width, ours.features, torch.Generator().manual_seed(0))
+    other = Standard(features=ours.features).build(ours.width, 1, torch.Generator().manual_seed(0))
     order = torch.randperm(ours.features, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         other.decoder.copy_(ours.decoder[order])
@@ -384,7 +384,7 @@ class Oracle(StandardDictionary):
 
     def __init__(self, store: ActivationStore) -> None:
         truth = read_truth(store.folder)
-        super().__init__(truth.policy.width, truth.policy.features, torch.Generator().manual_seed(0))
+        super().__init__(truth.policy.width, Standard(features=truth.policy.features), torch.Generator().manual_seed(0))
         self._codes = torch.from_numpy(true_codes(truth.policy, store.sequence_table.sequence))
         self._known = {row.numpy().tobytes(): number for number, row in enumerate(store.read(np.arange(store.sequences)).x)}
         with torch.no_grad():

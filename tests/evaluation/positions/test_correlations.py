@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.arms.standard import StandardDictionary
+from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.firings import find_firings, profile
 from temporallens.evaluation.masks import closed_mass
@@ -67,7 +67,7 @@ class Gated(StandardDictionary):
     masked = True
 
     def __init__(self, width: int, features: int, gates: Tensor) -> None:
-        super().__init__(width, features, torch.Generator().manual_seed(0))
+        super().__init__(width, Standard(features=features), torch.Generator().manual_seed(0))
         self._gates = gates
 
     def codes(self, x: Tensor, positions: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from temporallens.activations.language.models import LanguageModel
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
+from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.probing import section as pooled_probing
 from temporallens.evaluation.probing.fitting import FOLDS, best_columns, dense_probes, draw_tasks, sparse_probes
@@ -372,3 +373,15 @@ def test_fingerprints_tell_dictionaries_apart() -> None:
     changed = build()
     changed.position_policy = 3  # type: ignore[attr-defined]
     assert len({dictionary_fingerprint(one) for one in (first, other, changed)}) == 3  # type: ignore[arg-type]
+
+
+def test_a_fingerprint_is_of_what_is_saved_and_not_of_how_an_object_keeps_it(tmp_path: Path) -> None:
+    arm = BatchTopK(features=16, k=4)
+    made = arm.build(WIDTH, 8, torch.Generator().manual_seed(0))
+    saved = dictionary_fingerprint(made)
+    made._expected = 0.7  # type: ignore[attr-defined]  # where the next batch looks first: no result follows from it
+    made.note = "a private word"
+    assert dictionary_fingerprint(made) == saved
+    save_dictionary(made, tmp_path / "saved", arm, 8)
+    assert dictionary_fingerprint(load_dictionary(tmp_path / "saved")) == saved
+    assert dictionary_fingerprint(BatchTopK(features=16, k=5).build(WIDTH, 8, torch.Generator().manual_seed(0))) != saved

@@ -21,7 +21,8 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.texts import hub as labelled_hub
 from temporallens.evaluation.texts import shipped as labelled_shipped
 from temporallens.evaluation.texts.hub import HUB_SETS, hub_set
-from temporallens.evaluation.texts.labelled import COLUMNS, LEAST_TEXTS, Columns, LabelledSet, open_sets, read_folder, read_table
+from temporallens.evaluation.texts.labelled import COLUMNS, LEAST_TEXTS, Columns, LabelledSet, read_folder, read_table
+from temporallens.evaluation.texts.sets import open_sets
 from temporallens.evaluation.texts.shipped import SHIPPED_SETS, shipped_set
 
 PAIRS = [(f"{word} number {number}", word) for number in range(LEAST_TEXTS) for word in ("good", "bad")]

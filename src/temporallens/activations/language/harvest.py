@@ -28,8 +28,10 @@ from temporallens.activations.language.corpora import Corpus, at_commit, open_co
 from temporallens.activations.language.model_files import same_content
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.language.token_rows import RowPolicy, row_shape, token_rows
+from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
-from temporallens.activations.store import ACROSS_DOCUMENTS, PROGRESS_FILE, ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
+from temporallens.activations.writer import PROGRESS_FILE, Rows, StoreWriter
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path

@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from temporallens.activations.language.shipped import quiet_transformers
+from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, make_folder, read_json, user_path, write_json, write_tensors
@@ -307,7 +309,7 @@ def harvest_records(policy: RecordsPolicy, out: Path | str) -> ActivationStore:
                 writer.append(rows)
                 advance(len(rows.x))
         _write_truth(policy, trained, out)
-        return writer.finish()
+        return ActivationStore(writer.finish())
 
 
 def _start_over(out: Path, description: StoreDescription) -> None:

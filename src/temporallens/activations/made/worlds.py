@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, ValidationError, model_validator
 
+from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, user_path, write_json, write_tensors
@@ -396,7 +398,7 @@ def harvest_world(policy: WorldPolicy, out: Path | str) -> ActivationStore:
                 writer.append(rows)
                 advance(len(rows.x))
     _write_truth(truth, out)
-    return writer.finish()
+    return ActivationStore(writer.finish())
 
 
 def _tensors(truth: Truth) -> dict[str, np.ndarray]:

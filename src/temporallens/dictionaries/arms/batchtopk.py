@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Role
 from temporallens.dictionaries.sparse import (
     Block,
     Codes,
@@ -51,22 +51,22 @@ class TopKConfig(ArmConfig):
 class BatchTopK(TopKConfig):
     """The k largest codes per token, chosen over the batch."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary", "baseline")
     kind: Literal["batchtopk"] = "batchtopk"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "BatchTopKDictionary":
-        return BatchTopKDictionary(width, self.features, self.k, generator)
+        return BatchTopKDictionary(width, self, generator)
 
 
 class BatchTopKDictionary(Dictionary):
     """Sparse codes selected over the batch in training and by a threshold at inference."""
 
-    kind = "batchtopk"
     architecture = "jumprelu"  # whose codes these are at inference
+    config: TopKConfig
     threshold: Tensor
 
-    def __init__(self, width: int, features: int, k: int, generator: torch.Generator) -> None:
-        super().__init__(width, features, generator)
-        self.k = k
+    def __init__(self, width: int, config: TopKConfig, generator: torch.Generator) -> None:
+        super().__init__(width, config, generator)
         self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float32))
         self._expected = 0.0  # the last batch's threshold: where to look for the next, which changes no result
         self._thresholds: list[Tensor] = []  # of the batches after training
@@ -90,7 +90,7 @@ class BatchTopKDictionary(Dictionary):
 
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
-        count = self.k * len(centred)
+        count = self.config.k * len(centred)
         if centred.is_cuda:
             product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, self.encoder.T)]
             pre = torch.addmm(*product)

@@ -8,13 +8,14 @@ it exceeds its position's threshold, and the mean threshold where training had n
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
@@ -40,6 +41,8 @@ SAMPLED = 4
 class Budgeted(TopKConfig):
     """BatchTopK whose codes per token follow how hard a position is; `k` is their mean."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("temporal",)
+    wants_weights: ClassVar[bool] = True
     kind: Literal["budgeted"] = "budgeted"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "BudgetedDictionary":
@@ -49,15 +52,12 @@ class Budgeted(TopKConfig):
 class BudgetedDictionary(BatchTopKDictionary):
     """Sparse codes selected at each position of a batch in training, and by that position's threshold at inference."""
 
-    kind = "budgeted"
-    architecture = "temporallens_budgeted"
     masked = True
-    wants_weights = True
     thresholds: Tensor
     weights: Tensor
 
     def __init__(self, width: int, positions: int, config: Budgeted, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, config.k, generator)
+        super().__init__(width, config, generator)
         # 0 where there were no tokens; `threshold` is the mean of others
         self.register_buffer("thresholds", torch.zeros(positions, dtype=torch.float32))
         self.register_buffer("weights", torch.ones(positions, dtype=torch.float32), persistent=False)
@@ -69,7 +69,7 @@ class BudgetedDictionary(BatchTopKDictionary):
 
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
-        budgets = apportioned(self.weights, rows_at(positions, len(self.weights)), self.k)
+        budgets = apportioned(self.weights, rows_at(positions, len(self.weights)), self.config.k)
         codes = self._candidates(centred, GUESS * self._expected_thresholds(centred).index_select(0, positions))
         found = rows_at(positions.index_select(0, codes.pattern.row), len(budgets))
         missed = (found < budgets).index_select(0, positions)
@@ -83,7 +83,7 @@ class BudgetedDictionary(BatchTopKDictionary):
         known = self.thresholds > 0
         if bool(known.any()):
             return torch.where(known, self.thresholds, self.thresholds[known].min())
-        count = SAMPLED * self.k * len(centred)
+        count = SAMPLED * self.config.k * len(centred)
         blocks = partial(whole, len(centred))
         largest = select_largest(centred, self.encoder, self.encoder_bias, count, 0.0, blocks, _unscaled, self.encoder_dtype)
         return torch.full_like(self.thresholds, float(largest.values.min()) if len(largest.values) else 0.0)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.dictionaries.arms.batchtopk import auxk, summed_up
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
+from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress, Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Block,
@@ -35,6 +35,7 @@ LOWEST = 1e-3
 class JumpReLU(ArmConfig):
     """JumpReLU with learned thresholds that aim at a number of codes per token."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary",)
     level: ClassVar[str | None] = "l0"
     kind: Literal["jumprelu"] = "jumprelu"
 
@@ -82,12 +83,11 @@ class _Jump(torch.autograd.Function):
 class JumpReLUDictionary(Dictionary):
     """Sparse codes above learned thresholds; position-blind."""
 
-    kind = "jumprelu"
     architecture = "jumprelu"
+    config: JumpReLU
 
     def __init__(self, width: int, config: JumpReLU, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, generator)
-        self.config = config
+        super().__init__(width, config, generator)
         expected = NormalDist().inv_cdf(1 - min(config.l0 / config.features, 0.5))
         self.threshold = nn.Parameter(torch.full((config.features,), max(expected, LOWEST), dtype=torch.float32))
         self._share = 1.0

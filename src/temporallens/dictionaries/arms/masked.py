@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, auxk
+from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, auxk
 from temporallens.dictionaries.base import Dead, refuse_non_finite
-from temporallens.dictionaries.masks import Groups, gated_blocks, group_of_position
+from temporallens.dictionaries.masks import gated_blocks
 from temporallens.dictionaries.sparse import Block, Pattern
 
 
@@ -73,15 +73,13 @@ class FixedMaskDictionary(MaskedDictionary):
     def __init__(
         self,
         width: int,
-        positions: int,
-        features: int,
-        k: int,
-        groups: Groups,
+        config: TopKConfig,
+        group_of: Int[Tensor, " P"],
         open_entries: Bool[Tensor, "G F"],
         generator: torch.Generator,
     ) -> None:
-        super().__init__(width, features, k, generator)
-        self.register_buffer("position_groups", group_of_position(positions, groups))
+        super().__init__(width, config, generator)
+        self.register_buffer("position_groups", group_of)
         self.register_buffer("open", open_entries)
 
     @property

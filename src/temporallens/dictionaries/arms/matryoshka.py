@@ -6,7 +6,7 @@ hierarchy: the first are general, the last specific. Inference is that of BatchT
 """
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, summed_up
-from temporallens.dictionaries.base import Forward, Previous
+from temporallens.dictionaries.base import Forward, Previous, Role
 from temporallens.dictionaries.sparse import Codes, pattern_of, sparse_decode
 
 
 class Matryoshka(TopKConfig):
     """BatchTopK with nested prefixes that each reconstruct."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary",)
     kind: Literal["matryoshka"] = "matryoshka"
 
     levels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -37,7 +38,7 @@ class Matryoshka(TopKConfig):
             )
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "MatryoshkaDictionary":
-        return MatryoshkaDictionary(width, self.features, self.k, level_bounds(self.features, self.levels), generator)
+        return MatryoshkaDictionary(width, self, level_bounds(self.features, self.levels), generator)
 
 
 def level_bounds(features: int, levels: tuple[float, ...]) -> list[int]:
@@ -48,11 +49,10 @@ def level_bounds(features: int, levels: tuple[float, ...]) -> list[int]:
 class MatryoshkaDictionary(BatchTopKDictionary):
     """BatchTopK codes under nested reconstruction losses; position-blind."""
 
-    kind = "matryoshka"
     _starts: Tensor
 
-    def __init__(self, width: int, features: int, k: int, bounds: list[int], generator: torch.Generator) -> None:
-        super().__init__(width, features, k, generator)
+    def __init__(self, width: int, config: TopKConfig, bounds: list[int], generator: torch.Generator) -> None:
+        super().__init__(width, config, generator)
         self.bounds = bounds
         self.register_buffer("_starts", torch.tensor(bounds[:-1]), persistent=False)
 

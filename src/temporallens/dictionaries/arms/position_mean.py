@@ -4,27 +4,22 @@ It is the baseline that a positional arm must beat. Any other arm wears the same
 `centre: position`.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.base import Role
 
 
 class PositionMean(TopKConfig):
     """BatchTopK on activations that lost the mean and the scale of their position."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("baseline",)
     kind: Literal["position_mean"] = "position_mean"
 
     centre: Literal["position", "position_scaled"] = "position_scaled"
     """Always by position: that is what this arm is; `position` takes the mean alone."""
 
-    def build(self, width: int, positions: int, generator: torch.Generator) -> "PositionMeanDictionary":
-        return PositionMeanDictionary(width, self.features, self.k, generator)
-
-
-class PositionMeanDictionary(BatchTopKDictionary):
-    """BatchTopK codes of what position does not predict."""
-
-    kind = "position_mean"
-    architecture = "temporallens_position_mean"
+    def build(self, width: int, positions: int, generator: torch.Generator) -> BatchTopKDictionary:
+        return BatchTopKDictionary(width, self, generator)

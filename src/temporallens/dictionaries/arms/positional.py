@@ -13,7 +13,7 @@ feature's gain is at least `least_share` of its share of the tokens. A closed en
 those that would have earned their place are opened again.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import MaskedDictionary
-from temporallens.dictionaries.base import Forward, Progress
+from temporallens.dictionaries.base import Forward, Progress, Role
 from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks, group_starts
 from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above
 
@@ -40,6 +40,7 @@ REOPENING_FIRINGS = 3
 class Positional(MaskConfig, TopKConfig):
     """BatchTopK under a learnable position mask with temperature annealing."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("positional",)
     kind: Literal["positional"] = "positional"
 
     gate: Literal["multiplicative", "log"] = "multiplicative"
@@ -71,8 +72,6 @@ class Positional(MaskConfig, TopKConfig):
 class PositionalDictionary(LearnsMask, MaskedDictionary):
     """BatchTopK codes under a mask that learns."""
 
-    kind = "positional"
-    architecture = "temporallens_positional"
     config: Positional
     missed: Tensor
     earned: Tensor
@@ -80,8 +79,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
     searched: Tensor
 
     def __init__(self, width: int, positions: int, config: Positional, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, config.k, generator)
-        self.config = config
+        super().__init__(width, config, generator)
         self.mask = PositionMask(positions, config, full=config.mask_gradient == "difference")
         groups = len(group_starts(config.length or positions, config.groups))
         # error that closed entries would have saved

@@ -4,20 +4,21 @@ The penalty falls on the masked codes, and logits learn from the derivative of t
 that costs. `positional` is the arm to use.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.standard import L1Config
-from temporallens.dictionaries.base import Dictionary, Forward, Previous, refuse_non_finite
+from temporallens.dictionaries.base import Dictionary, Forward, Previous, Role, refuse_non_finite
 from temporallens.dictionaries.masks import LearnsMask, MaskConfig, PositionMask
 
 
 class PositionalReLU(MaskConfig, L1Config):
     """ReLU + L1 under a learnable position mask."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("positional",)
     kind: Literal["positional_relu"] = "positional_relu"
 
     strictness: Literal["hard", "soft"] = "hard"
@@ -30,12 +31,10 @@ class PositionalReLU(MaskConfig, L1Config):
 class PositionalReLUDictionary(LearnsMask, Dictionary):
     """Dense codes modulated by a mask that learns."""
 
-    kind = "positional_relu"
-    architecture = "temporallens_positional_relu"
+    config: PositionalReLU
 
     def __init__(self, width: int, positions: int, config: PositionalReLU, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, generator)
-        self.config = config
+        super().__init__(width, config, generator)
         self.mask = PositionMask(positions, config)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:

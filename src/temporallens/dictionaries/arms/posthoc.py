@@ -1,7 +1,7 @@
 """The comparator that a learned mask must beat: an ordinary BatchTopK dictionary, masked after training wherever its own firing rate is
 low (`docs/method.md`). Training is BatchTopK's to the bit; the batches after it give the firing profile."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
-from temporallens.dictionaries.masks import group_starts
+from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.masks import group_of_position, group_starts
 
 
 class PostHoc(TopKConfig):
     """BatchTopK, masked by its own firing profile."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("control",)
     kind: Literal["posthoc"] = "posthoc"
 
     groups: int | Literal["positions"] = 8
@@ -34,14 +36,12 @@ class PostHoc(TopKConfig):
 class PostHocDictionary(FixedMaskDictionary):
     """Open everywhere until training is over."""
 
-    kind = "posthoc"
-    architecture = "temporallens_posthoc"
+    config: PostHoc
 
     def __init__(self, width: int, positions: int, config: PostHoc, generator: torch.Generator) -> None:
         groups = len(group_starts(positions, config.groups))
         everywhere = torch.ones(groups, config.features, dtype=torch.bool)
-        super().__init__(width, positions, config.features, config.k, config.groups, everywhere, generator)
-        self._cut = config.cut
+        super().__init__(width, config, group_of_position(positions, config.groups), everywhere, generator)
         self._fired: Tensor = torch.zeros(groups * config.features, dtype=torch.float32)
         self._seen: Tensor = torch.zeros(groups, dtype=torch.float32)
 
@@ -59,4 +59,4 @@ class PostHocDictionary(FixedMaskDictionary):
         super().finished()
         rate = self._fired.view(len(self._seen), -1) / self._seen.clamp(min=1)[:, None]
         unseen = (self._seen == 0)[:, None]  # groups of which nothing is known stay open, as do features that never fired
-        self.open.copy_((rate >= self._cut * rate.amax(0)) | unseen)
+        self.open.copy_((rate >= self.config.cut * rate.amax(0)) | unseen)

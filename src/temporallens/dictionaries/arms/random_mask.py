@@ -1,6 +1,6 @@
 """A control for learned masks: BatchTopK under a random mask of a given openness, fixed before training (`docs/method.md`)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
-from temporallens.dictionaries.masks import group_starts
+from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.masks import group_of_position, group_starts
 from temporallens.errors import TemporalLensError
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -18,6 +19,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class RandomMask(TopKConfig):
     """BatchTopK under a random mask."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("control",)
     kind: Literal["random_mask"] = "random_mask"
 
     groups: int | Literal["positions"] = 8
@@ -36,19 +38,12 @@ class RandomMask(TopKConfig):
         if self.k > most:
             raise TemporalLensError(f"k = {self.k} codes per token cannot come from the {most} features that are open at a position")
 
-    def build(self, width: int, positions: int, generator: torch.Generator) -> "RandomMaskDictionary":
+    def build(self, width: int, positions: int, generator: torch.Generator) -> FixedMaskDictionary:
         groups = len(group_starts(positions, self.groups))
-        return RandomMaskDictionary(width, positions, self.features, self.k, self.groups, self._draw(groups), generator)
+        return FixedMaskDictionary(width, self, group_of_position(positions, self.groups), self._draw(groups), generator)
 
     def _draw(self, groups: int) -> Bool[Tensor, "G F"]:
         """So many features of each group, by a generator of its own: the weights start as every other arm's do."""
         shares = torch.tensor(self.openness, dtype=torch.float32).expand(groups)
         rank = torch.rand(groups, self.features, generator=torch.Generator().manual_seed(0), dtype=torch.float32).argsort(1).argsort(1)
         return rank < (shares * self.features).round().clamp(min=1)[:, None]
-
-
-class RandomMaskDictionary(FixedMaskDictionary):
-    """A mask that means nothing."""
-
-    kind = "random_mask"
-    architecture = "temporallens_random_mask"

@@ -1,7 +1,7 @@
 """Static slicing, the lab notes' comparator (experiment step 3): every group of positions has features of its own, fixed before
 training, beside a shared block that is open everywhere."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -10,13 +10,15 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
-from temporallens.dictionaries.masks import group_starts
+from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.masks import group_of_position, group_starts
 from temporallens.errors import TemporalLensError
 
 
 class Sliced(TopKConfig):
     """BatchTopK under a fixed mask: features dealt out to groups of positions."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("control",)
     kind: Literal["sliced"] = "sliced"
 
     groups: int | Literal["positions"] = 8
@@ -39,9 +41,9 @@ class Sliced(TopKConfig):
     def shared_features(self) -> int:
         return round(self.shared * self.features)
 
-    def build(self, width: int, positions: int, generator: torch.Generator) -> "SlicedDictionary":
+    def build(self, width: int, positions: int, generator: torch.Generator) -> FixedMaskDictionary:
         groups = len(group_starts(positions, self.groups))
-        return SlicedDictionary(width, positions, self.features, self.k, self.groups, self._slices(groups), generator)
+        return FixedMaskDictionary(width, self, group_of_position(positions, self.groups), self._slices(groups), generator)
 
     def _slices(self, groups: int) -> Bool[Tensor, "G F"]:
         """The shared block first, then equal slices in order of position."""
@@ -49,10 +51,3 @@ class Sliced(TopKConfig):
         own = max(1, self.features - self.shared_features)
         owner = torch.div((feature - self.shared_features) * groups, own, rounding_mode="floor")
         return (feature < self.shared_features) | (owner == torch.arange(groups)[:, None])
-
-
-class SlicedDictionary(FixedMaskDictionary):
-    """A fixed block of features per group of positions."""
-
-    kind = "sliced"
-    architecture = "temporallens_sliced"

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward, Previous
+from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward, Previous, Role
 
 
 class L1Config(ArmConfig):
@@ -38,16 +38,16 @@ class L1Config(ArmConfig):
 class Standard(L1Config):
     """ReLU + L1."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary", "fallback")
     kind: Literal["standard"] = "standard"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "StandardDictionary":
-        return StandardDictionary(width, self.features, generator)
+        return StandardDictionary(width, self, generator)
 
 
 class StandardDictionary(Dictionary):
     """Dense ReLU codes; position-blind."""
 
-    kind = "standard"
     architecture = "standard"
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:

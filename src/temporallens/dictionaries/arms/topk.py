@@ -5,14 +5,14 @@ kept. Where that product is bfloat16 it nominates more than k, float32 decides a
 of its k largest is multiplied again in float32. Dead features are revived with AuxK.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig, auxk, summed_up
-from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous
+from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     CHUNK_ROWS,
@@ -33,34 +33,31 @@ SPARE = 8
 class TopK(TopKConfig):
     """The k largest codes of every token."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("ordinary",)
     kind: Literal["topk"] = "topk"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "TopKDictionary":
-        return TopKDictionary(width, self.features, self.k, generator)
+        return TopKDictionary(width, self, generator)
 
 
 class TopKDictionary(Dictionary):
     """Sparse codes selected within each row; position-blind."""
 
-    kind = "topk"
     architecture = "topk"
+    config: TopKConfig
 
-    def __init__(self, width: int, features: int, k: int, generator: torch.Generator) -> None:
-        super().__init__(width, features, generator)
-        self.k = k
+    def layout(self) -> dict[str, Any]:
+        return {"k": self.config.k}
 
     @torch.no_grad()
-    def layout(self) -> dict[str, Any]:
-        return {"k": self.k}
-
     def _select(self, centred: Float[Tensor, "N D"], dtype: torch.dtype) -> tuple[Pattern, Float[Tensor, " M"]]:
         if centred.is_cuda:
-            return largest_of_rows_static(centred, self.encoder, self.encoder_bias, self.k, dtype)
-        return largest_of_rows(centred, self.encoder, self.encoder_bias, self.k, dtype)
+            return largest_of_rows_static(centred, self.encoder, self.encoder_bias, self.config.k, dtype)
+        return largest_of_rows(centred, self.encoder, self.encoder_bias, self.config.k, dtype)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         if torch.is_grad_enabled() or x.is_cuda:
-            largest = self.pre_activations(x).relu().topk(self.k, dim=1, sorted=False)
+            largest = self.pre_activations(x).relu().topk(self.config.k, dim=1, sorted=False)
             return x.new_zeros(len(x), self.features).scatter(1, largest.indices, largest.values)
         pattern, values = self._select(x - self.decoder_bias, torch.float32)
         return dense_of(pattern, values)

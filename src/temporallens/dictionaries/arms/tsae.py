@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.matryoshka import MatryoshkaDictionary, level_bounds
-from temporallens.dictionaries.base import Forward, Previous
+from temporallens.dictionaries.base import Forward, Previous, Role
 from temporallens.dictionaries.sparse import Codes, entries_above, pattern_of, sparse_decode, sparse_encode, whole
 
 CONTRASTED = 1024
@@ -29,6 +29,7 @@ SHORTEST = 1e-3
 class TSAE(TopKConfig):
     """BatchTopK with a high-level block that is contrasted between adjacent tokens."""
 
+    roles: ClassVar[tuple[Role, ...]] = ("temporal",)
     kind: Literal["tsae"] = "tsae"
 
     share: float = Field(0.2, gt=0, lt=1)
@@ -58,12 +59,11 @@ class TSAE(TopKConfig):
 class TSAEDictionary(MatryoshkaDictionary):
     """Matryoshka of two levels whose first is contrasted between adjacent tokens; position-blind."""
 
-    kind = "tsae"
+    config: TSAE
     wants_previous: ClassVar[bool] = True
 
     def __init__(self, width: int, config: TSAE, generator: torch.Generator) -> None:
-        super().__init__(width, config.features, config.k, level_bounds(config.features, (config.share, 1.0)), generator)
-        self.config = config
+        super().__init__(width, config, level_bounds(config.features, (config.share, 1.0)), generator)
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         codes = self.training_codes(x, positions)

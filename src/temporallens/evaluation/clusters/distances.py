@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from temporallens.evaluation.clusters.motifs import motifs_of
+from temporallens.evaluation.clusters.motifs import Motifs, motifs_of
 from temporallens.evaluation.clusters.policy import DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Table, profiles_of, standardised
 from temporallens.progress import progress
@@ -35,6 +35,11 @@ def between(first: Float[np.ndarray, "n V"], second: Float[np.ndarray, "m V"], d
         squares = sum(np.square(left[:, None] - right) for left, right in zip(a.T, b.T, strict=True))
         return 0.5 * np.sqrt(squares)
     return _jensen_shannon(a, b)
+
+
+def similarity(first: Motifs, second: Motifs) -> Float[np.ndarray, "n m"]:
+    """How alike the shapes of two sets of features are: 1 less their motif distance."""
+    return 1.0 - between(first.coordinates(), second.coordinates(), "motif")
 
 
 def _jensen_shannon(a: Float[np.ndarray, "n V"], b: Float[np.ndarray, "m V"]) -> Float[np.ndarray, "n m"]:

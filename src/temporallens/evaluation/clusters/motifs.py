@@ -134,10 +134,3 @@ def _recurring(
     share = member.sum(0)
     folded = rest @ (member / np.maximum(share, TINY))
     return np.square(folded) @ share / share.sum() - noise * (period - 1)
-
-
-def similarity(first: Motifs, second: Motifs) -> Float[np.ndarray, "n m"]:
-    """How alike the shapes of two sets of features are: 1 less their motif distance."""
-    from temporallens.evaluation.clusters.distances import between
-
-    return 1.0 - between(first.coordinates(), second.coordinates(), "motif")

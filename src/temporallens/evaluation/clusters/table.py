@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from temporallens.evaluation.clusters.motifs import Motifs, similarity
+from temporallens.evaluation.clusters.distances import similarity
+from temporallens.evaluation.clusters.motifs import Motifs
 from temporallens.evaluation.clusters.policy import ClustersPolicy
 from temporallens.evaluation.clusters.profiles import Bins, Table, standardised
 from temporallens.evaluation.clusters.trees import Cut, Tree, part_of

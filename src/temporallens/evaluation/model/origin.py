@@ -16,7 +16,8 @@ from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.model_files import same_content
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import evenly_spaced
-from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore, Rows
+from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
+from temporallens.activations.writer import Rows
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import fingerprint

@@ -16,7 +16,9 @@ from pydantic import JsonValue
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.language.harvest import HarvestPolicy, columns_of, read_streams, rows_together, schedule, store_rows
 from temporallens.activations.language.models import LanguageModel
-from temporallens.activations.store import ActivationStore, Rows, StoreDescription, StoreWriter
+from temporallens.activations.manifest import StoreDescription
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import TokenRows, harvest_of, identity_of
 from temporallens.files import fingerprint, locked

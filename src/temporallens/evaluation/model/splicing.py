@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from temporallens.activations.language.model_files import content_stamp
 from temporallens.activations.language.models import LanguageModel, Layer
-from temporallens.activations.store import ActivationStore, Rows
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows
 from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary

@@ -7,18 +7,17 @@ residual stream itself, its best channels or all, say what a dictionary has to b
 the dictionary and are kept in a cache, as is every set that is finished, so that a second dictionary is cheap and a stop costs one set.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.base import Dictionary, known_policy
 from temporallens.dictionaries.masks import group_of_position
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.passes import TextActivations, open_model, text_activations
@@ -40,8 +39,9 @@ from temporallens.evaluation.probing.results import (
 from temporallens.evaluation.probing.saebench import SparseProbingPolicy, check_codes, sparse_probing
 from temporallens.evaluation.probing.scores import Scored, resamples_of, score_probes
 from temporallens.evaluation.section import Gains, Section, Subject
-from temporallens.evaluation.texts.labelled import ALL_SHIPPED, LEAST_TEXTS, Columns, LabelledSet, first_of_each, open_sets
-from temporallens.files import canonical_json, fingerprint, user_path
+from temporallens.evaluation.texts.labelled import LEAST_TEXTS, Columns, LabelledSet, first_of_each
+from temporallens.evaluation.texts.sets import ALL_SHIPPED, open_sets
+from temporallens.files import fingerprint, tensor_digest, user_path
 from temporallens.precision import ComputeDtype
 from temporallens.progress import progress
 from temporallens.settings import Length, Seed, Settings
@@ -229,22 +229,9 @@ def _saebench(
 
 
 def dictionary_fingerprint(dictionary: Dictionary) -> str:
-    """SHA-256 of everything that shapes a dictionary's codes: weights, buffers, and the settings of it and its parts."""
-    digest = hashlib.sha256(dictionary.kind.encode())
-    for name, tensor in sorted(dictionary.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    for name, module in sorted(dictionary.named_modules()):
-        settings = {key: _setting(value) for key, value in vars(module).items() if key != "training"}
-        digest.update(f"{name} {canonical_json({key: value for key, value in settings.items() if value is not None})}".encode())
-    return digest.hexdigest()
-
-
-def _setting(value: Any) -> Any:
-    """A number, word or configuration as JSON; None for what is no setting."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return value if isinstance(value, bool | int | float | str) else None
+    """SHA-256 of what a saved dictionary is: its arm, its tensors, and its settings at inference."""
+    settings = [dictionary.config.model_dump(mode="json"), dictionary.record(), known_policy(dictionary.position_policy)]
+    return fingerprint([*settings, tensor_digest(dictionary.state_dict())])
 
 
 def _of_subject(subject: Subject, policy: ProbingPolicy) -> ProbingMeasures:

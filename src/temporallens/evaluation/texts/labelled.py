@@ -1,4 +1,6 @@
-"""Labelled texts for probing: sets under a name, read from tables, from wheels (`labelled_shipped`) or from the hub (`labelled_hub`).
+"""Labelled texts for probing: what a set of them is, and the reading of tables.
+
+`shipped` reads sets from wheels, `hub` from the hub, and `sets` any of them by its name.
 
 Orders are part of the contract, because probing draws by them: classes stand in the order in which they first appear, texts in that of
 their source. Texts stay as they are, to the character. Duplicates (equal but for white space) are dropped on reading, since a text in
@@ -23,8 +25,6 @@ Place = Literal["mean", "last"]
 
 LEAST_TEXTS = 10
 """Texts that a class needs at the least: fewer cannot be divided into training, validation and test texts."""
-
-ALL_SHIPPED, ALL_HUB = "embedded", "saebench"
 
 
 @dataclass(frozen=True)
@@ -127,36 +127,6 @@ def first_of_each(keys: Sequence[Any], labels: Sequence[str]) -> list[int]:
             places.append(place)
         seen.add(key)
     return places
-
-
-def open_sets(names: Sequence[str], columns: Columns = COLUMNS) -> list[LabelledSet]:
-    """The sets that `names` name, in this order: an embedded set (`sst2`) or `embedded` for all of them; one of SAEBench's hub sets
-    (`fancyzhx/ag_news`) or `saebench` for the eight; a table (.csv, .jsonl, .parquet), or a folder of tables.
-
-    Raises TemporalLensError for a name that is none of these, for one that comes twice, and for what the readers refuse.
-    """
-    from temporallens.evaluation.texts.hub import HUB_SETS, hub_set
-    from temporallens.evaluation.texts.shipped import SHIPPED_SETS, shipped_set
-
-    found: list[LabelledSet] = []
-    for name in names:
-        path = user_path(name) if name.strip() else None
-        if name in SHIPPED_SETS or name == ALL_SHIPPED:
-            found += [shipped_set(each) for each in (SHIPPED_SETS if name == ALL_SHIPPED else [name])]
-        elif name in HUB_SETS or name == ALL_HUB:
-            found += [hub_set(each) for each in (HUB_SETS if name == ALL_HUB else [name])]
-        elif path and path.is_dir():
-            found += read_folder(path, columns)
-        elif path and path.is_file():
-            found.append(read_table(path, columns))
-        else:
-            known = [ALL_SHIPPED, *SHIPPED_SETS, ALL_HUB, *HUB_SETS]
-            raise TemporalLensError(f"there is no labelled set '{name}': no file or folder, and no known set{did_you_mean(name, known)}")
-    called = [labelled.name for labelled in found]
-    twice = next((name for name in called if called.count(name) > 1), None)
-    if twice is not None:
-        raise TemporalLensError(f"two labelled sets are called '{twice}'; rename one, or leave it out")
-    return found
 
 
 def read_folder(folder: Path, columns: Columns = COLUMNS, names: Sequence[str] | None = None) -> list[LabelledSet]:
