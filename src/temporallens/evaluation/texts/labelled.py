@@ -1,4 +1,4 @@
-"""Labelled texts for probing: sets under a name, read from tables, from wheels (`labelled_shipped`) or from the hub (`labelled_hub`).
+"""Labelled texts for probing: sets under a name, read from tables, from wheels (`shipped`) or from the hub (`hub`).
 
 Orders are part of the contract, because probing draws by them: classes stand in the order in which they first appear, texts in that of
 their source. Texts stay as they are, to the character. Duplicates (equal but for white space) are dropped on reading, since a text in
