@@ -14,6 +14,8 @@ from temporallens.cli import app
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "temporallens"
 PAGES = ("CONTRIBUTING.md", "README.md", "docs/glossary.md")
+OTHERS = sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {*PAGES})
+"""These hold formulas and keys of files too, which look like names of the code."""
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAME = re.compile(r"\b(?:[A-Z]\w*[a-z]\w*[A-Z]\w*|[A-Z][A-Z_]{3,}|[A-Z][a-z]{4,}|[a-z]{2,}(?:_[a-z0-9]+)+)\b")
@@ -30,10 +32,14 @@ def cited(page: str) -> Iterator[str]:
     yield from re.findall(r"`([^`\n]+)`", FENCED.sub("", page))
 
 
-def missing(page: str, folder: Path = ROOT) -> list[str]:
-    """What a page cites and nobody has; `folder` is the one that its links start from."""
-    links = [link for link in LINK.findall(page) if "://" not in link and not _link_leads_somewhere(link, page, folder)]
-    return links + [text for text in cited(page) if not _exists(text)]
+def missing(page: str) -> list[str]:
+    """What a page cites and nobody has."""
+    return [text for text in cited(page) if not _exists(text)]
+
+
+def broken_links(page: str, folder: Path = ROOT) -> list[str]:
+    """Links that lead nowhere from a page in `folder`."""
+    return [link for link in LINK.findall(page) if "://" not in link and not _link_leads_somewhere(link, page, folder)]
 
 
 def _link_leads_somewhere(link: str, page: str, folder: Path) -> bool:
@@ -107,8 +113,19 @@ def _names() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_cites_exists(page: str) -> None:
+    assert not missing((ROOT / page).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", OTHERS)
+def test_modules_and_commands_of_the_other_pages_exist(page: str) -> None:
+    found = missing((ROOT / page).read_text("utf-8"))
+    assert not [text for text in found if text.startswith(("make ", "python ", "temporallens ")) or text.endswith(".py")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    assert not missing(path.read_text("utf-8"), path.parent)
+    assert not broken_links(path.read_text("utf-8"), path.parent)
 
 
 @pytest.mark.parametrize(
@@ -141,4 +158,5 @@ def test_what_does_not_exist_is_found_out(text: str) -> None:
 def test_links_and_blocks_of_commands_are_looked_at_too() -> None:
     links = "[one](docs/method.md), [two](docs/none.md), [three](docs/method.md#none), [four](#a-page)"
     page = f"# A page\n{links}\n\n```\nmake test  # why\nmake nothing  # why\n```\n"
-    assert missing(page) == ["docs/none.md", "docs/method.md#none", "make nothing"]
+    assert broken_links(page) == ["docs/none.md", "docs/method.md#none"]
+    assert missing(page) == ["make nothing"]
