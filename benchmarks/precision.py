@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.kinds import Arm
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
+from temporallens.study.config import Study
 from temporallens.study.reading import read_study
 from temporallens.training.trainer import ArmRun, train_arms
 
@@ -35,7 +37,7 @@ def main() -> None:
                 print(f"{name:<18}{arm_name:<14}{fve:>12.5f}{fve_low:>14.5f}{fve_low - fve:>+12.5f}{l0:>8.2f}{l0_low:>8.2f}", flush=True)
 
 
-def measure(store: ActivationStore, arm, study, dtype: str) -> tuple[float, float]:
+def measure(store: ActivationStore, arm: Arm, study: Study, dtype: str) -> tuple[float, float]:
     policy = study.training.model_copy(update={"encoder_dtype": dtype})
     with tempfile.TemporaryDirectory() as out:
         trained = train_arms(store, [ArmRun("arm", arm, study.seeds[0])], policy, out)["arm"]

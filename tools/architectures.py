@@ -25,8 +25,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from temporallens.activations.language import models
+from temporallens.activations.language.block_stack import Layer
 from temporallens.activations.language.harvest import harvest
 from temporallens.activations.language.models import LanguageModel
+from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.scan import scan
 
@@ -219,7 +221,7 @@ def _texts() -> list[str]:
 
 LENGTHS = [21, 4, 13, 9]
 CONTEXT = 24
-COMPARED = ("embed", 0, LAYERS // 2)
+COMPARED: tuple[Layer, ...] = ("embed", 0, LAYERS // 2)
 
 
 def _streams(plain: Any, tokens: Tensor) -> dict[Any, Tensor]:
@@ -250,7 +252,9 @@ def _harvested(plain: Any, folder: Path) -> Iterator[float]:
                 "context_length": CONTEXT,
                 "batch_size": 3,
             }
-            store = harvest(str(folder / "model"), layer, _texts(), out=folder / f"{side}-{layer}", **settings)
+            out = folder / f"{side}-{layer}"
+            harvest(str(folder / "model"), layer, _texts(), out=out, **settings)
+            store = ActivationStore(out)
             for entry in range(store.sequences):
                 rows = store.read(np.array([entry]))
                 expected = _streams(plain, rows.token)

@@ -1,6 +1,6 @@
 """Every sentence with which the program refuses something, gathered from its source, with what to do.
 
-    python -m tools.errors      # writes the list in docs/reliability.md anew; a test compares the two
+    python -m tools.errors      # writes docs/errors.md anew; a test compares the two
 
 A sentence is what a `TemporalLensError` (or, inside a configuration, a `ValueError`) is made of; what is in braces is filled in. What to
 do is the sentence's own last part, behind a semicolon, where that tells somebody to do something, and the advice of its area elsewhere.
@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-SOURCE, PAGE = ROOT / "src" / "temporallens", ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- errors: python -m tools.errors -->", "<!-- end of errors -->"
+SOURCE, PAGE = ROOT / "src" / "temporallens", ROOT / "docs" / "errors.md"
+OPENING = """# Every sentence, and what to do
+
+The command line prints `error: ` and one of these, and exits with 2.
+Anything else, with a traceback, is a bug.
+What is in braces is filled in.
+This page is written by `python -m tools.errors`."""
 ERRORS = {"TemporalLensError", "CannotWriteError", "ValueError"}
 TELLING = re.compile(
     r"^(?:or )?(?:add|allow|annealing|ask|change|check|choose|close|convert|draw|free|give|install|leave|lower|make"
@@ -111,27 +116,22 @@ def sentences() -> list[Sentence]:
     return sorted(sentence for sentence in found if re.search(r"[a-z]{2,} [a-z{]", sentence.text))
 
 
-def as_markdown() -> str:
-    lines: list[str] = []
+def as_page() -> str:
+    """The page as the source now has it."""
+    lines = [OPENING]
     area = ""
     for sentence in sentences():
         if sentence.area != area:
             area = sentence.area
-            lines += ["", f"### {area}", "", "| sentence | what to do |", "|---|---|"]
+            lines += ["", f"## {area}", "", "| sentence | what to do |", "|---|---|"]
         lines.append(f"| {_cell(sentence.text)} | {_cell(sentence.remedy)} |")
-    return "\n".join(lines[1:])
+    return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
-def with_list(page: str) -> str:
-    """The page with the list as the source now has it."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{as_markdown()}\n\n{END}{rest.partition(END)[2]}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(with_list(PAGE.read_text("utf-8")), "utf-8")
+    PAGE.write_text(as_page(), "utf-8")
     print(f"{len(sentences())} sentences in {PAGE}")

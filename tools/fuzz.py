@@ -348,8 +348,9 @@ def limit_memory() -> None:
 # Coverage-guided
 
 
-GUIDED = ("temporallens.files", "temporallens.activations", "temporallens.dictionaries.saving", "temporallens.study.reading")
-GUIDED += ("temporallens.training.checkpoint", "temporallens.training.history", "numpy.lib._format_impl", "yaml", "zipfile", "json", "csv")
+READERS = ("files", "activations", "dictionaries.saving", "study.reading", "training.checkpoint", "training.history")
+PARSERS = ("numpy.lib._format_impl", "yaml", "zipfile", "json", "csv")
+GUIDED = (*(f"temporallens.{name}" for name in READERS), *PARSERS)
 """Modules whose branches guide the search: our readers, and the parsers in Python that they call."""
 
 

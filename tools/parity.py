@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> float:
 def made_dictionary(layer: int, out: Path) -> Path:
     """A position-aware dictionary of the shipped model's layer, trained for seconds; that of an earlier call, where there is one."""
     if not (out / "run" / "cfg.json").exists():
-        store = tl.harvest(MODEL, layer, out=out / "store", max_tokens=16_384, dtype="float32")
-        tl.train(store, arm=tl.Positional(features=512, k=16), steps=80, batch_size=512, out=out / "run")
+        tl.harvest(MODEL, layer, out=out / "store", max_tokens=16_384, dtype="float32")
+        tl.train(out / "store", arm=tl.Positional(features=512, k=16), steps=80, batch_size=512, out=out / "run")
     return out / "run"
 
 
@@ -126,7 +126,7 @@ def ask(job: dict[str, Any], folder: Path) -> None:
     path.write_text(json.dumps(job), "utf-8")
     with log.open("w", encoding="utf-8") as words:
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        command = [PYTHON, "-m", "tools.parity_worker", str(path.resolve())]
+        command = [str(PYTHON), "-m", "tools.parity_worker", str(path.resolve())]
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=words, stderr=subprocess.STDOUT, check=False).returncode:
             sys.exit(f"error: sae_bench failed: {log.read_text('utf-8').strip().splitlines()[-1]} (all that it said: {log})")
 
@@ -139,7 +139,8 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Comparison:
     if list(mine) != list(other) or any((mine[place] is None) != (other[place] is None) for place in mine):
         places = [place for place in {**mine, **other} if (mine.get(place) is None) != (other.get(place) is None)]
         sys.exit(f"error: one of the results lacks, or has in another order, what the other has: {places[:3]}")
-    gaps = [abs(mine[place] - other[place]) for place in mine if mine[place] is not None]
+    pairs = zip(mine.values(), other.values(), strict=True)
+    gaps = [abs(one - two) for one, two in pairs if one is not None and two is not None]
     return Comparison(len(gaps), sum(gap > 0 for gap in gaps), max(gaps))
 
 

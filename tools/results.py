@@ -67,7 +67,7 @@ def openness_of(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
     for arm in dict.fromkeys(str(run["arm"]) for run in runs if run["openness_by_position"]):
         columns = zip(*(run["openness_by_position"] for run in runs if run["arm"] == arm), strict=True)
         means = [mean_of([value for value in column if known(value)]) if any(map(known, column)) else None for column in columns]
-        found[arm] = {end: [mean and getattr(mean, end) for mean in means] for end in ("value", "low", "high")}
+        found[arm] = {end: [getattr(mean, end) if mean else None for mean in means] for end in ("value", "low", "high")}
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tools.errors import PAGE, sentences, with_list
+from tools.errors import PAGE, as_page, sentences
 
 from temporallens.activations import importing, store
 from temporallens.activations.store import ActivationStore
@@ -276,8 +276,7 @@ def test_an_import_for_which_the_disk_is_too_small_goes_on_later(tmp_path: Path,
 def test_every_sentence_is_listed_in_the_documentation_with_what_to_do() -> None:
     assert len(sentences()) > 250
     assert all(sentence.remedy for sentence in sentences())
-    page = PAGE.read_text("utf-8")
-    assert with_list(page) == page, "run `python -m tools.errors`"
+    assert PAGE.read_text("utf-8") == as_page(), "run `python -m tools.errors`"
 
 
 @pytest.mark.parametrize(

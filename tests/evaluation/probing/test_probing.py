@@ -2,6 +2,9 @@
 
 import math
 import random
+import re
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +306,22 @@ def test_the_logistic_regression_is_scikit_learns_up_to_the_last_places(k: int) 
     logits = x.astype(np.float64) @ found[:-1] + found[-1]
     slopes = 1 / (1 + np.exp(-logits)) - y  # at the minimum of sum of log losses and half the squared norm of the weights
     np.testing.assert_allclose(np.append(x.T @ slopes + found[:-1], slopes.sum()) / len(x), 0, atol=2e-4)
+
+
+@pytest.mark.parametrize("module", ["sklearn._loss", "sklearn.linear_model._linear_loss"])
+def test_a_scikit_learn_without_these_private_losses_is_refused_with_the_versions_that_have_them(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = next(need for need in project["dependencies"] if need.startswith("scikit-learn"))
+    with pytest.raises(TemporalLensError, match=rf"private losses of scikit-learn.* pip install '{re.escape(declared)}'"):
+        fit_logistic(np.eye(2, dtype=np.float32), np.array([True, False]))
+
+
+def test_a_scikit_learn_whose_private_losses_changed_is_refused_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.linear_model._linear_loss import LinearModelLoss
+
+    monkeypatch.delattr(LinearModelLoss, "weight_intercept_raw")
+    with pytest.raises(TemporalLensError, match=r"private losses of scikit-learn.*weight_intercept_raw"):
+        fit_logistic(np.eye(2, dtype=np.float32), np.array([True, False]))

@@ -1,8 +1,8 @@
 """Order-sensitive probing: what a dictionary's codes say of the order of words, beside everything that says it without a dictionary.
 
-Per task (`order_tasks`) and way of pooling (`pooling`): sparse probes on k features and a dense one, on the codes, on the activations
+Per task (`tasks`) and way of pooling (`pooling`): sparse probes on k features and a dense one, on the codes, on the activations
 that they are codes of, on bags of words and of bigrams, and on the model's own surprisal. An arm's gain counts only against an ordinary
-dictionary pooled by position bins with as many features (`order_scores.order_gains`). Everything but the codes is the same for all
+dictionary pooled by position bins with as many features (`scores.order_gains`). Everything but the codes is the same for all
 dictionaries of a layer and is kept in the cache.
 """
 

@@ -1,7 +1,7 @@
 """Which features depend on position, and how much: position information, specialisation and eta^2 of each, against circular shifts
 (`shifts`), with split-half reliability over documents (`docs/method.md`, "Position metrics").
 
-Everything here is a table in and a table out; `positions` runs dictionaries and puts results together.
+Everything here is a table in and a table out; `section` runs dictionaries and puts results together.
 """
 
 import math

@@ -3,7 +3,7 @@
 The protocol is that of sae_bench 0.6.0, written out in docs/method.md ("Sparse probing"): one-vs-rest tasks with negatives that are
 drawn anew for every probe from one stream of random numbers, features ranked by the difference of class means, a logistic regression on
 the best k of them, and a linear probe on all of them whose accuracy is the best over its epochs on the very test texts, which flatters
-it. Means over tokens are blind to order by construction; `pooled_probing` and `order_probing` look further.
+it. Means over tokens are blind to order by construction; `probing.section` and `order.section` look further.
 
 What must not change, because results would: the order of random draws, the shapes in which sums are taken, and the dtype of each step.
 """

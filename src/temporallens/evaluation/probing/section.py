@@ -2,7 +2,7 @@
 
 `docs/method.md`, "Pooled probing", is the specification. A text is the mean, the maximum, the last, or the mean by position bin of its
 tokens' codes; probes on the k best columns and on all of them are fitted for every class against the others on several divisions of the
-texts (`probe_fitting`), and scored by AUC and accuracy with bootstrap intervals over texts (`probe_scores`). The same probes on the
+texts (`fitting`), and scored by AUC and accuracy with bootstrap intervals over texts (`scores`). The same probes on the
 residual stream itself, its best channels or all, say what a dictionary has to beat. Model passes and channel baselines do not depend on
 the dictionary and are kept in a cache, as is every set that is finished, so that a second dictionary is cheap and a stop costs one set.
 """
