@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.evaluation import features
-from temporallens.evaluation.features import FeaturesPolicy, log_bins, measure_features, rounded
+from temporallens.evaluation.bins import populated_bins
+from temporallens.evaluation.features import FeaturesPolicy, measure_features, rounded
 from temporallens.evaluation.firings import find_firings
 
 
@@ -73,7 +74,7 @@ def test_the_band_is_the_same_however_few_features_are_drawn_at_a_time(store, di
 @settings(max_examples=200)
 def test_bins_cover_every_position_once(count, most, start):
     positions = np.arange(start, start + count)
-    first, last = log_bins(positions, most)
+    first, last = populated_bins(positions, most)
     assert first[0] == start
     assert last[-1] == positions[-1]
     assert (first[1:] == last[:-1] + 1).all()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from temporallens.activations.language.models import LanguageModel
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.scan import Scan, bins_of, explained, scan, shuffled
+from temporallens.evaluation.bins import growing_starts
+from temporallens.evaluation.scan import BIN_GROWTH, Scan, explained, scan, shuffled
 from tiny_models import LAYERS, TEXTS, tiny_model
 
 MANY = [f"{text} Number {number}. {text}" for number in range(8) for text in TEXTS]
@@ -88,7 +89,7 @@ def test_a_text_of_one_row_is_too_short(folders: dict[str, str]) -> None:
 
 @given(st.integers(1, 40), st.integers(0, 100_000))
 def test_bins_are_single_values_and_then_grow(exact: int, largest: int) -> None:
-    bins = bins_of(exact, largest)
+    bins = growing_starts(largest, exact, BIN_GROWTH)
     assert bins[: min(exact, largest + 1)].tolist() == list(range(min(exact, largest + 1)))
     assert (np.diff(bins) >= 1).all()
     assert bins[-1] <= largest

@@ -19,6 +19,7 @@ from temporallens.activations.made.records import read_layout
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
+from temporallens.evaluation.bins import populated_bins
 from temporallens.evaluation.clusters.profiles import rotated
 from temporallens.evaluation.clusters.table import Context, Contexts
 from temporallens.evaluation.firings import Firings, find_firings
@@ -72,7 +73,7 @@ def measure_features(
 ) -> FeatureTable:
     """What there is to see of every feature on the held-out sequences. Raises TemporalLensError where nothing fires."""
     firings = find_firings(dictionary, store, held_out)
-    first, last = log_bins(np.unique(firings.position), policy.bins)
+    first, last = populated_bins(np.unique(firings.position), policy.bins)
     bin_of = np.searchsorted(first, np.arange(store.positions), side="right") - 1
     tokens = np.bincount(bin_of[firings.position], minlength=len(first))
     low, high = _chance(firings, bin_of, tokens, policy)
@@ -94,17 +95,6 @@ def measure_features(
         contexts=contexts,
         words=words_of(store, {token for own in contexts for context in own for token in context.tokens}),
     )
-
-
-def log_bins(positions: Int[np.ndarray, " p"], most: int) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-    """First and last positions of at most so many bins that widen with the logarithm, none of them without a position; where there
-    are no more than twice as many positions each is a bin of its own."""
-    if len(positions) <= 2 * most:
-        return positions.astype(np.int64), np.append(positions[1:] - 1, positions[-1]).astype(np.int64)
-    edges = np.unique(np.rint(np.geomspace(1, positions[-1] - positions[0] + 2, most + 1)).astype(np.int64)) - 1 + positions[0]
-    starts = np.unique(np.searchsorted(positions, edges[:-1]))
-    starts = starts[starts < len(positions)]
-    return positions[starts].astype(np.int64), np.append(positions[starts[1:]] - 1, positions[-1]).astype(np.int64)
 
 
 def _rates(firings: Firings, row_bin: Int[np.ndarray, " N"], tokens: Int[np.ndarray, " B"]) -> Float32[np.ndarray, "F B"]:

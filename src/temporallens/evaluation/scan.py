@@ -29,6 +29,7 @@ from temporallens.activations.language.token_rows import RowShape, row_shape, to
 from temporallens.activations.moments import beyond_norm
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.bins import growing_starts
 from temporallens.precision import ComputeDtype
 from temporallens.progress import note, progress
 from temporallens.settings import Length, Seed, Settings
@@ -209,17 +210,6 @@ def choose_rows(
     return [row for *_, row in sorted(ranked[:wanted], key=lambda entry: entry[1:3])]
 
 
-def bins_of(exact: int, largest: int) -> Int[np.ndarray, " P"]:
-    """First values of bins: single values below `exact`, then bins that grow, up to the one that holds `largest`."""
-    starts = list(range(min(exact, largest + 1)))
-    while starts[-1] < largest:
-        following = max(starts[-1] + 1, round(starts[-1] * BIN_GROWTH)) if len(starts) > exact else starts[-1] + 1
-        if following > largest:
-            break
-        starts.append(following)
-    return np.array(starts)
-
-
 def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) -> tuple[dict[str, np.ndarray], list[Grouping], int]:
     """The bins of every clock, its groupings (the true one first, then the shuffled ones), and the number of groups in all."""
     generator = np.random.default_rng([policy.seed, 1])
@@ -228,7 +218,8 @@ def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) 
     groups = 0
     for name, clock in CLOCKS.items():
         times = [clock.tell(row, marks) for row in rows]
-        bins[name] = bins_of(EXACT_INDEX if name == "index" else EXACT_TIMES, max(int(row.max()) for row in times))
+        exact = EXACT_INDEX if name == "index" else EXACT_TIMES
+        bins[name] = growing_starts(max(int(row.max()) for row in times), exact, BIN_GROWTH)
         labels = [np.searchsorted(bins[name], row, side="right") - 1 for row in times]
         for worn in [labels, *(shuffled(labels, generator) for _ in range(policy.shuffles))]:
             groupings.append(Grouping(name, worn, groups))

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from temporallens.evaluation.bins import profile_starts
 from temporallens.evaluation.firings import Firings
 
 FIRINGS_PER_POSITION = 4
@@ -114,11 +115,7 @@ def bins_of(table: Table, wanted: Literal["auto", "positions", "log"]) -> Bins:
         rate = float(np.median(table.firings)) / max(float(table.tokens.sum()), 1.0)
         dense = rate * float(np.median(table.tokens[live])) >= FIRINGS_PER_POSITION
         wanted = "positions" if dense and len(live) <= MOST_BINS else "log"
-    if wanted == "positions":
-        starts = live
-    else:
-        offset = live[0] - 1  # the first live position counts as 1: clocks that begin at 0 have a logarithm too
-        starts = np.unique(np.geomspace(1, live[-1] + 1 - offset, LOG_EDGES).round().astype(np.int64))[:-1] + offset
+    starts = live if wanted == "positions" else profile_starts(int(live[0]), int(live[-1]), LOG_EDGES)
     return Bins(*_enough_tokens(table.tokens, starts.tolist(), int(live[-1])), kind=wanted)
 
 
