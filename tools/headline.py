@@ -8,7 +8,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -41,17 +41,17 @@ LANGUAGE = Wanted("smollm2-middle", "SmolLM2-135M after block 12", "positional_m
 def case_of(folder: Path, wanted: Wanted, example: str | None = None, fields: Mapping[str, tuple[int, ...]] | None = None) -> Case:
     """One dictionary's mask (first seed), with the means over seeds of what it and its baseline leave unexplained at equal L0."""
     results = load_results(folder)
-    reached = {(point["family"], point["l0"]): point["fve"]["value"] for point in results["comparison"][wanted.activations]["reached"]}
+    reached = {(point.family, point.l0): point.fve.value for point in results.comparison[wanted.activations].reached}
     for family in (wanted.family, wanted.baseline):
         if (family, float(wanted.level)) not in reached:
             raise TemporalLensError(f"{folder} has no '{family}' at L0 = {wanted.level} to draw; run its study as it is shipped")
-    place = folder / "arms" / wanted.activations / f"{wanted.family}-k{wanted.level}-seed{results['study']['seeds'][0]}"
-    dictionary, store = load_dictionary(place), ActivationStore(folder / "stores" / wanted.activations)
+    path = folder / "arms" / wanted.activations / f"{wanted.family}-k{wanted.level}-seed{results.study.seeds[0]}"
+    dictionary, store = load_dictionary(path), ActivationStore(folder / "stores" / wanted.activations)
     gates = dictionary.gates_by_position()
     if gates is None:
-        raise TemporalLensError(f"{place} has no mask to draw")
-    training: Mapping[str, Any] = results["study"]["training"]
-    held_out = store.split(training["held_out"], training["data_seed"]).held_out
+        raise TemporalLensError(f"{path} has no mask to draw")
+    training = results.study.training
+    held_out = store.split(training.held_out, training.data_seed).held_out
     return Case(
         name=wanted.name,
         gates=gates.numpy(),

@@ -15,26 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.results import load_results
+from temporallens.evaluation.results import RunResult, TimedResults, TimedRun, by_arm, load_results
 from temporallens.evaluation.statistics import mean_of
 from temporallens.files import write_text
-from temporallens.report.answers import known
-from temporallens.report.tables import (
-    FIELDS,
-    WORLD,
-    Runs,
-    Table,
-    comparison_tables,
-    dictionaries_table,
-    openness_table,
-    score_at,
-    score_tables,
-)
+from temporallens.report.tables import FIELDS, WORLD, comparison_tables, dictionaries_table, openness_table, score_at, score_tables
+from temporallens.wording import Table
 
 DIGITS = 6
 """Significant digits of what is kept: far below what seeds differ by."""
 BY_FIELD = ("precision", "recall", "f1", "null_f1", "f1_p_value")
-LISTS = ("openness_by_position", "position_loss", "position_fve", "position_l0", "position_count")
+LISTS = {"openness_by_position", "position_loss", "position_fve", "position_l0", "position_count"}
 PAGE = "# Results\n\nEach table is written by the command above it; the numbers behind it are in `docs/results/`.\n"
 
 
@@ -50,38 +40,35 @@ def short(value: Any) -> Any:
 # The numbers
 
 
-def scalars_of(run: Mapping[str, Any]) -> dict[str, Any]:
+def scalars_of(run: TimedRun) -> dict[str, Any]:
     """One dictionary without its lists by position; of what is known by construction, what the tables show."""
-    kept = {key: value for key, value in run.items() if key not in LISTS}
-    if run["world"] is not None:
-        paths = [path for _, path in WORLD] + [f"mcc_by_class.{name}" for name in run["world"].get("mcc_by_class") or {}]
-        kept["world"] = {path: score_at(run["world"], path) for path in paths}
-    if run["fields"] is not None:
-        kept["fields"] = {key: run["fields"].get(key) for key in (*(path for _, path in FIELDS), *BY_FIELD)}
-    return {key: value for key, value in kept.items() if value is not None}
+    shown = run.model_dump(mode="json", exclude=LISTS)
+    if run.world is not None:
+        paths = [path for _, path in WORLD] + [f"mcc_by_class.{name}" for name in score_at(run.world, "mcc_by_class") or {}]
+        shown["world"] = {path: score_at(run.world, path) for path in paths}
+    if run.fields is not None:
+        shown["fields"] = {key: run.fields.get(key) for key in (*(path for _, path in FIELDS), *BY_FIELD)}
+    return {key: value for key, value in shown.items() if value is not None}
 
 
-def openness_of(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
+def openness_of(runs: Sequence[RunResult]) -> dict[str, dict[str, list[float | None]]]:
     """Of each masked arm, openness by position: mean over seeds, and the ends of its interval where there are several."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    for arm in dict.fromkeys(str(run["arm"]) for run in runs if run["openness_by_position"]):
-        columns = zip(*(run["openness_by_position"] for run in runs if run["arm"] == arm), strict=True)
-        means = [mean_of([value for value in column if known(value)]) if any(map(known, column)) else None for column in columns]
-        found[arm] = {end: [getattr(mean, end) if mean else None for mean in means] for end in ("value", "low", "high")}
+    for arm, seeds in by_arm(run for run in runs if run.openness_by_position is not None).items():
+        means = [mean_of(column) for column in zip(*(run.openness_by_position or [] for run in seeds), strict=True)]
+        found[arm] = {end: [getattr(mean, end) for mean in means] for end in ("value", "low", "high")}
     return found
 
 
-def compact(results: Mapping[str, Any]) -> dict[str, Any]:
+def compact(results: TimedResults) -> dict[str, Any]:
     """What is kept of a study's results."""
-    entries = list(results["activations"])
+    content = results.model_dump(mode="json", include={"study_fingerprint", "environment", "comparison"})
     return short(
         {
-            "study": results["name"],
-            "study_fingerprint": results["study_fingerprint"],
-            "environment": results["environment"],
-            "comparison": results["comparison"],
-            "openness_by_position": {entry: openness_of(runs_of(results, entry)) for entry in entries},
-            "runs": [scalars_of(run) for run in results["runs"]],
+            "study": results.name,
+            **content,
+            "openness_by_position": {entry: openness_of(results.runs_of(entry)) for entry in results.activations},
+            "runs": [scalars_of(run) for run in results.runs],
         }
     )
 
@@ -104,16 +91,12 @@ def as_lines(content: Mapping[str, Any]) -> str:
 # The tables
 
 
-def runs_of(results: Mapping[str, Any], entry: str) -> Runs:
-    return [run for run in results["runs"] if run["activations"] == entry]
-
-
-def tables_of(results: Mapping[str, Any], entry: str) -> list[Table]:
+def tables_of(results: TimedResults, entry: str) -> list[Table]:
     """The tables of one activations entry; every dictionary on its own only where there is one of each arm."""
-    runs, notes = runs_of(results, entry), results["study"].get("notes") or {}
-    tables = [*comparison_tables(entry, runs, results["comparison"][entry]), openness_table(entry, runs), *score_tables(entry, runs)]
-    if len({run["family"] for run in runs}) == len(runs):
-        tables.append(dictionaries_table(entry, runs, notes))
+    runs = results.runs_of(entry)
+    tables = [*comparison_tables(entry, runs, results.comparison[entry]), openness_table(entry, runs), *score_tables(entry, runs)]
+    if len({run.family for run in runs}) == len(runs):
+        tables.append(dictionaries_table(entry, runs, results.study.notes))
     return [table for table in tables if table.rows]
 
 
@@ -127,13 +110,13 @@ def markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", line(table.columns), "|" + "---|" * len(table.columns), *rows])
 
 
-def section(results: Mapping[str, Any]) -> str:
+def section(results: TimedResults) -> str:
     """All tables of a study, with the command that they come from."""
-    name, where = results["name"], results["environment"]
+    name, where = results.name, results.environment
     command = f"`temporallens run studies/{name}.yaml --out runs/{name} && python -m tools.results runs/{name}`"
     machine = f"Python {where['python']}, PyTorch {where['torch']}, {where['cores']} cores, {where['threads']} threads, {where['device']}"
-    parts = [f"{command} ({machine}; study `{results['study_fingerprint'][:12]}`, numbers in `docs/results/{name}.json`)"]
-    for entry in results["activations"]:
+    parts = [f"{command} ({machine}; study `{results.study_fingerprint[:12]}`, numbers in `docs/results/{name}.json`)"]
+    for entry in results.activations:
         parts += [markdown(table) for table in tables_of(results, entry)]
     return "\n\n".join(parts)
 
@@ -151,9 +134,9 @@ def put_section(page: str, name: str, content: str) -> str:
 def write_docs(folder: Path, docs: Path) -> list[Path]:
     """Write what is documented of the finished study in `folder`; returns the files."""
     results = load_results(folder)
-    numbers, page = docs / "results" / f"{results['name']}.json", docs / "results.md"
+    numbers, page = docs / "results" / f"{results.name}.json", docs / "results.md"
     write_text(numbers, as_lines(compact(results)))
-    write_text(page, put_section(page.read_text("utf-8") if page.exists() else PAGE, results["name"], section(results)))
+    write_text(page, put_section(page.read_text("utf-8") if page.exists() else PAGE, results.name, section(results)))
     return [numbers, page]
 
 

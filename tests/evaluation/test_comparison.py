@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from made_results import make_comparison, make_entry, make_results, make_run
 from temporallens.evaluation.comparison import REACH, Comparison, Measured, Point, baselines_among, compare, read_curve
 from temporallens.evaluation.statistics import difference_of, mean_of, ratio_of
 from temporallens.figures.frontier import draw_frontier
@@ -74,13 +75,14 @@ def test_points_of_equal_l0_are_averaged_and_one_point_serves_where_l0_agree() -
 
 def test_the_frontier_has_a_panel_per_store_and_a_line_per_arm_hollow_where_it_is_one_seed() -> None:
     runs = [
-        {"activations": entry, "family": family, "arm": f"{family}-k{l0:g}", "level": l0, "seed": seed, "l0": l0 + 0.1 * seed, "fve": fve}
+        make_run(family, seed, activations=entry, arm=f"{family}-k{l0:g}", level=l0, l0=l0 + 0.1 * seed, fve=fve)
         for entry in ("low", "high")
         for family, seeds in (("batchtopk", (0, 1, 2)), ("control", (0,)))
         for seed in seeds
         for l0, fve, _ in curve()
     ]
-    figure = draw_frontier({"activations": {"low": {}, "high": {}, "empty": {}}, "runs": runs})
+    entries = {"low": make_entry(), "high": make_entry(), "empty": make_entry()}
+    figure = draw_frontier(make_results(activations=entries, runs=runs, comparison={name: make_comparison([]) for name in entries}))
     low, _, empty, unused = figure.axes
     lines = [line for line in low.lines if len(line.get_xdata()) == 3 and line.get_linestyle() != "None"]
     assert len(lines) == 2
@@ -94,7 +96,7 @@ def test_the_frontier_has_a_panel_per_store_and_a_line_per_arm_hollow_where_it_i
 
 
 def test_the_frontier_of_nothing_is_a_picture_too(tmp_path: Path) -> None:
-    assert save(draw_frontier({}), tmp_path / "frontier.png").stat().st_size > 0
+    assert save(draw_frontier(make_results(activations={}, runs=[])), tmp_path / "frontier.png").stat().st_size > 0
 
 
 # Statistics

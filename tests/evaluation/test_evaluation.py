@@ -82,9 +82,9 @@ RUNS = {RunId("x", name, 0): (name, None) for name in ("standard", "batchtopk", 
 def test_results_gather_every_run(run_folder):
     assemble(run_folder, "test", STUDY, RUNS)
     results = load_results(run_folder)
-    assert [run["arm"] for run in results["runs"]] == ["standard", "batchtopk", "positional"]
-    assert all(run["training_steps"] == 120 and run["seconds"] > 0 for run in results["runs"])
-    assert 0 < results["activations"]["x"]["eta2_floor"] < results["activations"]["x"]["eta2"] < 1
+    assert [run.arm for run in results.runs] == ["standard", "batchtopk", "positional"]
+    assert all(run.training_steps == 120 and run.seconds > 0 for run in results.runs)
+    assert 0 < results.activations["x"].eta2_floor < results.activations["x"].eta2 < 1
     assert "seconds" not in (run_folder / "results.json").read_text()
 
 

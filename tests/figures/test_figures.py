@@ -1,7 +1,7 @@
 """Pictures say what they show: axes, colour bars, position 0 apart, missing data in words, and the same bytes for the same data."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -11,37 +11,13 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from made_results import make_scan
+from temporallens import wording
 from temporallens.errors import TemporalLensError
 from temporallens.figures import draw_position_analysis, draw_scan, save
 from temporallens.figures import style as look
 
 SIGNATURES = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
-
-
-def make_scan(
-    model: str = "smollm2-135m", layers: int = 8, length: int = 128, clocks: tuple[str, ...] = ("index", "sentence"), seed: int = 0
-) -> dict[str, Any]:
-    """A scan in the stored shape, of a causal model with a sink at index 0."""
-    random = np.random.default_rng(seed)
-    depth = np.linspace(0, 1, layers)
-    values = np.arange(length)
-    found = {}
-    for place, name in enumerate(clocks):
-        eta2 = 0.03 * depth * np.exp(-2 * depth * (1 - 0.4 * place)) + 0.001
-        early = np.exp(-values / (1 + 20 * depth[:, None])) * random.uniform(0.7, 1.3, (layers, length)) + 0.002
-        early[:, 0] = 0
-        share = early / early.sum(1, keepdims=True)
-        found[name] = {"eta2": eta2.tolist(), "floor": [0.002] * layers, "share": share.tolist(), "values": values.tolist()}
-    norm = 30 + 200 * depth[:, None] + 5 * random.standard_normal((layers, length))
-    norm[:, 0] *= 1 + 110 * depth
-    norm[:, 1] *= 1 + 2.5 * depth
-    sinks = np.zeros((layers, length))
-    sinks[1:, 0] = 1
-    sinks[1:, 1:] = random.binomial(256, 0.0008, (layers - 1, length - 1)) / 256
-    sinks[1:, 1] = 0.02
-    names = ["embed", *(str(layer) for layer in range(layers - 1))]
-    sizes = {"sequences": 256, "tokens": 256 * length, "context_length": length, "seed": 0}
-    return {"model": model, "layers": names, "clocks": found, "norm": norm.tolist(), "sinks": sinks.tolist(), **sizes}
 
 
 def make_history(logged: int = 60, positions: int = 128, zero: bool = False, adaptive: bool = False) -> dict[str, np.ndarray]:
@@ -169,7 +145,7 @@ def test_scan_draws_each_clock_with_its_floor_and_names_absent_ones() -> None:
 
 def test_scan_position_zero_does_not_set_the_colour_scale() -> None:
     scan = make_scan()
-    for row in scan["clocks"]["index"]["share"]:
+    for row in scan.clocks["index"].share:
         row[0] = 50.0
     (mesh,) = meshes(draw_scan([scan]))
     assert mesh.norm.vmax is not None and mesh.norm.vmax < 1
@@ -177,23 +153,23 @@ def test_scan_position_zero_does_not_set_the_colour_scale() -> None:
 
 def test_scan_ranks_clocks_by_what_they_explain_above_their_floor() -> None:
     scan = make_scan(clocks=("index", "document"))
-    scan["clocks"]["document"] |= {"eta2": [0.5] * 8, "floor": [0.5] * 8}
-    assert "The “index” clock leads" in texts(draw_scan([scan]))
+    document = replace(scan.clocks["document"], eta2=[0.5] * 8, floor=[0.5] * 8)
+    assert "The “index” clock leads" in texts(draw_scan([replace(scan, clocks=scan.clocks | {"document": document})]))
 
 
 def test_scan_below_its_floor_claims_nothing() -> None:
     scan = make_scan(clocks=("index",))
-    scan["clocks"]["index"]["floor"] = [0.5] * 8
-    written = texts(draw_scan([scan]))
+    index = replace(scan.clocks["index"], floor=[0.5] * 8)
+    written = texts(draw_scan([replace(scan, clocks={"index": index})]))
     assert "No clock rises above its noise floor" in written and "nowhere above its noise floor" in written
     assert "hatched" in written
 
 
 def test_scan_without_data_says_so_in_each_panel(tmp_path: Path) -> None:
-    clocks = {"sentence": {"eta2": [None, 0.1], "floor": [None, 0.01]}}
-    figure = draw_scan(
-        [{"model": "m", "layers": ["embed", "0"], "clocks": clocks, "norm": None, "sinks": []}, {"model": "n", "layers": [], "clocks": {}}]
-    )
+    scan = make_scan(layers=2, clocks=("sentence",))
+    unknown = [[None] * 128] * 2
+    silent = replace(scan.clocks["sentence"], eta2=[None, None], floor=[None, None])
+    figure = draw_scan([replace(scan, norm=unknown, sinks=unknown), replace(scan, clocks={"sentence": silent})])
     written = texts(figure)
     assert "does not hold the index clock's variance" in written
     assert "does not hold the norms by index" in written and "does not hold the sinks by index" in written
@@ -238,6 +214,6 @@ def test_drawing_leaves_global_settings_alone(tmp_path: Path) -> None:
 
 
 def test_numbers_and_shares_read_well() -> None:
-    assert [look.number(value) for value in (0, 25143.2, 98.26, 0.03117, float("nan"))] == ["0", "25,100", "98.3", "0.0312", "n/a"]
-    assert [look.percent(share) for share in (0, 0.9, 0.0121, 0.0004)] == ["0\u00a0%", "90\u00a0%", "1.2\u00a0%", "0.04\u00a0%"]
-    assert look.plain("a\nb" + "c" * 100, 11) == "a bcc…ccccc"
+    assert [wording.number(value) for value in (0, 25143.2, 98.26, 0.03117, float("nan"))] == ["0", "25,100", "98.3", "0.0312", "n/a"]
+    assert [wording.percent(share) for share in (0, 0.9, 0.0121, 0.0004)] == ["0\u00a0%", "90\u00a0%", "1.2\u00a0%", "0.04\u00a0%"]
+    assert wording.plain("a\nb" + "c" * 100, 11) == "a bcc…ccccc"

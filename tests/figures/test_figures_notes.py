@@ -12,10 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
 
+import made_results
+from temporallens.evaluation.model.fidelity import Explained, FidelityMeasures, ShiftFidelity
+from temporallens.evaluation.results import ArmSettings, TimedRun
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures import style as look
 from temporallens.figures.comparative import MOST_ROWS, draw_comparative_analysis
-from temporallens.figures.fidelity import draw_fidelity
+from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.masks import draw_masks
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.position_weights import draw_position_weights
@@ -47,12 +50,11 @@ def make_history(weighs: bool = True) -> dict[str, np.ndarray]:
     return {"step": step, **columns, "openness": openness, "temperature": temperature}
 
 
-def make_run(arm: str, seed: int = 0, **values: Any) -> dict[str, Any]:
+def make_run(arm: str, /, seed: int = 0, **changes: Any) -> TimedRun:
     place = np.arange(POSITIONS)
     loss: list[float | None] = [None, *(100 * np.where(place[1:] < 2, 0.5, 1.0)).tolist()]
-    run = {"activations": "a", "arm": arm, "family": arm, "level": None, "kind": arm, "seed": seed, "features": 256}
-    numbers = {"final_loss": 12.0, "mse_loss": 10.0, "l0": 16.0, "fve": 0.8, "position_loss": loss}
-    return {**run, **numbers, **values}
+    numbers = {"features": 256, "final_loss": 12.0, "mse_loss": 10.0, "l0": 16.0, "fve": 0.8, "position_loss": loss}
+    return made_results.make_run(arm, seed, **numbers | changes)
 
 
 def texts(figure: Figure) -> str:
@@ -178,12 +180,10 @@ def test_many_arms_are_grouped_by_family_and_stay_readable() -> None:
 
 
 def test_comparative_analysis_says_what_is_missing(tmp_path: Path) -> None:
-    bare = [{"activations": "a", "arm": "a", "family": "a", "kind": "a", "seed": 0, "features": 4}]
-    figure = draw_comparative_analysis(bare, {})
-    for sentence in ("holds a final loss", "holds its L0", "was evaluated by position", "weighs positions by how hard they are"):
+    figure = draw_comparative_analysis([make_run("a", position_loss=[None] * POSITIONS)], {})
+    for sentence in ("was evaluated by position", "weighs positions by how hard they are"):
         assert sentence in texts(figure)
     save(figure, tmp_path / "a.png")
-    save(draw_comparative_analysis([], {}), tmp_path / "b.png")
 
 
 # position_weights
@@ -310,10 +310,13 @@ def test_masks_say_what_is_missing() -> None:
 
 # mask_strictness
 
-ARMS: dict[str, dict[str, Any]] = {
-    name: {"kind": "positional", "k": 6, "strictness": strictness}
+ARMS = {
+    name: ArmSettings.model_validate({"kind": "positional", "k": 6, "strictness": strictness})
     for name, strictness in (("hard", "hard"), ("soft", "soft"), ("straight", "straight_through"))
-} | {"other": {"kind": "positional", "k": 9, "strictness": "hard"}, "batchtopk": {"kind": "batchtopk"}}
+} | {
+    "other": ArmSettings.model_validate({"kind": "positional", "k": 9, "strictness": "hard"}),
+    "batchtopk": ArmSettings.model_validate({"kind": "batchtopk"}),
+}
 
 
 def test_strictness_compares_arms_that_differ_in_nothing_else() -> None:
@@ -358,33 +361,42 @@ def test_strictness_of_one_seed_or_of_nothing_claims_nothing() -> None:
 # fidelity
 
 
-def estimate(value: float | None, half: float = 0.01) -> dict[str, Any]:
-    low, high = (None, None) if value is None else (value - half, value + half)
-    return {"value": value, "low": low, "high": high, "n": 100}
+def estimate(value: float | None, half: float = 0.01) -> Estimate:
+    return Estimate(None, None, None, 100) if value is None else Estimate(value, value - half, value + half, 100)
 
 
-def make_fidelity(index: float, content: float, change: float, masked: bool = False) -> dict[str, Any]:
+def make_fidelity(index: float | None, content: float, change: float, masked: bool = False) -> FidelityMeasures:
+    def explained(change: float) -> Explained:
+        return Explained(estimate(0.8), estimate(0.8 + change), estimate(change), [], [])
+
     shifts = [
-        {
-            "shift": shift,
-            "absolute_index": estimate(index),
-            "content": estimate(content**place),
-            "fve": {"change": estimate(change * place)},
-            "open_fve": {"change": estimate(change / 2)} if masked else None,
-            "mask_change": estimate(-0.05) if masked else None,
-        }
+        ShiftFidelity(
+            shift=shift,
+            absolute_index=estimate(index),
+            index_correlation=estimate(0.5),
+            content_correlation=estimate(0.5),
+            absolute_index_distance=estimate(0.5),
+            tied_to_index=0,
+            tied_to_content=0,
+            undecided=0,
+            content=estimate(content**place),
+            fve=explained(change * place),
+            open_fve=explained(change / 2) if masked else None,
+            mask_change=estimate(-0.05) if masked else None,
+            feature_absolute_index=[],
+            feature_distance=[],
+            feature_content=[],
+            position_content=[],
+            position_count=[],
+        )
         for place, shift in enumerate((1, 2, 4), 1)
     ]
-    return {"fidelity": {"shifts": shifts, "control_content": estimate(0.99)}}
+    return FidelityMeasures(shifts, estimate(0.99), estimate(0.0), [], [], 1, 1, 100)
 
 
 def test_fidelity_states_what_features_follow_and_what_shifts_cost() -> None:
-    runs = [
-        make_run("plain", measures=make_fidelity(-0.4, 0.9, -0.01)),
-        make_run("masked", measures=make_fidelity(0.3, 0.8, -0.1, masked=True)),
-        make_run("unmeasured"),
-    ]
-    figure = draw_fidelity(runs, "a")
+    arms = [Arm("plain", [make_fidelity(-0.4, 0.9, -0.01)]), Arm("masked", [make_fidelity(0.3, 0.8, -0.1, masked=True)])]
+    figure = draw_fidelity(arms, "a")
     fits(figure)
     assert titles(figure) == [
         "a At a shift of 4 features of masked follow the index; of plain follow the token",
@@ -396,19 +408,15 @@ def test_fidelity_states_what_features_follow_and_what_shifts_cost() -> None:
 
 
 def test_fidelity_without_shifts_says_so() -> None:
-    assert texts(draw_fidelity([make_run("plain"), make_run("other", measures={})])).count("was not measured under shifts") == 0
-    assert texts(draw_fidelity([make_run("plain")])).count("no run of these activations was measured under shifts") == 3
-    nothing = make_fidelity(0.0, 0.9, -0.001)
-    for shift in nothing["fidelity"]["shifts"]:
-        shift["absolute_index"] = estimate(None)
-    figure = draw_fidelity([make_run("a", measures=nothing)])
+    assert texts(draw_fidelity([])).count("no run of these activations was measured under shifts") == 3
+    figure = draw_fidelity([Arm("a", [make_fidelity(None, 0.9, -0.001)])])
     assert "is not known" in titles(figure)[0] and titles(figure)[2] == "c No shift changes FVE by more than 0.00300"
 
 
 # All of them
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    "comparative_analysis": lambda: draw_comparative_analysis([make_run("$x_{ \x00 & 漢字")], {}, "$x_{"),
+    "comparative_analysis": lambda: draw_comparative_analysis([make_run("x$x_{ \x01 & 漢字")], {}, "$x_{"),
     "masks": lambda: draw_masks(np.ones((2, 3)), None, {}, "$x_{"),
 }
 

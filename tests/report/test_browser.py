@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from made_results import make_results
 from temporallens.figures.save import save
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.page import write_report
@@ -58,7 +59,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = save(figure, folder / "picture.png")
     clusters = {"clusters": 2, "labels": [number % 3 - 1 for number in range(FEATURES)]}
     browsed = [Browsed("masked, seed 0", table(True), positions(), clusters), Browsed("plain, seed 0", table(False), None, None)]
-    write_report({"name": "browsed"}, {"A picture": picture}, "name: browsed\n", folder / "report.html", browsed)
+    write_report(make_results(name="browsed"), {"A picture": picture}, "name: browsed\n", folder / "report.html", browsed)
     return folder / "report.html"
 
 

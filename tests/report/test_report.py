@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from made_results import ENTRY, STUDY, make_comparison, make_entry, make_results, make_run, make_scan
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.comparison import Measured, compare
+from temporallens.evaluation.results import TimedResults, TimedRun
 from temporallens.figures.save import save
 from temporallens.report import answers, measured, page, tables
 from temporallens.report.side_by_side import Compared, arms_table, settings_table, write_side_by_side
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}"
-STUDY = """name: quickstart
+NAME = f"x{HOSTILE.replace('/', '')}"
+"""As hostile as a name may be that has a folder of its own."""
+STUDY_FILE = """name: quickstart
 scans:
   - model: m # not a reason
 training:
@@ -26,117 +30,11 @@ arms: {a: '<b>'}
 """
 
 
-def make_run(arm: str = "batchtopk", seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """A run in the stored shape; masked when its arm is `positional`."""
-    positions, masked = 128, arm == "positional"
-    closed = [None] + [0.45 if p == 1 else 0.09 if p < 4 else 0.02 for p in range(1, positions)]
-    run = {
-        "activations": "smollm2-middle",
-        "arm": arm,
-        "family": arm,
-        "level": None,
-        "kind": arm,
-        "seed": seed,
-        "features": 1152,
-        "training_steps": 1000,
-        "tokens_seen": 1_024_000,
-        "final_loss": 139.27,
-        "mse_loss": 128.4,
-        "sparsity_loss": 10.9 if arm == "standard" else 0.0,
-        "fve": {"standard": 0.65, "batchtopk": 0.7782}.get(arm, 0.7722),
-        "fve_within_position": 0.7701,
-        "fve_first": None,
-        "l0": {"standard": 61.2, "batchtopk": 32.0}.get(arm, 32.1),
-        "dead_features": 12,
-        "openness": 0.977 if masked else None,
-        "openness_by_position": [None if share is None else 1 - share for share in closed] if masked else None,
-        "position_loss": [None, *[130.0] * (positions - 1)],
-        "position_fve": [None, *[0.77] * (positions - 1)],
-        "position_l0": [None, *[32.0] * (positions - 1)],
-        "position_count": [0, *[190] * (positions - 1)],
-        "held_out_tokens": 24_130,
-        "world": None,
-        "fields": None,
-        "seconds": 41.8,
-        "tokens_per_second": 24_500.0,
-    }
-    return run | changes
-
-
-def make_entry(**changes: Any) -> dict[str, Any]:
-    policies = {"rows": "split", "bos": True, "padding": None, "clock": "index", "context_length": 128, "norm_multiple": 10.0}
-    entry = {
-        "model": "smollm2-135m",
-        "layer": 12,
-        "width": 576,
-        "rows": 250_112,
-        "sequences": 1954,
-        "documents": 26,
-        "held_out_documents": 3,
-        "positions": 128,
-        "clock": "index",
-        "policies": policies,
-        "eta2": 0.0123,
-        "eta2_floor": 0.0021,
-        "excluded": {"first": 1954, "norm": 77, "special": 0},
-        "norm": [25137.0, 514.0, *[140.0] * 126],
-    }
-    return entry | changes
-
-
-def make_scan(model: str = "smollm2-135m", layers: int = 31) -> dict[str, Any]:
-    clock = {"eta2": [0.01] * layers, "floor": [0.002] * layers, "share": [[0.0, 1.0]] * layers, "values": [0, 1]}
-    depths = {"norm": [[25137.0, 514.0, None, 140.0]] * layers, "sinks": [[1.0, 0.02, 0.0, 0.0]] * layers}
-    names = ["embed", *(str(layer) for layer in range(layers - 1))]
-    return {
-        "model": model,
-        "layers": names,
-        "clocks": {"index": clock, "sentence": clock},
-        **depths,
-        "sequences": 256,
-        "context_length": 128,
-    }
-
-
-def make_results(**changes: Any) -> dict[str, Any]:
-    arms = {
-        "standard": {"kind": "standard", "features": 1152, "sparsity": 0.04},
-        "batchtopk": {"kind": "batchtopk", "features": 1152, "k": 32},
-        "positional": {"kind": "positional", "features": 1152, "k": 32, "temperature_start": 5.0, "temperature_end": 0.1},
-    }
-    study = {
-        "name": "quickstart",
-        "scans": [{"model": "smollm2-135m", "context_length": 128}],
-        "activations": {"smollm2-middle": {"model": "smollm2-135m", "layer": 12, "context_length": 128}},
-        "arms": arms,
-        "training": {"steps": 1000, "batch_size": 1024, "learning_rate": 0.001, "held_out": 0.1},
-        "seeds": [0],
-    }
-    results = {
-        "format": "temporallens.results/2",
-        "name": "quickstart",
-        "study": study,
-        "study_fingerprint": "ab" * 32,
-        "environment": {"python": "3.11.7", "torch": "2.13.0", "threads": 2, "processor": None},
-        "scans": {"smollm2-135m": make_scan(), "minilm-l6": make_scan("minilm-l6", 7)},
-        "activations": {"smollm2-middle": make_entry()},
-        "runs": [make_run(arm) for arm in arms],
-    }
-    results |= changes
-    return {"comparison": {"smollm2-middle": make_comparison(results["runs"])}} | results
-
-
-def make_comparison(runs: Sequence[dict[str, Any]], levels: Sequence[float] = ()) -> dict[str, Any]:
-    """What the evaluation says of these runs at equal L0."""
-    known = [run for run in runs if run["fve"] is not None]
-    return compare([Measured(**{name: run[name] for name in Measured._fields}) for run in known], levels).model_dump()
-
-
-def render(results: dict[str, Any], study_text: str = STUDY) -> str:
+def render(results: TimedResults, study_text: str = STUDY_FILE) -> str:
     return page.render(results, [], study_text)
 
 
-def said(*runs: dict[str, Any], levels: Sequence[float] = (), **entry: Any) -> str:
+def answer_to(*runs: TimedRun, levels: Sequence[float] = (), **entry: Any) -> str:
     """The answer's sentence, findings and remarks, with ordinary spaces."""
     found = answers.answer("a", make_entry(**entry), runs, make_comparison(runs, levels))
     return " ".join([found.sentence, *found.findings, *found.remarks]).replace("\u00a0", " ")
@@ -168,7 +66,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_the_sentence_gives_eta_squared_masks_and_reconstruction_and_claims_no_gain() -> None:
-    sentence = said(make_run("standard"), make_run("batchtopk"), make_run("positional"))
+    sentence = answer_to(make_run("standard"), make_run("batchtopk"), make_run("positional"))
     assert "Position (index clock) explains 1.2 % of the variance (noise floor 0.2 %)" in sentence
     assert "close 45 % of the dictionary at position 1, 9.0 % at positions 2 to 3 and 2.0 % from position 4 on" in sentence
     assert "batchtopk explains a fraction of 0.778 (L0 32.0), positional 0.772 (L0 32.1) and standard 0.650 (L0 61.2)" in sentence
@@ -177,24 +75,23 @@ def test_the_sentence_gives_eta_squared_masks_and_reconstruction_and_claims_no_g
 
 
 def test_a_higher_value_from_one_seed_is_no_gain() -> None:
-    assert "no gain is claimed" in said(make_run("batchtopk"), make_run("positional", fve=0.9))
+    assert "no gain is claimed" in answer_to(make_run("batchtopk"), make_run("positional", fve=0.9))
 
 
 def test_arms_of_different_l0_or_seed_are_not_compared() -> None:
     sentence = "positional and batchtopk have no L0 and seed in common, so they are not compared."
-    assert sentence in said(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
-    assert sentence in said(make_run("batchtopk"), make_run("positional", seed=1))
+    assert sentence in answer_to(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
+    assert sentence in answer_to(make_run("batchtopk"), make_run("positional", seed=1))
 
 
-def make_levels(arm: str, seed: int = 0, gain: float = 0.0) -> list[dict[str, Any]]:
+def make_levels(arm: str, seed: int = 0, gain: float = 0.0) -> list[TimedRun]:
     fve = {16.0: 0.70 + gain, 32.0: 0.78 + gain, 64.0: 0.85}
-    runs = [make_run(arm, seed, l0=level, level=level, fve=value + 0.01 * seed) for level, value in fve.items()]
-    return [run | {"arm": f"{arm}-k{run['level']:g}"} for run in runs]
+    return [make_run(arm, seed, arm=f"{arm}-k{level:g}", l0=level, level=level, fve=value + 0.01 * seed) for level, value in fve.items()]
 
 
 def test_with_levels_arms_are_told_once_and_each_l0_has_its_verdict() -> None:
     runs = [run for seed in range(3) for run in (*make_levels("batchtopk", seed), *make_levels("positional", seed, 0.01 + 0.001 * seed))]
-    sentence = said(*runs, levels=(16, 32, 64))
+    sentence = answer_to(*runs, levels=(16, 32, 64))
     assert "at L0 32, the fraction of the variance explained is, of positional 0.8010 and batchtopk 0.7900" in sentence
     assert "positional reconstructs better than batchtopk (+0.0110 FVE at L0 16, 95 % interval" in sentence
     assert "no reconstruction gain of positional over batchtopk is shown (0.0000 FVE at L0 64, 95 % interval" in sentence
@@ -203,23 +100,28 @@ def test_with_levels_arms_are_told_once_and_each_l0_has_its_verdict() -> None:
 
 def test_what_rests_on_one_seed_among_several_is_named() -> None:
     runs = [*(run for seed in range(2) for run in make_levels("batchtopk", seed)), *make_levels("standard")]
-    assert "One seed only, so nothing is established, for standard." in said(*runs, levels=(16, 32, 64))
+    assert "One seed only, so nothing is established, for standard." in answer_to(*runs, levels=(16, 32, 64))
 
 
 def test_the_comparison_has_a_row_per_arm_marked_where_it_is_one_seed() -> None:
     runs = [*(run for seed in range(2) for run in make_levels("batchtopk", seed)), *make_levels("positional", gain=0.01)]
-    reached, against, _ = tables.comparison_tables("a", runs, make_comparison(runs, (16, 32, 64)) | {"baselines": ["batchtopk", "none"]})
+    reached, against, _ = tables.comparison_tables(
+        "a", runs, make_comparison(runs, (16, 32, 64)).model_copy(update={"baselines": ["batchtopk", "none"]})
+    )
     rows = {row.head: dict(zip(reached.columns[1:], row.cells, strict=True)) for row in reached.rows}
     assert rows["batchtopk"]["seeds"] == "2" and rows["positional"]["seeds"] == "one seed"
     assert rows["batchtopk"]["FVE at L0 32"] == "0.7850 ± 0.0635" and rows["positional"]["FVE at L0 32"] == "0.7900 (one seed)"
     (row,) = against.rows
     cells = dict(zip(against.columns[1:], row.cells, strict=True))
     assert cells["FVE difference at L0 16"] == "+0.0100 (one seed)" and cells["unexplained, share at L0 32"] == "0.955 (one seed)"
-    assert tables.comparison_tables("a", runs, {}) == []
+    assert tables.comparison_tables("a", [], make_comparison([])) == []
 
 
 def test_openness_is_told_by_octaves_of_positions_with_its_interval() -> None:
-    runs = [make_run("positional", seed, openness_by_position=[None, *[0.5 + 0.1 * seed] * 4, 1.0]) for seed in range(2)]
+    runs = [
+        make_run("positional", seed, openness_by_position=[1.0, *[0.5 + 0.1 * seed] * 4, 1.0], position_count=[0, *[9] * 5])
+        for seed in range(2)
+    ]
     table = tables.openness_table("a", [make_run(), *runs])
     assert table.columns == ["arm", "seeds", "1", "2 to 3", "4 to 5"]
     assert table.rows[0].cells[:2] == ["2", "0.550 ± 0.635"]
@@ -240,7 +142,7 @@ def test_notes_stand_beside_their_own_arms() -> None:
     assert [row.cells[-1] for row in table.rows] == ["training_steps: 0", "–"]
 
 
-def make_seeds(differences: list[float]) -> list[dict[str, Any]]:
+def make_seeds(differences: list[float]) -> list[TimedRun]:
     blind = [make_run("batchtopk", seed, fve=0.77 + 0.01 * seed) for seed in range(len(differences))]
     return blind + [make_run("positional", seed, fve=0.77 + 0.01 * seed + more) for seed, more in enumerate(differences)]
 
@@ -254,86 +156,82 @@ def make_seeds(differences: list[float]) -> list[dict[str, Any]]:
     ],
 )
 def test_several_seeds_are_paired_and_carry_an_interval(differences: list[float], verdict: str) -> None:
-    sentence = said(*make_seeds(differences))
+    sentence = answer_to(*make_seeds(differences))
     assert verdict in sentence and "95 % interval" in sentence and "3 seeds" in sentence
     assert "One seed" not in sentence
 
 
-def test_position_no_better_than_noise_and_unmeasured_values_are_said_to_be_so() -> None:
-    assert "no more of the variance than noise" in said(eta2=0.001, eta2_floor=0.002)
-    assert "was not measured" in said(eta2=None)
-    assert "No arm was trained" in said()
-    assert "a fraction of – (L0 –)" in said(make_run(fve=None, l0=None))
+def test_position_no_better_than_noise_is_said_to_be_so() -> None:
+    assert "no more of the variance than noise" in answer_to(make_run(), eta2=0.001, eta2_floor=0.002)
 
 
 def test_masks_that_do_nothing_are_said_to_do_nothing() -> None:
-    assert "stay open everywhere: they do nothing here" in said(make_run("positional", openness_by_position=[1.0] * 128))
-    assert "as much at every position" in said(make_run("positional", openness_by_position=[0.9] * 128))
+    assert "stay open everywhere: they do nothing here" in answer_to(make_run("positional", openness_by_position=[1.0] * 128))
+    assert "as much at every position" in answer_to(make_run("positional", openness_by_position=[0.9] * 128))
 
 
 def test_closed_shares_are_told_in_a_few_runs_of_positions_that_cover_all() -> None:
     segments = answers.closed_by_position([p / 128 for p in range(128)], start=1)
     assert 1 < len(segments) <= answers.SEGMENTS
-    assert segments[0][0] == 1 and segments[-1][1] == 127
-    assert all(left[1] + 1 == right[0] for left, right in pairwise(segments))
+    assert segments[0].first == 1 and segments[-1].last == 127
+    assert all(left.last + 1 == right.first for left, right in pairwise(segments))
     assert answers.closed_by_position([], start=1) == []
 
 
 def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> None:
-    table = tables.dictionaries_table("a", [make_run("batchtopk", final_loss=float("nan"))])
+    table = tables.dictionaries_table("a", [make_run("batchtopk")], {})
     cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
     assert cells["FVE"] == "0.7782" and cells["L0"] == "32.0" and cells["dead features"] == "12 of 1,152"
     assert cells["tokens"] == "1,024,000" and cells["steps"] == "1,000" and cells["seconds"] == "42"
-    assert cells["openness"] == cells["final loss"] == cells["FVE at index 0 alone"] == "–"
+    assert cells["final loss"] == "139" and cells["openness"] == cells["FVE at index 0 alone"] == "–"
 
 
 def test_several_seeds_get_a_row_each_and_their_mean() -> None:
-    table = tables.dictionaries_table("a", [make_run(seed=0, fve=0.7), make_run(seed=1, fve=0.8)])
+    table = tables.dictionaries_table("a", [make_run(seed=0, fve=0.7), make_run(seed=1, fve=0.8)], {})
     assert [row.head for row in table.rows] == ["batchtopk, seed 0", "batchtopk, seed 1", "batchtopk, mean of 2"]
     assert table.rows[-1].summary and table.rows[-1].cells[0] == "0.7500"
 
 
 def test_defaults_name_what_was_changed_and_why() -> None:
-    study = make_results()["study"]
-    rows = {row.head: row.cells for row in page.default_table(study, STUDY).rows}
+    rows = {row.head: row.cells for row in page.default_table(STUDY, STUDY_FILE).rows}
     assert rows["learning rate"][:2] == ["0.0003", "0.001"] and "this short run needs a larger one" in rows["learning rate"][2]
     assert rows["dictionary size"][:2] == ["2304", "1152"] and "width of the notes' model" in rows["dictionary size"][2]
     assert rows["sparsity penalty"][2] == rows["temperature at last"][2] == "as in the notes"
     assert rows["model"][1] == "smollm2-135m" and "not a reason" not in rows["model"][2]
-    assert page.default_table({}, "").rows[0].cells == ["google/gemma-2-2b", "–", "not used in this study"]
+    assert page.default_table({"activations": {}, "arms": {}, "training": {}}, "").rows[0].cells == [
+        "google/gemma-2-2b",
+        "–",
+        "not used in this study",
+    ]
 
 
 def test_a_scan_tells_which_clock_is_kept_past_the_first_tokens() -> None:
     scan = make_scan("m", 3)
-    assert page.scan_table("m", scan).note == "" and len(page.scan_table("m", scan).columns) == 6
-    index, sentence = ({"late_eta2": [None, 0.002, value], "late_floor": [None, 0.003, 0.001]} for value in (0.002, 0.016))
-    scan |= {"late_from": 8, "clocks": {"index": scan["clocks"]["index"] | index, "sentence": scan["clocks"]["sentence"] | sentence}}
-    table = page.scan_table("m", scan)
+    index, sentence = (
+        replace(scan.clocks[name], late_eta2=[None, 0.002, value], late_floor=[None, 0.003, 0.001])
+        for name, value in (("index", 0.002), ("sentence", 0.016))
+    )
+    table = page.scan_table(replace(scan, clocks={"index": index, "sentence": sentence}))
     assert "m: from index 8 on (late), the sentence clock explains most: 1.6 % after layer 1" in table.note.replace("\u00a0", " ")
     assert table.columns[3:5] == ["index, late", "sentence, late"] and table.rows[0].cells[2] == "–"
-    scan["clocks"] = {"index": scan["clocks"]["index"] | {"late_eta2": [0.0] * 3}}
-    assert "no clock rises above its noise floor" in page.scan_table("m", scan).note
-
-
-def test_a_measure_that_no_run_has_gets_no_column() -> None:
-    run = make_run()
-    del run["seconds"]
-    assert "seconds" not in tables.dictionaries_table("a", [run]).columns
+    silent = replace(index, late_eta2=[0.0] * 3)
+    assert "no clock rises above its noise floor" in page.scan_table(replace(scan, clocks={"index": silent})).note
 
 
 def test_policies_count_what_was_left_out() -> None:
-    rows = {row.head: row.cells for row in page.policy_table({"a": make_entry(), "b": make_entry(excluded={}, rows=None)}).rows}
-    assert rows["rows"] == ["split", "split"] and rows["bos"][0] == "true" and rows["padding"][0] == "–"
-    assert rows["left out: index 0"] == ["1,954 (0.8\u00a0%)", "–"]
+    rows = {
+        row.head: row.cells for row in page.policy_table({"a": make_entry(), "b": make_entry(rows=3908, policies={"rows": "split"})}).rows
+    }
+    assert rows["rows"] == ["split", "split"] and rows["bos"] == ["true", "–"] and rows["padding"][0] == "–"
+    assert rows["left out: index 0"] == ["1,954 (0.8\u00a0%)", "1,954 (50\u00a0%)"]
 
 
 def test_it_is_said_of_packed_rows_and_of_no_others_that_documents_see_each_other() -> None:
     sentence = "attention across documents is not masked"
     assert sentence not in render(make_results())
-    packed = make_entry()
-    packed["policies"] = packed["policies"] | {"rows": "packed", "attention_across_documents": True}
-    results = make_results()
-    text = render(results | {"activations": {**results["activations"], "joined": packed, "also": packed}})
+    packed = make_entry(policies={"rows": "packed", "attention_across_documents": True})
+    runs = [make_run(activations=entry) for entry in (ENTRY, "joined", "also")]
+    text = render(make_results(activations={ENTRY: make_entry(), "joined": packed, "also": packed}, runs=runs))
     assert f"In the packed rows of joined and also {sentence}" in text
 
 
@@ -347,7 +245,7 @@ def only_its_own_script(text: str, parsed: Tags) -> None:
 
 def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Path) -> None:
     out = tmp_path / "new" / "report.html"
-    page.write_report(make_results(), {"smollm2-middle / positional, seed 0": picture}, STUDY, out)
+    page.write_report(make_results(), {"smollm2-middle / positional, seed 0": picture}, STUDY_FILE, out)
     text = out.read_text("utf-8")
     parsed = Tags(text)
     assert parsed.open == []
@@ -369,30 +267,28 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Pat
 def test_the_study_file_is_shown_verbatim() -> None:
     shown = re.search(r"<pre[^>]*><code>(.*)</code></pre>", render(make_results()), re.DOTALL)
     assert shown is not None
-    assert shown.group(1) == STUDY.replace("<b>", "&lt;b&gt;").replace("'", "&#39;")
+    assert shown.group(1) == STUDY_FILE.replace("<b>", "&lt;b&gt;").replace("'", "&#39;")
 
 
-def plant(results: dict[str, Any], where: str) -> None:
+def hostile_results(where: str) -> TimedResults:
     if where == "run":
-        results["runs"][0]["arm"] = results["runs"][0]["kind"] = HOSTILE
-    elif where == "entry":
-        results["activations"] = {HOSTILE: make_entry(model=HOSTILE, clock=HOSTILE, policies={HOSTILE: HOSTILE})}
-        results["runs"] = [make_run("positional", activations=HOSTILE)]
-    elif where == "scan":
-        scan = make_scan()
-        results["scans"] = {HOSTILE: scan | {"layers": [HOSTILE, *scan["layers"][1:]], "clocks": {HOSTILE: scan["clocks"]["index"]}}}
-    elif where == "environment":
-        results["environment"] = {HOSTILE: [HOSTILE, {HOSTILE: None}]}
-    else:
-        results |= {"name": HOSTILE, "study_fingerprint": HOSTILE, "format": HOSTILE}
-        results["study"] = results["study"] | {"description": HOSTILE, "arms": {HOSTILE: {"features": HOSTILE}}}
+        return make_results(runs=[make_run(NAME, kind=HOSTILE)])
+    if where == "entry":
+        entry = make_entry(model=HOSTILE, clock=HOSTILE, policies={HOSTILE: HOSTILE})
+        return make_results(activations={NAME: entry}, runs=[make_run("positional", activations=NAME)])
+    if where == "scan":
+        scan = make_scan(HOSTILE)
+        clocks = {HOSTILE: scan.clocks["index"]}
+        return make_results(scans={HOSTILE: replace(scan, layers=[HOSTILE, *scan.layers[1:]], clocks=clocks)})
+    if where == "environment":
+        return make_results(environment={HOSTILE: [HOSTILE, {HOSTILE: None}]})
+    study = STUDY | {"arms": {HOSTILE: {"features": HOSTILE}}, "notes": {"batchtopk": HOSTILE}}
+    return make_results(name=HOSTILE, study_fingerprint=HOSTILE, study=study)
 
 
 @pytest.mark.parametrize("where", ["run", "entry", "scan", "environment", "study"])
 def test_hostile_strings_stay_text(where: str) -> None:
-    results = make_results()
-    plant(results, where)
-    text = render(results, HOSTILE + "\nname: 1 # " + HOSTILE)
+    text = render(hostile_results(where), HOSTILE + "\nname: 1 # " + HOSTILE)
     parsed = Tags(text)
     assert "img" not in {tag for tag, _ in parsed.tags}
     only_its_own_script(text, parsed)
@@ -401,20 +297,20 @@ def test_hostile_strings_stay_text(where: str) -> None:
 
 
 def test_a_hostile_caption_stays_inside_its_attribute(tmp_path: Path, picture: Path) -> None:
-    text = page.render(make_results(), [page.read_picture(HOSTILE, picture)], STUDY)
+    text = page.render(make_results(), [page.read_picture(HOSTILE, picture)], STUDY_FILE)
     assert [attributes["alt"] for tag, attributes in Tags(text).tags if tag == "img"] == [HOSTILE]
 
 
-@pytest.mark.parametrize("results", [{}, {"name": "a", "study": {}, "activations": {"x": {}}, "runs": [{"activations": "x", "arm": "y"}]}])
-def test_sparse_results_still_make_a_page(results: dict[str, Any]) -> None:
-    text = render(results, "")
+def test_results_of_which_little_was_asked_make_a_page() -> None:
+    entry = make_entry(model=None, layer=None, policies={})
+    text = render(make_results(scans={}, environment={}, activations={ENTRY: entry}, runs=[make_run()]), "")
     assert Tags(text).open == [] and "None" not in text and "nan" not in text.lower()
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path, picture: Path) -> None:
     pages = []
     for name in ("a.html", "b.html"):
-        page.write_report(make_results(), {"a": picture}, STUDY, tmp_path / name)
+        page.write_report(make_results(), {"a": picture}, STUDY_FILE, tmp_path / name)
         pages.append((tmp_path / name).read_bytes())
     assert pages[0] == pages[1]
 
@@ -433,7 +329,7 @@ def test_a_missing_or_broken_picture_is_one_sentence_and_no_report(
 ) -> None:
     harm(picture)
     with pytest.raises(TemporalLensError, match=sentence):
-        page.write_report(make_results(), {"a": picture}, STUDY, tmp_path / "report.html")
+        page.write_report(make_results(), {"a": picture}, STUDY_FILE, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -445,8 +341,8 @@ def test_what_was_measured_has_its_table_with_intervals_and_dashes() -> None:
     headline = {"clean": estimate(3.0, 2.9, 3.1), "spliced": estimate(3.5), "recovered_zero": estimate(0.93, 0.9, 0.95)}
     headline |= {"recovered_mean": estimate(None), "kl": estimate(0.4, 0.3, 0.5)}
     measure = {"tokens": 1234, "loss": "cross-entropy", "reason": None, "headline": headline, "everything": headline}
-    run = make_run("positional") | {"measures": {"splicing": measure}}
-    (section,) = measured.measured_sections(make_results()["activations"], [make_run(), run], {})
+    run = make_run("positional", measures={"splicing": measure})
+    (section,) = measured.measured_sections(make_results().activations, [make_run(), run], {})
     (table,) = section.tables
     assert [row.head for row in table.rows] == ["positional, seed 0"]
     cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
@@ -473,7 +369,7 @@ def test_clusters_are_listed_one_by_one_where_several_stand_out_from_chance() ->
         "rows": [cluster(1, 1, {}), cluster(4, 7, {"4": 5})], "world": world,
     }  # fmt: skip
     none = dict.fromkeys(several) | {"kept": 1, "features": 20, "chance": {}, "seeds": [], "rows": []}
-    runs = [make_run("positional") | {"measures": {"clusters": several}}, make_run("batchtopk") | {"measures": {"clusters": none}}]
+    runs = [make_run("positional", measures={"clusters": several}), make_run("batchtopk", measures={"clusters": none})]
     held, classes, each = measured.cluster_tables(runs)
     cells = ["14 of 20", "2", "0.60", "0.010", "0.90 (0.40)", "0.90 (0.80 to 1.00)", "0.50"]
     assert [row.cells for row in held.rows] == [cells, ["1 of 20", "–", "–", "–", "– (–)", "–", "–"]]
@@ -484,8 +380,7 @@ def test_clusters_are_listed_one_by_one_where_several_stand_out_from_chance() ->
 
 
 def test_several_runs_stand_side_by_side_with_what_differs(tmp_path: Path, picture: Path) -> None:
-    one, other = make_results(), make_results()
-    other["study"] = other["study"] | {"training": {"steps": 77}}
+    one, other = make_results(), make_results(study=STUDY | {"training": STUDY["training"] | {"steps": 77}})
     compared = [Compared("first", one, {"FVE": picture}), Compared(HOSTILE, other, {})]
     write_side_by_side(compared, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text("utf-8")
@@ -497,7 +392,7 @@ def test_several_runs_stand_side_by_side_with_what_differs(tmp_path: Path, pictu
     assert settings["training.steps"][1] == "77"
     assert "seeds" not in settings
     heads = [row.head for row in arms_table(compared).rows]
-    assert len(heads) == 2 * len({run["family"] for run in one["runs"]})
+    assert len(heads) == 2 * len({run.family for run in one.runs})
     assert any(head.startswith("first, smollm2-middle: ") for head in heads)
 
 

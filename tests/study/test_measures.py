@@ -71,7 +71,7 @@ def finished(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_dictionaries_that_are_shown_are_measured_and_no_others(finished: Path) -> None:
     results = load_results(finished / "run")
-    measured = {(run["activations"], run["arm"], run["seed"]): set(run["measures"]) for run in results["runs"] if run["measures"]}
+    measured = {(run.activations, run.arm, run.seed): set(run.measures) for run in results.runs if run.measures}
     everywhere = {"positions", "clusters"}  # the section `features` is for the report alone
     of_model = everywhere | {"splicing", "fidelity"}
     assert measured == {
@@ -83,8 +83,8 @@ def test_the_dictionaries_that_are_shown_are_measured_and_no_others(finished: Pa
 
 
 def test_positions_see_the_soft_state_the_snapshots_and_the_other_seeds(finished: Path) -> None:
-    runs = {(run["activations"], run["arm"], run["seed"]): run for run in load_results(finished / "run")["runs"]}
-    positional, plain = (runs["world", f"{arm}-k4", 0]["measures"]["positions"] for arm in ("positional", "batchtopk"))
+    runs: dict[tuple[str, str, int], Any] = {(run.activations, run.arm, run.seed): run for run in load_results(finished / "run").runs}
+    positional, plain = (runs["world", f"{arm}-k4", 0].measures["positions"] for arm in ("positional", "batchtopk"))
     assert positional["hardening"] is not None
     assert plain["hardening"] is None
     for measured in (positional, plain):
@@ -96,8 +96,8 @@ def test_what_there_is_of_every_feature_stays_in_the_file_of_the_measurement(fin
     path = finished / "run" / "measures" / "positions" / "world" / "positional-k4-seed0.json"
     whole = json.loads(path.read_text())
     assert len(whole["features"]["feature"]) == len(whole["features"]["q"]) > 0
-    runs = load_results(finished / "run")["runs"]
-    kept = next(run["measures"]["positions"] for run in runs if run["activations"] == "world" and run["arm"] == "positional-k4")
+    runs = load_results(finished / "run").runs_of("world")
+    kept: Any = next(run.measures["positions"] for run in runs if run.arm == "positional-k4")
     assert "features" not in kept
     assert kept["specialised"] == whole["specialised"]
 
@@ -109,9 +109,9 @@ def test_the_results_hold_no_list_with_an_entry_for_every_feature(finished: Path
             for part in value.values() if isinstance(value, dict) else value:
                 yield from lengths(part)
 
-    runs = [run for run in load_results(finished / "run")["runs"] if run["measures"]]
-    assert {run["features"] for run in runs} == {FEATURES}
-    assert max(length for run in runs for length in lengths(run["measures"])) < FEATURES
+    runs = [run for run in load_results(finished / "run").runs if run.measures]
+    assert {run.features for run in runs} == {FEATURES}
+    assert max(length for run in runs for length in lengths(run.measures)) < FEATURES
     whole = json.loads((finished / "run" / "measures" / "features" / "world" / "positional-k4-seed0.json").read_text())
     assert len(whole["rate"]) == len(whole["contexts"]) == FEATURES
 

@@ -1,12 +1,11 @@
 """The pictures of a whole run: which it gets, from which of its files, under which names, in every format."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.results import load_results
+from temporallens.evaluation.results import TimedResults, load_results
 from temporallens.study.pictures import captions, draw_pictures, headline, pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
@@ -38,7 +37,7 @@ OF_ENTRY = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TimedResults]:
     """A study up to its results."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "study.yaml").write_text(STUDY)
@@ -46,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return folder / "run", load_results(folder / "run")
 
 
-def test_the_headline_entry_has_the_plain_names_and_others_their_own_behind(run: tuple[Path, dict[str, Any]]) -> None:
+def test_the_headline_entry_has_the_plain_names_and_others_their_own_behind(run: tuple[Path, TimedResults]) -> None:
     names = [picture.name for picture in pictures_of(*run)]
     expected = {"frontier", "position_analysis", *OF_ENTRY, *(f"{name}-second" for name in OF_ENTRY)}
     arms = ("batchtopk", "hard", "soft", "weighing")
@@ -54,30 +53,30 @@ def test_the_headline_entry_has_the_plain_names_and_others_their_own_behind(run:
     assert len(names) == len(set(names)) and names[-1] == "position_analysis"  # the proof of all others is drawn last
 
 
-def test_every_picture_but_the_headlines_copy_has_a_caption_of_its_own(run: tuple[Path, dict[str, Any]]) -> None:
+def test_every_picture_but_the_headlines_copy_has_a_caption_of_its_own(run: tuple[Path, TimedResults]) -> None:
     folder, results = run
     found = captions(folder, results)
     assert len(found) == len(pictures_of(folder, results)) - 1
     assert found["Position weights: first, weighing, seed 0"] == folder / "figures" / "position_weights.png"
 
 
-def test_the_headline_run_weighs_positions_where_one_does(run: tuple[Path, dict[str, Any]]) -> None:
-    runs, arms = run[1]["runs"], run[1]["study"]["arms"]
-    assert headline(runs, arms)["arm"] == "weighing"
-    assert headline([own for own in runs if own["arm"] != "weighing"], arms)["arm"] == "hard"
-    assert headline([own for own in runs if own["arm"] == "batchtopk"], arms)["arm"] == "batchtopk"
+def test_the_headline_run_weighs_positions_where_one_does(run: tuple[Path, TimedResults]) -> None:
+    runs, study = run[1].runs, run[1].study
+    assert headline(runs, study).arm == "weighing"
+    assert headline([other for other in runs if other.arm != "weighing"], study).arm == "hard"
+    assert headline([other for other in runs if other.arm == "batchtopk"], study).arm == "batchtopk"
 
 
-def test_all_are_drawn_as_vectors_and_what_was_not_measured_says_so(run: tuple[Path, dict[str, Any]]) -> None:
+def test_all_are_drawn_as_vectors_and_what_was_not_measured_says_so(run: tuple[Path, TimedResults]) -> None:
     folder, results = run
-    first = {**results, "activations": {"first": results["activations"]["first"]}}
-    first["runs"] = [own for own in results["runs"] if own["activations"] == "first" and own["arm"] != "batchtopk"]
+    runs = [run for run in results.runs_of("first") if run.arm != "batchtopk"]
+    first = results.model_copy(update={"activations": {"first": results.activations["first"]}, "runs": runs})
     drawn = draw_pictures(folder, first, "pdf")
     assert {path.name for path in drawn} == {f"{picture.name}.pdf" for picture in pictures_of(folder, first)}
     assert all(path.read_bytes().startswith(b"%PDF") for path in drawn)
 
 
-def test_an_unknown_format_is_refused_before_anything_is_drawn(run: tuple[Path, dict[str, Any]]) -> None:
+def test_an_unknown_format_is_refused_before_anything_is_drawn(run: tuple[Path, TimedResults]) -> None:
     with pytest.raises(TemporalLensError, match="not written as 'svgg'; did you mean 'svg'"):
         draw_pictures(*run, "svgg")
     assert not list((run[0] / "figures").glob("*.svgg"))

@@ -353,8 +353,8 @@ def test_the_tables_show_every_run_and_layer(folder: Path) -> None:
 
     results = load_results(folder)
     assert results_table(results).row_count == 4
-    (scan,) = results["scans"].values()
-    assert scan_table(scan).row_count == len(scan["layers"]) == 5
+    (scan,) = results.scans.values()
+    assert scan_table(scan).row_count == len(scan.layers) == 5
 
 
 @one_worker

@@ -3,13 +3,23 @@ runs of the same study: the times of a run stand beside its dictionary, in `timi
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
@@ -23,6 +33,66 @@ FORMAT = "temporallens.results/3"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][^/\\\x00]*$")]
 """Of what has a folder of its own: nothing that a path could misread, whoever wrote the file."""
+
+
+class ArmSettings(BaseModel):
+    """An arm of the study: what readers ask of it by name, and all else beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    strictness: str | None = None
+    position_weights: bool = False
+
+
+class TrainingSettings(BaseModel):
+    """What readers need to know of how every arm was trained."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: int
+    batch_size: int
+    held_out: float
+    data_seed: int
+
+
+class OneSeedSettings(BaseModel):
+    """Arms and activations that were trained with the first seed only."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arms: list[str] = []
+    activations: list[str] = []
+
+
+class StudySettings(BaseModel):
+    """The study as it was run. Written as it came; the fields are what readers need of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arms: dict[str, ArmSettings] = {}
+    levels: dict[str, list[float]] = {}
+    training: TrainingSettings
+    seeds: list[int]
+    one_seed: OneSeedSettings = OneSeedSettings()
+    notes: dict[str, str] = {}
+    _whole: dict[str, JsonValue] = PrivateAttr(default_factory=dict)
+
+    @property
+    def whole(self) -> dict[str, JsonValue]:
+        """Every setting, as JSON."""
+        return self._whole
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_all(cls, content: Any, handler: ModelWrapValidatorHandler["StudySettings"]) -> "StudySettings":
+        settings = handler(content)
+        if isinstance(content, Mapping):
+            settings._whole = dict(content)
+        return settings
+
+    @model_serializer
+    def _as_it_came(self) -> dict[str, JsonValue]:
+        return self._whole
 
 
 class RunResult(Part):
@@ -54,8 +124,39 @@ class RunResult(Part):
     held_out_tokens: int
     world: dict[str, JsonValue] | None
     fields: dict[str, JsonValue] | None
-    measures: dict[str, JsonValue]
+    measures: dict[str, dict[str, JsonValue]]
     """By section of the study's evaluation; what there is of every feature is in the files under `measures/`."""
+
+    @property
+    def id(self) -> RunId:
+        return RunId(self.activations, self.arm, self.seed)
+
+
+class TimedRun(RunResult):
+    """A run with what its `timing.json` says, which differs from one time to the next."""
+
+    seconds: float
+    tokens_per_second: float
+
+
+R = TypeVar("R", bound=RunResult)
+
+
+def by_arm(runs: Iterable[R]) -> dict[str, list[R]]:
+    """Runs of each arm at one level, its seeds, in order of appearance."""
+    return _grouped(runs, lambda run: run.arm)
+
+
+def by_family(runs: Iterable[R]) -> dict[str, list[R]]:
+    """Runs of each arm of the study at all its levels."""
+    return _grouped(runs, lambda run: run.family)
+
+
+def _grouped(runs: Iterable[R], name_of: Callable[[R], str]) -> dict[str, list[R]]:
+    groups: dict[str, list[R]] = {}
+    for run in runs:
+        groups.setdefault(name_of(run), []).append(run)
+    return groups
 
 
 class ActivationsResult(Part):
@@ -82,15 +183,25 @@ class Results(Part):
 
     format: Literal["temporallens.results/3"]
     name: str
-    study: dict[str, JsonValue]
+    study: StudySettings
     study_fingerprint: str
     environment: dict[str, JsonValue]
-    scans: dict[str, JsonValue]
+    scans: dict[str, Scan]
     activations: dict[str, ActivationsResult]
-    runs: list[RunResult]
+    runs: Sequence[RunResult]
     comparison: dict[str, Comparison]
     gains: dict[str, JsonValue]
     """By activations: what probes of each dictionary have over those of an ordinary one (`docs/formats.md`)."""
+
+
+class TimedResults(Results):
+    """The whole file, and the times of its runs."""
+
+    runs: Sequence[TimedRun]
+
+    def runs_of(self, activations: str) -> list[TimedRun]:
+        """The runs of one activations entry."""
+        return [run for run in self.runs if run.activations == activations]
 
 
 def environment() -> dict[str, JsonValue]:
@@ -156,7 +267,7 @@ def assemble(
         "study": dict(study),
         "study_fingerprint": fingerprint(study),
         "environment": environment(),
-        "scans": {scan.model: scan.to_json() for scan in map(_scan, scans)},
+        "scans": {scan.model: scan for scan in map(_scan, scans)},
         "activations": {
             key: describe_store(store, training["held_out"], training["data_seed"]).model_dump() for key, store in stores.items()
         },
@@ -164,12 +275,8 @@ def assemble(
         "comparison": {},
         "gains": {key: read_json(path, "gains of dictionaries") for key, path in (gains or {}).items()},
     }
-    try:
-        results = Results.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TemporalLensError(f"{folder} holds no valid results: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    results = results.model_copy(update={"comparison": {key: _comparison(results.runs, key, study) for key in stores}})
+    results = _valid(content, f"{folder} holds no valid results: ")
+    results = results.model_copy(update={"comparison": {key: _comparison(results, key) for key in stores}})
     write_json(paths.results, results.model_dump(mode="json"))
     return paths.results
 
@@ -178,10 +285,10 @@ def _scan(path: Path) -> Scan:
     return Scan.from_json(read_json(path, "the scan of a model"))
 
 
-def _comparison(runs: Iterable[RunResult], activations: str, study: Mapping[str, Any]) -> Comparison:
+def _comparison(results: Results, activations: str) -> Comparison:
     """Of the runs of one store, at the L0 values that the study's levels name."""
-    levels = study.get("levels") or {}
-    own = [Measured(*(getattr(run, name) for name in Measured._fields)) for run in runs if run.activations == activations]
+    levels = results.study.levels
+    own = [Measured(*(getattr(run, name) for name in Measured._fields)) for run in results.runs if run.activations == activations]
     return compare(own, levels.get("k") or levels.get("l0") or ())
 
 
@@ -202,23 +309,26 @@ def _measures(run: RunId, files: Mapping[tuple[RunId, str], Path]) -> dict[str, 
     return {section.name: section.summary(read_json(path, "a measurement of a dictionary")) for section, path in own.items()}
 
 
-def load_results(folder: Path) -> dict[str, Any]:
-    """`results.json` of a run's folder, with each run's `seconds` and `tokens_per_second` from its `timing.json`.
+def load_results(folder: Path) -> TimedResults:
+    """`results.json` of a run's folder, with each run's times from its `timing.json`.
 
-    Raises TemporalLensError when the file is missing or is not of this version.
+    Raises TemporalLensError when a file is missing or `results.json` is not of this version.
     """
-    path = RunFolder(folder).results
-    content = read_json(path, "the results of a study")
+    paths = RunFolder(folder)
+    content = read_json(paths.results, "the results of a study")
+    results = _valid(content, f"{paths.results} is not a results file of this version (", ")")
+    return TimedResults.model_construct(**dict(results) | {"runs": [_timed(paths, run) for run in results.runs]})
+
+
+def _valid(content: Any, before: str, after: str = "") -> Results:
+    """Raises TemporalLensError with what is wrong first, between `before` and `after`."""
     try:
-        results = Results.model_validate(content).model_dump(mode="json")
+        return Results.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise TemporalLensError(
-            f"{path} is not a results file of this version ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        ) from error
-    return {**results, "runs": [run | _timing(folder, run) for run in results["runs"]]}
+        raise TemporalLensError(f"{before}{'.'.join(map(str, first['loc']))}: {first['msg']}{after}") from error
 
 
-def _timing(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    own = RunFolder(folder).arm(RunId(run["activations"], run["arm"], run["seed"]))
-    return dict(read_json(own / "timing.json", "the times of a training run"))
+def _timed(paths: RunFolder, run: RunResult) -> TimedRun:
+    times = read_json(paths.arm(run.id) / "timing.json", "the times of a training run")
+    return TimedRun.model_construct(**dict(run) | times)

@@ -6,7 +6,7 @@ three panels on arms stand in the same order; where there are too many to be rea
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -15,15 +15,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from temporallens.evaluation.bins import drawn_starts, octaves
 from temporallens.evaluation.comparison import REACH
+from temporallens.evaluation.results import RunResult, by_arm, by_family
 from temporallens.evaluation.statistics import Mean, difference_of, mean_of
-from temporallens.figures.steps import EVEN, Curve, band_name, bands, draw_curve, has_zero, over_seeds
+from temporallens.figures.steps import EVEN, Curve, band_name, draw_curve, has_zero, over_seeds
 from temporallens.figures.style import (
     COLOURS,
     INK,
     MUTED,
     PAPER,
-    SPACE,
     ZERO,
     array,
     blocks,
@@ -32,17 +33,14 @@ from temporallens.figures.style import (
     head,
     heatmap,
     limits,
-    log_bins,
     new_figure,
-    number,
     open_grid,
     panel_title,
-    percent,
-    plain,
     position_axis,
     say_missing,
     style,
 )
+from temporallens.wording import ONE_SEED, SPACE, number, percent, plain
 
 MOST_ROWS = 32
 LINES = 8
@@ -66,15 +64,14 @@ class Row(NamedTuple):
 
     name: str
     family: str
-    runs: list[Mapping[str, Any]]
+    runs: list[RunResult]
 
-    def mean(self, what: str) -> Mean | None:
-        values = [run[what] for run in self.runs if isinstance(run.get(what), int | float)]
-        return mean_of(values) if len(values) == len(self.runs) else None
+    def mean(self, what: Literal["mse_loss", "final_loss", "l0"]) -> Mean:
+        return mean_of([getattr(run, what) for run in self.runs])
 
 
 def draw_comparative_analysis(
-    runs: Sequence[Mapping[str, Any]], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]], title: str = ""
+    runs: Sequence[RunResult], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]], title: str = ""
 ) -> Figure:
     """Four quadrants; `weights` are those at the end of the run of an arm and seed, of the arms that weigh positions."""
     rows, left_out = rows_of(runs)
@@ -90,19 +87,14 @@ def draw_comparative_analysis(
     return figure
 
 
-def rows_of(runs: Sequence[Mapping[str, Any]]) -> tuple[list[Row], str]:
+def rows_of(runs: Sequence[RunResult]) -> tuple[list[Row], str]:
     """The arms in order of appearance, and a word on those left out where there are more than can be read."""
-    found: dict[str, Row] = {}
-    for run in runs:
-        found.setdefault(run["arm"], Row(run["arm"], run["family"], [])).runs.append(run)
-    rows = list(found.values())
+    rows = [Row(arm, seeds[0].family, seeds) for arm, seeds in by_arm(runs).items()]
     if len(rows) <= MOST_ROWS:
         return rows, ""
-    families: dict[str, list[Row]] = {}
-    for row in rows:
-        families.setdefault(row.family, []).append(row)
-    middle = [own[len(own) // 2] for own in families.values()]
-    return middle[:MOST_ROWS], f": {len(middle[:MOST_ROWS])} of {len(rows)} arms, each family at the middle of its levels"
+    levels = [[row for row in rows if row.family == family] for family in by_family(runs)]
+    middle = [alike[len(alike) // 2] for alike in levels][:MOST_ROWS]
+    return middle, f": {len(middle)} of {len(rows)} arms, each family at the middle of its levels"
 
 
 def _families(rows: Sequence[Row]) -> dict[str, str]:
@@ -130,18 +122,15 @@ def _bar_axis(axes: Axes, top: float, label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_bars(axes: Axes, rows: Sequence[Row], means: Sequence[Mean | None]) -> float:
+def _draw_bars(axes: Axes, rows: Sequence[Row], means: Sequence[Mean]) -> float:
     """Horizontal bars with their intervals; those of one seed are hollow. Returns where the longest ends."""
     colours = _families(rows)
     for place, (row, mean) in enumerate(zip(rows, means, strict=True)):
-        if mean is None:
-            axes.text(0, place, " not known", va="center", fontsize=7.5, color=MUTED)
-            continue
         colour = colours[row.family]
         axes.barh(place, mean.value, BAR, color=colour if mean.seeds > 1 else PAPER, edgecolor=colour, linewidth=1.2)
         if mean.low is not None and mean.high is not None:
             axes.plot([mean.low, mean.high], [place, place], color=INK, linewidth=1.3, marker="|", markersize=4)
-    return max(_end(mean) for mean in means if mean is not None)
+    return max(_end(mean) for mean in means)
 
 
 def _end(mean: Mean) -> float:
@@ -152,7 +141,7 @@ def _say_beside(axes: Axes, x: float, place: int, text: str) -> None:
     axes.annotate(text, (x, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK)
 
 
-def _seeds_said(rows: Sequence[Row]) -> str:
+def _intervals_of(rows: Sequence[Row]) -> str:
     counts = {len(row.runs) for row in rows}
     if counts == {1}:
         return "one seed: no interval"
@@ -164,28 +153,22 @@ def _seeds_said(rows: Sequence[Row]) -> str:
 
 def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     errors, losses = [row.mean("mse_loss") for row in rows], [row.mean("final_loss") for row in rows]
-    if not any(errors):
-        panel_title(axes, "a", "Final loss by run", TITLE_CHARACTERS)
-        say_missing(axes, "no run of these activations holds a final loss")
-        return
     end = _draw_bars(axes, rows, errors)
-    limit = min(max([end, *(loss.value for loss in losses if loss is not None)]), MOST_BEYOND * end)
+    limit = min(max([end, *(loss.value for loss in losses)]), MOST_BEYOND * end)
     for place, (row, error, loss) in enumerate(zip(rows, errors, losses, strict=True)):
-        if error is None:
-            continue
-        more = loss.value - error.value if loss is not None else 0.0
+        more = loss.value - error.value
         if more > 0:
             axes.barh(place, min(more, limit - error.value), BAR, left=error.value, color=_families(rows)[row.family], alpha=0.22)
-        beyond = "" if loss is None or abs(more) < 0.005 * error.value else f" of {number(loss.value)}{' →' if loss.value > limit else ''}"
+        beyond = "" if abs(more) < 0.005 * error.value else f" of {number(loss.value)}{' →' if loss.value > limit else ''}"
         _say_beside(axes, min(max(_end(error), error.value + more), limit), place, f"{number(error.value)}{beyond}")
-    said = "final training loss per token: squared error, and in a pale tint"
-    _bar_axis(axes, 1.24 * limit, f"{said}\nwhat the arm adds to it: penalties, further terms ({_seeds_said(rows)})")
+    label = "final training loss per token: squared error, and in a pale tint\nwhat the arm adds to it: penalties, further terms"
+    _bar_axis(axes, 1.24 * limit, f"{label} ({_intervals_of(rows)})")
     _row_axis(axes, rows)
     panel_title(axes, "a", _lowest_statement(rows, errors), TITLE_CHARACTERS)
 
 
-def _lowest_statement(rows: Sequence[Row], means: Sequence[Mean | None]) -> str:
-    known = sorted((mean.value, place) for place, mean in enumerate(means) if mean is not None)
+def _lowest_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
+    known = sorted((mean.value, place) for place, mean in enumerate(means))
     best = number(known[0][0])
     lowest = [rows[place] for value, place in known if number(value) == best]
     if len(lowest) > 1:
@@ -195,36 +178,31 @@ def _lowest_statement(rows: Sequence[Row], means: Sequence[Mean | None]) -> str:
     if len(known) == 1:
         return f"{name} ends with a squared error of {best}"
     other = rows[known[1][1]]
-    verdict = _verdict(lowest[0], other)
-    said = {"no difference": f"no difference from {plain(other.name, NAME)}", "one seed": "one seed, no test"}
-    return f"{name} ends with the lowest squared error ({best}); {said.get(verdict, f'{plain(other.name, NAME)} is next')}"
+    following = {"no difference": f"no difference from {plain(other.name, NAME)}", ONE_SEED: "one seed, no test"}
+    verdict = following.get(_verdict(lowest[0], other), f"{plain(other.name, NAME)} is next")
+    return f"{name} ends with the lowest squared error ({best}); {verdict}"
 
 
 def _verdict(first: Row, second: Row) -> str:
-    theirs = {run["seed"]: run["mse_loss"] for run in second.runs}
-    pairs = [run["mse_loss"] - theirs[run["seed"]] for run in first.runs if run["seed"] in theirs]
-    return difference_of(pairs).verdict if pairs else "one seed"
+    theirs = {run.seed: run.mse_loss for run in second.runs}
+    pairs = [run.mse_loss - theirs[run.seed] for run in first.runs if run.seed in theirs]
+    return difference_of(pairs).verdict if pairs else ONE_SEED
 
 
 def _draw_sparsity(axes: Axes, rows: Sequence[Row]) -> None:
     means = [row.mean("l0") for row in rows]
-    if not any(means):
-        panel_title(axes, "b", "Sparsity level by run", TITLE_CHARACTERS)
-        say_missing(axes, "no run of these activations holds its L0")
-        return
     end = _draw_bars(axes, rows, means)
     for place, mean in enumerate(means):
-        if mean is not None:
-            _say_beside(axes, _end(mean), place, number(mean.value))
+        _say_beside(axes, _end(mean), place, number(mean.value))
     _bar_axis(axes, 1.16 * end, "L0: codes in use per token, held-out documents")
     _row_axis(axes, rows, named=False)
     panel_title(axes, "b", _sparsity_statement(rows, means), TITLE_CHARACTERS)
 
 
-def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean | None]) -> str:
-    known = sorted((mean.value, place) for place, mean in enumerate(means) if mean is not None)
+def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
+    known = sorted((mean.value, place) for place, mean in enumerate(means))
     (low, least), (high, most) = known[0], known[-1]
-    share = high / max(int(rows[most].runs[0].get("features") or 0), 1)
+    share = high / rows[most].runs[0].features
     if low > 0 and high / low < 1 + REACH:
         return f"All arms use as many codes: {number(low)} to {number(high)} per token, at most {percent(share)} of the dictionary"
     names = f"{number(low)} ({plain(rows[least].name, NAME)}) to {number(high)} ({plain(rows[most].name, NAME)})"
@@ -236,24 +214,20 @@ def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean | None]) -> st
 
 def pattern(row: Row) -> Float[np.ndarray, " P"]:
     """Held-out loss by position, mean over seeds, as a multiple of its median over positions 1 and later."""
-    curves = [array(run.get("position_loss") or []) for run in row.runs]
-    if not curves or len({len(curve) for curve in curves}) > 1 or len(curves[0]) < 2:
-        return np.empty(0)
-    curve = np.stack(curves).mean(0)
+    curve = np.stack([array(run.position_loss) for run in row.runs]).mean(0)
     known = curve[1:][np.isfinite(curve[1:])]
     middle = float(np.median(known)) if len(known) else np.nan
     return curve / middle if middle > 0 else np.full(len(curve), np.nan)
 
 
 def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
-    own = [pattern(row) for row in rows]
-    positions = max((len(curve) for curve in own), default=0)
-    values = np.stack([np.pad(curve, (0, positions - len(curve)), constant_values=np.nan) for curve in own]) if own else np.empty((0, 0))
+    values = np.stack([pattern(row) for row in rows])
+    positions = values.shape[1]
     if not np.isfinite(values[:, 1:]).any():
         panel_title(axes, "c", "Loss by position and run", TITLE_CHARACTERS)
         say_missing(axes, "no run of these activations was evaluated by position")
         return
-    zero, starts = has_zero(values), log_bins(positions, BINS)
+    zero, starts = has_zero(values), drawn_starts(positions, BINS)
     drawn, edges = blocks(values, starts, 1), np.append(starts, positions) - 0.5
     norm = colour_norm(limits(drawn[:, 1:]))
     assert norm is not None, "something beyond position 0 is known"
@@ -274,16 +248,16 @@ def _median(values: np.ndarray) -> float:
 
 def _pattern_statement(values: Float[np.ndarray, "R P"]) -> str:
     """Which band of positions is furthest from the median; single ones would be the noise of few documents."""
-    ranges = bands(values.shape[1])
+    ranges = octaves(values.shape[1])
     levels = np.array([[_median(row[first:last]) for first, last in ranges] for row in values])
-    typical = np.array([level if np.isfinite(level := _median(own)) else 1.0 for own in levels.T])
+    typical = np.array([level if np.isfinite(level := _median(band)) else 1.0 for band in levels.T])
     place = int(np.abs(np.log(np.maximum(typical, 1e-9))).argmax())
     first, last = ranges[place]
-    own = levels[np.isfinite(levels[:, place]), place]
+    known = levels[np.isfinite(levels[:, place]), place]
     if 1 / EVEN < typical[place] < EVEN:
         return f"Loss is even over positions: in the typical arm no band is {percent(EVEN - 1)} off the median"
     verb = f"{'is' if last == first + 1 else 'are'} {'hardest' if typical[place] > 1 else 'easiest'}"
-    spread = f", {number(own.min())} to {number(own.max())} in single arms" if len(own) > 1 else ""
+    spread = f", {number(known.min())} to {number(known.max())} in single arms" if len(known) > 1 else ""
     return f"{band_name(first, last).capitalize()} {verb}: {number(typical[place])}{SPACE}× the median loss{spread}"
 
 
@@ -294,12 +268,12 @@ def weight_curves(rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[n
     """Weights of each arm that has them, mean over seeds; arms that weigh alike share one curve."""
     found: list[tuple[list[str], Curve]] = []
     for row in rows:
-        own = [array(weights[row.name, run["seed"]]) for run in row.runs if (row.name, run["seed"]) in weights]
-        if not own or len({len(curve) for curve in own}) > 1 or not np.isfinite(np.stack(own)[:, 1:]).any():
+        seeds = [array(weights[row.name, run.seed]) for run in row.runs if (row.name, run.seed) in weights]
+        if not seeds or not np.isfinite(np.stack(seeds)[:, 1:]).any():
             continue
-        curve = over_seeds(row.name, np.stack(own))
+        curve = over_seeds(row.name, np.stack(seeds))
         for names, other in found:
-            if len(other.value) == len(curve.value) and np.nanmax(np.abs(other.value - curve.value)) < ALIKE:
+            if np.nanmax(np.abs(other.value - curve.value)) < ALIKE:
                 names.append(row.name)
                 break
         else:

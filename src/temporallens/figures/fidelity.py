@@ -1,12 +1,12 @@
 """Feature activation positional fidelity (lab notes, experiment 4): what happens to features when text is pushed to later positions.
 
-Drawn from `measures.fidelity` of the runs in `results.json` (`docs/method.md`, "Fidelity and splicing"): whether features follow the
+Drawn from the fidelity measures of dictionaries (`docs/method.md`, "Fidelity and splicing"): whether features follow the
 index or the token, how many firings stay on their tokens, and what the shift does to FVE, under the mask and with the mask open. An
 arm is drawn at its first seed, its bars being bootstraps over documents; where several seeds were measured, at their mean, with
 Student's interval over seeds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -14,23 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from temporallens.evaluation.statistics import mean_of
-from temporallens.figures.style import (
-    COLOURS,
-    MARKERS,
-    MUTED,
-    PAPER,
-    SPACE,
-    head,
-    new_figure,
-    number,
-    open_grid,
-    panel_title,
-    percent,
-    plain,
-    say_missing,
-    style,
-)
+from temporallens.evaluation.model.fidelity import FidelityMeasures, ShiftFidelity
+from temporallens.evaluation.statistics import Estimate, mean_of
+from temporallens.figures.style import COLOURS, MARKERS, MUTED, PAPER, head, new_figure, open_grid, panel_title, say_missing, style
+from temporallens.wording import SPACE, minus, number, percent, plain
 
 HEIGHT = 4.9
 MOST_ARMS = 10
@@ -60,29 +47,27 @@ class Arm(NamedTuple):
     """One arm: what each of its seeds measured."""
 
     name: str
-    measures: list[Mapping[str, Any]]
+    seeds: list[FidelityMeasures]
 
-    def points(self, of: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]) -> list[Point]:
+    def points(self, of: Callable[[ShiftFidelity], Estimate | None]) -> list[Point]:
         """An estimate by shift, at the shifts where it has a value."""
-        found: dict[int, list[Mapping[str, Any]]] = {}
-        for measured in self.measures:
-            for own in measured["shifts"]:
-                estimate = of(own)
-                if estimate is not None and estimate["value"] is not None:
-                    found.setdefault(int(own["shift"]), []).append(estimate)
+        found: dict[int, list[Estimate]] = {}
+        for shift in (shift for measures in self.seeds for shift in measures.shifts):
+            estimate = of(shift)
+            if estimate is not None and estimate.value is not None:
+                found.setdefault(shift.shift, []).append(estimate)
         return [_point(shift, estimates) for shift, estimates in sorted(found.items())]
 
 
-def _point(shift: int, estimates: Sequence[Mapping[str, Any]]) -> Point:
-    if len(estimates) == 1:
-        return Point(shift, *(estimates[0][end] for end in ("value", "low", "high")))
-    mean = mean_of([float(estimate["value"]) for estimate in estimates])
-    return Point(shift, mean.value, mean.low, mean.high)
+def _point(shift: int, estimates: Sequence[Estimate]) -> Point:
+    values = [estimate.value for estimate in estimates if estimate.value is not None]
+    over_seeds = mean_of(values)
+    ends = estimates[0] if len(estimates) == 1 else over_seeds
+    return Point(shift, over_seeds.value, ends.low, ends.high)
 
 
-def draw_fidelity(runs: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Three panels by shift; `runs` are those of one activations entry, each with `measures.fidelity` where it was measured."""
-    arms = arms_of(runs)
+def draw_fidelity(arms: Sequence[Arm], title: str = "") -> Figure:
+    """Three panels by shift; `arms` are those of one activations entry that were measured."""
     with style():
         figure = new_figure(HEIGHT + 0.24 * -(-len(arms[:MOST_ARMS]) // LEGEND_COLUMNS))
         head(figure, title)
@@ -100,25 +85,15 @@ def draw_fidelity(runs: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         if opened:
             handles.append(Line2D([], [], color=MUTED, linestyle=OPEN, label="c: the same with its mask open"))
         left_out = f"; {len(arms) - len(shown)} more arms are not drawn" if len(arms) > len(shown) else ""
-        note = f"{_intervals_said(shown)}{left_out}"
+        note = f"{_intervals_of(shown)}{left_out}"
         figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), handlelength=3, title=note)
     return figure
 
 
-def arms_of(runs: Sequence[Mapping[str, Any]]) -> list[Arm]:
-    """The arms that were measured, in order of appearance."""
-    found: dict[str, Arm] = {}
-    for run in runs:
-        measured = (run.get("measures") or {}).get("fidelity")
-        if measured and measured["shifts"]:
-            found.setdefault(run["arm"], Arm(run["arm"], [])).measures.append(measured)
-    return list(found.values())
-
-
-def _intervals_said(arms: Sequence[Arm]) -> str:
-    counts = {min(len(arm.measures), 2) for arm in arms}
-    said = {1: "one seed, hollow: over documents", 2: "several seeds: over seeds"}
-    return f"bars: 95{SPACE}% intervals; {'; '.join(said[count] for count in sorted(counts))}"
+def _intervals_of(arms: Sequence[Arm]) -> str:
+    counts = {min(len(arm.seeds), 2) for arm in arms}
+    rests_on = {1: "one seed, hollow: over documents", 2: "several seeds: over seeds"}
+    return f"bars: 95{SPACE}% intervals; {'; '.join(rests_on[count] for count in sorted(counts))}"
 
 
 def _handle(place: int, label: str) -> Line2D:
@@ -133,14 +108,14 @@ def _dash(place: int) -> Any:
     return DASHES[place // len(COLOURS) % len(DASHES)]
 
 
-def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]) -> list[list[Point]]:
+def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[ShiftFidelity], Estimate | None]) -> list[list[Point]]:
     """Lines over shifts with their intervals."""
     curves = [arm.points(of) for arm in arms]
     for place, (arm, points) in enumerate(zip(arms, curves, strict=True)):
         if not points:
             continue
         x = [point.shift * DODGE ** (place - (len(arms) - 1) / 2) for point in points]
-        colour, face = _colour(place), _colour(place) if len(arm.measures) > 1 else PAPER
+        colour, face = _colour(place), _colour(place) if len(arm.seeds) > 1 else PAPER
         axes.plot(x, [point.value for point in points], color=colour, linestyle=_dash(place), linewidth=1.2)
         for at, point in zip(x, points, strict=True):
             if point.low is not None and point.high is not None:
@@ -152,7 +127,7 @@ def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[Mapping[str, Any]]
 
 
 def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
-    shifts = sorted({int(own["shift"]) for arm in arms for measured in arm.measures for own in measured["shifts"]})
+    shifts = sorted({shift.shift for arm in arms for measures in arm.seeds for shift in measures.shifts})
     room = DODGE ** (len(arms) / 2 + 1)
     axes.set_xscale("log")
     axes.set_xlim(shifts[0] / room, shifts[-1] * room)
@@ -161,7 +136,7 @@ def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("shift: tokens inserted before the text (log scale)")
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}".replace("-", "−")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
     axes.margins(y=0.12)
     open_grid(axes)
 
@@ -170,7 +145,7 @@ def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
 
 
 def _draw_index(axes: Axes, arms: Sequence[Arm]) -> None:
-    curves = _draw_arms(axes, arms, lambda own: own["absolute_index"])
+    curves = _draw_arms(axes, arms, lambda shift: shift.absolute_index)
     axes.axhline(0, color=MUTED, linewidth=0.9)
     _shift_axis(axes, arms)
     axes.set_ylabel("AI: above 0 tied to the index, below to the token")
@@ -186,8 +161,8 @@ def _index_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> 
     for name, point in last.items():
         bounds = (point.value, point.value) if point.low is None or point.high is None else (point.low, point.high)
         sides["the index" if bounds[0] > 0 else "the token" if bounds[1] < 0 else "neither"].append(name)
-    said = [f"{_of(names, len(last))} follow {side}" for side, names in sides.items() if names]
-    return f"At a shift of {shift} features of {'; of '.join(said)}"
+    clauses = [f"{_of(names, len(last))} follow {side}" for side, names in sides.items() if names]
+    return f"At a shift of {shift} features of {'; of '.join(clauses)}"
 
 
 def _of(names: Sequence[str], everything: int) -> str:
@@ -200,11 +175,11 @@ def _of(names: Sequence[str], everything: int) -> str:
 
 
 def _draw_content(axes: Axes, arms: Sequence[Arm]) -> None:
-    curves = _draw_arms(axes, arms, lambda own: own["content"])
+    curves = _draw_arms(axes, arms, lambda shift: shift.content)
     _shift_axis(axes, arms)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("firings that stay on their tokens (Jaccard)")
-    control = [measured["control_content"]["value"] for arm in arms for measured in arm.measures]
+    control = [measures.control_content.value for arm in arms for measures in arm.seeds]
     known = [value for value in control if value is not None]
     if known:
         axes.axhline(min(known), color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
@@ -229,10 +204,10 @@ def _content_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -
 
 
 def _draw_fve(axes: Axes, arms: Sequence[Arm]) -> bool:
-    curves = _draw_arms(axes, arms, lambda own: own["fve"]["change"])
+    curves = _draw_arms(axes, arms, lambda shift: shift.fve.change)
     opened = False
     for place, arm in enumerate(arms):
-        points = arm.points(lambda own: (own.get("open_fve") or {}).get("change"))
+        points = arm.points(lambda shift: None if shift.open_fve is None else shift.open_fve.change)
         if points:
             opened = True
             x = [point.shift * DODGE ** (place - (len(arms) - 1) / 2) for point in points]
@@ -250,25 +225,25 @@ def _fve_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> st
         return "What shifts do to FVE is not known"
     largest = max(abs(value) for value, _, _ in known)
     if largest < LITTLE:
-        return f"No shift changes FVE by more than {number(largest)}{_mask_said(arms)}"
-    told = [
+        return f"No shift changes FVE by more than {number(largest)}{_mask_clause(arms)}"
+    beyond = [
         (point.value, point.shift, arm.name)
         for arm, points in zip(arms, curves, strict=True)
         for point in points
         if point.low is None or point.high is None or not point.low <= 0 <= point.high
     ]
-    if not told:
-        return f"No shift changes FVE beyond its interval{_mask_said(arms)}"
-    change, shift, name = min(told)
+    if not beyond:
+        return f"No shift changes FVE beyond its interval{_mask_clause(arms)}"
+    change, shift, name = min(beyond)
     verb = "loses most" if change < 0 else "gains least"
-    return f"{plain(name, NAME)} {verb}: {number(abs(change))} of FVE at a shift of {shift}{_mask_said(arms)}"
+    return f"{plain(name, NAME)} {verb}: {number(abs(change))} of FVE at a shift of {shift}{_mask_clause(arms)}"
 
 
-def _mask_said(arms: Sequence[Arm]) -> str:
+def _mask_clause(arms: Sequence[Arm]) -> str:
     """What masks have to do with it at the largest shift, where every masked arm says the same beyond its interval."""
     signs = set()
     for arm in arms:
-        points = arm.points(lambda own: own.get("mask_change"))
+        points = arm.points(lambda shift: shift.mask_change)
         if points:
             end = points[-1]
             known = end.low is not None and end.high is not None

@@ -16,8 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from temporallens.evaluation.comparison import Comparison
+from temporallens.evaluation.results import Results, RunResult, by_family
 from temporallens.evaluation.statistics import Mean, mean_of
-from temporallens.figures.style import COLOURS, MARKERS, MUTED, PAPER, new_figure, open_grid, panel_title, plain, say_missing, style
+from temporallens.figures.style import COLOURS, MARKERS, MUTED, PAPER, new_figure, open_grid, panel_title, say_missing, style
+from temporallens.wording import ONE_SEED, listed, minus, plain
 
 COLUMNS = 2
 ROW_HEIGHT, LEGEND_HEIGHT = 4.6, 0.24
@@ -64,25 +67,23 @@ class Level(NamedTuple):
     seeds: list[tuple[float, float]]  # (L0, FVE) of each
 
 
-def draw_frontier(results: Mapping[str, Any]) -> Figure:
+def draw_frontier(results: Results) -> Figure:
     """FVE against L0, all arms of one activations entry in a panel."""
-    runs = [run for run in results.get("runs") or [] if _drawable(run)]
-    families = list(dict.fromkeys(run["family"] for run in runs))
-    looks = {family: _look(place) for place, family in enumerate(families)}
-    entries = list(results.get("activations") or {}) or list(dict.fromkeys(run["activations"] for run in runs))
-    comparisons = {entry: (results.get("comparison") or {}).get(entry) or {} for entry in entries}
-    strips = any(own.get("against") for own in comparisons.values())
+    runs = [run for run in results.runs if run.l0 > 0]
+    looks = {family: _look(place) for place, family in enumerate(by_family(runs))}
+    entries, comparisons = list(results.activations), results.comparison
+    strips = any(comparison.against for comparison in comparisons.values())
     columns = min(COLUMNS, max(len(entries), 1))
     rows = max(1, math.ceil(len(entries) / columns))
     with style():
-        figure = new_figure((ROW_HEIGHT + STRIP_HEIGHT * strips) * rows + LEGEND_HEIGHT * (3 + math.ceil(len(families) / LEGEND_COLUMNS)))
+        figure = new_figure((ROW_HEIGHT + STRIP_HEIGHT * strips) * rows + LEGEND_HEIGHT * (3 + math.ceil(len(looks) / LEGEND_COLUMNS)))
         ratios = (ROW_HEIGHT, STRIP_HEIGHT) if strips else (1,)
         grid = figure.add_gridspec(len(ratios) * rows, columns, height_ratios=ratios * rows)
         places = [(row, column) for row in range(rows) for column in range(columns)]
         panels = [figure.add_subplot(grid[len(ratios) * row, column]) for row, column in places]
         for letter, axes, entry in zip("abcdefghijklmnopqrstuvwxyz", panels, entries, strict=False):
             panel_title(axes, letter, plain(entry) + _statement(comparisons[entry]), TITLE_CHARACTERS * COLUMNS // columns)
-            _draw_panel(axes, [run for run in runs if run["activations"] == entry], looks)
+            _draw_panel(axes, [run for run in runs if run.activations == entry], looks)
         for axes in panels[len(entries) :]:
             axes.set_axis_off()
         for (row, column), axes, entry in zip(places, panels, entries, strict=False):
@@ -95,54 +96,55 @@ def draw_frontier(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _statement(comparison: Mapping[str, Any]) -> str:
+def _statement(comparison: Comparison) -> str:
     """Which arms lie above and below the first baseline at equal L0, beyond the noise of seeds."""
-    baseline = (comparison.get("baselines") or [""])[0]
-    if not comparison.get("against"):
+    baseline = comparison.baselines[0] if comparison.baselines else ""
+    if not comparison.against:
         return f": no arm is at the L0 of {plain(baseline, 28)}, so none is compared with it" if baseline else ""
     verdicts: dict[str, set[str]] = {}
-    for row in comparison["against"]:
-        if row["baseline"] == baseline:
-            verdicts.setdefault(row["family"], set()).add(row["fve"]["verdict"])
+    for row in comparison.against:
+        if row.baseline == baseline:
+            verdicts.setdefault(row.family, set()).add(row.fve.verdict)
     named: dict[str, list[str]] = {}
-    for family, own in verdicts.items():
-        tested = own - {"one seed"}
+    for family, found_at in verdicts.items():
+        tested = found_at - {ONE_SEED}
         decided = tested - {"no difference"}
-        found = "one seed" if not tested else decided.pop() if len(decided) == 1 else "mixed" if decided else "no difference"
+        found = ONE_SEED if not tested else decided.pop() if len(decided) == 1 else "mixed" if decided else "no difference"
         named.setdefault(found, []).append(plain(family, 28))
-    if set(named) <= {"one seed"}:
+    if set(named) <= {ONE_SEED}:
         return f": {_highest(comparison)}"
-    said = [f"{_listed(named[key])} {words} {plain(baseline, 28)}" for key, words in VERDICTS.items() if key in named]
-    return ": " + "; ".join(said + ([f"{_listed(named['one seed'])}: one seed, not tested"] if "one seed" in named else []))
+    clauses = [f"{_some(named[key])} {words} {plain(baseline, 28)}" for key, words in VERDICTS.items() if key in named]
+    return ": " + "; ".join(clauses + ([f"{_some(named[ONE_SEED])}: one seed, not tested"] if ONE_SEED in named else []))
 
 
-def _highest(comparison: Mapping[str, Any]) -> str:
-    l0 = comparison["l0"][len(comparison["l0"]) // 2]
-    reached = [row for row in comparison["reached"] if row["l0"] == l0] or comparison["reached"]
-    best = max(reached, key=lambda row: row["fve"]["value"])
-    return f"at L0 {best['l0']:.3g} {plain(best['family'], 28)} is highest ({best['fve']['value']:.4f}); one seed, not tested"
+def _highest(comparison: Comparison) -> str:
+    l0 = comparison.l0[len(comparison.l0) // 2]
+    reached = [row for row in comparison.reached if row.l0 == l0] or comparison.reached
+    best = max(reached, key=lambda row: row.fve.value)
+    return f"at L0 {best.l0:.3g} {plain(best.family, 28)} is highest ({best.fve.value:.4f}); one seed, not tested"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} arms" if len(names) > NAMED else " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} arms" if len(names) > NAMED else listed(names)
 
 
-def _draw_strip(axes: Axes, panel: Axes, comparison: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
+def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[str, Look]) -> None:
     """Unexplained variance of each arm against that of the first baseline, on the axis of the panel above it."""
-    baseline = (comparison.get("baselines") or [""])[0]
-    rows = [row for row in comparison.get("against") or [] if row["baseline"] == baseline and row["unexplained"] and row["family"] in looks]
+    baseline = comparison.baselines[0] if comparison.baselines else ""
+    rows = [(row, row.unexplained) for row in comparison.against if row.baseline == baseline and row.unexplained and row.family in looks]
     if not rows:
         say_missing(axes, "nothing to compare at equal L0")
         return
-    families = [family for family in looks if any(row["family"] == family for row in rows)]
-    for row in rows:
-        look, ratio = looks[row["family"]], row["unexplained"]
-        x = row["l0"] * DODGE ** (families.index(row["family"]) - (len(families) - 1) / 2)
-        if ratio["low"] is not None and ratio["high"] is not None:
-            ends = [100 * (ratio["low"] - 1), 100 * (ratio["high"] - 1)]
+    compared = {row.family for row, _ in rows}
+    families = [family for family in looks if family in compared]
+    for row, ratio in rows:
+        look = looks[row.family]
+        x = row.l0 * DODGE ** (families.index(row.family) - (len(families) - 1) / 2)
+        if ratio.low is not None and ratio.high is not None:
+            ends = [100 * (ratio.low - 1), 100 * (ratio.high - 1)]
             axes.plot([x, x], ends, color=look.colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
-        face = look.colour if ratio["seeds"] > 1 else PAPER
-        axes.plot([x], [100 * (ratio["value"] - 1)], color=look.colour, marker=look.marker, markersize=4.5, markerfacecolor=face)
+        face = look.colour if ratio.seeds > 1 else PAPER
+        axes.plot([x], [100 * (ratio.value - 1)], color=look.colour, marker=look.marker, markersize=4.5, markerfacecolor=face)
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.set_xscale("log")
     axes.set_xlim(panel.get_xlim())
@@ -150,7 +152,7 @@ def _draw_strip(axes: Axes, panel: Axes, comparison: Mapping[str, Any], looks: M
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("")
-    _strip_scale(axes, [100 * (row["unexplained"]["value"] - 1) for row in rows])
+    _strip_scale(axes, [100 * (ratio.value - 1) for _, ratio in rows])
     axes.set_ylabel("unexplained\nvariance, %")
     axes.invert_yaxis()
     axes.set_xlabel(f"{L0_LABEL}\nup: less left unexplained than by {plain(baseline, 28)}, at equal L0")
@@ -167,11 +169,7 @@ def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:
     else:
         axes.margins(y=0.16)
         axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
-
-
-def _drawable(run: Mapping[str, Any]) -> bool:
-    return all(isinstance(run.get(key), int | float) and math.isfinite(run[key]) for key in ("l0", "fve")) and run["l0"] > 0
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:+g}") if value else "0"))
 
 
 def _look(place: int) -> Look:
@@ -179,19 +177,19 @@ def _look(place: int) -> Look:
     return Look(COLOURS[colour], MARKERS[(colour + place // len(COLOURS)) % len(MARKERS)], DASHES[place // len(COLOURS) % len(DASHES)])
 
 
-def levels_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Level]]:
+def levels_of(runs: Sequence[RunResult]) -> dict[str, list[Level]]:
     """The levels of each arm, in order of L0."""
-    found: dict[str, dict[Any, list[tuple[float, float]]]] = {}
+    found: dict[str, dict[float | None, list[tuple[float, float]]]] = {}
     for run in runs:
-        found.setdefault(run["family"], {}).setdefault(run.get("level"), []).append((float(run["l0"]), float(run["fve"])))
-    return {family: sorted((_level(seeds) for seeds in own.values()), key=lambda level: level.l0) for family, own in found.items()}
+        found.setdefault(run.family, {}).setdefault(run.level, []).append((run.l0, run.fve))
+    return {family: sorted(map(_level, levels.values()), key=lambda level: level.l0) for family, levels in found.items()}
 
 
 def _level(seeds: list[tuple[float, float]]) -> Level:
     return Level(sum(l0 for l0, _ in seeds) / len(seeds), mean_of([fve for _, fve in seeds]), seeds)
 
 
-def _draw_panel(axes: Axes, runs: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> None:
+def _draw_panel(axes: Axes, runs: Sequence[RunResult], looks: Mapping[str, Look]) -> None:
     if not runs:
         say_missing(axes, "no arm was trained on these activations")
         return
@@ -204,8 +202,8 @@ def _draw_panel(axes: Axes, runs: Sequence[Mapping[str, Any]], looks: Mapping[st
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_yaxis()
-    _bound_heights(axes, [_height(run["fve"]) for run in runs])
-    _ticks(axes, [run["l0"] for run in runs])
+    _bound_heights(axes, [_height(run.fve) for run in runs])
+    _ticks(axes, [run.l0 for run in runs])
     axes.set_xlabel(L0_LABEL)
     axes.set_ylabel("FVE (logarithm of what is left unexplained)")
     open_grid(axes)
@@ -255,7 +253,7 @@ def _ticks(axes: Axes, l0: Sequence[float]) -> None:
 
 
 def _as_fve(height: float, _: object = None) -> str:
-    return f"{1 - height:.10f}".rstrip("0").rstrip(".").replace("-", "−") or "0"
+    return minus(f"{1 - height:.10f}".rstrip("0").rstrip(".")) or "0"
 
 
 def _handle(axes: Axes, family: str, look: Look) -> Any:

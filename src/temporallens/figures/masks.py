@@ -17,27 +17,24 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from temporallens.figures.steps import step_axis
+from temporallens.figures.steps import History, step_axis
 from temporallens.figures.style import (
     COLOURS,
     INK,
     MUTED,
-    SPACE,
     array,
     blocks,
     colour_bar,
     head,
     heatmap,
     new_figure,
-    number,
     open_grid,
     panel_title,
-    percent,
-    plain,
     position_axis,
     say_missing,
     style,
 )
+from temporallens.wording import SPACE, number, percent, plain
 
 HEIGHT = 6.4
 ROWS = 700
@@ -80,7 +77,7 @@ class Case:
 def draw_masks(
     after: Float[np.ndarray, "P F"] | None,
     before: Float[np.ndarray, "P F"] | None = None,
-    history: Mapping[str, Any] | None = None,
+    history: History | None = None,
     title: str = "",
     missing: str = NO_SOFT,
 ) -> Figure:
@@ -131,13 +128,12 @@ def _share_axis(axes: Axes, label: str) -> None:
     open_grid(axes)
 
 
-def _draw_annealing(axes: Axes, history: Mapping[str, Any], masked: bool) -> None:
-    columns = [array(history.get(name, [])) for name in ("step", "openness", "temperature")]
-    steps, openness, temperature = columns
-    if not masked or not len(steps) or any(own.shape != steps.shape for own in columns):
+def _draw_annealing(axes: Axes, history: History, masked: bool) -> None:
+    if not masked or not {"step", "openness", "temperature"} <= history.keys():
         panel_title(axes, "b", "Openness over training", PAIR_CHARACTERS)
         say_missing(axes, "this run's history does not hold the openness of a mask")
         return
+    steps, openness, temperature = (array(history[name]) for name in ("step", "openness", "temperature"))
     axes.plot(steps, openness, color=COLOURS[0])
     _share_axis(axes, "mean gate")
     step_axis(axes, steps)

@@ -4,7 +4,6 @@ Drawn from the columns of a run's history file. Position 0 is drawn on a place o
 where it was left out.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,19 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from temporallens.evaluation.bins import log_spaced
 from temporallens.figures.steps import (
     EVEN,
+    ByPosition,
     Curve,
     Followed,
+    History,
     column,
     draw_evolution,
     draw_final,
     has_zero,
     held_out_curve,
     known_weights,
-    log_spaced,
     samples,
     standing_out,
     step_axis,
@@ -38,15 +39,14 @@ from temporallens.figures.style import (
     colour_bar,
     head,
     new_figure,
-    number,
     open_grid,
     panel_title,
-    percent,
     plain_log_axis,
     position_axis,
     say_missing,
     style,
 )
+from temporallens.wording import minus, number, percent
 
 LOSS = Followed("squared error per token", "loss", "Loss by position over training")
 HEIGHT = 7.4
@@ -55,14 +55,14 @@ WIDE, NARROW = 110, 58
 """Characters in the title of a panel as wide as the figure, and of one half as wide."""
 
 
-def draw_position_analysis(history: Mapping[str, Any], title: str = "", held_out: Any = None, first_fve: float | None = None) -> Figure:
+def draw_position_analysis(history: History, title: str = "", held_out: ByPosition | None = None, first_fve: float | None = None) -> Figure:
     """Three panels of one run; `held_out` is the loss by position on held-out documents in the history's units, [P] or, of several
     seeds, [S, P]; `first_fve` the variance explained at position 0, which is left out of everything else."""
     with style():
         figure = new_figure(HEIGHT)
         head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
-        steps = array(history.get("step", []))
+        steps = array(history["step"])
         loss, count = column(history, "position_loss"), column(history, "position_count")
         draw_evolution(figure.add_subplot(panels[0, :]), steps, loss, LOSS, _evolution_statement, WIDE)
         final = figure.add_subplot(panels[1, 0])
@@ -130,7 +130,7 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
 
 
 def _name_the_first(axes: Axes, fve: float) -> None:
-    sentence = f"position 0 is left out of training and of this panel; FVE there: {number(fve)}".replace("-", "−")
+    sentence = f"position 0 is left out of training and of this panel; FVE there: {minus(number(fve))}"
     axes.set_xlabel("\n".join(line for line in (axes.get_xlabel(), sentence) if line))
 
 

@@ -4,9 +4,6 @@ Drawn from the columns of a run's history. Weights follow the training loss of t
 third panel asks whether that is what is hard on held-out documents.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -14,25 +11,24 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from temporallens.evaluation.bins import log_spaced
 from temporallens.evaluation.statistics import Estimate
-from temporallens.figures.steps import draw_over_steps, known_weights, log_spaced, step_axis
+from temporallens.figures.steps import History, draw_over_steps, known_weights, step_axis
 from temporallens.figures.style import (
     INK,
     MAP,
     MUTED,
-    SPACE,
     array,
     colour_bar,
     head,
     new_figure,
-    number,
     open_grid,
     panel_title,
-    percent,
     plain_log_axis,
     say_missing,
     style,
 )
+from temporallens.wording import SPACE, fixed, number, percent
 
 HEIGHT, EMPTY_HEIGHT = 7.6, 3.2
 LINES = 16
@@ -44,11 +40,11 @@ LAG = 10
 
 
 def draw_position_weights(
-    history: Mapping[str, Any], title: str = "", difficulty: Any = None, correlation: Estimate | None = None
+    history: History, title: str = "", difficulty: np.ndarray | None = None, correlation: Estimate | None = None
 ) -> Figure:
     """Three panels of one run; `difficulty` [P] is the share of each position's variance that is left unexplained on held-out
     documents, `correlation` Spearman's over positions of the last weights with it."""
-    steps, weight = array(history.get("step", [])), known_weights(history)
+    steps, weight = array(history["step"]), known_weights(history)
     missing = ""
     if weight is None or not np.isfinite(weight[:, 1:]).any():
         missing = "this run's history does not hold the position weights"
@@ -168,9 +164,9 @@ def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, cor
 def _correlation_statement(correlation: Estimate | None) -> str:
     if correlation is None or correlation.value is None:
         return "Weights against what is hard; their correlation is not known"
-    value = f"Spearman {correlation.value:.2f}"
+    value = f"Spearman {fixed(correlation.value, 2)}"
     if correlation.low is None or correlation.high is None:
-        return f"Weights against what is hard: {value} over {correlation.n:,} positions, no interval".replace("-", "−")
+        return f"Weights against what is hard: {value} over {correlation.n:,} positions, no interval"
     found = "Weights follow" if correlation.low > 0 else "Weights run against" if correlation.high < 0 else "Weights do not go with"
-    interval = f"95{SPACE}% interval {correlation.low:.2f} to {correlation.high:.2f}"
-    return f"{found} what is hard: {value} ({interval}, {correlation.n:,} positions)".replace("-", "−")
+    interval = f"95{SPACE}% interval {fixed(correlation.low, 2)} to {fixed(correlation.high, 2)}"
+    return f"{found} what is hard: {value} ({interval}, {correlation.n:,} positions)"

@@ -1,25 +1,27 @@
 """The scan of a model: where position lives in it, by depth, by clock and by index (method, section 1), one row per model.
 
-Drawn from the dictionaries that `Scan.to_json` gives; each panel says so where its data are absent.
+Each panel says so where nothing is known of what it shows.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from temporallens.evaluation.bins import sink_starts
+from temporallens.evaluation.scan import Scan
 from temporallens.figures.style import (
     COLOURS,
     FAINT,
     MAP,
     MARKERS,
     MUTED,
-    SPACE,
     ZERO,
     array,
     blocks,
@@ -28,16 +30,14 @@ from temporallens.figures.style import (
     extent,
     heatmap,
     new_figure,
-    number,
     open_grid,
     panel_title,
-    percent,
-    plain,
     plain_log_axis,
     position_axis,
     say_missing,
     style,
 )
+from temporallens.wording import SPACE, number, percent, plain
 
 CLOCKS = {
     "index": "index in the row",
@@ -53,7 +53,7 @@ LEAST_SHARE = 1e-3
 """Shares below this are drawn alike: what happens there is noise."""
 
 
-def draw_scan(scans: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_scan(scans: Sequence[Scan]) -> Figure:
     """(a) eta^2 by depth and clock; (b) where along the index it lies; (c) norms and sinks by index; one row per model."""
     with style():
         figure = new_figure(ROW_HEIGHT * max(len(scans), 1))
@@ -66,7 +66,7 @@ def draw_scan(scans: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_model(row: SubFigure, scan: Mapping[str, Any]) -> None:
+def _draw_model(row: SubFigure, scan: Scan) -> None:
     row.suptitle(_heading(scan), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
     panels = row.add_gridspec(2, 3, width_ratios=(1.0, 1.1, 1.05), height_ratios=(2.6, 1))
     _draw_depth(row.add_subplot(panels[:, 0]), scan)
@@ -76,14 +76,8 @@ def _draw_model(row: SubFigure, scan: Mapping[str, Any]) -> None:
     _draw_sinks(row.add_subplot(panels[1, 2]), scan)
 
 
-def _heading(scan: Mapping[str, Any]) -> str:
-    sequences, length = scan.get("sequences"), scan.get("context_length")
-    size = f"  ·  {sequences:,} sequences of up to {length:,} tokens" if sequences and length else ""
-    return f"{plain(scan.get('model', 'a model without a name'))}{size}"
-
-
-def _layers(scan: Mapping[str, Any]) -> list[str]:
-    return [str(layer) for layer in scan.get("layers") or []]
+def _heading(scan: Scan) -> str:
+    return f"{plain(scan.model)}  ·  {scan.sequences:,} sequences of up to {scan.context_length:,} tokens"
 
 
 def layer_name(layer: str) -> str:
@@ -103,20 +97,20 @@ def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
 # (a)
 
 
-def _draw_depth(axes: Axes, scan: Mapping[str, Any]) -> None:
-    layers, found = _layers(scan), _clocks(scan)
-    if not layers or not found:
+def _draw_depth(axes: Axes, scan: Scan) -> None:
+    layers, found = scan.layers, _clocks(scan)
+    if not found:
         panel_title(axes, "a", "Variance explained by each clock", TITLE_CHARACTERS)
         say_missing(axes, "this scan holds no clock")
         return
     depth = np.arange(len(layers))
-    for place, (name, eta2, floor) in enumerate(found):
+    for place, clock in enumerate(found):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        label = CLOCKS.get(name, plain(name, 30))
-        axes.plot(depth, 100 * eta2, color=colour, marker=marker, markevery=max(1, len(layers) // 10), label=label)
-        axes.plot(depth, 100 * floor, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
+        label = CLOCKS.get(clock.name, plain(clock.name, 30))
+        axes.plot(depth, 100 * clock.eta2, color=colour, marker=marker, markevery=max(1, len(layers) // 10), label=label)
+        axes.plot(depth, 100 * clock.floor, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
     axes.plot([], [], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label="noise floor of the clock in its colour")
-    top = np.nanmax([np.nanmax(np.append(100 * eta2, 0.0)) for _, eta2, _ in found])
+    top = np.nanmax([np.nanmax(np.append(100 * clock.eta2, 0.0)) for clock in found])
     axes.set_ylim(0, max(1.42 * top, 0.1))  # room for the legend above the lines
     axes.set_xlim(-0.3, max(len(layers) - 0.7, 0.3))
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -124,49 +118,55 @@ def _draw_depth(axes: Axes, scan: Mapping[str, Any]) -> None:
     _depth_axis(axes, "x", layers)
     open_grid(axes)
     axes.legend(loc="upper left", borderaxespad=0.2, handlelength=2.4, labelspacing=0.35)
-    absent = [name for name in CLOCKS if name not in {clock for clock, _, _ in found}]
+    absent = [name for name in CLOCKS if name not in {clock.name for clock in found}]
     if absent:
         axes.set_xlabel(axes.get_xlabel() + "\n" + "clocks not measured: " + ", ".join(absent))
     panel_title(axes, "a", _depth_statement(layers, found), TITLE_CHARACTERS)
 
 
-def _clocks(scan: Mapping[str, Any]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, eta^2 [L] and floor [L] of each clock that has a value somewhere, in the order of CLOCKS."""
-    layers, clocks = _layers(scan), scan.get("clocks") or {}
-    found = []
-    for name in [*(name for name in CLOCKS if name in clocks), *(name for name in clocks if name not in CLOCKS)]:
-        eta2 = array((clocks[name] or {}).get("eta2") or [])
-        floor = array((clocks[name] or {}).get("floor") or np.full(len(eta2), np.nan))
-        if len(eta2) == len(floor) == len(layers) and np.isfinite(eta2).any():
-            found.append((name, eta2, floor))
-    return found
+class Clock(NamedTuple):
+    """What one clock explains."""
+
+    name: str
+    eta2: Float[np.ndarray, " L"]
+    floor: Float[np.ndarray, " L"]
+
+    @property
+    def excess(self) -> Float[np.ndarray, " L"]:
+        return self.eta2 - np.nan_to_num(self.floor)
 
 
-def _depth_statement(layers: Sequence[str], found: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
+def _clocks(scan: Scan) -> list[Clock]:
+    """Each clock that has a value somewhere, in the order of CLOCKS."""
+    names = sorted(scan.clocks, key=lambda name: list(CLOCKS).index(name) if name in CLOCKS else len(CLOCKS))
+    clocks = [Clock(name, array(scan.clocks[name].eta2), array(scan.clocks[name].floor)) for name in names]
+    return [clock for clock in clocks if np.isfinite(clock.eta2).any()]
+
+
+def _depth_statement(layers: Sequence[str], found: Sequence[Clock]) -> str:
     peaks = []
-    for name, eta2, floor in found:
-        excess = eta2 - np.nan_to_num(floor)
-        if np.nanmax(excess) > 0:
-            place = int(np.nanargmax(excess))
-            peaks.append((float(excess[place]), place, name))
+    for clock in found:
+        if np.nanmax(clock.excess) > 0:
+            depth = int(np.nanargmax(clock.excess))
+            peaks.append((float(clock.excess[depth]), depth, clock.name))
     if not peaks:
         return "No clock rises above its noise floor"
-    value, place, name = max(peaks)
-    return f"The “{plain(name, 20)}” clock leads: {percent(value)} above its noise floor at {layer_name(layers[place])}"
+    value, depth, name = max(peaks)
+    return f"The “{plain(name, 20)}” clock leads: {percent(value)} above its noise floor at {layer_name(layers[depth])}"
 
 
 # (b)
 
 
-def _draw_share(axes: Axes, scan: Mapping[str, Any]) -> None:
-    layers, clock = _layers(scan), (scan.get("clocks") or {}).get("index") or {}
-    values = array(clock.get("values") or [])
-    share = array(clock.get("share") or [])
-    if not layers or share.shape != (len(layers), len(values)) or not np.isfinite(share).any():
+def _draw_share(axes: Axes, scan: Scan) -> None:
+    layers, clock = scan.layers, scan.clocks.get("index")
+    share = np.empty(0) if clock is None else array(clock.share)
+    if clock is None or not np.isfinite(share).any():
         panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
         say_missing(axes, "this scan does not hold the index clock's variance by position")
         return
-    end = max(float(scan.get("context_length") or 0), values[-1] + 1)
+    values = array(clock.values)
+    end = max(float(scan.context_length), values[-1] + 1)
     edges = np.append(values, end) - 0.5
     apart = values < 1
     scale = np.maximum(share[:, ~apart], LEAST_SHARE)
@@ -197,12 +197,10 @@ def _draw_share(axes: Axes, scan: Mapping[str, Any]) -> None:
     panel_title(axes, "b", _share_statement(layers, edges + 0.5, share, excess), TITLE_CHARACTERS)
 
 
-def _excess(scan: Mapping[str, Any]) -> np.ndarray:
-    """By how much the index clock exceeds its noise floor [L]; where it does not, its shares are the shares of noise."""
-    for name, eta2, floor in _clocks(scan):
-        if name == "index":
-            return np.nan_to_num(eta2 - np.nan_to_num(floor))
-    return np.ones(len(_layers(scan)))
+def _excess(scan: Scan) -> Float[np.ndarray, " L"]:
+    """By how much the index clock exceeds its noise floor; where it does not, its shares are the shares of noise."""
+    clock = scan.clocks["index"]
+    return np.nan_to_num(Clock("index", array(clock.eta2), array(clock.floor)).excess)
 
 
 def _share_statement(layers: Sequence[str], edges: np.ndarray, share: np.ndarray, excess: np.ndarray) -> str:
@@ -226,13 +224,13 @@ def _colours(count: int) -> np.ndarray:
     return colormaps[MAP](np.linspace(0.0, 0.88, count))
 
 
-def _by_index(scan: Mapping[str, Any], key: str) -> np.ndarray | None:
-    values = array(scan.get(key) or [])
-    return values if values.ndim == 2 and len(values) == len(_layers(scan)) > 0 and np.isfinite(values).any() else None
+def _known(by_index: Sequence[Sequence[float | None]]) -> Float[np.ndarray, "L S"] | None:
+    values = array(by_index)
+    return values if np.isfinite(values).any() else None
 
 
-def _draw_norms(axes: Axes, scan: Mapping[str, Any]) -> None:
-    layers, norm = _layers(scan), _by_index(scan, "norm")
+def _draw_norms(axes: Axes, scan: Scan) -> None:
+    layers, norm = scan.layers, _known(scan.norm)
     if norm is None:
         panel_title(axes, "c", "Mean norm by index", TITLE_CHARACTERS)
         say_missing(axes, "this scan does not hold the norms by index")
@@ -276,13 +274,13 @@ def _norm_statement(layers: Sequence[str], norm: np.ndarray) -> str:
     return f"Index 0 is a sink: {number(ratio[place])}{SPACE}× the norm of the rest at {layer_name(layers[place])}"
 
 
-def _draw_sinks(axes: Axes, scan: Mapping[str, Any]) -> None:
-    layers, sinks = _layers(scan), _by_index(scan, "sinks")
+def _draw_sinks(axes: Axes, scan: Scan) -> None:
+    layers, sinks = scan.layers, _known(scan.sinks)
     if sinks is None:
         say_missing(axes, "this scan does not hold the sinks by index")
         return
     shown, length = _shown(layers), sinks.shape[1]
-    starts = np.append(0, np.unique(np.geomspace(1, length, SINK_BINS).astype(int))[:-1]) if length > 1 else np.array([0])
+    starts = sink_starts(length, SINK_BINS)
     centres = (starts + np.append(starts[1:], length) - 1) / 2
     binned = 100 * blocks(sinks, starts, 1)  # sinks are rare: single positions would show noise
     for place, colour in zip(shown, _colours(len(shown)), strict=True):

@@ -5,8 +5,7 @@ Drawn from the columns of a run's history and from the firing rates `r_f(p)` of 
 peaks would find a diagonal in pure noise.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,10 +14,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
+from temporallens.evaluation.bins import drawn_starts
 from temporallens.figures.steps import (
     EVEN,
+    ByPosition,
     Curve,
     Followed,
+    History,
     column,
     draw_evolution,
     draw_final,
@@ -34,16 +36,14 @@ from temporallens.figures.style import (
     colour_bar,
     head,
     heatmap,
-    log_bins,
     new_figure,
-    number,
     open_grid,
     panel_title,
-    percent,
     position_axis,
     say_missing,
     style,
 )
+from temporallens.wording import number, percent
 
 L0 = Followed("codes in use per token", "L0", "Sparsity by position over training")
 HEIGHT = 8.0
@@ -66,13 +66,15 @@ class Activity(NamedTuple):
     firings: Int[np.ndarray, " F"]  # of each feature in both halves
 
 
-def draw_sparsity_analysis(history: Mapping[str, Any], title: str = "", held_out: Any = None, activity: Activity | None = None) -> Figure:
-    """Three panels of one run; `held_out` is the L0 by position on held-out documents, [P] or, of several seeds, [S, P]."""
+def draw_sparsity_analysis(
+    history: History, title: str = "", held_out: ByPosition | None = None, activity: Activity | None = None
+) -> Figure:
+    """Three panels of one run; `held_out` is the L0 by position on held-out documents."""
     with style():
         figure = new_figure(HEIGHT)
         head(figure, title)
         panels = figure.add_gridspec(2, 2)
-        steps = array(history.get("step", []))
+        steps = array(history["step"])
         active, count = column(history, "position_l0"), column(history, "position_count")
         draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS)
         _draw_final(figure.add_subplot(panels[1, 0]), [held_out_curve(held_out), None if active is None else training_curve(active, count)])
@@ -135,7 +137,7 @@ class Ordered(NamedTuple):
 def order_by_peak(activity: Activity) -> Ordered | None:
     """None where no feature fires often enough."""
     positions = activity.rate.shape[1]
-    starts = log_bins(positions, BINS)
+    starts = drawn_starts(positions, BINS)
     starts = starts[starts > 0]
     rows = np.add.reduceat(activity.rows, starts, axis=1)
     fired = np.add.reduceat(activity.rate * activity.rows[:, :, None], starts, axis=1)

@@ -10,6 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from temporallens.evaluation.bins import drawn_starts
 from temporallens.figures.style import (
     COLOURS,
     array,
@@ -18,7 +19,6 @@ from temporallens.figures.style import (
     colour_norm,
     heatmap,
     limits,
-    log_bins,
     panel_title,
     position_axis,
     say_missing,
@@ -32,6 +32,12 @@ LAST_SHARE = 10
 
 EVEN = 1.15
 """A quantity within this factor of its median over positions is called even."""
+
+
+History = Mapping[str, np.ndarray]
+"""The columns of a run's history, by step or by step and position."""
+ByPosition = np.ndarray | Sequence[Sequence[float | None]]
+"""A quantity by position on held-out documents: [P] of one seed, or [seeds, P]."""
 
 
 class Followed(NamedTuple):
@@ -51,15 +57,15 @@ class Curve(NamedTuple):
     high: Float[np.ndarray, " P"] | None = None
 
 
-def column(history: Mapping[str, Any], name: str) -> Float[np.ndarray, "T P"] | None:
+def column(history: History, name: str) -> Float[np.ndarray, "T P"] | None:
     """Column `name` of a history by step and position; None where it is missing, of another shape, or holds no number."""
     values = array(history[name]) if name in history else None
-    if values is None or values.ndim != 2 or len(values) != len(history.get("step", [])) or not np.isfinite(values).any():
+    if values is None or values.ndim != 2 or len(values) != len(history["step"]) or not np.isfinite(values).any():
         return None
     return values
 
 
-def known_weights(history: Mapping[str, Any]) -> Float[np.ndarray, "T P"] | None:
+def known_weights(history: History) -> Float[np.ndarray, "T P"] | None:
     """Position weights by step; unknown at positions that never had a token, whose weight is a 1 that nobody measured."""
     weight, count = column(history, "position_weight"), column(history, "position_count")
     if weight is None or count is None or count.shape != weight.shape:
@@ -92,7 +98,7 @@ def draw_over_steps(
 ) -> ScalarMappable:
     """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set; `zero`: draw that too."""
     zero, positions = has_zero(values) if zero is None else zero, values.shape[1]
-    starts, columns = log_bins(positions), np.unique(np.linspace(0, len(steps), min(COLUMNS, len(steps)), endpoint=False).astype(int))
+    starts, columns = drawn_starts(positions), np.unique(np.linspace(0, len(steps), min(COLUMNS, len(steps)), endpoint=False).astype(int))
     drawn = blocks(blocks(values, starts, 1), columns, 0).T
     x_edges = step_edges(steps)[np.append(columns, len(steps))]
     y_edges = np.append(starts, positions) - 0.5
@@ -123,15 +129,14 @@ def training_curve(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T
     return Curve(f"training, mean of the last {last} logged steps" if last > 1 else "training, last logged step", final)
 
 
-def held_out_curve(values: Any) -> Curve | None:
-    """What held-out documents say: [P] of one seed, or [seeds, P]; None where they say nothing."""
-    own = array(values) if values is not None else np.empty(0)
-    own = own[None] if own.ndim == 1 else own
-    if own.ndim != 2 or not np.isfinite(own[:, 1:]).any():
+def held_out_curve(values: ByPosition | None) -> Curve | None:
+    """What held-out documents say; None where they say nothing."""
+    seeds = np.empty((1, 0)) if values is None else np.atleast_2d(array(values))
+    if not np.isfinite(seeds[:, 1:]).any():
         return None
-    curve = over_seeds("held-out documents", own)
-    said = {1: "one seed", 2: "2 seeds (band: both)"}
-    return curve._replace(label=f"{curve.label}, {said.get(len(own), f'{len(own)} seeds (band: 95 % interval)')}")
+    curve = over_seeds("held-out documents", seeds)
+    rests_on = {1: "one seed", 2: "2 seeds (band: both)"}.get(len(seeds), f"{len(seeds)} seeds (band: 95 % interval)")
+    return curve._replace(label=f"{curve.label}, {rests_on}")
 
 
 def over_seeds(label: str, values: Float[np.ndarray, "S P"]) -> Curve:
@@ -183,12 +188,6 @@ def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:
         axes.fill_between(place, curve.low[1:], curve.high[1:], color=look.get("color"), alpha=0.2, linewidth=0)
 
 
-def log_spaced(places: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of some positions, as many early as late ones on a logarithmic axis."""
-    places = np.asarray(places)
-    return places[np.unique(np.geomspace(1, len(places), min(limit, len(places))).round().astype(int)) - 1] if len(places) else places
-
-
 class Extreme(NamedTuple):
     """The position that stands out furthest from the median of a curve."""
 
@@ -217,12 +216,6 @@ def standing_out(curves: Sequence[Curve]) -> Extreme | None:
 def samples(curves: Sequence[Curve]) -> list[str]:
     """What each curve was measured on."""
     return ["on held-out documents" if curve.label.startswith("held-out") else "in training" for curve in curves]
-
-
-def bands(positions: int) -> list[tuple[int, int]]:
-    """1, 2 to 3, 4 to 7, ...: first position of each band and the one after its last."""
-    starts = [2**power for power in range(32) if 2**power < positions]
-    return list(zip(starts, [*starts[1:], positions], strict=True))
 
 
 def band_name(first: int, end: int) -> str:

@@ -6,7 +6,6 @@ its bar Student's 95 % interval, small dots are single seeds; what was measured 
 one, is a bootstrap over documents.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,22 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from temporallens.evaluation.results import ArmSettings, RunResult, by_arm
 from temporallens.evaluation.statistics import Estimate, difference_of, mean_of
-from temporallens.figures.style import (
-    COLOURS,
-    INK,
-    MARKERS,
-    MUTED,
-    PAPER,
-    SPACE,
-    head,
-    new_figure,
-    panel_title,
-    percent,
-    plain,
-    say_missing,
-    style,
-)
+from temporallens.figures.style import COLOURS, INK, MARKERS, MUTED, PAPER, head, new_figure, panel_title, say_missing, style
+from temporallens.wording import SPACE, fixed, minus, percent, plain
 
 STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight through"}
 """How a study calls it, and how the picture does; in the order of the rows of a group."""
@@ -60,7 +47,7 @@ class Row(NamedTuple):
 
     group: str  # its name in the study
     strictness: str
-    runs: list[Mapping[str, Any]]
+    runs: list[RunResult]
 
 
 class Line(NamedTuple):
@@ -72,8 +59,8 @@ class Line(NamedTuple):
 
 
 def draw_mask_strictness(
-    runs: Sequence[Mapping[str, Any]],
-    arms: Mapping[str, Mapping[str, Any]],
+    runs: Sequence[RunResult],
+    arms: Mapping[str, ArmSettings],
     hardening: Mapping[tuple[str, int], Kept],
     seeds: Mapping[tuple[str, int], Kept],
     title: str = "",
@@ -110,33 +97,29 @@ def _lines_of(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept]) ->
 
 def _before(row: Row, hardening: Mapping[tuple[str, int], Kept]) -> dict[int, float]:
     """FVE of the soft states of a row's runs, by seed."""
-    states = {run["seed"]: hardening[_key(run)].fve_before for run in row.runs if _key(run) in hardening}
+    states = {run.seed: hardening[_key(run)].fve_before for run in row.runs if _key(run) in hardening}
     return {seed: fve for seed, fve in states.items() if fve is not None}
 
 
-def _key(run: Mapping[str, Any]) -> tuple[str, int]:
-    return run["arm"], run["seed"]
+def _key(run: RunResult) -> tuple[str, int]:
+    return run.arm, run.seed
 
 
-def rows_of(runs: Sequence[Mapping[str, Any]], arms: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+def rows_of(runs: Sequence[RunResult], arms: Mapping[str, ArmSettings]) -> list[Row]:
     """Rows of masked arms, group by group; groups of several strictnesses first, and where there are such, only those."""
-    groups: dict[str, list[Row]] = {}
-    found: dict[str, Row] = {}
-    for run in runs:
-        arm = arms.get(run["family"]) or {}
-        if arm.get("strictness") not in STRICTNESS:
-            continue
-        if run["arm"] not in found:
-            found[run["arm"]] = Row(run["arm"], arm["strictness"], [])
-            alike = json.dumps(
-                {key: value for key, value in arm.items() if key != "strictness"} | {"level": run.get("level")}, sort_keys=True
-            )
-            groups.setdefault(alike, []).append(found[run["arm"]])
-        found[run["arm"]].runs.append(run)
+    groups: list[tuple[dict[str, Any], list[Row]]] = []
+    for name, seeds in by_arm(runs).items():
+        arm = arms[seeds[0].family]
+        if arm.strictness in STRICTNESS:
+            alike = arm.model_dump(exclude={"strictness"}) | {"level": seeds[0].level}
+            group = next((rows for settings, rows in groups if settings == alike), None)
+            if group is None:
+                groups.append((alike, group := []))
+            group.append(Row(name, arm.strictness, seeds))
     order = list(STRICTNESS)
-    several = [own for own in groups.values() if len({row.strictness for row in own}) > 1]
-    chosen = several or list(groups.values())
-    return [row for own in chosen for row in sorted(own, key=lambda row: order.index(row.strictness))]
+    several = [rows for _, rows in groups if len({row.strictness for row in rows}) > 1]
+    chosen = several or [rows for _, rows in groups]
+    return [row for rows in chosen for row in sorted(rows, key=lambda row: order.index(row.strictness))]
 
 
 def _line_axis(axes: Axes, lines: Sequence[Line], named: bool) -> None:
@@ -178,14 +161,14 @@ def _look(strictness: str) -> tuple[str, str]:
 # a
 
 
-def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[Mapping[str, Any]], hardening: Mapping[tuple[str, int], Kept]) -> bool:
+def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Kept]) -> bool:
     """Whether the dashed line of a dictionary without a mask is there."""
     for place, (_, row, before) in enumerate(lines):
         colour, marker = _look(row.strictness)
-        values = list(_before(row, hardening).values()) if before else [float(run["fve"]) for run in row.runs]
+        values = list(_before(row, hardening).values()) if before else [run.fve for run in row.runs]
         _dot(axes, place, _plain(values), MUTED if before else colour, marker)
-    unmasked = [float(run["fve"]) for run in runs if run["kind"] == "batchtopk"]
-    reference = bool(unmasked) and len({run.get("level") for run in runs}) == 1
+    unmasked = [run.fve for run in runs if run.kind == "batchtopk"]
+    reference = bool(unmasked) and len({run.level for run in runs}) == 1
     if reference:
         axes.axvline(mean_of(unmasked).value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
     _line_axis(axes, lines, named=True)
@@ -209,17 +192,11 @@ def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept
     if hard is not None and others:
         said = []
         for row in others:
-            theirs = {run["seed"]: run["fve"] for run in hard.runs}
-            pairs = [run["fve"] - theirs[run["seed"]] for run in row.runs if run["seed"] in theirs]
+            theirs = {run.seed: run.fve for run in hard.runs}
+            pairs = [run.fve - theirs[run.seed] for run in row.runs if run.seed in theirs]
             said.append(f"{STRICTNESS[row.strictness]} {_against(pairs, 'hard')}")
         return f"FVE: {'; '.join(said)}"
-    pairs = [
-        run["fve"] - before[run["seed"]]
-        for row in rows
-        for before in [_before(row, hardening)]
-        for run in row.runs
-        if run["seed"] in before
-    ]
+    pairs = [run.fve - before[run.seed] for row in rows for before in [_before(row, hardening)] for run in row.runs if run.seed in before]
     if pairs:
         return f"FVE: as hardened {_against(pairs, 'before')}"
     return f"All masks are {STRICTNESS[rows[0].strictness]}: there is no other strictness to compare"
@@ -230,7 +207,7 @@ def _against(pairs: Sequence[float], other: str) -> str:
         return f"has no seed in common with {other}"
     found = difference_of(pairs)
     words = {"above": f"above {other}", "below": f"below {other}", "no difference": f"no different from {other}"}
-    value = f"{found.value:+.4f}".replace("-", "−")
+    value = minus(f"{found.value:+.4f}")
     return f"{words.get(found.verdict, f'against {other}, one seed')} ({value})"
 
 
@@ -257,7 +234,7 @@ def _draw_kept(axes: Axes, lines: Sequence[Line], kept: Mapping[tuple[str, int],
             axes.plot([_mean(chance)] * 2, [place + 0.02, place + 0.3], color=INK, linewidth=1.4)
     _line_axis(axes, lines, named=False)
     axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1.04)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}".replace("-", "−")))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
     axes.set_xlabel("correlation, or share of features")
     panel_title(axes, letter, _kept_statement([one for own in known for one in own], when), TITLE_CHARACTERS)
 
@@ -280,5 +257,5 @@ def _kept_statement(own: Sequence[Kept], when: str) -> str:
         by_chance = f" ({percent(_mean(chances))} by chance)" if chances else ""
         said.append(f"{percent(_mean(shares))} of specialised features stay so{by_chance}")
     if profiles:
-        said.append(f"profiles correlate at {_mean(profiles):.2f}".replace("-", "−"))
+        said.append(f"profiles correlate at {fixed(_mean(profiles), 2)}")
     return f"{'; '.join(said) or 'Nothing is known'} {when}"

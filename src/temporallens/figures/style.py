@@ -4,7 +4,6 @@ Nothing here changes matplotlib's settings for the rest of the program: drawing 
 position axis is `u = log(1 + p)`, which gives position 0 a place of its own; it is marked apart there and never sets a scale.
 """
 
-import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from temporallens.wording import plain
+
 WIDTH = 12.0
 """Inches; with DPI, 1,800 pixels: still legible where a page shows the picture at 1,200."""
 DPI = 150
@@ -30,8 +31,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ZERO: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": "none", "markeredgecolor": INK, "markeredgewidth": 0.4}
 """How position 0 is drawn where other positions are a line."""
-SPACE = "\u00a0"
-"""No line ends between a number and its unit."""
 LINEAR_UP_TO = 16
 """Positions up to which a linear axis shows all there is to see."""
 
@@ -90,34 +89,6 @@ def head(figure: Figure, title: str, limit: int = 110) -> None:
 
 
 # Text
-
-
-def plain(text: object, limit: int = 60) -> str:
-    """One printable line of at most `limit` characters; a long path or name loses its middle."""
-    line = " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
-    if len(line) <= limit:
-        return line
-    half = (limit - 1) // 2
-    return f"{line[:half]}…{line[-half:]}"
-
-
-def number(value: float | int) -> str:
-    """Three significant digits, in full: `25,100`, `0.0312`."""
-    if not math.isfinite(value):
-        return "n/a"
-    if value == 0:
-        return "0"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, digits):,.{max(digits, 0)}f}"
-
-
-def percent(share: float | int) -> str:
-    """A share as percent, two significant digits below 10 %."""
-    if not math.isfinite(share):
-        return "n/a"
-    value = 100 * share
-    digits = f"{value:.0f}" if abs(value) >= 9.95 or value == 0 else f"{value:.1f}" if abs(value) >= 0.095 else f"{value:.2g}"
-    return f"{digits}{SPACE}%"
 
 
 def panel_title(axes: Axes, letter: str, statement: str, characters: int) -> None:
@@ -200,13 +171,6 @@ def mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
     total = np.where(known, values, 0.0).sum(axis)
     count = known.sum(axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def log_bins(positions: int, limit: int = 128) -> np.ndarray:
-    """First position of each bin: every position where that is few enough, else bins that widen with the logarithm."""
-    if positions <= 2 * limit:
-        return np.arange(positions)
-    return np.unique(np.concatenate([[0], np.expm1(np.linspace(0, math.log1p(positions), limit, endpoint=False)).round()]).astype(int))
 
 
 def blocks(values: np.ndarray, starts: np.ndarray, axis: int) -> np.ndarray:

@@ -4,17 +4,19 @@ A gain is claimed only at equal L0 (`evaluation/comparison.py`), over several se
 counts only above its noise floor; what was not measured is said not to have been.
 """
 
-import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
-from temporallens.figures.style import percent
+from temporallens.evaluation.bins import octaves
+from temporallens.evaluation.comparison import Against, Comparison
+from temporallens.evaluation.results import ActivationsResult, Results, RunResult, by_family
+from temporallens.evaluation.scan import Scan
+from temporallens.evaluation.statistics import Difference
+from temporallens.wording import ONE_SEED, counted, fixed, listed, percent, signed
 
-UNKNOWN = "–"
-MASKS_TOLD, ARMS_TOLD = 2, 6
+MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
 VERDICTS = {
     "above": "{family} reconstructs better than {baseline}",
@@ -25,6 +27,9 @@ VERDICTS = {
 }
 SEGMENTS = 4
 """Runs of positions that a sentence tells apart, at most."""
+DIFFERS = 0.015
+"""Runs of positions whose closed shares differ by no more are put together."""
+NOTHING_CLOSED = 0.005
 
 
 class Answer(NamedTuple):
@@ -37,279 +42,228 @@ class Answer(NamedTuple):
     remarks: list[str]
 
 
-Runs = Sequence[Mapping[str, Any]]
+Runs = Sequence[RunResult]
 
 
 # Words
 
 
-def known(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def fixed(value: Any, digits: int) -> str:
-    """A number with that many digits, with a real minus; an en dash where it is not known."""
-    return f"{value:,.{digits}f}".replace("-", "−") if known(value) else UNKNOWN
-
-
-def text(value: Any) -> str:
-    if value is None:
-        return UNKNOWN
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def counted(count: int, singular: str, plural: str) -> str:
-    return f"{count:,} {singular if count == 1 else plural}"
-
-
-def place(layer: Any) -> str:
+def after(layer: int | str | None) -> str:
+    """Where in a model a layer's activations are."""
     return "of the embedding" if layer == "embed" else f"after layer {layer}"
 
 
-def whence(entry: Mapping[str, Any]) -> str:
-    """The model and its layer; nothing for activations that came as arrays."""
-    if entry.get("model") is None:
+def model_and_layer(entry: ActivationsResult) -> str:
+    """Nothing for activations that came as arrays."""
+    if entry.model is None:
         return ""
-    return str(entry["model"]) if entry.get("layer") is None else f"{entry['model']} {place(entry['layer'])}"
+    return entry.model if entry.layer is None else f"{entry.model} {after(entry.layer)}"
 
 
-def source(entry: Mapping[str, Any]) -> str:
+def source(entry: ActivationsResult) -> str:
     """Where the activations come from, in a few words."""
-    parts = [whence(entry)] if whence(entry) else []
-    for key, unit in (
-        ("width", "dimensions"),
-        ("rows", "activations"),
-        ("documents", "documents"),
-        ("held_out_documents", "of them held out"),
-    ):
-        if known(entry.get(key)):
-            parts.append(f"{entry[key]:,} {unit}")
-    return " · ".join(parts)
+    counts = (
+        (entry.width, "dimensions"),
+        (entry.rows, "activations"),
+        (entry.documents, "documents"),
+        (entry.held_out_documents, "of them held out"),
+    )
+    parts = [model_and_layer(entry), *(f"{count:,} {unit}" for count, unit in counts)]
+    return " · ".join(part for part in parts if part)
 
 
-def asked(results: Mapping[str, Any]) -> str:
+def question(results: Results) -> str:
     """What the study asks, in one paragraph."""
-    study, entries, runs = results.get("study") or {}, results.get("activations") or {}, results.get("runs") or []
-    names = list(_by_family(runs)) or list(study.get("arms") or {})
-    said = [str(study["description"])] if study.get("description") else []
-    if not entries:
-        return " ".join([*said, "This study names no activations: nothing was trained."])
-    places = [whence(entry) or str(name) for name, entry in entries.items()]
-    said.append(
-        f"How much of the activations of {listed(places)} depends on where in the sequence a token stands, and does a sparse dictionary "
+    study, entries = results.study, results.activations
+    names, training, seeds = list(by_family(results.runs)), study.training, len(study.seeds)
+    sources = [model_and_layer(entry) or name for name, entry in entries.items()]
+    asks = (
+        f"How much of the activations of {listed(sources)} depends on where in the sequence a token stands, and does a sparse dictionary "
         "that knows the position reconstruct them better, or as well with fewer open features?"
     )
-    if names:
-        training = study.get("training") or {}
-        length = (
-            f" for {training['steps']:,} steps of {training['batch_size']:,} activations"
-            if {"steps", "batch_size"} <= set(training)
-            else ""
-        )
-        seeds = study.get("seeds") or sorted({run.get("seed", 0) for run in runs})
-        each = " on each" if len(entries) > 1 else ""
-        were = "was" if len(names) == 1 else "were"
-        arms = f"{counted(len(names), 'arm', 'arms')} ({listed(names)})"
-        levels = max((len(values) for values in (study.get("levels") or {}).values()), default=1)
-        at = f" at {counted(levels, 'level', 'levels')} of sparsity" if levels > 1 else ""
-        alone = [*(study.get("one_seed") or {}).get("arms", []), *(study.get("one_seed") or {}).get("activations", [])]
-        but = f" ({listed(alone)} with one)" if alone and len(seeds) > 1 else ""
-        said.append(f"{arms} {were} trained{each}{at}{length}, with {counted(len(seeds), 'seed', 'seeds')}{but}.")
-    held_out = (study.get("training") or {}).get("held_out")
-    share = f" ({percent(held_out)} of them)" if known(held_out) else ""
-    said.append(f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart.")
-    return " ".join(said)
+    length = f" for {training.steps:,} steps of {training.batch_size:,} activations"
+    each = " on each" if len(entries) > 1 else ""
+    were = "was" if len(names) == 1 else "were"
+    arms = f"{counted(len(names), 'arm', 'arms')} ({listed(names)})"
+    levels = max((len(values) for values in study.levels.values()), default=1)
+    at = f" at {counted(levels, 'level', 'levels')} of sparsity" if levels > 1 else ""
+    alone = [*study.one_seed.arms, *study.one_seed.activations]
+    but = f" ({listed(alone)} with one)" if alone and seeds > 1 else ""
+    trained = f"{arms} {were} trained{each}{at}{length}, with {counted(seeds, 'seed', 'seeds')}{but}."
+    share = f" ({percent(training.held_out)} of them)"
+    measured = f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart."
+    return f"{asks} {trained} {measured}"
 
 
 # Answers
 
 
-def answer(name: str, entry: Mapping[str, Any], runs: Runs, comparison: Mapping[str, Any]) -> Answer:
+def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparison) -> Answer:
     """One sentence on one activations entry, what each arm that knows positions gains, and what must be kept in mind with it."""
-    families = _by_family(runs)
-    masked = {family: own for family, own in families.items() if any(run.get("openness") is not None for run in own)}
-    clauses = [_position_clause(entry)]
-    clauses += [clause for family in _best_first(masked)[:MASKS_TOLD] if (clause := _mask_clause(family, masked[family]))]
-    findings, remarks = [], []
-    if families:
-        knowing = [*masked, *(family for family in (comparison.get("baselines") or [])[1:] if family not in masked)]
-        clauses.append(_reconstruction_clause(families, comparison))
-        findings = [finding for family in knowing for finding in _findings(family, comparison)]
-        alone = [family for family, own in families.items() if len({run.get("seed") for run in own}) == 1]
-        if len(alone) == len(families):
-            remarks.append("One seed: no interval, so no difference between arms is established.")
-        elif alone:
-            remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
-    else:
-        remarks.append("No arm was trained on these activations.")
+    families = by_family(runs)
+    masked = by_family(run for run in runs if run.openness is not None)
+    clauses = [
+        _position_clause(entry),
+        *(clause for family in _best_first(masked)[:MASKS_NAMED] if (clause := _mask_clause(family, masked[family]))),
+        _reconstruction_clause(families, comparison),
+    ]
+    knowing = [*masked, *(family for family in comparison.baselines[1:] if family not in masked)]
+    findings = [finding for family in knowing for finding in _findings(family, comparison)]
+    alone = [family for family, alike in families.items() if _seeds(alike) == 1]
+    remarks = []
+    if len(alone) == len(families):
+        remarks.append("One seed: no interval, so no difference between arms is established.")
+    elif alone:
+        remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
     sentence = "; ".join(clauses)
     return Answer(name, source(entry), sentence[0].upper() + sentence[1:] + ".", findings, remarks)
 
 
-def _by_family(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
-    families: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        families.setdefault(str(run.get("family", run.get("arm"))), []).append(run)
-    return families
+def _seeds(runs: Runs) -> int:
+    return len({run.seed for run in runs})
 
 
-def _position_clause(entry: Mapping[str, Any]) -> str:
-    eta2, floor = entry.get("eta2"), entry.get("eta2_floor")
-    clock = f" ({entry['clock']} clock)" if entry.get("clock") else ""
-    if not known(eta2):
-        return f"how much of the variance position{clock} explains was not measured"
-    if not known(floor):
-        return f"position{clock} explains {percent(eta2)} of the variance, its noise floor was not measured"
-    if eta2 <= floor:
-        return f"position{clock} explains no more of the variance than noise would ({percent(eta2)}, noise floor {percent(floor)})"
-    return f"position{clock} explains {percent(eta2)} of the variance (noise floor {percent(floor)})"
+def _position_clause(entry: ActivationsResult) -> str:
+    share, floor = percent(entry.eta2), percent(entry.eta2_floor)
+    if entry.eta2 <= entry.eta2_floor:
+        return f"position ({entry.clock} clock) explains no more of the variance than noise would ({share}, noise floor {floor})"
+    return f"position ({entry.clock} clock) explains {share} of the variance (noise floor {floor})"
 
 
-def _mask_clause(arm: str, runs: Runs) -> str:
-    tables = [run["openness_by_position"] for run in runs if run.get("openness_by_position")]
-    if not tables:
-        overall = average(runs, "openness")
-        return f"the masks of {arm} close {percent(1 - overall)} of the dictionary" if overall is not None else ""
-    values = [[value for value in column if known(value)] for column in zip(*tables, strict=False)]
-    closed = [1 - statistics.fmean(column) if column else math.nan for column in values]
-    counts = runs[0].get("position_count") or []
-    segments = closed_by_position(closed, start=0 if counts and counts[0] else 1)
+def _mask_clause(arm: str, masked: Runs) -> str:
+    closed = [1 - statistics.fmean(column) for column in zip(*(run.openness_by_position or [] for run in masked), strict=True)]
+    segments = closed_by_position(closed, start=0 if masked[0].position_count[0] else 1)
     if not segments:
         return ""
     if len(segments) == 1:
-        share = segments[0][2]
-        if share < 0.005:
+        share = segments[0].share
+        if share < NOTHING_CLOSED:
             return f"the masks of {arm} stay open everywhere: they do nothing here"
         return f"the masks of {arm} close {percent(share)} of the dictionary, and as much at every position"
-    last = len(segments) - 1
     parts = []
-    for order, (first, end, share) in enumerate(segments):
-        where = (
-            f"from position {first} on" if order == last else f"at position {first}" if first == end else f"at positions {first} to {end}"
-        )
+    for order, (first, last, share) in enumerate(segments):
+        at = f"at position {first}" if first == last else f"at positions {first} to {last}"
+        where = f"from position {first} on" if order == len(segments) - 1 else at
         parts.append(f"{percent(share)} {'of the dictionary ' if order == 0 else ''}{where}")
     return f"the masks of {arm} close {listed(parts)}"
 
 
-def closed_by_position(closed: Sequence[float], start: int) -> list[tuple[int, int, float]]:
-    """Octaves of positions (first, last, mean share closed), neighbours that differ by little put together."""
-    octaves, first = [], start
-    while first < len(closed):
-        end = min(max(2 * first, first + 1), len(closed))
-        own = [share for share in closed[first:end] if not math.isnan(share)]
-        if own:
-            octaves.append((first, end - 1, statistics.fmean(own)))
-        first = end
-    while len(octaves) > 1:
-        gaps = [abs(left[2] - right[2]) for left, right in pairwise(octaves)]
+class Segment(NamedTuple):
+    """A run of positions."""
+
+    first: int
+    last: int
+    share: float  # closed, mean over them
+
+
+def closed_by_position(closed: Sequence[float], start: int) -> list[Segment]:
+    """Octaves of positions, neighbours that differ by little put together."""
+    segments = [Segment(first, end - 1, statistics.fmean(closed[first:end])) for first, end in octaves(len(closed), start)]
+    while len(segments) > 1:
+        gaps = [abs(left.share - right.share) for left, right in pairwise(segments)]
         least = min(range(len(gaps)), key=gaps.__getitem__)
-        if gaps[least] > 0.015 and len(octaves) <= SEGMENTS:
+        if gaps[least] > DIFFERS and len(segments) <= SEGMENTS:
             break
-        left, right = octaves[least], octaves[least + 1]
-        sizes = left[1] - left[0] + 1, right[1] - right[0] + 1
-        octaves[least : least + 2] = [(left[0], right[1], (left[2] * sizes[0] + right[2] * sizes[1]) / sum(sizes))]
-    return octaves
+        left, right = segments[least : least + 2]
+        sizes = left.last - left.first + 1, right.last - right.first + 1
+        share = (left.share * sizes[0] + right.share * sizes[1]) / sum(sizes)
+        segments[least : least + 2] = [Segment(left.first, right.last, share)]
+    return segments
 
 
-def _reconstruction_clause(families: Mapping[str, Runs], comparison: Mapping[str, Any]) -> str:
+def _reconstruction_clause(families: Mapping[str, Runs], comparison: Comparison) -> str:
     """How much the best arms explain: at the middle one of the common L0, or as measured where there is none."""
-    levels = comparison.get("l0") or []
+    levels = comparison.l0
     if len(levels) < 2:
         return f"on held-out documents {listed(_measured_parts(families))}{_others_less(len(families))}"
     l0 = levels[len(levels) // 2]
-    there = [row for row in comparison.get("reached") or [] if row["l0"] == l0]
-    ranked = sorted(there, key=lambda row: -float(row["fve"]["value"]))
-    parts = [f"{row['family']}{_seeds_of(row['fve'])} {fixed(row['fve']['value'], 4)}" for row in ranked[:ARMS_TOLD]]
+    ranked = sorted((reached for reached in comparison.reached if reached.l0 == l0), key=lambda reached: -reached.fve.value)
+    parts = [
+        f"{reached.family}{f' ({ONE_SEED})' if reached.fve.seeds == 1 else ''} {fixed(reached.fve.value, 4)}"
+        for reached in ranked[:ARMS_NAMED]
+    ]
     return f"on held-out documents, at L0 {l0:g}, the fraction of the variance explained is, of {listed(parts)}{_others_less(len(ranked))}"
 
 
 def _others_less(arms: int) -> str:
-    return f"; {counted(arms - ARMS_TOLD, 'other arm', 'other arms')} less" if arms > ARMS_TOLD else ""
-
-
-def _seeds_of(mean: Mapping[str, Any]) -> str:
-    return " (one seed)" if mean["seeds"] == 1 else ""
+    return f"; {counted(arms - ARMS_NAMED, 'other arm', 'other arms')} less" if arms > ARMS_NAMED else ""
 
 
 def _measured_parts(families: Mapping[str, Runs]) -> list[str]:
-    means = {family: average(runs, "fve") for family, runs in families.items()}
     parts = []
-    for order, family in enumerate(_best_first(families)[:ARMS_TOLD]):
-        count = len({run.get("seed") for run in families[family]})
-        seeds = f", mean of {count} seeds" if count > 1 else ""
+    for order, family in enumerate(_best_first(families)[:ARMS_NAMED]):
+        runs = families[family]
+        seeds = f", mean of {_seeds(runs)} seeds" if _seeds(runs) > 1 else ""
         verb = " explains a fraction of" if order == 0 else ""
-        parts.append(f"{family}{verb} {fixed(means[family], 3)} (L0 {fixed(average(families[family], 'l0'), 1)}{seeds})")
+        fve, l0 = fixed(average(run.fve for run in runs), 3), fixed(average(run.l0 for run in runs), 1)
+        parts.append(f"{family}{verb} {fve} (L0 {l0}{seeds})")
     return parts
 
 
 def _best_first(families: Mapping[str, Runs]) -> list[str]:
-    """By mean FVE; those without one at the end."""
-    means = {family: average(runs, "fve") for family, runs in families.items()}
-    return sorted(families, key=lambda family: math.inf if means[family] is None else -float(means[family] or 0.0))
+    """By mean FVE."""
+    return sorted(families, key=lambda family: -statistics.fmean(run.fve for run in families[family]))
 
 
-def average(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    values = [float(run[key]) for run in runs if known(run.get(key))]
-    return statistics.fmean(values) if values else None
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None
 
 
-def _findings(family: str, comparison: Mapping[str, Any]) -> list[str]:
+def _findings(family: str, comparison: Comparison) -> list[str]:
     """What `family` gains over each baseline at equal L0, in one sentence each; claims no more than the intervals bear."""
     findings = []
-    for baseline in comparison.get("baselines") or []:
-        rows = [row for row in comparison.get("against") or [] if (row["family"], row["baseline"]) == (family, baseline)]
-        verdicts = list(dict.fromkeys(_verdict(row["fve"]) for row in rows))
-        for verdict in verdicts:
-            there = "; ".join(_at(row) for row in rows if _verdict(row["fve"]) == verdict)
-            findings.append(f"{VERDICTS[verdict].format(family=family, baseline=baseline)} ({there}).")
-        if not rows and baseline != family and not _mirrored(family, baseline, comparison):
+    for baseline in comparison.baselines:
+        rows = [row for row in comparison.against if (row.family, row.baseline) == (family, baseline)]
+        for verdict in dict.fromkeys(_verdict(row.fve) for row in rows):
+            alike = "; ".join(_at(row) for row in rows if _verdict(row.fve) == verdict)
+            findings.append(f"{VERDICTS[verdict].format(family=family, baseline=baseline)} ({alike}).")
+        if not rows and baseline != family and not _mirrored(family, baseline, comparison.baselines):
             findings.append(f"{family} and {baseline} have no L0 and seed in common, so they are not compared.")
     return findings
 
 
-def _mirrored(family: str, baseline: str, comparison: Mapping[str, Any]) -> bool:
+def _mirrored(family: str, baseline: str, baselines: Sequence[str]) -> bool:
     """Whether `baseline` is compared with `family` instead."""
-    baselines = comparison.get("baselines") or []
     return family in baselines and baselines.index(family) < baselines.index(baseline)
 
 
-def _verdict(difference: Mapping[str, Any]) -> str:
-    if difference["verdict"] == "one seed":
-        return "one seed, higher" if difference["value"] > 0 else "one seed, lower"
-    return str(difference["verdict"])
+def _verdict(difference: Difference) -> str:
+    if difference.verdict == ONE_SEED:
+        return "one seed, higher" if difference.value > 0 else "one seed, lower"
+    return difference.verdict
 
 
-def _at(row: Mapping[str, Any]) -> str:
-    difference = row["fve"]
-    size = f"{'+' if difference['value'] > 0 else ''}{fixed(difference['value'], 4)} FVE at L0 {row['l0']:.4g}"
-    if difference["low"] is None:
+def _at(row: Against) -> str:
+    size = f"{signed(row.fve.value, 4)} FVE at L0 {row.l0:.4g}"
+    if row.fve.low is None:
         return size
-    return f"{size}, 95 % interval {fixed(difference['low'], 4)} to {fixed(difference['high'], 4)}, {difference['seeds']} seeds"
+    return f"{size}, 95 % interval {fixed(row.fve.low, 4)} to {fixed(row.fve.high, 4)}, {row.fve.seeds} seeds"
 
 
 # Scans
 
 
-def late_clock(scan: Mapping[str, Any]) -> str:
-    """Which clock explains most once the first tokens of a row are left out; empty where a scan does not tell."""
-    best: tuple[float, float, str, str] | None = None
-    layers = scan.get("layers") or []
-    for name, clock in (scan.get("clocks") or {}).items():
-        for layer, eta2, floor in zip(layers, clock.get("late_eta2") or [], clock.get("late_floor") or [], strict=False):
-            if known(eta2) and known(floor) and eta2 > floor and (best is None or eta2 - floor > best[0] - best[1]):
-                best = (eta2, floor, str(name), str(layer))
-    if best is None:
-        told = any(clock.get("late_eta2") for clock in (scan.get("clocks") or {}).values())
-        return (
-            f"{scan.get('model') or 'The model'}: past the first tokens of a row (late), no clock rises above its noise floor."
-            if told
-            else ""
-        )
-    eta2, floor, name, layer = best
-    start = f"from index {scan['late_from']} on" if known(scan.get("late_from")) else "past the first tokens of a row"
-    explained = f"{percent(eta2)} {place(layer)} (noise floor {percent(floor)})"
-    return f"{scan.get('model') or 'The model'}: {start} (late), the {name} clock explains most: {explained}."
+class _Late(NamedTuple):
+    """What a clock explains at a layer past the first tokens of a row."""
+
+    eta2: float
+    floor: float
+    clock: str
+    layer: str
+
+
+def late_clock(scan: Scan) -> str:
+    """Which clock explains most once the first tokens of a row are left out."""
+    above = [
+        _Late(eta2, floor, name, layer)
+        for name, clock in scan.clocks.items()
+        for layer, eta2, floor in zip(scan.layers, clock.late_eta2, clock.late_floor, strict=True)
+        if eta2 is not None and floor is not None and eta2 > floor
+    ]
+    if not above:
+        return f"{scan.model}: past the first tokens of a row (late), no clock rises above its noise floor."
+    best = max(above, key=lambda late: late.eta2 - late.floor)
+    explained = f"{percent(best.eta2)} {after(best.layer)} (noise floor {percent(best.floor)})"
+    return f"{scan.model}: from index {scan.late_from} on (late), the {best.clock} clock explains most: {explained}."

@@ -5,12 +5,13 @@ does not tell from chance is called so, and what was not measured has no table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from temporallens.report.answers import UNKNOWN, average, counted, fixed, known
-from temporallens.report.tables import Arms, Row, Table, score_at
+from temporallens.evaluation.results import RunResult as Run
+from temporallens.report.answers import average
+from temporallens.report.tables import Arms, score_at
+from temporallens.wording import UNKNOWN, Row, Table, counted, fixed, known
 
-Run = Mapping[str, Any]
 Measure = Mapping[str, Any]
 Tables = Callable[[Sequence[Run]], list[Table]]
 
@@ -19,7 +20,7 @@ def measured_sections(activations: Mapping[str, Any], runs: Sequence[Run], gains
     """The tables of every activations entry of which something was measured."""
     found = []
     for name in activations:
-        own = [run for run in runs if run.get("activations") == name]
+        own = [run for run in runs if run.activations == name]
         tables = [table for section, make in SECTIONS.items() if (having := _having(own, section)) for table in make(having)]
         tables += gains_tables(name, gains.get(name))
         if tables:
@@ -28,15 +29,15 @@ def measured_sections(activations: Mapping[str, Any], runs: Sequence[Run], gains
 
 
 def _having(runs: Sequence[Run], section: str) -> list[Run]:
-    return [run for run in runs if (run.get("measures") or {}).get(section)]
+    return [run for run in runs if section in run.measures]
 
 
 def _of(run: Run, section: str) -> Measure:
-    return dict(run["measures"][section])
+    return cast(Measure, run.measures[section])
 
 
 def _head(run: Run) -> str:
-    return f"{run['arm']}, seed {run['seed']}"
+    return f"{run.arm}, seed {run.seed}"
 
 
 def estimate(value: Any, digits: int = 3, scale: float = 1.0, unit: str = "") -> str:
@@ -373,7 +374,7 @@ def _gain_rows(run: str, gains: Sequence[Measure], section: str) -> list[Row]:
     for pooling, probe in dict.fromkeys((gain["pooling"], gain[size]) for gain in own):
         alike = [gain for gain in own if (gain["pooling"], gain[size]) == (pooling, probe)]
         verdicts = [gain["verdict"] for gain in alike]
-        mean = average([gain[key] for gain in alike], "value")
+        mean = average(gain[key]["value"] for gain in alike)
         sized = probe if section == "order" else "all columns" if probe is None else f"k = {probe}"
         counts = [str(verdicts.count(verdict)) for verdict in ("above", "no difference", "below")]
         rows.append(Row(f"{run}: {pooling}, {sized}", [*counts, fixed(mean, 3)]))

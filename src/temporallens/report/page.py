@@ -17,12 +17,14 @@ import jinja2
 
 from temporallens.activations.store import ACROSS_DOCUMENTS
 from temporallens.errors import TemporalLensError
-from temporallens.figures.style import number, percent
+from temporallens.evaluation.results import ActivationsResult, TimedResults
+from temporallens.evaluation.scan import Scan
 from temporallens.files import write_text
-from temporallens.report.answers import UNKNOWN, answer, asked, known, late_clock, listed, text
+from temporallens.report.answers import answer, late_clock, question
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.measured import measured_sections
-from temporallens.report.tables import Row, Table, section
+from temporallens.report.tables import section
+from temporallens.wording import UNKNOWN, Row, Table, listed, number, percent, setting
 
 
 class Picture(NamedTuple):
@@ -41,9 +43,7 @@ class Browser(NamedTuple):
     data: str  # JSON without any `<`
 
 
-def write_report(
-    results: Mapping[str, Any], figures: Mapping[str, Path], study_text: str, out: Path, browsed: Sequence[Browsed] = ()
-) -> None:
+def write_report(results: TimedResults, figures: Mapping[str, Path], study_text: str, out: Path, browsed: Sequence[Browsed] = ()) -> None:
     """Write the page to `out`: `figures` maps captions to PNG files in the order shown, `study_text` is the study file as it is,
     `browsed` are the dictionaries whose features can be looked at one by one."""
     pictures = [read_picture(caption, path) for caption, path in figures.items()]
@@ -61,35 +61,32 @@ def read_picture(caption: str, path: Path) -> Picture:
     return Picture(caption, base64.b64encode(content).decode("ascii"), width, height)
 
 
-def render(results: Mapping[str, Any], pictures: Sequence[Picture], study_text: str, browsers: Sequence[Browser] = ()) -> str:
+def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, browsers: Sequence[Browser] = ()) -> str:
     """The page as text; the same arguments give the same text."""
     code, code_hash = script()
-    study = results.get("study") or {}
-    entries, notes = results.get("activations") or {}, study.get("notes") or {}
-    sections = [section(name, entry, own_runs(results, name), comparison_of(results, name), notes) for name, entry in entries.items()]
+    study, entries, comparison = results.study, results.activations, results.comparison
+    runs = {name: results.runs_of(name) for name in entries}
     return (
         environment()
         .get_template("page.html.j2")
         .render(
-            name=results.get("name") or "study",
-            asked=asked(results),
-            answers=[answer(name, entry, own_runs(results, name), comparison_of(results, name)) for name, entry in entries.items()],
-            arms=sections,
+            name=results.name,
+            question=question(results),
+            answers=[answer(name, entry, runs[name], comparison[name]) for name, entry in entries.items()],
+            arms=[section(name, entry, runs[name], comparison[name], study.notes) for name, entry in entries.items()],
             pictures=list(pictures),
-            measured=measured_sections(entries, results.get("runs") or [], results.get("gains") or {}),
+            measured=measured_sections(entries, results.runs, results.gains),
             browsers=list(browsers),
             script=code,
             script_hash=code_hash,
-            scans=[scan_table(model, scan) for model, scan in (results.get("scans") or {}).items()],
-            defaults=default_table(study, study_text),
+            scans=[scan_table(scan) for scan in results.scans.values()],
+            defaults=default_table(study.whole, study_text),
             policies=policy_table(entries),
             unmasked=unmasked(entries),
-            environment=Table(
-                "", ["environment", "value"], [Row(key, [text(value)]) for key, value in (results.get("environment") or {}).items()]
-            ),
-            fingerprint=results.get("study_fingerprint") or UNKNOWN,
-            format=results.get("format") or UNKNOWN,
-            one_seed=len(study.get("seeds") or [0]) == 1,
+            environment=Table("", ["environment", "value"], [Row(key, [setting(value)]) for key, value in results.environment.items()]),
+            fingerprint=results.study_fingerprint,
+            format=results.format,
+            one_seed=len(study.seeds) == 1,
             study_text=study_text,
         )
     )
@@ -112,70 +109,51 @@ def script() -> tuple[str, str]:
     return code, f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode('ascii')}"
 
 
-def own_runs(results: Mapping[str, Any], activations: str) -> list[Mapping[str, Any]]:
-    """The runs of one activations entry."""
-    return [run for run in results.get("runs") or [] if run.get("activations") == activations]
-
-
-def comparison_of(results: Mapping[str, Any], activations: str) -> Mapping[str, Any]:
-    """The comparison of one activations entry; empty where there is none."""
-    return (results.get("comparison") or {}).get(activations) or {}
-
-
 # Tables
 
 
-def scan_table(model: str, scan: Mapping[str, Any]) -> Table:
+def scan_table(scan: Scan) -> Table:
     """One row per layer: eta^2 of each clock with its floor, norms and sinks."""
-    clocks, layers = scan.get("clocks") or {}, scan.get("layers") or []
-    late = any(clock.get("late_eta2") for clock in clocks.values())
+    clocks = scan.clocks.values()
     rows = []
-    for depth, layer in enumerate(layers):
-        cells = []
-        for keys in (("eta2", "floor"), ("late_eta2", "late_floor"))[: 2 if late else 1]:
-            for clock in clocks.values():
-                eta2, floor = (_at(clock.get(key), depth) for key in keys)
-                cells.append((percent(eta2) if known(eta2) else UNKNOWN) + (f" ({percent(floor)})" if known(floor) else ""))
-        norms = _at(scan.get("norm"), depth) or []
-        sinks = _at(scan.get("sinks"), depth) or []
-        beyond, sinks_beyond = [value for value in norms[1:] if known(value)], [value for value in sinks[1:] if known(value)]
-        cells.append(number(norms[0]) if norms and known(norms[0]) else UNKNOWN)
-        cells.append(number(statistics.median(beyond)) if beyond else UNKNOWN)
-        cells.append(percent(statistics.fmean(sinks_beyond)) if sinks_beyond else UNKNOWN)
-        rows.append(Row(str(layer), cells))
-    title = f"{model}: η² of each clock (noise floor) by layer, norms and sinks"
-    measured = [*(f"{clock} clock" for clock in clocks), *(f"{clock}, late" for clock in clocks if late)]
-    return Table(title, ["layer", *measured, "norm at index 0", "median norm beyond", "sinks beyond index 0"], rows, late_clock(scan))
+    for depth, layer in enumerate(scan.layers):
+        norm, *norms = scan.norm[depth]
+        beyond = [value for value in norms if value is not None]
+        sinks = [value for value in scan.sinks[depth][1:] if value is not None]
+        cells = [
+            *(_above_floor(clock.eta2[depth], clock.floor[depth]) for clock in clocks),
+            *(_above_floor(clock.late_eta2[depth], clock.late_floor[depth]) for clock in clocks),
+            UNKNOWN if norm is None else number(norm),
+            number(statistics.median(beyond)) if beyond else UNKNOWN,
+            percent(statistics.fmean(sinks)) if sinks else UNKNOWN,
+        ]
+        rows.append(Row(layer, cells))
+    measured = [*(f"{clock} clock" for clock in scan.clocks), *(f"{clock}, late" for clock in scan.clocks)]
+    columns = ["layer", *measured, "norm at index 0", "median norm beyond", "sinks beyond index 0"]
+    return Table(f"{scan.model}: η² of each clock (noise floor) by layer, norms and sinks", columns, rows, late_clock(scan))
 
 
-def _at(values: Any, index: int) -> Any:
-    return values[index] if isinstance(values, Sequence) and index < len(values) else None
+def _above_floor(eta2: float | None, floor: float | None) -> str:
+    return (UNKNOWN if eta2 is None else percent(eta2)) + ("" if floor is None else f" ({percent(floor)})")
 
 
-def policy_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
+EXCLUDED = {"first": "left out: index 0", "norm": "left out: sinks by the norm rule", "special": "left out: special tokens"}
+
+
+def policy_table(entries: Mapping[str, ActivationsResult]) -> Table:
     """The policies of every activations entry side by side, and how many rows each rule left out."""
-    keys = list(dict.fromkeys(key for entry in entries.values() for key in entry.get("policies") or {}))
-    rows = [Row(key.replace("_", " "), [text((entry.get("policies") or {}).get(key)) for entry in entries.values()]) for key in keys]
-    for key, what in (
-        ("first", "left out: index 0"),
-        ("norm", "left out: sinks by the norm rule"),
-        ("special", "left out: special tokens"),
-    ):
-        rows.append(Row(what, [_share_of_rows(entry, key) for entry in entries.values()]))
+    keys = list(dict.fromkeys(key for entry in entries.values() for key in entry.policies))
+    rows = [Row(key.replace("_", " "), [setting(entry.policies.get(key)) for entry in entries.values()]) for key in keys]
+    for key, what in EXCLUDED.items():
+        counts = [(entry.excluded[key], entry.rows) for entry in entries.values()]
+        rows.append(Row(what, [f"{count:,} ({percent(count / rows_of)})" for count, rows_of in counts]))
     return Table("", ["policy", *entries], rows)
 
 
-def unmasked(entries: Mapping[str, Mapping[str, Any]]) -> str:
+def unmasked(entries: Mapping[str, ActivationsResult]) -> str:
     """The activations entries whose tokens see other documents; empty where there are none."""
-    names = [name for name, entry in entries.items() if (entry.get("policies") or {}).get(ACROSS_DOCUMENTS)]
+    names = [name for name, entry in entries.items() if entry.policies.get(ACROSS_DOCUMENTS)]
     return listed(names) if names else ""
-
-
-def _share_of_rows(entry: Mapping[str, Any], key: str) -> str:
-    count, rows = (entry.get("excluded") or {}).get(key), entry.get("rows")
-    if not known(count):
-        return UNKNOWN
-    return f"{count:,} ({percent(count / rows)})" if known(rows) and rows else f"{count:,}"
 
 
 # Defaults of the lab notes
@@ -208,7 +186,7 @@ def default_table(study: Mapping[str, Any], study_text: str) -> Table:
     """The lab notes' settings beside the study's; a comment beside the setting in the study file is given as its reason."""
     rows = []
     for default in DEFAULTS:
-        values = _values(study.get(default.section) or {}, default.key)
+        values = _values(study.get(default.section), default.key)
         same = all(value == default.value for value in values)
         comment = None if same else _comment(study_text, default.section, default.key)
         why = (
@@ -218,17 +196,19 @@ def default_table(study: Mapping[str, Any], study_text: str) -> Table:
             if same
             else f"{default.why}{f' (study file: {comment})' if comment else ''}"
         )
-        rows.append(Row(default.setting, [text(default.value), listed([text(value) for value in values]) if values else UNKNOWN, why]))
+        here = listed([setting(value) for value in values]) if values else UNKNOWN
+        rows.append(Row(default.setting, [setting(default.value), here, why]))
     return Table("", ["setting", "lab notes", "this study", "why"], rows)
 
 
-def _values(section: Mapping[str, Any], key: str) -> list[Any]:
+def _values(section: Any, key: str) -> list[Any]:
     """The distinct values of `key` in a section, or in its entries."""
-    places = [section, *(entry for entry in section.values() if isinstance(entry, Mapping))]
+    parts = [section, *section.values()] if isinstance(section, Mapping) else []
+    values = [part[key] for part in parts if isinstance(part, Mapping) and key in part]
     found: list[Any] = []
-    for own in places:
-        if own.get(key) is not None and not isinstance(own[key], Mapping) and own[key] not in found:
-            found.append(own[key])
+    for value in values:
+        if value is not None and not isinstance(value, Mapping) and value not in found:
+            found.append(value)
     return found
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from temporallens.evaluation.results import TimedResults, by_family
 from temporallens.files import write_text
-from temporallens.report.answers import UNKNOWN, Answer, answer, average, fixed, text
-from temporallens.report.page import Picture, comparison_of, environment, own_runs, read_picture, script
-from temporallens.report.tables import Row, Table, fixed_l0, mean_cell, seeds_of
+from temporallens.report.answers import Answer, answer, average
+from temporallens.report.page import environment, read_picture, script
+from temporallens.report.tables import fixed_l0, mean_cell, seeds_of
+from temporallens.wording import UNKNOWN, Row, Table, fixed, setting
 
 WITHOUT = ("notes", "name")
 """Parts of a study that change no number."""
@@ -21,7 +23,7 @@ class Compared(NamedTuple):
     """One finished run."""
 
     title: str
-    results: Mapping[str, Any]
+    results: TimedResults
     figures: Mapping[str, Path]  # those of the run that the page shows, by caption
 
 
@@ -35,23 +37,13 @@ class RunAnswers(NamedTuple):
 def write_side_by_side(runs: Sequence[Compared], out: Path) -> None:
     """Write the page to `out`. Raises TemporalLensError when a figure cannot be read."""
     code, code_hash = script()
-    answers = [
-        RunAnswers(
-            run.title,
-            [
-                answer(name, entry, own_runs(run.results, name), comparison_of(run.results, name))
-                for name, entry in run.results["activations"].items()
-            ],
-        )
-        for run in runs
-    ]
-    pictures: list[Picture] = [read_picture(f"{run.title}: {caption}", path) for run in runs for caption, path in run.figures.items()]
+    pictures = [read_picture(f"{run.title}: {caption}", path) for run in runs for caption, path in run.figures.items()]
     page = environment().get_template("side_by_side.html.j2")
     write_text(
         out,
         page.render(
             name=" · ".join(run.title for run in runs),
-            runs=answers,
+            runs=[RunAnswers(run.title, _answers(run.results)) for run in runs],
             arms=arms_table(runs),
             settings=settings_table(runs),
             pictures=pictures,
@@ -61,29 +53,36 @@ def write_side_by_side(runs: Sequence[Compared], out: Path) -> None:
     )
 
 
+def _answers(results: TimedResults) -> list[Answer]:
+    return [answer(name, entry, results.runs_of(name), results.comparison[name]) for name, entry in results.activations.items()]
+
+
 def arms_table(runs: Sequence[Compared]) -> Table:
     """One row for each arm of each activations entry of each run: FVE at the L0 values that any run compares at."""
-    levels = sorted({l0 for run in runs for comparison in run.results["comparison"].values() for l0 in comparison.get("l0") or []})
+    levels = sorted({l0 for run in runs for comparison in run.results.comparison.values() for l0 in comparison.l0})
     rows = []
     for run in runs:
-        for name in run.results["activations"]:
-            own, comparison = own_runs(run.results, name), comparison_of(run.results, name)
-            reached = {(row["family"], row["l0"]): row["fve"] for row in comparison.get("reached") or []}
-            for family in dict.fromkeys(str(result["family"]) for result in own):
-                alike = [result for result in own if result["family"] == family]
-                cells = [mean_cell(reached.get((family, l0)), 4) for l0 in levels]
-                shown = [fixed(average(alike, key), digits) for key, digits in (("openness", 3), ("features", 0), ("training_steps", 0))]
-                rows.append(Row(f"{run.title}, {name}: {family}", [seeds_of(alike), *cells, *shown]))
+        for name, comparison in run.results.comparison.items():
+            reached = {(row.family, row.l0): row.fve for row in comparison.reached}
+            for family, alike in by_family(run.results.runs_of(name)).items():
+                cells = [
+                    seeds_of(alike),
+                    *(mean_cell(reached.get((family, l0))) for l0 in levels),
+                    fixed(average(result.openness for result in alike), 3),
+                    fixed(average(result.features for result in alike), 0),
+                    fixed(average(result.training_steps for result in alike), 0),
+                ]
+                rows.append(Row(f"{run.title}, {name}: {family}", cells))
     columns = ["run, activations: arm", "seeds", *(f"FVE at L0 {fixed_l0(l0)}" for l0 in levels), "openness", "features", "steps"]
     return Table("Arms of all runs", columns, rows)
 
 
 def settings_table(runs: Sequence[Compared]) -> Table:
     """The settings in which the runs differ; no row where they do not."""
-    flat = [_flat({key: value for key, value in run.results["study"].items() if key not in WITHOUT}) for run in runs]
+    flat = [_flat({key: value for key, value in run.results.study.whole.items() if key not in WITHOUT}) for run in runs]
     rows = []
-    for key in dict.fromkeys(key for own in flat for key in own):
-        values = [text(own[key]) if key in own else UNKNOWN for own in flat]
+    for key in dict.fromkeys(key for settings in flat for key in settings):
+        values = [setting(settings[key]) if key in settings else UNKNOWN for settings in flat]
         if len(set(values)) > 1:
             rows.append(Row(key, values))
     return Table("", ["setting", *(run.title for run in runs)], rows)

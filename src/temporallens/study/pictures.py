@@ -6,10 +6,10 @@ names of the lab notes' guide (`comparative_analysis.png`), every other entry it
 and captions alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,14 +18,21 @@ from matplotlib.figure import Figure
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
+from temporallens.evaluation.clusters.section import ClusterMeasures
 from temporallens.evaluation.document_errors import errors_by_document
 from temporallens.evaluation.firings import find_firings, profile
+from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
+from temporallens.evaluation.positions.retention import Pattern
+from temporallens.evaluation.positions.section import SECTION as POSITIONS
+from temporallens.evaluation.positions.section import PositionMeasures
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
+from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
-from temporallens.figures.fidelity import draw_fidelity
+from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.frontier import draw_frontier
 from temporallens.figures.masks import NO_SOFT, draw_masks
 from temporallens.figures.position_analysis import draw_position_analysis
@@ -33,20 +40,15 @@ from temporallens.figures.position_weights import draw_position_weights
 from temporallens.figures.save import check_format, save
 from temporallens.figures.scan import draw_scan
 from temporallens.figures.sparsity import Activity, draw_sparsity_analysis
-from temporallens.figures.steps import known_weights
+from temporallens.figures.steps import History, known_weights
 from temporallens.figures.strictness import STRICTNESS, Kept, draw_mask_strictness
 from temporallens.figures.style import array
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
 from temporallens.files import read_json
-from temporallens.layout import RunFolder, RunId
+from temporallens.layout import RunFolder
 from temporallens.progress import progress
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import soft_of
-
-Result = Mapping[str, Any]
-"""One of the `runs` of `results.json`."""
-Arms = Mapping[str, Mapping[str, Any]]
-"""The arms of the study, by family."""
 
 
 class Picture(NamedTuple):
@@ -57,7 +59,7 @@ class Picture(NamedTuple):
     draw: Callable[[], Figure]
 
 
-def draw_pictures(folder: Path, results: Mapping[str, Any], format: str = "png") -> list[Path]:
+def draw_pictures(folder: Path, results: Results, format: str = "png") -> list[Path]:
     """Draw every picture of the run in `folder` into its `figures/`, the headline's last; `format` is png, svg or pdf."""
     check_format(format)
     pictures, drawn = pictures_of(folder, results), []
@@ -68,164 +70,145 @@ def draw_pictures(folder: Path, results: Mapping[str, Any], format: str = "png")
     return drawn
 
 
-def captions(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
+def captions(folder: Path, results: Results) -> dict[str, Path]:
     """The pictures as a report shows them, the headline's own once."""
     return {picture.caption: folder / "figures" / f"{picture.name}.png" for picture in pictures_of(folder, results)[:-1]}
 
 
-def pictures_of(folder: Path, results: Mapping[str, Any]) -> list[Picture]:
+def pictures_of(folder: Path, results: Results) -> list[Picture]:
     """Every picture of the run in `folder`; the last one proves that all are there."""
-    runs, first = results["runs"], headline(results["runs"], results["study"]["arms"])
-    run = _Run(folder, results)
+    files, first = _Files(folder, results), headline(results.runs, results.study)
     pictures = []
-    if results["scans"]:
-        pictures.append(Picture("scan", "Where position lives", lambda: draw_scan(list(results["scans"].values()))))
+    if results.scans:
+        pictures.append(Picture("scan", "Where position lives", lambda: draw_scan(list(results.scans.values()))))
     pictures.append(Picture("frontier", "FVE against L0", lambda: draw_frontier(results)))
-    for entry in sorted(results["activations"], key=lambda name: name != first["activations"]):
-        suffix = "" if entry == first["activations"] else f"-{entry}"
-        pictures += run.of_entry(entry, suffix)
-    for result in shown(runs):
-        pictures.append(Picture(f"position_analysis-{_file_name(result)}", run_title(result), partial(run.position_analysis, result)))
-    return [*pictures, Picture("position_analysis", run_title(first), partial(run.position_analysis, first))]
+    for entry in sorted(results.activations, key=lambda name: name != first.activations):
+        suffix = "" if entry == first.activations else f"-{entry}"
+        pictures += files.of_entry(entry, suffix)
+    for run in shown(results.runs):
+        name = f"position_analysis-{run.activations}-{run.id.name}"
+        pictures.append(Picture(name, run.id.title, partial(files.position_analysis, run)))
+    return [*pictures, Picture("position_analysis", first.id.title, partial(files.position_analysis, first))]
 
 
-def shown(runs: Sequence[Result]) -> list[Result]:
+def shown(runs: Sequence[RunResult]) -> list[RunResult]:
     """The runs that get a picture of their own: of each arm on each store, the first seed at the middle one of its levels."""
-    families: dict[tuple[str, str], list[Result]] = {}
-    for result in runs:
-        families.setdefault((result["activations"], result["family"]), []).append(result)
-    firsts = [[result for result in own if result["seed"] == own[0]["seed"]] for own in families.values()]
-    return [own[len(own) // 2] for own in firsts]
+    chosen = []
+    for entry in dict.fromkeys(run.activations for run in runs):
+        for alike in by_family(run for run in runs if run.activations == entry).values():
+            first = [run for run in alike if run.seed == alike[0].seed]
+            chosen.append(first[len(first) // 2])
+    return chosen
 
 
-def headline(runs: Sequence[Result], arms: Arms) -> Result:
+def headline(runs: Sequence[RunResult], study: StudySettings) -> RunResult:
     """The run whose picture is `position_analysis.png`: the first positional one shown that weighs positions (lab notes, Run 5), or
     else the first positional one, or the first of all."""
-    positional = [result for result in shown(runs) if result["kind"] in kinds_of("positional")]
-    weighing = [result for result in positional if weighs(result, arms)]
+    positional = [run for run in shown(runs) if run.kind in kinds_of("positional")]
+    weighing = [run for run in positional if weighs(run, study)]
     return (weighing or positional or list(runs))[0]
 
 
-def weighs(result: Result, arms: Arms) -> bool:
+def weighs(run: RunResult, study: StudySettings) -> bool:
     """Whether a run followed the losses of positions, to weigh them or to spend its codes by them."""
-    return bool(arms[result["family"]].get("position_weights")) or ARMS[result["kind"]].wants_weights
+    return study.arms[run.family].position_weights or ARMS[run.kind].wants_weights
 
 
-def run_title(result: Result) -> str:
-    """Heading of one run's picture, and its caption in the report."""
-    return run_id(result).title
-
-
-def run_id(result: Result) -> RunId:
-    return RunId(result["activations"], result["arm"], result["seed"])
-
-
-def _file_name(result: Result) -> str:
-    own = run_id(result)
-    return f"{own.activations}-{own.name}"
-
-
-class _Run(NamedTuple):
-    """A finished run: reads what a picture needs and hands it on."""
+class _Files(NamedTuple):
+    """The folder of a finished study: reads what a picture needs and hands it on."""
 
     folder: Path
-    results: Mapping[str, Any]
+    results: Results
 
     def of_entry(self, entry: str, suffix: str) -> list[Picture]:
         """The pictures of one activations entry."""
-        runs = [result for result in self.results["runs"] if result["activations"] == entry]
-        chosen = headline(runs, self.arms)
-        weighing = next((result for result in shown(runs) if weighs(result, self.arms)), chosen)
-        masked = chosen if chosen["openness"] is not None else next((own for own in shown(runs) if own["openness"] is not None), None)
+        study, runs = self.results.study, [run for run in self.results.runs if run.activations == entry]
+        chosen = headline(runs, study)
+        weighing = next((run for run in shown(runs) if weighs(run, study)), chosen)
+        masked = next((run for run in (chosen, *shown(runs)) if run.openness is not None), None)
+        heading, clusters = chosen.id.title, partial(self._clusters, chosen)
         found = [
             Picture(f"comparative_analysis{suffix}", f"{entry}: all arms", lambda: self.comparative_analysis(entry, runs)),
-            Picture(f"position_weights{suffix}", f"Position weights: {run_title(weighing)}", lambda: self.position_weights(weighing)),
-            Picture(f"sparsity_analysis{suffix}", f"Sparsity: {run_title(chosen)}", lambda: self.sparsity_analysis(chosen)),
-        ]
-        heading, clusters = run_title(chosen), partial(self._clusters, chosen)
-        found += [
+            Picture(f"position_weights{suffix}", f"Position weights: {weighing.id.title}", lambda: self.position_weights(weighing)),
+            Picture(f"sparsity_analysis{suffix}", f"Sparsity: {heading}", lambda: self.sparsity_analysis(chosen)),
             Picture(f"temporal_clustering{suffix}", f"Temporal clusters: {heading}", lambda: draw_temporal_clustering(clusters(), heading)),
             Picture(f"cluster_patterns{suffix}", f"Patterns of clusters: {heading}", lambda: draw_cluster_patterns(clusters(), heading)),
         ]
         if masked is not None:
-            found.append(Picture(f"masks{suffix}", f"Mask: {run_title(masked)}", lambda: self.masks(masked)))
-        strictnesses = {self._strictness(result) for result in runs} & set(STRICTNESS)
-        if len(strictnesses) > 1 or (strictnesses and any(_measured(result, "positions") for result in runs)):
+            found.append(Picture(f"masks{suffix}", f"Mask: {masked.id.title}", lambda: self.masks(masked)))
+        strictnesses = {self._strictness(run) for run in runs} & set(STRICTNESS)
+        if len(strictnesses) > 1 or (strictnesses and any(POSITIONS.name in run.measures for run in runs)):
             found.append(Picture(f"mask_strictness{suffix}", f"{entry}: mask strictness", lambda: self.mask_strictness(entry, runs)))
-        if any(_measured(result, "fidelity") for result in runs):
+        if any(FIDELITY.name in run.measures for run in runs):
             title = f"{entry}: text pushed to later positions"
-            found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(runs, title)))
+            found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(fidelity_of(runs), title)))
         return found
 
     # What one run holds
 
-    @property
-    def arms(self) -> Arms:
-        return dict(self.results["study"]["arms"])
+    def _strictness(self, run: RunResult) -> str | None:
+        return self.results.study.arms[run.family].strictness
 
-    def _strictness(self, result: Result) -> str | None:
-        return self.arms[result["family"]].get("strictness")
+    def _path(self, run: RunResult) -> Path:
+        return RunFolder(self.folder).arm(run.id)
 
-    def _path(self, result: Result) -> Path:
-        return RunFolder(self.folder).arm(run_id(result))
+    def _history(self, run: RunResult) -> History:
+        return load_history(self._path(run) / "history.safetensors")
 
-    def _history(self, result: Result) -> dict[str, np.ndarray]:
-        return load_history(self._path(result) / "history.safetensors")
-
-    def _clusters(self, result: Result) -> Any:
-        """The whole measurement, with its drawing, which `results.json` leaves out; None where it was not asked."""
-        if not _measured(result, "clusters"):
+    def _clusters(self, run: RunResult) -> ClusterMeasures | None:
+        """With their drawing, which `results.json` leaves out."""
+        if CLUSTERS.name not in run.measures:
             return None
-        return read_json(RunFolder(self.folder).measurement("clusters", run_id(result)), "a measurement of a dictionary")
+        path = RunFolder(self.folder).measurement(CLUSTERS.name, run.id)
+        return cast(ClusterMeasures, CLUSTERS.read(read_json(path, "a measurement of a dictionary")))
 
-    def _held_out(self, result: Result) -> tuple[ActivationStore, Int[np.ndarray, " n"]]:
-        training = self.results["study"]["training"]
-        store = ActivationStore(self.folder / "stores" / result["activations"])
-        return store, store.split(training["held_out"], training["data_seed"]).held_out
+    def _held_out(self, run: RunResult) -> tuple[ActivationStore, Int[np.ndarray, " n"]]:
+        training = self.results.study.training
+        store = ActivationStore(RunFolder(self.folder).store(run.activations))
+        return store, store.split(training.held_out, training.data_seed).held_out
 
-    def _seeds(self, result: Result, what: str) -> list[list[float | None]]:
-        """A quantity by position of every seed of the run's arm."""
-        alike = [own for own in self.results["runs"] if (own["activations"], own["arm"]) == (result["activations"], result["arm"])]
-        return [own[what] for own in alike]
+    def _seeds(self, run: RunResult) -> list[RunResult]:
+        """The runs of the same arm from every seed."""
+        return [other for other in self.results.runs if (other.activations, other.arm) == (run.activations, run.arm)]
 
     # Its pictures
 
-    def position_analysis(self, result: Result) -> Figure:
-        held_out = self._seeds(result, "position_loss")
-        return draw_position_analysis(self._history(result), run_title(result), held_out, result["fve_first"])
+    def position_analysis(self, run: RunResult) -> Figure:
+        held_out = [seed.position_loss for seed in self._seeds(run)]
+        return draw_position_analysis(self._history(run), run.id.title, held_out, run.fve_first)
 
-    def comparative_analysis(self, entry: str, runs: Sequence[Result]) -> Figure:
+    def comparative_analysis(self, entry: str, runs: Sequence[RunResult]) -> Figure:
         weights = {}
-        for result in runs:
-            known = known_weights(self._history(result)) if weighs(result, self.arms) else None
+        for run in runs:
+            known = known_weights(self._history(run)) if weighs(run, self.results.study) else None
             if known is not None:
-                weights[result["arm"], result["seed"]] = known[-1]
+                weights[run.arm, run.seed] = known[-1]
         return draw_comparative_analysis(runs, weights, f"{entry}: all arms")
 
-    def position_weights(self, result: Result) -> Figure:
-        history = self._history(result)
-        correlation = self._correlation(result, history["position_weight"][-1]) if weighs(result, self.arms) else None
-        return draw_position_weights(history, run_title(result), 1 - array(result["position_fve"]), correlation)
+    def position_weights(self, run: RunResult) -> Figure:
+        history = self._history(run)
+        correlation = self._correlation(run, history["position_weight"][-1]) if weighs(run, self.results.study) else None
+        return draw_position_weights(history, run.id.title, 1 - array(run.position_fve), correlation)
 
-    def _correlation(self, result: Result, weights: Float[np.ndarray, " P"]) -> Estimate:
+    def _correlation(self, run: RunResult, weights: Float[np.ndarray, " P"]) -> Estimate:
         """Of the last weights with what is left unexplained: as the run measured it, or measured now."""
-        measured = _measured(result, "positions")
-        if measured:
-            return Estimate(**measured["correlations"]["weight_unexplained"])
-        store, held_out = self._held_out(result)
-        errors = errors_by_document(load_dictionary(self._path(result)), store, held_out)
+        measured = positions_of(run)
+        if measured is not None:
+            return measured.correlations.weight_unexplained
+        store, held_out = self._held_out(run)
+        errors = errors_by_document(load_dictionary(self._path(run)), store, held_out)
         return correlate_positions(errors, None, weights, PositionsPolicy()).weight_unexplained
 
-    def sparsity_analysis(self, result: Result) -> Figure:
-        store, held_out = self._held_out(result)
-        firings = find_firings(load_dictionary(self._path(result)), store, held_out)
+    def sparsity_analysis(self, run: RunResult) -> Figure:
+        store, held_out = self._held_out(run)
+        firings = find_firings(load_dictionary(self._path(run)), store, held_out)
         later = np.isin(firings.document, np.unique(firings.document)[1::2])
         halves = [profile(firings.of_rows(np.flatnonzero(half))) for half in (~later, later)]
         activity = Activity(np.stack([half.rate for half in halves]), np.stack([half.count for half in halves]), firings.counts)
-        return draw_sparsity_analysis(self._history(result), run_title(result), self._seeds(result, "position_l0"), activity)
+        return draw_sparsity_analysis(self._history(run), run.id.title, [seed.position_l0 for seed in self._seeds(run)], activity)
 
-    def masks(self, result: Result) -> Figure:
-        path, strictness = self._path(result), self._strictness(result)
+    def masks(self, run: RunResult) -> Figure:
+        path, strictness = self._path(run), self._strictness(run)
         soft = soft_of(path)
         never = (
             f"this run's mask does not harden (strictness: {STRICTNESS[strictness]})"
@@ -234,22 +217,28 @@ class _Run(NamedTuple):
         )
         missing = NO_SOFT if strictness == "hard" else never
         before = None if soft is None else _gates(soft)
-        return draw_masks(_gates(path), before, self._history(result), run_title(result), missing)
+        return draw_masks(_gates(path), before, self._history(run), run.id.title, missing)
 
-    def mask_strictness(self, entry: str, runs: Sequence[Result]) -> Figure:
+    def mask_strictness(self, entry: str, runs: Sequence[RunResult]) -> Figure:
         hardening, seeds = {}, {}
-        for result in runs:
-            measured, key = _measured(result, "positions") or {}, (result["arm"], result["seed"])
-            if change := measured.get("hardening"):
-                hardening[key] = _kept([change["pattern"]])._replace(fve_before=change["fve_before"])
-            if others := measured.get("seeds"):
-                seeds[key] = _kept([other["pattern"] for other in others])
-        return draw_mask_strictness(runs, self.arms, hardening, seeds, f"{entry}: mask strictness")
+        for run in runs:
+            measured = positions_of(run)
+            if measured is not None and (change := measured.hardening):
+                hardening[run.arm, run.seed] = _kept([change.pattern])._replace(fve_before=change.fve_before)
+            if measured is not None and measured.seeds:
+                seeds[run.arm, run.seed] = _kept([other.pattern for other in measured.seeds])
+        return draw_mask_strictness(runs, self.results.study.arms, hardening, seeds, f"{entry}: mask strictness")
 
 
-def _measured(result: Result, section: str) -> Mapping[str, Any] | None:
-    """What a section of the study's evaluation found for a run; None where it was not asked."""
-    return (result.get("measures") or {}).get(section)
+def positions_of(run: RunResult) -> PositionMeasures | None:
+    """What the section `positions` found for a run; None where it was not asked for."""
+    return POSITIONS.read(run.measures[POSITIONS.name]) if POSITIONS.name in run.measures else None
+
+
+def fidelity_of(runs: Sequence[RunResult]) -> list[Arm]:
+    """What the section `fidelity` found, arm by arm, of those of which it was asked."""
+    measured = by_arm(run for run in runs if FIDELITY.name in run.measures)
+    return [Arm(arm, [FIDELITY.read(run.measures[FIDELITY.name]) for run in seeds]) for arm, seeds in measured.items()]
 
 
 def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
@@ -257,19 +246,19 @@ def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
     return None if gates is None else gates.detach().numpy()
 
 
-def _kept(patterns: Sequence[Mapping[str, Any]]) -> Kept:
+def _kept(patterns: Sequence[Pattern]) -> Kept:
     """One comparison, or the mean of several; the mean of several has no interval of its own."""
     return Kept(
-        profile=_mean_estimate([pattern["profile"] for pattern in patterns]),
-        specialised=_mean_estimate([pattern["set_retention"] for pattern in patterns]),
-        chance=_mean([pattern["set_chance"] for pattern in patterns]),
+        profile=_mean_estimate([pattern.profile for pattern in patterns]),
+        specialised=_mean_estimate([pattern.set_retention for pattern in patterns]),
+        chance=_mean([pattern.set_chance for pattern in patterns]),
     )
 
 
-def _mean_estimate(estimates: Sequence[Mapping[str, Any]]) -> Estimate:
+def _mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     if len(estimates) == 1:
-        return Estimate(**estimates[0])
-    return Estimate(_mean([estimate["value"] for estimate in estimates]), None, None, sum(estimate["n"] for estimate in estimates))
+        return estimates[0]
+    return Estimate(_mean([estimate.value for estimate in estimates]), None, None, sum(estimate.n for estimate in estimates))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -4,7 +4,7 @@ This is the one place where the study meets the functions of the lower floors; e
 stage. They get the stages that are not finished and yield each as it is done, so that an interruption loses no finished one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import assemble, load_results
-from temporallens.evaluation.scan import ScanPolicy, scan_policy
+from temporallens.evaluation.results import RunResult, assemble, load_results
+from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.figures.save import save
@@ -34,7 +34,7 @@ from temporallens.serial import as_json
 from temporallens.study.config import Study
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
-from temporallens.study.pictures import captions, draw_pictures, run_title
+from temporallens.study.pictures import captions, draw_pictures
 from temporallens.study.pins import new_pins, pinned_study, read_pins, write_pins
 from temporallens.study.reading import StudyFile, name_of, write_kept
 from temporallens.study.sources import make_store, scores_of
@@ -167,19 +167,14 @@ def _parts(stages: list[Stage], size: int) -> list[list[Stage]]:
 def _do_scans(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     policies = {policy.model: policy for policy in run.study.scans}
     for stage in stages:
-        write_json(run.path(stage), scan_model(policies[stage.model]))
+        write_json(run.path(stage), scan_policy(policies[stage.model]).to_json())
         yield stage
 
 
-def scan_model(policy: ScanPolicy) -> dict[str, Any]:
-    """The scan of one model as the JSON that figures, tables and the report take."""
-    return scan_policy(policy).to_json()
-
-
-def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[dict[str, Any], Path]:
+def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[Scan, Path]:
     """Scan one model outside of a study: `scan.json` and `figures/scan.png` in `folder`."""
-    result = scan_model(policy)
-    write_json(folder / "scan.json", result)
+    result = scan_policy(policy)
+    write_json(folder / "scan.json", result.to_json())
     return result, save(draw_scan([result]), folder / "figures" / "scan.png")
 
 
@@ -284,22 +279,22 @@ def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         results = load_results(run.folder)
-        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results["runs"]))
+        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results.runs))
         yield stage
 
 
-def browsed_in(run: Run, results: Sequence[Mapping[str, Any]]) -> list[Browsed]:
+def browsed_in(run: Run, results: Sequence[RunResult]) -> list[Browsed]:
     """The dictionaries whose features this study looks at; files that an earlier form of it left are none of these."""
     files = {(stage.run, stage.section): run.path(stage) for stage in run.measured()}
 
-    def read(result: Mapping[str, Any], section: str) -> Any:
-        path = files.get((RunId(result["activations"], result["arm"], result["seed"]), section))
+    def read(result: RunResult, section: str) -> Any:
+        path = files.get((result.id, section))
         return None if path is None else read_json(path, "a measurement of a dictionary")
 
     found = []
     for result in results:
         if (features := read(result, "features")) is not None:
-            found.append(Browsed(run_title(result), features, read(result, "positions"), read(result, "clusters")))
+            found.append(Browsed(result.id.title, features, read(result, "positions"), read(result, "clusters")))
     return found
 
 
@@ -315,7 +310,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     runs = []
     for folder in folders:
         results, frontier = load_results(folder), RunFolder(folder).figures / "frontier.png"
-        runs.append(Compared(str(results["name"]), results, {"FVE against L0": frontier} if frontier.exists() else {}))
+        runs.append(Compared(results.name, results, {"FVE against L0": frontier} if frontier.exists() else {}))
     titles = [run.title for run in runs]
     if len(set(titles)) < len(titles):  # two runs of one study are told apart by their folders
         runs = [run._replace(title=f"{run.title} ({folder})") for run, folder in zip(runs, folders, strict=True)]

@@ -1,0 +1,141 @@
+"""Numbers, shares, intervals and lists in words, and tables of them: one of each for the report, the pictures, the terminal and the
+documents. What is not known is a dash everywhere."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+
+UNKNOWN = "–"
+ONE_SEED = "one seed"
+"""What rests on one seed is marked so: it has no interval and establishes nothing."""
+SPACE = "\u00a0"
+"""No line ends between a number and its unit."""
+
+
+# Numbers
+
+
+def known(value: Any) -> TypeGuard[float]:
+    """Whether a value out of JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def minus(written: str) -> str:
+    """A written number with a real minus."""
+    return written.replace("-", "−")
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number with that many digits."""
+    return minus(f"{value:,.{digits}f}") if known(value) else UNKNOWN
+
+
+def signed(value: float, digits: int) -> str:
+    """The same with a plus above zero."""
+    return f"{'+' if value > 0 else ''}{fixed(value, digits)}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, in full: `25,100`, `0.0312`."""
+    if not math.isfinite(value):
+        return "n/a"
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):,.{max(digits, 0)}f}"
+
+
+def percent(share: float) -> str:
+    """A share as percent, two significant digits below 10 %."""
+    if not math.isfinite(share):
+        return "n/a"
+    value = 100 * share
+    digits = f"{value:.0f}" if abs(value) >= 9.95 or value == 0 else f"{value:.1f}" if abs(value) >= 0.095 else f"{value:.2g}"
+    return f"{digits}{SPACE}%"
+
+
+# Intervals
+
+
+@runtime_checkable
+class Interval(Protocol):
+    """A value with its interval, over seeds (`Mean`) or documents (`Estimate`); None where there is none."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def estimated(of: Interval | None, digits: int = 3, scale: float = 1.0, unit: str = "") -> str:
+    """`0.123 (0.101 to 0.144)`; without the parentheses where there is no interval."""
+    if of is None or of.value is None:
+        return UNKNOWN
+    middle = fixed(of.value * scale, digits) + unit
+    if of.low is None or of.high is None:
+        return middle
+    return f"{middle} ({fixed(of.low * scale, digits)} to {fixed(of.high * scale, digits)})"
+
+
+def plus_minus(of: Interval | None, digits: int) -> str:
+    """`0.8012 ± 0.0010`; the value alone where there is no interval, and an interval that is not symmetric is written out."""
+    if of is None or of.value is None or of.low is None or of.high is None:
+        return estimated(of, digits)
+    if abs((of.high - of.value) - (of.value - of.low)) < 1e-9 * max(abs(of.value), 1):
+        return f"{fixed(of.value, digits)} ± {fixed(of.high - of.value, digits)}"
+    return estimated(of, digits)
+
+
+# Words
+
+
+def plain(value: object, limit: int = 60) -> str:
+    """One printable line of at most `limit` characters; a long path or name loses its middle."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in str(value)).split())
+    if len(line) <= limit:
+        return line
+    half = (limit - 1) // 2
+    return f"{line[:half]}…{line[-half:]}"
+
+
+def setting(value: Any) -> str:
+    """A setting as a study file would have it."""
+    if value is None:
+        return UNKNOWN
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def counted(count: int, singular: str, plural: str) -> str:
+    return f"{count:,} {singular if count == 1 else plural}"
+
+
+def span(first: int, last: int) -> str:
+    """`1`, `2 to 3`."""
+    return str(first) if first == last else f"{first} to {last}"
+
+
+# Tables
+
+
+class Row(NamedTuple):
+    """A line of a table."""
+
+    head: str
+    cells: list[str]
+    summary: bool = False  # of the lines above it
+
+
+class Table(NamedTuple):
+    """A table with its columns; the first column heads the rows."""
+
+    title: str
+    columns: list[str]
+    rows: list[Row]
+    note: str = ""
