@@ -186,7 +186,7 @@ def default_table(study: Mapping[str, Any], study_text: str) -> Table:
     """The lab notes' settings beside the study's; a comment beside the setting in the study file is given as its reason."""
     rows = []
     for default in DEFAULTS:
-        values = _values(study.get(default.section), default.key)
+        values = _values(study[default.section], default.key)
         same = all(value == default.value for value in values)
         comment = None if same else _comment(study_text, default.section, default.key)
         why = (
