@@ -288,8 +288,8 @@ def _scan(path: Path) -> Scan:
 def _comparison(results: Results, activations: str) -> Comparison:
     """Of the runs of one store, at the L0 values that the study's levels name."""
     levels = results.study.levels
-    own = [Measured(*(getattr(run, name) for name in Measured._fields)) for run in results.runs if run.activations == activations]
-    return compare(own, levels.get("k") or levels.get("l0") or ())
+    runs = [Measured(*(getattr(run, name) for name in Measured._fields)) for run in results.runs if run.activations == activations]
+    return compare(runs, levels.get("k") or levels.get("l0") or ())
 
 
 def _run(paths: RunFolder, run: RunId, family: str, level: float | None) -> dict[str, Any]:

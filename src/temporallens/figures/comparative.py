@@ -100,7 +100,7 @@ def rows_of(runs: Sequence[RunResult]) -> tuple[list[Row], str]:
 def _families(rows: Sequence[Row]) -> dict[str, str]:
     """A colour for each family, where there are enough; else one for all."""
     families = list(dict.fromkeys(row.family for row in rows))
-    return {family: COLOURS[place] if len(families) < len(COLOURS) else COLOURS[0] for place, family in enumerate(families)}
+    return {family: COLOURS[order] if len(families) < len(COLOURS) else COLOURS[0] for order, family in enumerate(families)}
 
 
 def _row_axis(axes: Axes, rows: Sequence[Row], named: bool = True) -> None:
@@ -125,11 +125,11 @@ def _bar_axis(axes: Axes, top: float, label: str) -> None:
 def _draw_bars(axes: Axes, rows: Sequence[Row], means: Sequence[Mean]) -> float:
     """Horizontal bars with their intervals; those of one seed are hollow. Returns where the longest ends."""
     colours = _families(rows)
-    for place, (row, mean) in enumerate(zip(rows, means, strict=True)):
+    for y, (row, mean) in enumerate(zip(rows, means, strict=True)):
         colour = colours[row.family]
-        axes.barh(place, mean.value, BAR, color=colour if mean.seeds > 1 else PAPER, edgecolor=colour, linewidth=1.2)
+        axes.barh(y, mean.value, BAR, color=colour if mean.seeds > 1 else PAPER, edgecolor=colour, linewidth=1.2)
         if mean.low is not None and mean.high is not None:
-            axes.plot([mean.low, mean.high], [place, place], color=INK, linewidth=1.3, marker="|", markersize=4)
+            axes.plot([mean.low, mean.high], [y, y], color=INK, linewidth=1.3, marker="|", markersize=4)
     return max(_end(mean) for mean in means)
 
 
@@ -137,8 +137,8 @@ def _end(mean: Mean) -> float:
     return mean.value if mean.high is None else mean.high
 
 
-def _say_beside(axes: Axes, x: float, place: int, text: str) -> None:
-    axes.annotate(text, (x, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK)
+def _say_beside(axes: Axes, x: float, y: int, text: str) -> None:
+    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK)
 
 
 def _intervals_of(rows: Sequence[Row]) -> str:
@@ -155,12 +155,12 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     errors, losses = [row.mean("mse_loss") for row in rows], [row.mean("final_loss") for row in rows]
     end = _draw_bars(axes, rows, errors)
     limit = min(max([end, *(loss.value for loss in losses)]), MOST_BEYOND * end)
-    for place, (row, error, loss) in enumerate(zip(rows, errors, losses, strict=True)):
+    for y, (row, error, loss) in enumerate(zip(rows, errors, losses, strict=True)):
         more = loss.value - error.value
         if more > 0:
-            axes.barh(place, min(more, limit - error.value), BAR, left=error.value, color=_families(rows)[row.family], alpha=0.22)
+            axes.barh(y, min(more, limit - error.value), BAR, left=error.value, color=_families(rows)[row.family], alpha=0.22)
         beyond = "" if abs(more) < 0.005 * error.value else f" of {number(loss.value)}{' →' if loss.value > limit else ''}"
-        _say_beside(axes, min(max(_end(error), error.value + more), limit), place, f"{number(error.value)}{beyond}")
+        _say_beside(axes, min(max(_end(error), error.value + more), limit), y, f"{number(error.value)}{beyond}")
     label = "final training loss per token: squared error, and in a pale tint\nwhat the arm adds to it: penalties, further terms"
     _bar_axis(axes, 1.24 * limit, f"{label} ({_intervals_of(rows)})")
     _row_axis(axes, rows)
@@ -168,9 +168,9 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _lowest_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
-    known = sorted((mean.value, place) for place, mean in enumerate(means))
+    known = sorted((mean.value, index) for index, mean in enumerate(means))
     best = number(known[0][0])
-    lowest = [rows[place] for value, place in known if number(value) == best]
+    lowest = [rows[index] for value, index in known if number(value) == best]
     if len(lowest) > 1:
         names = f"{len(lowest)} arms" if len(lowest) > 2 else " and ".join(plain(row.name, NAME) for row in lowest)
         return f"{names} end with the lowest squared error ({best})"
@@ -192,15 +192,15 @@ def _verdict(first: Row, second: Row) -> str:
 def _draw_sparsity(axes: Axes, rows: Sequence[Row]) -> None:
     means = [row.mean("l0") for row in rows]
     end = _draw_bars(axes, rows, means)
-    for place, mean in enumerate(means):
-        _say_beside(axes, _end(mean), place, number(mean.value))
+    for y, mean in enumerate(means):
+        _say_beside(axes, _end(mean), y, number(mean.value))
     _bar_axis(axes, 1.16 * end, "L0: codes in use per token, held-out documents")
     _row_axis(axes, rows, named=False)
     panel_title(axes, "b", _sparsity_statement(rows, means), TITLE_CHARACTERS)
 
 
 def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
-    known = sorted((mean.value, place) for place, mean in enumerate(means))
+    known = sorted((mean.value, index) for index, mean in enumerate(means))
     (low, least), (high, most) = known[0], known[-1]
     share = high / rows[most].runs[0].features
     if low > 0 and high / low < 1 + REACH:
@@ -251,14 +251,14 @@ def _pattern_statement(values: Float[np.ndarray, "R P"]) -> str:
     ranges = octaves(values.shape[1])
     levels = np.array([[_median(row[first:last]) for first, last in ranges] for row in values])
     typical = np.array([level if np.isfinite(level := _median(band)) else 1.0 for band in levels.T])
-    place = int(np.abs(np.log(np.maximum(typical, 1e-9))).argmax())
-    first, last = ranges[place]
-    known = levels[np.isfinite(levels[:, place]), place]
-    if 1 / EVEN < typical[place] < EVEN:
+    furthest = int(np.abs(np.log(np.maximum(typical, 1e-9))).argmax())
+    first, last = ranges[furthest]
+    known = levels[np.isfinite(levels[:, furthest]), furthest]
+    if 1 / EVEN < typical[furthest] < EVEN:
         return f"Loss is even over positions: in the typical arm no band is {percent(EVEN - 1)} off the median"
-    verb = f"{'is' if last == first + 1 else 'are'} {'hardest' if typical[place] > 1 else 'easiest'}"
+    verb = f"{'is' if last == first + 1 else 'are'} {'hardest' if typical[furthest] > 1 else 'easiest'}"
     spread = f", {number(known.min())} to {number(known.max())} in single arms" if len(known) > 1 else ""
-    return f"{band_name(first, last).capitalize()} {verb}: {number(typical[place])}{SPACE}× the median loss{spread}"
+    return f"{band_name(first, last).capitalize()} {verb}: {number(typical[furthest])}{SPACE}× the median loss{spread}"
 
 
 # d
@@ -292,9 +292,9 @@ def _draw_weights(axes: Axes, rows: Sequence[Row], weights: Mapping[tuple[str, i
         say_missing(axes, "no arm of these activations weighs positions by how hard they are (position_weights)")
         return
     shown = sorted(curves, key=_spread, reverse=True)[:LINES]
-    for place, curve in enumerate(shown):
-        colour = COLOURS[place % len(COLOURS)]
-        draw_curve(axes, curve, color=colour, linestyle=DASHES[place // len(COLOURS)], linewidth=1.4)
+    for order, curve in enumerate(shown):
+        colour = COLOURS[order % len(COLOURS)]
+        draw_curve(axes, curve, color=colour, linestyle=DASHES[order // len(COLOURS)], linewidth=1.4)
         if np.isfinite(curve.value[0]):
             axes.plot([0], curve.value[:1], color=colour, clip_on=False, **ZERO)
     beyond = np.concatenate([curve.value[1:] for curve in shown])

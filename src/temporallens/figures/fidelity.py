@@ -81,7 +81,7 @@ def draw_fidelity(arms: Sequence[Arm], title: str = "") -> Figure:
         _draw_index(panels[0], shown)
         _draw_content(panels[1], shown)
         opened = _draw_fve(panels[2], shown)
-        handles = [_handle(place, plain(arm.name, NAME)) for place, arm in enumerate(shown)]
+        handles = [_handle(order, plain(arm.name, NAME)) for order, arm in enumerate(shown)]
         if opened:
             handles.append(Line2D([], [], color=MUTED, linestyle=OPEN, label="c: the same with its mask open"))
         left_out = f"; {len(arms) - len(shown)} more arms are not drawn" if len(arms) > len(shown) else ""
@@ -96,32 +96,32 @@ def _intervals_of(arms: Sequence[Arm]) -> str:
     return f"bars: 95{SPACE}% intervals; {'; '.join(rests_on[count] for count in sorted(counts))}"
 
 
-def _handle(place: int, label: str) -> Line2D:
-    return Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle=_dash(place), label=label)
+def _handle(order: int, label: str) -> Line2D:
+    return Line2D([], [], color=_colour(order), marker=MARKERS[order % len(MARKERS)], linestyle=_dash(order), label=label)
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _colour(order: int) -> str:
+    return COLOURS[order % len(COLOURS)]
 
 
-def _dash(place: int) -> Any:
-    return DASHES[place // len(COLOURS) % len(DASHES)]
+def _dash(order: int) -> Any:
+    return DASHES[order // len(COLOURS) % len(DASHES)]
 
 
 def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[ShiftFidelity], Estimate | None]) -> list[list[Point]]:
     """Lines over shifts with their intervals."""
     curves = [arm.points(of) for arm in arms]
-    for place, (arm, points) in enumerate(zip(arms, curves, strict=True)):
+    for order, (arm, points) in enumerate(zip(arms, curves, strict=True)):
         if not points:
             continue
-        x = [point.shift * DODGE ** (place - (len(arms) - 1) / 2) for point in points]
-        colour, face = _colour(place), _colour(place) if len(arm.seeds) > 1 else PAPER
-        axes.plot(x, [point.value for point in points], color=colour, linestyle=_dash(place), linewidth=1.2)
+        x = [point.shift * DODGE ** (order - (len(arms) - 1) / 2) for point in points]
+        colour, face = _colour(order), _colour(order) if len(arm.seeds) > 1 else PAPER
+        axes.plot(x, [point.value for point in points], color=colour, linestyle=_dash(order), linewidth=1.2)
         for at, point in zip(x, points, strict=True):
             if point.low is not None and point.high is not None:
                 axes.plot([at, at], [point.low, point.high], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
         axes.plot(
-            x, [point.value for point in points], color=colour, linestyle="none", marker=MARKERS[place % len(MARKERS)], markerfacecolor=face
+            x, [point.value for point in points], color=colour, linestyle="none", marker=MARKERS[order % len(MARKERS)], markerfacecolor=face
         )
     return curves
 
@@ -206,12 +206,12 @@ def _content_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -
 def _draw_fve(axes: Axes, arms: Sequence[Arm]) -> bool:
     curves = _draw_arms(axes, arms, lambda shift: shift.fve.change)
     opened = False
-    for place, arm in enumerate(arms):
+    for order, arm in enumerate(arms):
         points = arm.points(lambda shift: None if shift.open_fve is None else shift.open_fve.change)
         if points:
             opened = True
-            x = [point.shift * DODGE ** (place - (len(arms) - 1) / 2) for point in points]
-            axes.plot(x, [point.value for point in points], color=_colour(place), linestyle=OPEN, linewidth=1.2)
+            x = [point.shift * DODGE ** (order - (len(arms) - 1) / 2) for point in points]
+            axes.plot(x, [point.value for point in points], color=_colour(order), linestyle=OPEN, linewidth=1.2)
     axes.axhline(0, color=MUTED, linewidth=0.9)
     _shift_axis(axes, arms)
     axes.set_ylabel("change of FVE on the same tokens")

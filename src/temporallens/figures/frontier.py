@@ -70,7 +70,7 @@ class Level(NamedTuple):
 def draw_frontier(results: Results) -> Figure:
     """FVE against L0, all arms of one activations entry in a panel."""
     runs = [run for run in results.runs if run.l0 > 0]
-    looks = {family: _look(place) for place, family in enumerate(by_family(runs))}
+    looks = {family: _look(order) for order, family in enumerate(by_family(runs))}
     entries, comparisons = list(results.activations), results.comparison
     strips = any(comparison.against for comparison in comparisons.values())
     columns = min(COLUMNS, max(len(entries), 1))
@@ -79,14 +79,14 @@ def draw_frontier(results: Results) -> Figure:
         figure = new_figure((ROW_HEIGHT + STRIP_HEIGHT * strips) * rows + LEGEND_HEIGHT * (3 + math.ceil(len(looks) / LEGEND_COLUMNS)))
         ratios = (ROW_HEIGHT, STRIP_HEIGHT) if strips else (1,)
         grid = figure.add_gridspec(len(ratios) * rows, columns, height_ratios=ratios * rows)
-        places = [(row, column) for row in range(rows) for column in range(columns)]
-        panels = [figure.add_subplot(grid[len(ratios) * row, column]) for row, column in places]
+        cells = [(row, column) for row in range(rows) for column in range(columns)]
+        panels = [figure.add_subplot(grid[len(ratios) * row, column]) for row, column in cells]
         for letter, axes, entry in zip("abcdefghijklmnopqrstuvwxyz", panels, entries, strict=False):
             panel_title(axes, letter, plain(entry) + _statement(comparisons[entry]), TITLE_CHARACTERS * COLUMNS // columns)
             _draw_panel(axes, [run for run in runs if run.activations == entry], looks)
         for axes in panels[len(entries) :]:
             axes.set_axis_off()
-        for (row, column), axes, entry in zip(places, panels, entries, strict=False):
+        for (row, column), axes, entry in zip(cells, panels, entries, strict=False):
             if strips:
                 _draw_strip(figure.add_subplot(grid[2 * row + 1, column]), axes, comparisons[entry], looks)
         handles = [_handle(panels[0], family, look) for family, look in looks.items()]
@@ -172,9 +172,9 @@ def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:+g}") if value else "0"))
 
 
-def _look(place: int) -> Look:
-    colour = place % len(COLOURS)
-    return Look(COLOURS[colour], MARKERS[(colour + place // len(COLOURS)) % len(MARKERS)], DASHES[place // len(COLOURS) % len(DASHES)])
+def _look(order: int) -> Look:
+    colour = order % len(COLOURS)
+    return Look(COLOURS[colour], MARKERS[(colour + order // len(COLOURS)) % len(MARKERS)], DASHES[order // len(COLOURS) % len(DASHES)])
 
 
 def levels_of(runs: Sequence[RunResult]) -> dict[str, list[Level]]:

@@ -86,7 +86,7 @@ def draw_masks(
         figure = new_figure(PAIR_HEIGHT)
         head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1, 1.9))
-        openness, evolution, left, right = (figure.add_subplot(panels[place]) for place in ((0, 0), (0, 1), (1, 0), (1, 1)))
+        openness, evolution, left, right = (figure.add_subplot(panels[cell]) for cell in ((0, 0), (0, 1), (1, 0), (1, 1)))
         _draw_both(openness, after, before)
         _draw_annealing(evolution, history or {}, after is not None)
         order = None if after is None else _order(after[1:])
@@ -139,12 +139,12 @@ def _draw_annealing(axes: Axes, history: History, masked: bool) -> None:
     step_axis(axes, steps)
     hard = np.flatnonzero((temperature == 0) & (np.arange(len(steps)) > 0))
     annealed = temperature[temperature > 0]
-    said = f", temperature {number(annealed[0])} to {number(annealed[-1])}" if len(annealed) else ""
+    cooled = f", temperature {number(annealed[0])} to {number(annealed[-1])}" if len(annealed) else ""
     if len(hard):
         axes.axvline(steps[hard[0] - 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         where: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "right"}
         axes.annotate("hardens", (steps[hard[0] - 1], 0.06), (-4, 0), fontsize=7.5, color=MUTED, **where)
-    statement = f"Openness goes from {percent(float(openness[0]))} to {percent(float(openness[-1]))} in {steps[-1]:,.0f} steps{said}"
+    statement = f"Openness goes from {percent(float(openness[0]))} to {percent(float(openness[-1]))} in {steps[-1]:,.0f} steps{cooled}"
     panel_title(axes, "b", statement, PAIR_CHARACTERS)
 
 
@@ -193,14 +193,14 @@ def draw_two_cases(records: Case, language: Case) -> Figure:
         figure = new_figure(HEIGHT)
         figure.suptitle(TITLE, x=0.008, ha="left", fontsize=11.5, fontweight="bold")
         panels = figure.add_gridspec(2, 2, height_ratios=(1, 5), width_ratios=(1.25, 1))
-        masks = [figure.add_subplot(panels[1, place]) for place in range(2)]
-        for place, (letter, case) in enumerate(zip("ab", (records, language), strict=True)):
-            strip = figure.add_subplot(panels[0, place])
+        masks = [figure.add_subplot(panels[1, column]) for column in range(2)]
+        for column, (letter, case) in enumerate(zip("ab", (records, language), strict=True)):
+            strip = figure.add_subplot(panels[0, column])
             gates = sorted_gates(case)
             _draw_openness(strip, gates, letter, case)
-            drawn = _draw_mask(masks[place], gates)
-            for axes in (strip, masks[place]):
-                _axis(axes, case, labelled=axes is masks[place])
+            drawn = _draw_mask(masks[column], gates)
+            for axes in (strip, masks[column]):
+                _axis(axes, case, labelled=axes is masks[column])
         colour_bar(drawn, masks, np.empty(0), "gate (0 closed, 1 open)")
     return figure
 
@@ -268,9 +268,9 @@ def _axis(axes: Axes, case: Case, *, labelled: bool) -> None:
 
 def _mark_fields(axes: Axes, fields: Mapping[str, tuple[int, ...]]) -> None:
     """Brackets below the characters of each field that is one run of columns."""
-    place = axes.get_xaxis_transform()
+    below = axes.get_xaxis_transform()
     runs = {name: columns for name, columns in fields.items() if columns[-1] - columns[0] == len(columns) - 1}
     for turn, (name, columns) in enumerate(sorted(runs.items(), key=lambda entry: entry[1])):
-        axes.plot([columns[0] - 0.35, columns[-1] + 0.35], [BRACKET] * 2, transform=place, color=MUTED, linewidth=1.2, clip_on=False)
+        axes.plot([columns[0] - 0.35, columns[-1] + 0.35], [BRACKET] * 2, transform=below, color=MUTED, linewidth=1.2, clip_on=False)
         height = NAME_LOWER if len(columns) <= SHORT and turn % 2 else NAME
-        axes.text(float(np.mean(columns)), height, name, transform=place, ha="center", va="top", fontsize=7.5, color=MUTED)
+        axes.text(float(np.mean(columns)), height, name, transform=below, ha="center", va="top", fontsize=7.5, color=MUTED)

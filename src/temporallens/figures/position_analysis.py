@@ -113,7 +113,7 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
     axes.set_ylim(bottom, top)
     if bottom > 0:
         plain_log_axis(axes, "y")
-    for place, (curve, colour) in enumerate(zip(curves, COLOURS, strict=False)):
+    for order, (curve, colour) in enumerate(zip(curves, COLOURS, strict=False)):
         value = curve.value[0]
         if not np.isfinite(value):
             continue
@@ -123,7 +123,7 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
             continue
         edge = 0.96 if value > top else 0.04
         axes.plot([0], [edge], color=colour, transform=axes.get_xaxis_transform(), **ZERO)
-        if place == 0:
+        if order == 0:
             arrow, alignment = ("↑", "top") if value > top else ("↓", "bottom")
             how: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "center", "va": alignment}
             axes.annotate(f"{number(value)} {arrow}", (0, edge), (0, -7 if value > top else 7), fontsize=7.5, color=MUTED, **how)
@@ -135,11 +135,11 @@ def _name_the_first(axes: Axes, fve: float) -> None:
 
 
 def _final_statement(curves: list[Curve]) -> str:
-    where, found = samples(curves), standing_out(curves)
+    samples_of, found = samples(curves), standing_out(curves)
     if found is None:
         alike = " in both" if len(curves) > 1 else ""
-        return f"No position stands out {' and '.join(where)}: none is {percent(EVEN - 1)} off the median loss{alike}"
-    times = ", ".join(f"{number(ratio)} {said}" for ratio, said in zip(found.times, where, strict=False))
+        return f"No position stands out {' and '.join(samples_of)}: none is {percent(EVEN - 1)} off the median loss{alike}"
+    times = ", ".join(f"{number(ratio)} {sample}" for ratio, sample in zip(found.times, samples_of, strict=False))
     return f"Position {found.position:,} is {'hardest' if found.high else 'easiest'}: {times} (times the median loss)"
 
 

@@ -54,7 +54,7 @@ def draw_position_weights(
         figure = new_figure(EMPTY_HEIGHT if missing else HEIGHT)
         head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1.1, 1))
-        evolution, convergence, scatter = (figure.add_subplot(panels[place]) for place in (np.s_[0, :], np.s_[1, 0], np.s_[1, 1]))
+        evolution, convergence, scatter = (figure.add_subplot(panels[cell]) for cell in (np.s_[0, :], np.s_[1, 0], np.s_[1, 1]))
         if weight is None or missing:
             _say_missing((evolution, convergence, scatter), missing)
         else:
@@ -84,11 +84,11 @@ def _evolution_statement(steps: np.ndarray, weight: np.ndarray) -> str:
     first, last = weight[0, 1:], weight[-1, 1:]
     if len(steps) < 2 or not np.isfinite(last - first).any():
         return f"Position weights at step {steps[-1]:,.0f}"
-    place = int(np.nanargmax(np.abs(last - first)))
-    verb = "falls" if last[place] < first[place] else "rises"
+    most = int(np.nanargmax(np.abs(last - first)))
+    verb = "falls" if last[most] < first[most] else "rises"
     even = percent(float(np.mean(np.abs(last[np.isfinite(last)] - 1) < 0.1)))
     return (
-        f"Position {place + 1:,} moves most: its weight {verb} from {number(first[place])} to {number(last[place])}; "
+        f"Position {most + 1:,} moves most: its weight {verb} from {number(first[most])} to {number(last[most])}; "
         f"in the end {even} of positions weigh 0.9 to 1.1"
     )
 
@@ -130,9 +130,9 @@ def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None
 
 
 def _convergence_statement(last: np.ndarray, median: float, span: float) -> str:
-    place = int(np.nanargmax(last))
+    fastest = int(np.nanargmax(last))
     settled = "Most weights have settled" if median < SETTLED else "Weights still move"
-    most = f"position {place + 1:,} still moves by {percent(last[place])}"
+    most = f"position {fastest + 1:,} still moves by {percent(last[fastest])}"
     return f"{settled}: by {percent(median)} (median) in the last {span:,.0f} steps; {most}"
 
 
@@ -151,8 +151,8 @@ def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, cor
     axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     extremes = {1, known[np.argmax(weight[known])], known[np.argmin(weight[known])], known[np.argmax(difficulty[known])]}
     for position in sorted(extremes & set(known)):
-        place = (100 * difficulty[position], weight[position])
-        axes.annotate(f"{position:,}", place, (5, 3), textcoords="offset points", fontsize=7.5, color=MUTED)
+        point = (100 * difficulty[position], weight[position])
+        axes.annotate(f"{position:,}", point, (5, 3), textcoords="offset points", fontsize=7.5, color=MUTED)
     axes.margins(0.08)
     axes.set_xlabel("variance left unexplained at the position, %, held-out documents")
     axes.set_ylabel("weight at the end of training (mean 1)")

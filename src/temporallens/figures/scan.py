@@ -87,9 +87,9 @@ def layer_name(layer: str) -> str:
 def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     stride = max(1, -(-len(layers) // 9))
-    blocks = [place for place, layer in enumerate(layers) if layer.isdigit() and int(layer) % stride == 0]
-    axis.set_major_locator(FixedLocator(sorted({*blocks, *([0] if layers[0] == "embed" and stride == 1 else [])})))
-    axis.set_major_formatter(FuncFormatter(lambda place, _: layers[round(place)] if 0 <= round(place) < len(layers) else ""))
+    ticks = [depth for depth, layer in enumerate(layers) if layer.isdigit() and int(layer) % stride == 0]
+    axis.set_major_locator(FixedLocator(sorted({*ticks, *([0] if layers[0] == "embed" and stride == 1 else [])})))
+    axis.set_major_formatter(FuncFormatter(lambda depth, _: layers[round(depth)] if 0 <= round(depth) < len(layers) else ""))
     axis.set_minor_locator(NullLocator())
     axis.set_label_text("layer (output of block n)")
 
@@ -104,8 +104,8 @@ def _draw_depth(axes: Axes, scan: Scan) -> None:
         say_missing(axes, "this scan holds no clock")
         return
     depth = np.arange(len(layers))
-    for place, clock in enumerate(found):
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    for order, clock in enumerate(found):
+        colour, marker = COLOURS[order % len(COLOURS)], MARKERS[order % len(MARKERS)]
         label = CLOCKS.get(clock.name, plain(clock.name, 30))
         axes.plot(depth, 100 * clock.eta2, color=colour, marker=marker, markevery=max(1, len(layers) // 10), label=label)
         axes.plot(depth, 100 * clock.floor, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
@@ -176,15 +176,15 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
         say_missing(axes, "this scan holds no position but 0")
         return
     zero = bool(apart.any() and np.nansum(np.abs(share[:, apart])) > 0)
-    kept = slice(None) if zero else ~apart
-    drawn = np.maximum(share, LEAST_SHARE)[:, kept]
+    columns = slice(None) if zero else ~apart
+    drawn = np.maximum(share, LEAST_SHARE)[:, columns]
     first = edges[0] if zero else edges[:-1][~apart][0]
-    mesh = heatmap(axes, np.append(first, edges[1:][kept]), np.arange(len(layers) + 1) - 0.5, drawn, norm)
+    mesh = heatmap(axes, np.append(first, edges[1:][columns]), np.arange(len(layers) + 1) - 0.5, drawn, norm)
     position_axis(axes, "x", int(end), zero, "index in the row")
     _depth_axis(axes, "y", layers)
     excess = _excess(scan)
-    for place in np.flatnonzero(excess <= 0):
-        axes.axhspan(place - 0.5, place + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
+    for row in np.flatnonzero(excess <= 0):
+        axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
     colour_bar(
         mesh,
         axes,
@@ -205,10 +205,10 @@ def _excess(scan: Scan) -> Float[np.ndarray, " L"]:
 
 def _share_statement(layers: Sequence[str], edges: np.ndarray, share: np.ndarray, excess: np.ndarray) -> str:
     early = np.nansum(share[:, (edges[:-1] >= 1) & (edges[1:] <= 4)], axis=1)
-    heard = np.flatnonzero((excess > 0) & np.isfinite(share).any(axis=1))
-    if len(heard) == 0:
+    above = np.flatnonzero((excess > 0) & np.isfinite(share).any(axis=1))
+    if len(above) == 0:
         return "The index clock is nowhere above its noise floor"
-    most, last = heard[np.argmax(excess[heard])], heard[-1]
+    most, last = above[np.argmax(excess[above])], above[-1]
     statement = f"Positions 1–3: {percent(early[most])} of what the index explains at {layer_name(layers[most])}"
     return f"{statement}, {percent(early[last])} at {layers[last]}" if last != most else f"{statement}, where it explains most"
 
@@ -217,7 +217,7 @@ def _share_statement(layers: Sequence[str], edges: np.ndarray, share: np.ndarray
 
 
 def _shown(layers: Sequence[str]) -> list[int]:
-    return sorted({round(place) for place in np.linspace(0, len(layers) - 1, min(LAYERS_SHOWN, len(layers)))})
+    return sorted({round(depth) for depth in np.linspace(0, len(layers) - 1, min(LAYERS_SHOWN, len(layers)))})
 
 
 def _colours(count: int) -> np.ndarray:
@@ -236,10 +236,10 @@ def _draw_norms(axes: Axes, scan: Scan) -> None:
         say_missing(axes, "this scan does not hold the norms by index")
         return
     shown, index = _shown(layers), np.arange(norm.shape[1])
-    for place, colour in zip(shown, _colours(len(shown)), strict=True):
-        name = "embedding" if layers[place] == "embed" else layers[place]
-        axes.plot(index[1:], norm[place, 1:], color=colour, label=name)
-        axes.plot(index[:1], norm[place, :1], color=colour, **ZERO)
+    for depth, colour in zip(shown, _colours(len(shown)), strict=True):
+        name = "embedding" if layers[depth] == "embed" else layers[depth]
+        axes.plot(index[1:], norm[depth, 1:], color=colour, label=name)
+        axes.plot(index[:1], norm[depth, :1], color=colour, **ZERO)
     axes.plot([], [], color=FAINT, label="index 0", **ZERO)
     _leave_room_for_legend(axes, norm[shown])
     plain_log_axis(axes, "y")
@@ -268,10 +268,10 @@ def _norm_statement(layers: Sequence[str], norm: np.ndarray) -> str:
     ratio = norm[:, 0] / np.where(rest > 0, rest, np.nan)
     if not np.isfinite(ratio).any():
         return "Mean norm by index"
-    place = int(np.nanargmax(ratio))
-    if ratio[place] < 2:
+    depth = int(np.nanargmax(ratio))
+    if ratio[depth] < 2:
         return "Index 0 is no sink: its norm is like that of the rest"
-    return f"Index 0 is a sink: {number(ratio[place])}{SPACE}× the norm of the rest at {layer_name(layers[place])}"
+    return f"Index 0 is a sink: {number(ratio[depth])}{SPACE}× the norm of the rest at {layer_name(layers[depth])}"
 
 
 def _draw_sinks(axes: Axes, scan: Scan) -> None:
@@ -283,9 +283,9 @@ def _draw_sinks(axes: Axes, scan: Scan) -> None:
     starts = sink_starts(length, SINK_BINS)
     centres = (starts + np.append(starts[1:], length) - 1) / 2
     binned = 100 * blocks(sinks, starts, 1)  # sinks are rare: single positions would show noise
-    for place, colour in zip(shown, _colours(len(shown)), strict=True):
-        axes.plot(centres[1:], binned[place, 1:], color=colour, linewidth=1.2, marker=".", clip_on=False)
-        axes.plot([0], binned[place, :1], color=colour, clip_on=False, **ZERO)
+    for depth, colour in zip(shown, _colours(len(shown)), strict=True):
+        axes.plot(centres[1:], binned[depth, 1:], color=colour, linewidth=1.2, marker=".", clip_on=False)
+        axes.plot([0], binned[depth, :1], color=colour, clip_on=False, **ZERO)
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     axes.set_ylim(0, 130)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.1, 1, 10, 100]))

@@ -113,12 +113,12 @@ def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
 
 
 def _final_statement(curves: list[Curve]) -> str:
-    where, found = samples(curves), standing_out(curves)
+    samples_of, found = samples(curves), standing_out(curves)
     if found is None:
         alike = " in both" if len(curves) > 1 else ""
-        return f"No position stands out {' and '.join(where)}: none is {percent(EVEN - 1)} off the median L0{alike}"
+        return f"No position stands out {' and '.join(samples_of)}: none is {percent(EVEN - 1)} off the median L0{alike}"
     value = number(float(curves[0].value[found.position]))
-    times = ", ".join(f"{number(ratio)} {said}" for ratio, said in zip(found.times, where, strict=False))
+    times = ", ".join(f"{number(ratio)} {sample}" for ratio, sample in zip(found.times, samples_of, strict=False))
     return f"Position {found.position:,} uses {'most' if found.high else 'fewest'} codes, {value}: {times} (times the median)"
 
 
@@ -147,7 +147,7 @@ def order_by_peak(activity: Activity) -> Ordered | None:
     rate = np.where(rows[:, :, None] > 0, fired[:, :, chosen] / np.maximum(rows, 1)[:, :, None], np.nan)
     relative = rate / (fired[:, :, chosen].sum(1) / rows.sum(1)[:, None])[:, None]
     peaks = np.nan_to_num(relative).argmax(1)
-    shares = [np.bincount(own, minlength=len(starts)) / len(own) for own in peaks]
+    shares = [np.bincount(peak, minlength=len(starts)) / len(peak) for peak in peaks]
     order = np.lexsort((-np.nan_to_num(relative[0]).max(0), peaks[0]))
     return Ordered(starts, relative[1][:, order].T, float((peaks[0] == peaks[1]).mean()), float(shares[0] @ shares[1]))
 

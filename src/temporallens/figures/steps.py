@@ -181,11 +181,11 @@ def draw_final(axes: Axes, known: Sequence[Curve | None], what: Followed) -> lis
 
 def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:
     """A line over positions 1 and later, with its band."""
-    place = np.arange(1, len(curve.value))
+    position = np.arange(1, len(curve.value))
     sparse = np.isfinite(curve.value).sum() <= 12
-    axes.plot(place, curve.value[1:], label=curve.label, marker=look.pop("marker", None) or ("o" if sparse else None), **look)
+    axes.plot(position, curve.value[1:], label=curve.label, marker=look.pop("marker", None) or ("o" if sparse else None), **look)
     if curve.low is not None and curve.high is not None:
-        axes.fill_between(place, curve.low[1:], curve.high[1:], color=look.get("color"), alpha=0.2, linewidth=0)
+        axes.fill_between(position, curve.low[1:], curve.high[1:], color=look.get("color"), alpha=0.2, linewidth=0)
 
 
 class Extreme(NamedTuple):
@@ -202,15 +202,15 @@ def standing_out(curves: Sequence[Curve]) -> Extreme | None:
     None where nothing is known, or where no position is out by more than the factor `EVEN`.
     """
     known = [curve.value[1:] for curve in curves if len(curve.value) == len(curves[0].value)]
-    if not known or any(np.isfinite(own).sum() < 2 or np.nanmedian(own) <= 0 for own in known):
+    if not known or any(np.isfinite(curve).sum() < 2 or np.nanmedian(curve) <= 0 for curve in known):
         return None
-    times = np.stack([own / np.nanmedian(own) for own in known])
+    times = np.stack([curve / np.nanmedian(curve) for curve in known])
     least, most = np.nan_to_num(times.min(0), nan=1.0), np.nan_to_num(times.max(0), nan=1.0)
     high = bool(least.max() * max(most.min(), 1e-12) >= 1)
-    place = int(least.argmax() if high else most.argmin())
-    if not (least[place] > EVEN if high else most[place] < 1 / EVEN):
+    furthest = int(least.argmax() if high else most.argmin())
+    if not (least[furthest] > EVEN if high else most[furthest] < 1 / EVEN):
         return None
-    return Extreme(place + 1, times[:, place].tolist(), high)
+    return Extreme(furthest + 1, times[:, furthest].tolist(), high)
 
 
 def samples(curves: Sequence[Curve]) -> list[str]:

@@ -133,7 +133,7 @@ def _line_axis(axes: Axes, lines: Sequence[Line], named: bool) -> None:
     axes.set_axisbelow(True)
 
 
-def _dot(axes: Axes, place: float, values: Sequence[Estimate], colour: str, marker: str) -> None:
+def _dot(axes: Axes, y: float, values: Sequence[Estimate], colour: str, marker: str) -> None:
     """The mean of some seeds with its interval; that of one seed is over documents, where it is known."""
     known = [float(one.value) for one in values if one.value is not None]
     if not known:
@@ -141,11 +141,11 @@ def _dot(axes: Axes, place: float, values: Sequence[Estimate], colour: str, mark
     mean = mean_of(known)
     low, high = (mean.low, mean.high) if len(known) > 1 else (values[0].low, values[0].high)
     if low is not None and high is not None:
-        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        axes.plot([low, high], [y, y], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
     if len(known) > 1:
-        axes.plot(known, [place] * len(known), ".", color=colour, markersize=2.5, alpha=0.7)
+        axes.plot(known, [y] * len(known), ".", color=colour, markersize=2.5, alpha=0.7)
     face = colour if len(known) > 1 else PAPER
-    axes.plot([mean.value], [place], color=colour, marker=marker, markersize=6, markerfacecolor=face, markeredgewidth=1.2)
+    axes.plot([mean.value], [y], color=colour, marker=marker, markersize=6, markerfacecolor=face, markeredgewidth=1.2)
 
 
 def _plain(values: Sequence[float]) -> list[Estimate]:
@@ -154,8 +154,8 @@ def _plain(values: Sequence[float]) -> list[Estimate]:
 
 
 def _look(strictness: str) -> tuple[str, str]:
-    place = list(STRICTNESS).index(strictness)
-    return COLOURS[place], MARKERS[place]
+    order = list(STRICTNESS).index(strictness)
+    return COLOURS[order], MARKERS[order]
 
 
 # a
@@ -163,10 +163,10 @@ def _look(strictness: str) -> tuple[str, str]:
 
 def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Kept]) -> bool:
     """Whether the dashed line of a dictionary without a mask is there."""
-    for place, (_, row, before) in enumerate(lines):
+    for y, (_, row, before) in enumerate(lines):
         colour, marker = _look(row.strictness)
         values = list(_before(row, hardening).values()) if before else [run.fve for run in row.runs]
-        _dot(axes, place, _plain(values), MUTED if before else colour, marker)
+        _dot(axes, y, _plain(values), MUTED if before else colour, marker)
     unmasked = [run.fve for run in runs if run.kind == "batchtopk"]
     reference = bool(unmasked) and len({run.level for run in runs}) == 1
     if reference:
@@ -190,12 +190,12 @@ def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept
     hard = next((row for row in rows if row.strictness == "hard"), None)
     others = [row for row in rows if row.strictness != "hard"][:2]
     if hard is not None and others:
-        said = []
+        clauses = []
         for row in others:
             theirs = {run.seed: run.fve for run in hard.runs}
             pairs = [run.fve - theirs[run.seed] for run in row.runs if run.seed in theirs]
-            said.append(f"{STRICTNESS[row.strictness]} {_against(pairs, 'hard')}")
-        return f"FVE: {'; '.join(said)}"
+            clauses.append(f"{STRICTNESS[row.strictness]} {_against(pairs, 'hard')}")
+        return f"FVE: {'; '.join(clauses)}"
     pairs = [run.fve - before[run.seed] for row in rows for before in [_before(row, hardening)] for run in row.runs if run.seed in before]
     if pairs:
         return f"FVE: as hardened {_against(pairs, 'before')}"
@@ -214,48 +214,48 @@ def _against(pairs: Sequence[float], other: str) -> str:
 # b, c
 
 
-def _draw_kept(axes: Axes, lines: Sequence[Line], kept: Mapping[tuple[str, int], Kept], letter: str, between: str, when: str) -> None:
-    known = [[] if line.before else [kept[_key(run)] for run in line.row.runs if _key(run) in kept] for line in lines]
+def _draw_kept(axes: Axes, lines: Sequence[Line], retained: Mapping[tuple[str, int], Kept], letter: str, between: str, when: str) -> None:
+    known = [[] if line.before else [retained[_key(run)] for run in line.row.runs if _key(run) in retained] for line in lines]
     if not any(known):
         panel_title(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS)
         say_missing(axes, MISSING[between])
         return
-    for place, (line, own) in enumerate(zip(lines, known, strict=True)):
+    for y, (line, seeds) in enumerate(zip(lines, known, strict=True)):
         colour, _ = _look(line.row.strictness)
-        if not own and not line.before:
+        if not seeds and not line.before:
             never = line.row.strictness != "hard" and between == "hardening"
-            axes.text(0.02, place, "never hardens" if never else "not measured", va="center", fontsize=7.5, color=MUTED)
-        profiles, shares = (_given(own, of) for of in (lambda k: k.profile, lambda k: k.specialised))
-        chance = [one.chance for one in own if one.chance is not None]
+            axes.text(0.02, y, "never hardens" if never else "not measured", va="center", fontsize=7.5, color=MUTED)
+        profiles, shares = (_given(seeds, of) for of in (lambda k: k.profile, lambda k: k.specialised))
+        chance = [one.chance for one in seeds if one.chance is not None]
         for shift, marker, values in ((-0.16, "o", profiles), (0.16, "s", shares)):
             if values:
-                _dot(axes, place + shift, values, colour, marker)
+                _dot(axes, y + shift, values, colour, marker)
         if chance:
-            axes.plot([_mean(chance)] * 2, [place + 0.02, place + 0.3], color=INK, linewidth=1.4)
+            axes.plot([_mean(chance)] * 2, [y + 0.02, y + 0.3], color=INK, linewidth=1.4)
     _line_axis(axes, lines, named=False)
     axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1.04)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
     axes.set_xlabel("correlation, or share of features")
-    panel_title(axes, letter, _kept_statement([one for own in known for one in own], when), TITLE_CHARACTERS)
+    panel_title(axes, letter, _kept_statement([one for seeds in known for one in seeds], when), TITLE_CHARACTERS)
 
 
-def _given(own: Sequence[Kept], of: Callable[[Kept], Estimate | None]) -> list[Estimate]:
-    return [one for kept in own if (one := of(kept)) is not None and one.value is not None]
+def _given(seeds: Sequence[Kept], of: Callable[[Kept], Estimate | None]) -> list[Estimate]:
+    return [one for seed in seeds if (one := of(seed)) is not None and one.value is not None]
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _kept_statement(own: Sequence[Kept], when: str) -> str:
-    chances = [kept.chance for kept in own if kept.chance is not None]
+def _kept_statement(seeds: Sequence[Kept], when: str) -> str:
+    chances = [seed.chance for seed in seeds if seed.chance is not None]
     shares, profiles = (
-        [one.value for one in _given(own, of) if one.value is not None] for of in (lambda k: k.specialised, lambda k: k.profile)
+        [one.value for one in _given(seeds, of) if one.value is not None] for of in (lambda k: k.specialised, lambda k: k.profile)
     )
-    said = []
+    clauses = []
     if shares:
         by_chance = f" ({percent(_mean(chances))} by chance)" if chances else ""
-        said.append(f"{percent(_mean(shares))} of specialised features stay so{by_chance}")
+        clauses.append(f"{percent(_mean(shares))} of specialised features stay so{by_chance}")
     if profiles:
-        said.append(f"profiles correlate at {fixed(_mean(profiles), 2)}")
-    return f"{'; '.join(said) or 'Nothing is known'} {when}"
+        clauses.append(f"profiles correlate at {fixed(_mean(profiles), 2)}")
+    return f"{'; '.join(clauses) or 'Nothing is known'} {when}"

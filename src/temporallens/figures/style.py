@@ -27,7 +27,7 @@ MAP = "viridis"
 """Perceptually uniform and safe for colour-blind readers; for every heatmap and for every family of lines with an order."""
 INK, MUTED, FAINT, PAPER = "#1b1f24", "#5b6570", "#d5dae0", "#ffffff"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
-"""Okabe and Ito's palette, for things without an order; always worn with a marker, so that grey prints keep them apart."""
+"""Okabe and Ito's palette, for things without an order; always together with a marker, so that grey prints keep them apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ZERO: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": "none", "markeredgecolor": INK, "markeredgewidth": 0.4}
 """How position 0 is drawn where other positions are a line."""

@@ -49,7 +49,7 @@ def packed(browsed: Browsed) -> str:
         "open": None if table["open"] is None else _bytes(np.asarray(table["open"], dtype=np.float64)),
         "columns": _columns(browsed, len(scale)),
         "words": list(table["words"].values()),
-        "contexts": [[_context(context, words) for context in own] for own in table["contexts"]],
+        "contexts": [[_context(context, words) for context in contexts] for contexts in table["contexts"]],
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
@@ -68,10 +68,10 @@ def _columns(browsed: Browsed, features: int) -> dict[str, list[float | None]]:
     """Columns with an entry for every feature, None where it was not measured; only those that there are."""
     found: dict[str, list[float | None]] = {}
     if browsed.positions is not None:
-        own = browsed.positions["features"]
+        measured = browsed.positions["features"]
         for name in COLUMNS:
             column: list[float | None] = [None] * features
-            for feature, value in zip(own["feature"], own[name], strict=True):
+            for feature, value in zip(measured["feature"], measured[name], strict=True):
                 column[feature] = value
             found[name] = column
     if browsed.clusters is not None and browsed.clusters["clusters"] is not None:

@@ -1,4 +1,4 @@
-"""`report.html`: what was asked, the answer for each set of activations, tables, pictures, methods and caveats, in one file.
+"""`report.html`: the question, the answer for each set of activations, tables, pictures, methods and caveats, in one file.
 
 The sentences come from `answers.py`, the tables of arms from `tables.py`, the others from here; `templates/page.html.j2` lists the
 sections, one template each. Everything that comes from data is escaped, and the page's own policy forbids it to load anything.
@@ -47,7 +47,7 @@ def write_report(results: TimedResults, figures: Mapping[str, Path], study_text:
     """Write the page to `out`: `figures` maps captions to PNG files in the order shown, `study_text` is the study file as it is,
     `browsed` are the dictionaries whose features can be looked at one by one."""
     pictures = [read_picture(caption, path) for caption, path in figures.items()]
-    write_text(out, render(results, pictures, study_text, [Browser(own.title, packed(own)) for own in browsed]))
+    write_text(out, render(results, pictures, study_text, [Browser(shown.title, packed(shown)) for shown in browsed]))
 
 
 def read_picture(caption: str, path: Path) -> Picture:
