@@ -88,6 +88,23 @@ def test_results_gather_every_run(run_folder):
     assert "seconds" not in (run_folder / "results.json").read_text()
 
 
+def test_the_study_is_written_as_it_came_whatever_readers_name_of_it(run_folder):
+    study = {"name": "odd", **STUDY, "arms": {"z": {"kind": "z", "strictness": "soft", "k": 3}}}
+    path = assemble(run_folder, "test", study, RUNS)
+    results = load_results(run_folder)
+    assert list(json.loads(path.read_text())["study"].items()) == list(results.study.whole.items()) == list(study.items())
+    assert results.study.arms["z"].strictness == "soft" and not results.study.arms["z"].position_weights
+
+
+def test_results_of_a_study_that_lacks_what_readers_need_are_refused(run_folder):
+    path = assemble(run_folder, "test", STUDY, RUNS)
+    content = json.loads(path.read_text())
+    del content["checksum"], content["study"]["training"]["steps"]
+    write_json(path, content)
+    with pytest.raises(TemporalLensError, match=r"not a results file of this version \(study.training.steps: Field required\)"):
+        load_results(run_folder)
+
+
 def test_results_of_a_run_that_never_trained_are_refused(run_folder):
     path = run_folder / "arms" / "x" / "batchtopk-seed0"
     summary = json.loads((path / "training.json").read_text()) | {"training_steps": 0}

@@ -35,19 +35,21 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][^/\\\x00]*$")]
 """Of what has a folder of its own: nothing that a path could misread, whoever wrote the file."""
 
 
-class ArmSettings(BaseModel):
-    """An arm of the study: what readers ask of it by name, and all else beside it."""
+class Read(BaseModel):
+    """A part of the study as it was run, of which only what readers need has a name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True)
+
+
+class ArmSettings(Read, extra="allow"):
+    """An arm of the study, with all of its settings."""
 
     strictness: str | None = None
     position_weights: bool = False
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(Read):
     """What readers need to know of how every arm was trained."""
-
-    model_config = ConfigDict(frozen=True)
 
     steps: int
     batch_size: int
@@ -55,19 +57,15 @@ class TrainingSettings(BaseModel):
     data_seed: int
 
 
-class OneSeedSettings(BaseModel):
+class OneSeedSettings(Read):
     """Arms and activations that were trained with the first seed only."""
-
-    model_config = ConfigDict(frozen=True)
 
     arms: list[str] = []
     activations: list[str] = []
 
 
-class StudySettings(BaseModel):
+class StudySettings(Read):
     """The study as it was run. Written as it came; the fields are what readers need of it."""
-
-    model_config = ConfigDict(frozen=True)
 
     arms: dict[str, ArmSettings] = {}
     levels: dict[str, list[float]] = {}
