@@ -31,9 +31,9 @@ def fixed(value: float | None, digits: int) -> str:
     return minus(f"{value:,.{digits}f}") if known(value) else UNKNOWN
 
 
-def signed(value: float, digits: int) -> str:
-    """The same with a plus above zero."""
-    return f"{'+' if value > 0 else ''}{fixed(value, digits)}"
+def plus(value: float, written: str) -> str:
+    """A written number with a plus where it is above zero."""
+    return f"+{written}" if value > 0 else written
 
 
 def number(value: float) -> str:

@@ -14,7 +14,7 @@ from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
-from temporallens.wording import ONE_SEED, counted, fixed, listed, percent, signed
+from temporallens.wording import ONE_SEED, counted, fixed, listed, percent, plus
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
@@ -236,7 +236,7 @@ def _verdict(difference: Difference) -> str:
 
 
 def _at(row: Against) -> str:
-    size = f"{signed(row.fve.value, 4)} FVE at L0 {row.l0:.4g}"
+    size = f"{plus(row.fve.value, fixed(row.fve.value, 4))} FVE at L0 {row.l0:.4g}"
     if row.fve.low is None:
         return size
     return f"{size}, 95 % interval {fixed(row.fve.low, 4)} to {fixed(row.fve.high, 4)}, {row.fve.seeds} seeds"

@@ -11,7 +11,7 @@ from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, by_arm, by_family
 from temporallens.evaluation.statistics import Difference, Mean, mean_of
 from temporallens.report.answers import average, model_and_layer
-from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, known, minus, number, plus_minus, span
+from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, known, minus, number, plus, plus_minus, span
 
 NOTE = "earlier records"
 """Heading of the column of a study's notes."""
@@ -144,7 +144,7 @@ def difference_cell(difference: Difference | None) -> str:
     if difference is None:
         return UNKNOWN
     verdict = "" if difference.verdict == ONE_SEED else f": {difference.verdict}"
-    return f"{'+' if difference.value > 0 else ''}{mean_cell(difference)}{verdict}"
+    return plus(difference.value, mean_cell(difference)) + verdict
 
 
 # What is known by construction

@@ -10,7 +10,7 @@ from temporallens.evaluation.results import TimedResults, TimedRun, by_family
 from temporallens.evaluation.scan import ClockScan, Scan
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
 from temporallens.study.plan import Plan, readable_bytes, readable_time
-from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus_minus
+from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus, plus_minus
 
 NOT_KNOWN = "?"
 VERDICTS = {
@@ -89,7 +89,7 @@ def comparison_table(results: TimedResults) -> Printed:
             first = next((row for row in comparison.against if (row.family, row.l0) == (family, middle)), None)
             difference, verdict = UNKNOWN, UNKNOWN
             if first is not None:
-                difference = f"{'+' if first.fve.value > 0 else ''}{plus_minus(first.fve, 4)}"
+                difference = plus(first.fve.value, plus_minus(first.fve, 4))
                 verdict = VERDICTS[first.fve.verdict].format(baseline=first.baseline)
             cells = [seeds_of(alike), *(plus_minus(reached.get(l0), 4) for l0 in levels), difference, verdict]
             rows.append(Row(name, [family, *cells]))
