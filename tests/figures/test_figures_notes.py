@@ -24,7 +24,7 @@ from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.position_weights import draw_position_weights
 from temporallens.figures.save import save
 from temporallens.figures.sparsity import Activity, draw_sparsity_analysis, order_by_peak
-from temporallens.figures.strictness import Kept, draw_mask_strictness
+from temporallens.figures.strictness import Retained, draw_mask_strictness
 
 POSITIONS, STEPS = 64, 30
 
@@ -322,7 +322,7 @@ ARMS = {
 def test_strictness_compares_arms_that_differ_in_nothing_else() -> None:
     gains = {"hard": 0.8, "soft": 0.85, "straight": 0.8, "other": 0.1, "batchtopk": 0.7}
     runs = [make_run(arm, seed, fve=gain + 0.001 * seed, l0=6.0) for arm, gain in gains.items() for seed in range(3)]
-    hardening = {("hard", seed): Kept(Estimate(0.9, 0.85, 0.95, 50), Estimate(0.75, 0.7, 0.8, 50), 0.3, 0.82) for seed in range(3)}
+    hardening = {("hard", seed): Retained(Estimate(0.9, 0.85, 0.95, 50), Estimate(0.75, 0.7, 0.8, 50), 0.3, 0.82) for seed in range(3)}
     figure = draw_mask_strictness(runs, ARMS, hardening, {}, "a")
     fits(figure)
     fve, kept, between = panels(figure)
@@ -338,7 +338,7 @@ def test_strictness_compares_arms_that_differ_in_nothing_else() -> None:
 
 def test_what_one_seed_kept_is_compared_with_that_seed_and_drawn_hollow() -> None:
     runs = [make_run("hard", seed, fve=0.8 + 0.1 * seed) for seed in range(3)]
-    kept = {("hard", 1): Kept(Estimate(0.9, 0.85, 0.95, 50), None, None, 0.95)}
+    kept = {("hard", 1): Retained(Estimate(0.9, 0.85, 0.95, 50), None, None, 0.95)}
     figure = draw_mask_strictness(runs, ARMS, kept, kept)
     assert titles(figure)[0] == "a FVE: as hardened against before, one seed (−0.0500)"
     dots = [line for line in panels(figure)[1].lines if line.get_marker() == "o"]

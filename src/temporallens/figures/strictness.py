@@ -22,7 +22,7 @@ from temporallens.wording import SPACE, fixed, minus, percent, plain
 STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight through"}
 """How a study calls it, and how the picture does; in the order of the rows of a group."""
 BEFORE = "same runs, before hardening"
-KEPT = (("o", "profiles: mean Spearman's correlation"), ("s", "specialised features that stay so"), ("|", "that share by chance"))
+MEASURES = (("o", "profiles: mean Spearman's correlation"), ("s", "specialised features that stay so"), ("|", "that share by chance"))
 MISSING = {
     "hardening": "this run does not hold what its dictionaries keep when they harden (evaluation.positions)",
     "seeds": "this run does not hold what its dictionaries keep from seed to seed (evaluation.positions, two seeds or more)",
@@ -33,7 +33,7 @@ TITLE_CHARACTERS = 38
 NAME = 26
 
 
-class Kept(NamedTuple):
+class Retained(NamedTuple):
     """What one run kept of its position specialisation between two states, or between two seeds; intervals are over documents."""
 
     profile: Estimate | None  # mean correlation of features' position profiles
@@ -61,8 +61,8 @@ class Line(NamedTuple):
 def draw_mask_strictness(
     runs: Sequence[RunResult],
     arms: Mapping[str, ArmSettings],
-    hardening: Mapping[tuple[str, int], Kept],
-    seeds: Mapping[tuple[str, int], Kept],
+    hardening: Mapping[tuple[str, int], Retained],
+    seeds: Mapping[tuple[str, int], Retained],
     title: str = "",
 ) -> Figure:
     """`arms` are the study's; `hardening` and `seeds` say what the run of an arm and seed kept when it hardened, and from seed to seed."""
@@ -78,15 +78,15 @@ def draw_mask_strictness(
                 say_missing(axes, "no arm of these activations has a mask whose strictness can be chosen")
             return figure
         reference = _draw_fve(panels[0], lines, runs, hardening)
-        _draw_kept(panels[1], lines, hardening, "b", "hardening", "when masks harden")
-        _draw_kept(panels[2], lines, seeds, "c", "seeds", "from seed to seed")
-        handles = [Line2D([], [], linestyle="none", marker=marker, color=INK, markersize=6, label=label) for marker, label in KEPT]
+        _draw_retained(panels[1], lines, hardening, "b", "hardening", "when masks harden")
+        _draw_retained(panels[2], lines, seeds, "c", "seeds", "from seed to seed")
+        handles = [Line2D([], [], linestyle="none", marker=marker, color=INK, markersize=6, label=label) for marker, label in MEASURES]
         note = f"{'a: dashed line BatchTopK without a mask; ' if reference else ''}{_seeds_said(rows)}; b, c:"
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(KEPT), title=note)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(MEASURES), title=note)
     return figure
 
 
-def _lines_of(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept]) -> list[Line]:
+def _lines_of(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Retained]) -> list[Line]:
     lines = []
     for row in rows:
         lines.append(Line(f"{plain(row.group, NAME)}: {STRICTNESS[row.strictness]}", row, before=False))
@@ -95,7 +95,7 @@ def _lines_of(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept]) ->
     return lines
 
 
-def _before(row: Row, hardening: Mapping[tuple[str, int], Kept]) -> dict[int, float]:
+def _before(row: Row, hardening: Mapping[tuple[str, int], Retained]) -> dict[int, float]:
     """FVE of the soft states of a row's runs, by seed."""
     states = {run.seed: hardening[_key(run)].fve_before for run in row.runs if _key(run) in hardening}
     return {seed: fve for seed, fve in states.items() if fve is not None}
@@ -161,7 +161,7 @@ def _look(strictness: str) -> tuple[str, str]:
 # a
 
 
-def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Kept]) -> bool:
+def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Retained]) -> bool:
     """Whether the dashed line of a dictionary without a mask is there."""
     for y, (_, row, before) in enumerate(lines):
         colour, marker = _look(row.strictness)
@@ -185,7 +185,7 @@ def _seeds_said(rows: Sequence[Row]) -> str:
     return f"bars: 95{SPACE}% interval over seeds, of one seed (hollow) over documents"
 
 
-def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Kept]) -> str:
+def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Retained]) -> str:
     """What the first group of several strictnesses says, against its hard masks and paired by seed; else what hardening cost."""
     hard = next((row for row in rows if row.strictness == "hard"), None)
     others = [row for row in rows if row.strictness != "hard"][:2]
@@ -214,7 +214,9 @@ def _against(pairs: Sequence[float], other: str) -> str:
 # b, c
 
 
-def _draw_kept(axes: Axes, lines: Sequence[Line], retained: Mapping[tuple[str, int], Kept], letter: str, between: str, when: str) -> None:
+def _draw_retained(
+    axes: Axes, lines: Sequence[Line], retained: Mapping[tuple[str, int], Retained], letter: str, between: str, when: str
+) -> None:
     known = [[] if line.before else [retained[_key(run)] for run in line.row.runs if _key(run) in retained] for line in lines]
     if not any(known):
         panel_title(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS)
@@ -236,10 +238,10 @@ def _draw_kept(axes: Axes, lines: Sequence[Line], retained: Mapping[tuple[str, i
     axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1.04)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
     axes.set_xlabel("correlation, or share of features")
-    panel_title(axes, letter, _kept_statement([one for seeds in known for one in seeds], when), TITLE_CHARACTERS)
+    panel_title(axes, letter, _retained_statement([one for seeds in known for one in seeds], when), TITLE_CHARACTERS)
 
 
-def _given(seeds: Sequence[Kept], of: Callable[[Kept], Estimate | None]) -> list[Estimate]:
+def _given(seeds: Sequence[Retained], of: Callable[[Retained], Estimate | None]) -> list[Estimate]:
     return [one for seed in seeds if (one := of(seed)) is not None and one.value is not None]
 
 
@@ -247,7 +249,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _kept_statement(seeds: Sequence[Kept], when: str) -> str:
+def _retained_statement(seeds: Sequence[Retained], when: str) -> str:
     chances = [seed.chance for seed in seeds if seed.chance is not None]
     shares, profiles = (
         [one.value for one in _given(seeds, of) if one.value is not None] for of in (lambda k: k.specialised, lambda k: k.profile)

@@ -41,7 +41,7 @@ from temporallens.figures.save import check_format, save
 from temporallens.figures.scan import draw_scan
 from temporallens.figures.sparsity import Activity, draw_sparsity_analysis
 from temporallens.figures.steps import History, known_weights
-from temporallens.figures.strictness import STRICTNESS, Kept, draw_mask_strictness
+from temporallens.figures.strictness import STRICTNESS, Retained, draw_mask_strictness
 from temporallens.figures.style import array
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
 from temporallens.files import read_json
@@ -224,9 +224,9 @@ class _Files(NamedTuple):
         for run in runs:
             measured = positions_of(run)
             if measured is not None and (change := measured.hardening):
-                hardening[run.arm, run.seed] = _kept([change.pattern])._replace(fve_before=change.fve_before)
+                hardening[run.arm, run.seed] = _retained([change.pattern])._replace(fve_before=change.fve_before)
             if measured is not None and measured.seeds:
-                seeds[run.arm, run.seed] = _kept([other.pattern for other in measured.seeds])
+                seeds[run.arm, run.seed] = _retained([other.pattern for other in measured.seeds])
         return draw_mask_strictness(runs, self.results.study.arms, hardening, seeds, f"{entry}: mask strictness")
 
 
@@ -246,9 +246,9 @@ def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
     return None if gates is None else gates.detach().numpy()
 
 
-def _kept(patterns: Sequence[Pattern]) -> Kept:
+def _retained(patterns: Sequence[Pattern]) -> Retained:
     """One comparison, or the mean of several; the mean of several has no interval of its own."""
-    return Kept(
+    return Retained(
         profile=_mean_estimate([pattern.profile for pattern in patterns]),
         specialised=_mean_estimate([pattern.set_retention for pattern in patterns]),
         chance=_mean([pattern.set_chance for pattern in patterns]),
