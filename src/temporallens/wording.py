@@ -3,7 +3,8 @@ documents. What is not known is a dash everywhere."""
 
 import json
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 UNKNOWN = "–"
@@ -53,6 +54,12 @@ def percent(share: float) -> str:
     value = 100 * share
     digits = f"{value:.0f}" if abs(value) >= 9.95 or value == 0 else f"{value:.1f}" if abs(value) >= 0.095 else f"{value:.2g}"
     return f"{digits}{SPACE}%"
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None
 
 
 # Intervals

@@ -8,15 +8,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from made_firings import sampled
 from made_results import ENTRY, STUDY, make_comparison, make_entry, make_results, make_run, make_scan
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.clusters.chance import Chance
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
+from temporallens.evaluation.clusters.section import ClustersPolicy, cluster_firings
+from temporallens.evaluation.clusters.stability import Agreement, Bootstraps
+from temporallens.evaluation.clusters.table import ClusterRow, Telling
+from temporallens.evaluation.clusters.worlds import Recovered, Recovery
+from temporallens.evaluation.model.splicing import Spliced, SplicingMeasures
+from temporallens.evaluation.order.scores import OrderGain
 from temporallens.evaluation.results import TimedResults, TimedRun
+from temporallens.evaluation.statistics import Estimate, Verdict
 from temporallens.figures.save import save
 from temporallens.report import answers, measured, page, tables
 from temporallens.report.side_by_side import Compared, arms_table, settings_table, write_side_by_side
+from temporallens.serial import as_json
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}"
 NAME = f"x{HOSTILE.replace('/', '')}"
@@ -333,16 +345,25 @@ def test_a_missing_or_broken_picture_is_one_sentence_and_no_report(
     assert not (tmp_path / "report.html").exists()
 
 
-def estimate(value: float | None, low: float | None = None, high: float | None = None, n: int = 10) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "n": n}
+def estimate(value: float | None, low: float | None = None, high: float | None = None, n: int = 10) -> Estimate:
+    return Estimate(value, low, high, n)
 
 
 def test_what_was_measured_has_its_table_with_intervals_and_dashes() -> None:
-    headline = {"clean": estimate(3.0, 2.9, 3.1), "spliced": estimate(3.5), "recovered_zero": estimate(0.93, 0.9, 0.95)}
-    headline |= {"recovered_mean": estimate(None), "kl": estimate(0.4, 0.3, 0.5)}
-    measure = {"tokens": 1234, "loss": "cross-entropy", "reason": None, "headline": headline, "everything": headline}
-    run = make_run("positional", measures={"splicing": measure})
-    (section,) = measured.measured_sections(make_results().activations, [make_run(), run], {})
+    headline = Spliced(
+        clean=estimate(3.0, 2.9, 3.1),
+        spliced=estimate(3.5),
+        zero=estimate(9.0),
+        mean=estimate(8.0),
+        recovered_zero=estimate(0.93, 0.9, 0.95),
+        recovered_mean=estimate(None),
+        kl=estimate(0.4, 0.3, 0.5),
+        kl_zero=None,
+        kl_mean=None,
+    )
+    measure = SplicingMeasures("cross-entropy", None, headline, headline, bins=[], rows=2, documents=2, tokens=1234)
+    run = make_run("positional", measures={"splicing": as_json(measure)})
+    (section,) = measured.measured_sections(make_results(runs=[make_run(), run]))
     (table,) = section.tables
     assert [row.head for row in table.rows] == ["positional, seed 0"]
     cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
@@ -354,25 +375,28 @@ def test_what_was_measured_has_its_table_with_intervals_and_dashes() -> None:
 
 
 def test_clusters_are_listed_one_by_one_where_several_stand_out_from_chance() -> None:
-    def cluster(first: int, last: int, periods: dict[str, int]) -> dict[str, Any]:
-        telling = [{"feature": 10 * first + place} for place in range(2)]
-        return {
-            "features": 7, "peak": [first, last], "width": 0.25, "trend": -0.5, "periods": periods, "silhouette": None, "telling": telling,
-        }  # fmt: skip
+    def cluster(first: int, last: int, periods: dict[str, int]) -> ClusterRow:
+        telling = [Telling(10 * first + place, 0.5, 300, first, 0.2, 0.1, 0, [], []) for place in range(2)]
+        return ClusterRow(7, [1.0], [1.0], [1.0], (first, last), 0.25, -0.5, (-0.6, -0.4), periods, None, None, [0], telling)
 
-    drawn = {"ari": 0.9, "low": 0.8, "high": 1.0}
-    recovered = {"clusters": 2, "ari": 0.75, "ari_at_classes": 0.5, "found": []}
-    world = {"features": 14, "classes": ["flat", "window"], "by_distance": {"jensen_shannon": recovered}}
-    several = {
-        "kept": 14, "features": 20, "clusters": 2, "silhouette": 0.6, "p": 0.01, "cophenetic": 0.9, "documents_drawn": drawn,
-        "chance": {"shuffled": {"cophenetic": {"mean": 0.4}}}, "seeds": [{"ari": 0.5}, {"ari": None}],
-        "rows": [cluster(1, 1, {}), cluster(4, 7, {"4": 5})], "world": world,
-    }  # fmt: skip
-    none = dict.fromkeys(several) | {"kept": 1, "features": 20, "chance": {}, "seeds": [], "rows": []}
-    runs = [make_run("positional", measures={"clusters": several}), make_run("batchtopk", measures={"clusters": none})]
-    held, classes, each = measured.cluster_tables(runs)
+    few = cluster_firings(sampled(np.full((20, 16), 0.2)), ClustersPolicy(least_firings=100_000))
+    shuffled = {"cophenetic": Chance(0.9, 0.4, 0.5, 0.01, 99)}
+    seeds = [Agreement(f"other seed {number}", None, 14, 2, 0.5, 0.9, ari, []) for number, ari in enumerate([0.5, None])]
+    several = few._replace(
+        kept=14,
+        clusters=2,
+        silhouette=0.6,
+        p=0.01,
+        cophenetic=0.9,
+        documents_drawn=Bootstraps(0.9, 0.8, 1.0, [], 20),
+        chance={"shuffled": shuffled},
+        seeds=seeds,
+        rows=[cluster(1, 1, {}), cluster(4, 7, {"4": 5})],
+        world=Recovery(14, ["flat", "window"], {"jensen_shannon": Recovered(2, 0.75, 0.5, [])}),
+    )
+    held, classes, each = CLUSTERS.tables({"positional, seed 0": several, "batchtopk, seed 0": few})
     cells = ["14 of 20", "2", "0.60", "0.010", "0.90 (0.40)", "0.90 (0.80 to 1.00)", "0.50"]
-    assert [row.cells for row in held.rows] == [cells, ["1 of 20", "–", "–", "–", "– (–)", "–", "–"]]
+    assert [row.cells for row in held.rows] == [cells, ["0 of 20", "–", "–", "–", "– (–)", "–", "–"]]
     assert [(row.head, row.cells) for row in classes.rows] == [("positional, seed 0: jensen-shannon", ["14", "2", "0.75", "0.50"])]
     assert each.title == "Clusters of positional, seed 0"
     assert [row.cells[1:5] for row in each.rows] == [["1", "25 %", "−0.50", "–"], ["4 to 7", "25 %", "−0.50", "4 (5)"]]
@@ -397,14 +421,17 @@ def test_several_runs_stand_side_by_side_with_what_differs(tmp_path: Path, pictu
 
 
 def test_gains_are_counted_by_verdict_against_the_ordinary_dictionary() -> None:
-    def gain(task: str, value: float, verdict: str) -> dict[str, Any]:
-        return {"task": task, "pooling": "bins", "probe": "dense", "against_bins": estimate(value), "verdict": verdict}
+    def gain(task: str, value: float, verdict: Verdict) -> OrderGain:
+        return OrderGain(task, "bins", "dense", estimate(value), estimate(value), 0.5, 0.5, verdict)
 
-    gains = {"positional-seed0": [gain("a", 0.2, "above"), gain("b", 0.0, "no difference")]}
-    told = {"against": {"positional-seed0": "batchtopk-seed0"}, "order": gains}
-    (table,) = measured.gains_tables("low", told)
+    gains = {"positional-seed0": [as_json(gain("a", 0.2, "above")), as_json(gain("b", 0.0, "no difference"))]}
+    content = {"against": {"positional-seed0": "batchtopk-seed0"}, "order": gains}
+    entry = next(iter(make_results().activations))
+    ((table,),) = [arms.tables for arms in measured.measured_sections(make_results(gains={entry: content}))]
+    assert table.title == f"{entry}: gains on order-sensitive tasks"
     assert [(row.head, row.cells) for row in table.rows] == [("positional-seed0: bins, dense", ["1", "1", "0", "0.100"])]
     assert "Against batchtopk-seed0" in table.note
-    several = told | {"against": {"positional-seed0": "batchtopk-seed0", "positional-seed1": "batchtopk-seed1"}}
-    assert "of the same level and seed" in measured.gains_tables("low", several)[0].note
-    assert measured.gains_tables("low", None) == []
+    several = content | {"against": {"positional-seed0": "batchtopk-seed0", "positional-seed1": "batchtopk-seed1"}}
+    (arms,) = measured.measured_sections(make_results(gains={entry: several}))
+    assert "of the same level and seed" in arms.tables[0].note
+    assert measured.measured_sections(make_results()) == []

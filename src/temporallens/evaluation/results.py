@@ -188,7 +188,7 @@ class Results(Part):
     activations: dict[str, ActivationsResult]
     runs: Sequence[RunResult]
     comparison: dict[str, Comparison]
-    gains: dict[str, JsonValue]
+    gains: dict[str, dict[str, Any]]
     """By activations: what probes of each dictionary have over those of an ordinary one (`docs/formats.md`)."""
 
 

@@ -3,7 +3,7 @@
 `sections.py` lists them all. Everything that knows about sections (the study file, stages, plan, results, report) goes through that list.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,10 @@ from jaxtyping import Int
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.evaluation.statistics import Verdict
 from temporallens.serial import from_json
 from temporallens.settings import Settings
+from temporallens.wording import Row, Table, average, fixed
 
 
 class Subject(NamedTuple):
@@ -40,7 +42,9 @@ class Subject(NamedTuple):
 class Gains(NamedTuple):
     """How a dictionary's measurement is compared with that of an ordinary one."""
 
-    compare: Callable[[Any, Any, Path], list[Any]]  # both measurements and the cache -> named tuples, each with a `verdict`
+    kind: type  # a named tuple: one comparison
+    compare: Callable[[Any, Any, Path], list[Any]]  # both measurements and the cache
+    table: Callable[[str, Mapping[str, Sequence[Any]]], Table]  # with whom, and the comparisons of each dictionary
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Section:
     in_results: bool = True  # False: nothing of it stands in results.json
     reads_model: bool = False  # reads the language model again; activations of another source have no such section
     across_seeds: bool = False  # compares with the same arm trained from other seeds
+    tables: Callable[[Mapping[str, Any]], list[Table]] | None = None  # for the report, of measurements by dictionary
     gains: Gains | None = None
     content: Callable[[Any], str | None] = lambda policy: None  # what pins the content of files that its policy names
     encodings: float | None = None  # its cost in encodings of the held-out documents; None: not known beforehand
@@ -90,3 +95,33 @@ def _changed(content: Any, path: list[str], change: Callable[[dict[str, Any], st
     if len(path) == 1:
         return change(content, path[0])
     return content | {path[0]: _changed(content[path[0]], path[1:], change)}
+
+
+COUNTED: tuple[Verdict, ...] = ("above", "no difference", "below")
+
+
+class Tally(NamedTuple):
+    """One comparison of a dictionary with an ordinary one, as tables count it."""
+
+    run: str
+    pooling: str
+    probe: str
+    verdict: Verdict
+    difference: float | None
+
+
+def gains_table(what: str, unit: str, rule: str, against: str, tallies: Sequence[Tally]) -> Table:
+    """How often each dictionary, pooled and probed in each way, lies above or below the ordinary one; without rows where nothing is
+    compared."""
+    rows = []
+    for run, pooling, probe in dict.fromkeys(tally[:3] for tally in tallies):
+        alike = [tally for tally in tallies if tally[:3] == (run, pooling, probe)]
+        verdicts = [tally.verdict for tally in alike]
+        counts = [str(verdicts.count(verdict)) for verdict in COUNTED]
+        rows.append(Row(f"{run}: {pooling}, {probe}", [*counts, fixed(average(tally.difference for tally in alike), 3)]))
+    columns = ["dictionary, pooling, probe", *COUNTED, f"{unit} difference, mean"]
+    note = (
+        f"Against {against}, with probes of the same size on the same items; counts of {what}. {rule} The difference is to its codes "
+        "pooled by position bins, which a dictionary that knows positions has to beat."
+    )
+    return Table(f"gains on {what}", columns, rows, note)

@@ -5,7 +5,7 @@ counts only above its noise floor; what was not measured is said not to have bee
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
-from temporallens.wording import ONE_SEED, counted, fixed, listed, percent, plus
+from temporallens.wording import ONE_SEED, average, counted, fixed, listed, percent, plus
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
@@ -203,12 +203,6 @@ def _measured_parts(families: Mapping[str, Runs]) -> list[str]:
 def _best_first(families: Mapping[str, Runs]) -> list[str]:
     """By mean FVE."""
     return sorted(families, key=lambda family: -statistics.fmean(run.fve for run in families[family]))
-
-
-def average(values: Iterable[float | None]) -> float | None:
-    """The mean of what is known; None where nothing is."""
-    found = [value for value in values if value is not None]
-    return statistics.fmean(found) if found else None
 
 
 def _findings(family: str, comparison: Comparison) -> list[str]:

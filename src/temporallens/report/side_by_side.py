@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from temporallens.evaluation.results import TimedResults, by_family
 from temporallens.files import write_text
-from temporallens.report.answers import Answer, answer, average
+from temporallens.report.answers import Answer, answer
 from temporallens.report.page import environment, read_picture, script
 from temporallens.report.tables import fixed_l0, mean_cell, seeds_of
-from temporallens.wording import UNKNOWN, Row, Table, fixed, setting
+from temporallens.wording import UNKNOWN, Row, Table, average, fixed, setting
 
 WITHOUT = ("notes", "name")
 """Parts of a study that change no number."""

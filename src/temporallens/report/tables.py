@@ -10,8 +10,8 @@ from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, by_arm, by_family
 from temporallens.evaluation.statistics import Difference, Mean, mean_of
-from temporallens.report.answers import average, model_and_layer
-from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, known, minus, number, plus, plus_minus, span
+from temporallens.report.answers import model_and_layer
+from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, average, fixed, known, minus, number, plus, plus_minus, span
 
 NOTE = "earlier records"
 """Heading of the column of a study's notes."""

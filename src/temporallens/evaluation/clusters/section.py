@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from temporallens import wording
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -26,6 +27,7 @@ from temporallens.evaluation.clusters.worlds import Recovery, is_world, recovery
 from temporallens.evaluation.firings import Firings, find_firings
 from temporallens.evaluation.section import Section, Subject
 from temporallens.training.snapshots import snapshots_of
+from temporallens.wording import UNKNOWN, Row, fixed, span
 
 __all__ = ["ClusterMeasures", "ClustersPolicy", "cluster_firings", "measure_clusters"]
 
@@ -184,6 +186,78 @@ def _of_subject(subject: Subject, policy: ClustersPolicy) -> ClusterMeasures:
     return measure_clusters(subject.dictionary, subject.store, subject.held_out, policy, snapshots, others)
 
 
+def tables(found: Mapping[str, ClusterMeasures]) -> list[wording.Table]:
+    """How many temporal clusters stand out from chance, how well they hold, and what each is."""
+    each = [_each_cluster(head, measure) for head, measure in found.items() if len(measure.rows) > 1]
+    return [_held_table(found), *_worlds_tables(found), *each]
+
+
+def _held_table(found: Mapping[str, ClusterMeasures]) -> wording.Table:
+    rows = []
+    for head, measure in found.items():
+        drawn, shuffled = measure.documents_drawn, measure.chance.get("shuffled", {}).get("cophenetic")
+        seeds = [other.ari for other in measure.seeds if other.ari is not None]
+        cells = [
+            f"{measure.kept:,} of {measure.features:,}",
+            fixed(measure.clusters, 0),
+            fixed(measure.silhouette, 2),
+            fixed(measure.p, 3),
+            f"{fixed(measure.cophenetic, 2)} ({fixed(shuffled and shuffled.mean, 2)})",
+            UNKNOWN if drawn is None or drawn.ari is None else f"{fixed(drawn.ari, 2)} ({fixed(drawn.low, 2)} to {fixed(drawn.high, 2)})",
+            fixed(sum(seeds) / len(seeds), 2) if seeds else UNKNOWN,
+        ]
+        rows.append(Row(head, cells))
+    columns = [
+        "dictionary",
+        "features",
+        "clusters",
+        "silhouette",
+        "p against chance",
+        "cophenetic (shuffled)",
+        "ARI over documents",
+        "ARI over seeds",
+    ]
+    note = (
+        "Features that fire often enough to have a profile. One cluster: nothing stands out from chance. ARI: adjusted Rand index with "
+        "the clusters of other draws of the documents, and of other seeds."
+    )
+    return wording.Table("Temporal clusters", columns, rows, note)
+
+
+def _worlds_tables(found: Mapping[str, ClusterMeasures]) -> list[wording.Table]:
+    """What is made of the classes of a world with known answers, by each distance."""
+    rows = []
+    for head, world in ((head, measure.world) for head, measure in found.items() if measure.world):
+        for distance, recovered in world.by_distance.items():
+            cells = [f"{world.features:,}", f"{recovered.clusters:,}", fixed(recovered.ari, 2)]
+            rows.append(Row(f"{head}: {distance.replace('_', '-')}", [*cells, fixed(recovered.ari_at_classes, 2)]))
+    columns = ["dictionary: distance", "true features", "clusters", "ARI with the classes", "at as many clusters as classes"]
+    note = "Of the true features that the dictionary has found and that fire often enough."
+    return [wording.Table("Temporal clusters and the classes of this world", columns, rows, note)] if rows else []
+
+
+def _each_cluster(head: str, measure: ClusterMeasures) -> wording.Table:
+    rows = []
+    for number, cluster in enumerate(measure.rows, 1):
+        periods = [f"{period} ({count:,})" for period, count in cluster.periods.items()]
+        cells = [
+            f"{cluster.features:,}",
+            span(*cluster.peak),
+            f"{fixed(100 * cluster.width, 0)} %",
+            fixed(cluster.trend, 2),
+            ", ".join(periods) or UNKNOWN,
+            fixed(cluster.silhouette, 2),
+            ", ".join(str(telling.feature) for telling in cluster.telling),
+        ]
+        rows.append(Row(str(number), cells))
+    columns = ["cluster", "features", "peak at positions", "width", "trend", "periods (features)", "silhouette", "most telling features"]
+    note = (
+        "Peak: where the mean profile is highest. Width: share of the bins of positions that a feature is spread over; trend: "
+        "correlation of its level and the bin; medians. The feature browser shows each feature."
+    )
+    return wording.Table(f"Clusters of {head}", columns, rows, note)
+
+
 SECTION = Section(
     name="clusters",
     policy=ClustersPolicy,
@@ -192,4 +266,5 @@ SECTION = Section(
     measures=ClusterMeasures,
     details=("labels", "drawing"),
     across_seeds=True,
+    tables=tables,
 )

@@ -14,7 +14,7 @@ open. Intervals are by bootstrap over documents. Source: docs/method.md, "Fideli
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from temporallens.evaluation.positions.specialisation import correlation
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.settings import Seed, Settings
+from temporallens.wording import Row, Table, counted, estimated
 
 LEAST_TEXT = 8
 """Tokens of text that a row must still have behind the longest prefix."""
@@ -350,6 +351,35 @@ def _of_subject(subject: Subject, policy: FidelityPolicy) -> FidelityMeasures:
     return measure_fidelity(subject.dictionary, model, layer, subject.store, subject.held_out, policy, subject.cache)
 
 
+def tables(found: Mapping[str, FidelityMeasures]) -> list[Table]:
+    """What features follow when a prefix pushes the text to later positions."""
+    rows = []
+    for head, measure in found.items():
+        for shift in measure.shifts:
+            rows.append(
+                Row(
+                    f"{head}: {counted(shift.shift, 'token', 'tokens')}",
+                    [
+                        estimated(shift.absolute_index, 2),
+                        f"{shift.tied_to_index:,} / {shift.tied_to_content:,} / {shift.undecided:,}",
+                        estimated(shift.content, 1, 100, " %"),
+                        estimated(shift.fve.change, 4),
+                        estimated(shift.mask_change, 4),
+                    ],
+                )
+            )
+    columns = [
+        "dictionary, prefix",
+        "absolute index (AI)",
+        "tied to index / content / neither",
+        "firings that stay",
+        "FVE change",
+        "of it by the mask",
+    ]
+    note = "AI above 0: a feature's profile stays with the index; below: it moves with the text."
+    return [Table("Positional fidelity", columns, rows, note)]
+
+
 SECTION = Section(
     name="fidelity",
     policy=FidelityPolicy,
@@ -358,4 +388,5 @@ SECTION = Section(
     measures=FidelityMeasures,
     details=("features", "shifts.feature_absolute_index", "shifts.feature_distance", "shifts.feature_content"),
     reads_model=True,
+    tables=tables,
 )

@@ -9,7 +9,7 @@ there the mean squared distance of its last hidden states from the clean ones, a
 cross-entropy. Intervals are by bootstrap over documents.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +36,7 @@ from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, 
 from temporallens.precision import AskedPrecision
 from temporallens.progress import progress
 from temporallens.settings import Seed, Settings
+from temporallens.wording import Row, Table, estimated
 
 FORMAT = "temporallens.splicing/1"
 LEAST_TOKENS = 3  # of a row: its first is excluded, and the last predicts nothing
@@ -308,6 +309,32 @@ def _of_subject(subject: Subject, policy: SplicingPolicy) -> SplicingMeasures:
     return measure_splicing(subject.dictionary, model, layer, subject.store, subject.held_out, policy, subject.cache)
 
 
+def tables(found: Mapping[str, SplicingMeasures]) -> list[Table]:
+    """What the model loses when it goes on from reconstructions."""
+    rows = []
+    for head, measure in found.items():
+        headline, everything = measure.headline, measure.everything
+        rows.append(
+            Row(
+                head,
+                [
+                    f"{measure.tokens:,}",
+                    estimated(headline.clean),
+                    estimated(headline.spliced),
+                    estimated(headline.recovered_zero),
+                    estimated(headline.recovered_mean),
+                    estimated(headline.kl),
+                    estimated(everything.recovered_zero),
+                ],
+            )
+        )
+    first = next(iter(found.values()))
+    loss = "cross-entropy" if first.loss == "cross-entropy" else "share of the last hidden states' variance lost"
+    columns = ["dictionary", "tokens", "clean", "spliced", "recovered (zeros)", "recovered (mean)", "KL, nats", "recovered, position 0 too"]
+    note = f"Loss: {loss}. Recovered: share of what zeros, or the mean activation, in place of the layer would cost."
+    return [Table("Spliced into the model", columns, rows, f"{note} {first.reason}." if first.reason else note)]
+
+
 SECTION = Section(
     name="splicing",
     policy=SplicingPolicy,
@@ -315,4 +342,5 @@ SECTION = Section(
     measure=_of_subject,
     measures=SplicingMeasures,
     reads_model=True,
+    tables=tables,
 )

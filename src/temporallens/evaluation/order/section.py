@@ -6,7 +6,7 @@ dictionary pooled by position bins with as many features (`scores.order_gains`).
 dictionaries of a layer and is kept in the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +29,10 @@ from temporallens.evaluation.model.passes import TextActivations, open_model, te
 from temporallens.evaluation.order.scores import (
     DENSE,
     Judge,
+    OrderGain,
     OrderMeasures,
     OrderScore,
+    OrderTaskMeasures,
     held_out_logits,
     order_gains,
     scaled_logits,
@@ -39,11 +41,12 @@ from temporallens.evaluation.order.scores import (
 from temporallens.evaluation.order.surprisal import text_surprisal
 from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks
 from temporallens.evaluation.probing.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
-from temporallens.evaluation.section import Gains, Section, Subject
+from temporallens.evaluation.section import Gains, Section, Subject, Tally, gains_table
 from temporallens.files import fingerprint
 from temporallens.precision import ComputeDtype
 from temporallens.serial import as_json, from_json
 from temporallens.settings import Length, Seed, Settings
+from temporallens.wording import UNKNOWN, Row, Table, estimated, fixed
 
 FORMAT = "temporallens.order/1"
 
@@ -275,6 +278,53 @@ def _text_content(policy: OrderPolicy) -> str | None:
     return open_corpus(policy.text, policy.column, policy.split).fingerprint
 
 
+def tables(found: Mapping[str, OrderMeasures]) -> list[Table]:
+    """Accuracy on order-sensitive tasks: the best of each dictionary's ways by pooling, beside what needs no dictionary."""
+    made = []
+    for head, measure in found.items():
+        rows = [_order_row(task) for task in measure.tasks]
+        columns = [
+            "task",
+            "items",
+            "chance",
+            "bag of words",
+            "bigrams",
+            "surprisal",
+            "channels, bins",
+            "codes, mean",
+            "codes, last",
+            "codes, bins",
+        ]
+        note = (
+            "Dense probes; accuracy on folds that the probe did not see. An arm gains only where it beats an ordinary dictionary "
+            "pooled by bins."
+        )
+        made.append(Table(f"Order-sensitive tasks: {head}", columns, rows, note))
+    return made
+
+
+def _order_row(task: OrderTaskMeasures) -> Row:
+    def best(basis: str, pooling: str | None) -> str:
+        own = [score for score in task.scores if score.basis == basis and (pooling is None or score.pooling == pooling)]
+        dense = [score for score in own if score.probe == "dense"] or own
+        return estimated(dense[0].accuracy, 2) if dense else UNKNOWN
+
+    head = task.name.replace("_", " ") + ("" if task.about_order else " (control)")
+    cells = [f"{task.items:,}", fixed(task.chance, 2)]
+    ways = (("bag of words", None), ("bigrams", None), ("surprisal", None), ("activations", "bins"))
+    cells += [best(basis, pooling) for basis, pooling in ways]
+    cells += [best("dictionary", pooling) for pooling in ("mean", "last", "bins")]
+    return Row(head, cells)
+
+
+def _gains_table(against: str, gains: Mapping[str, Sequence[OrderGain]]) -> Table:
+    tallies = [
+        Tally(run, gain.pooling, gain.probe, gain.verdict, gain.against_bins.value) for run, found in gains.items() for gain in found
+    ]
+    rule = "Above: better than its codes pooled by bins and than those pooled alike, q < .05."
+    return gains_table("order-sensitive tasks", "accuracy", rule, against, tallies)
+
+
 SECTION = Section(
     name="order",
     policy=OrderPolicy,
@@ -282,6 +332,7 @@ SECTION = Section(
     measure=_of_subject,
     measures=OrderMeasures,
     reads_model=True,
-    gains=Gains(lambda own, ordinary, cache: order_gains(own, ordinary)),
+    gains=Gains(OrderGain, lambda own, ordinary, cache: order_gains(own, ordinary), _gains_table),
     content=_text_content,
+    tables=tables,
 )

@@ -17,12 +17,13 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.positions.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
-from temporallens.evaluation.positions.retention import Change, SeedAgreement, compare_seeds, compare_states, measure
+from temporallens.evaluation.positions.retention import Change, Pattern, SeedAgreement, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import snapshots_of, soft_of
+from temporallens.wording import UNKNOWN, Row, Table, estimated, fixed
 
 __all__ = ["PositionMeasures", "PositionsPolicy", "measure_positions"]
 
@@ -104,6 +105,98 @@ def _of_subject(subject: Subject, policy: PositionsPolicy) -> PositionMeasures:
     )
 
 
+def tables(found: Mapping[str, PositionMeasures]) -> list[Table]:
+    """Which features depend on position; what of it hardening and other seeds keep; what masks and weights follow."""
+    depend = [
+        Row(
+            head,
+            [
+                f"{measured.specialised.n:,}",
+                estimated(measured.specialised, 1, 100, " %"),
+                estimated(measured.information, 2, 1000),
+                estimated(measured.specialisation),
+                estimated(measured.eta2, 2, 100, " %"),
+                estimated(measured.reliability, 2),
+            ],
+        )
+        for head, measured in found.items()
+    ]
+    return [
+        Table(
+            "Features that depend on position",
+            [
+                "dictionary",
+                "features measured",
+                "specialised",
+                "information, millibits",
+                "specialisation (PSI)",
+                "η²",
+                "split-half reliability",
+            ],
+            depend,
+            "Specialised: the circular-shift null is rejected, q < .05. Means over measured features, what chance gives taken off.",
+        ),
+        *_kept_tables(found),
+        *_following_tables(found),
+    ]
+
+
+def _kept_tables(found: Mapping[str, PositionMeasures]) -> list[Table]:
+    rows = []
+    for head, measured in found.items():
+        if measured.hardening:
+            rows.append(_kept_row(f"{head}: soft to hard", measured.hardening.pattern, measured.hardening))
+        rows += [_kept_row(f"{head}: step {step} to the end", change.pattern, change) for step, change in measured.annealing.items()]
+        rows += [_kept_row(f"{head}: other seed, {number}", other.pattern, None) for number, other in enumerate(measured.seeds, 1)]
+    columns = ["from, to", "pairs", "profiles alike (ρ)", "specialised that stay so", "by chance", "firings in common", "FVE gap", "L0 gap"]
+    note = (
+        "Profiles alike: Spearman's correlation of mean activations by position, mean over features. Another seed's features are "
+        "matched by their decoder rows."
+    )
+    return [Table("Position specialisation retention", columns, rows, note)] if rows else []
+
+
+def _kept_row(head: str, pattern: Pattern, change: Change | None) -> Row:
+    cells = [
+        f"{pattern.pairs:,}",
+        estimated(pattern.profile, 2),
+        estimated(pattern.set_retention, 1, 100, " %"),
+        UNKNOWN if pattern.set_chance is None else f"{fixed(100 * pattern.set_chance, 1)} %",
+    ]
+    if change is None:
+        return Row(head, [*cells, UNKNOWN, UNKNOWN, UNKNOWN])
+    return Row(
+        head,
+        [*cells, estimated(change.firing_overlap, 1, 100, " %"), estimated(change.fve_gap, 4), estimated(change.l0_gap, 2)],
+    )
+
+
+def _following_tables(found: Mapping[str, PositionMeasures]) -> list[Table]:
+    rows = []
+    for head, measured in found.items():
+        correlations, mask = measured.correlations, measured.mask
+        if mask is None and correlations.weight_unexplained.value is None:
+            continue
+        rows.append(
+            Row(
+                head,
+                [
+                    f"{correlations.openness_unexplained.n:,}",
+                    estimated(correlations.openness_unexplained, 2),
+                    estimated(correlations.weight_unexplained, 2),
+                    fixed(mask and mask.auroc_ungated, 3),
+                    UNKNOWN if mask is None or mask.closed_mass is None else f"{fixed(100 * mask.closed_mass, 2)} %",
+                ],
+            )
+        )
+    columns = ["dictionary", "positions", "openness, unexplained (ρ)", "weight, unexplained (ρ)", "mask AUROC", "closed mass"]
+    note = (
+        "Correlations over positions with the share of their variance that is left unexplained. Mask AUROC: open where the feature "
+        "would fire if the mask were open everywhere."
+    )
+    return [Table("What masks and position weights follow", columns, rows, note)] if rows else []
+
+
 SECTION = Section(
     name="positions",
     policy=PositionsPolicy,
@@ -112,4 +205,5 @@ SECTION = Section(
     measures=PositionMeasures,
     details=("features",),
     across_seeds=True,
+    tables=tables,
 )

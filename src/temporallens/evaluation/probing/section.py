@@ -7,7 +7,7 @@ residual stream itself, its best channels or all, say what a dictionary has to b
 the dictionary and are kept in a cache, as is every set that is finished, so that a second dictionary is cheap and a stop costs one set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from temporallens.evaluation.probing.fitting import Probed, dense_probes, draw_t
 from temporallens.evaluation.probing.pooling import POOLINGS, Pooling, every_token, pool_codes, pool_raw
 from temporallens.evaluation.probing.results import (
     FORMAT,
+    POSITIONAL,
+    Gain,
     Kind,
     ProbedSet,
     ProbingMeasures,
@@ -38,13 +40,14 @@ from temporallens.evaluation.probing.results import (
 )
 from temporallens.evaluation.probing.saebench import SparseProbingPolicy, check_codes, sparse_probing
 from temporallens.evaluation.probing.scores import Scored, resamples_of, score_probes
-from temporallens.evaluation.section import Gains, Section, Subject
+from temporallens.evaluation.section import Gains, Section, Subject, Tally, gains_table
 from temporallens.evaluation.texts.labelled import LEAST_TEXTS, Columns, LabelledSet, first_of_each
 from temporallens.evaluation.texts.sets import ALL_SHIPPED, open_sets
 from temporallens.files import fingerprint, tensor_digest, user_path
 from temporallens.precision import ComputeDtype
 from temporallens.progress import progress
 from temporallens.settings import Length, Seed, Settings
+from temporallens.wording import Row, Table, estimated
 
 DRAW_SEED = 0
 """Of the draw of texts and of their resamples, which all dictionaries and all of a policy's seeds share."""
@@ -239,6 +242,32 @@ def _of_subject(subject: Subject, policy: ProbingPolicy) -> ProbingMeasures:
     return measure_probing(subject.dictionary, model, layer, policy, subject.cache, revision)
 
 
+def tables(found: Mapping[str, ProbingMeasures]) -> list[Table]:
+    """AUC of sparse probes, mean over sets."""
+    rows = []
+    for head, measure in found.items():
+        for score in measure.scores:
+            if score.set is None:
+                cells = [estimated(score.auc), estimated(score.accuracy)]
+                rows.append(Row(f"{head}: {score.subject}, {score.pooling}, {_size(score.k)}", cells))
+    note = "Means over labelled sets; regularisation chosen by validation, bootstrap over tested texts. Mean pooling is blind to order."
+    return [Table("Sparse probing", ["probe", "AUC", "accuracy"], rows, note)]
+
+
+def _size(k: int | None) -> str:
+    return "all columns" if k is None else f"k = {k}"
+
+
+def _gains_table(against: str, gains: Mapping[str, Sequence[Gain]]) -> Table:
+    tallies = [
+        Tally(run, gain.pooling, _size(gain.k), gain.verdict, gain.auc.value)
+        for run, found in gains.items()
+        for gain in found
+        if gain.set is not None and gain.against == POSITIONAL
+    ]
+    return gains_table("labelled sets", "AUC", "Above: the interval of the difference lies above zero.", against, tallies)
+
+
 SECTION = Section(
     name="probing",
     policy=ProbingPolicy,
@@ -246,6 +275,7 @@ SECTION = Section(
     measure=_of_subject,
     measures=ProbingMeasures,
     reads_model=True,
-    gains=Gains(lambda own, ordinary, cache: probing_gains(own.kept, ordinary.kept, cache)),
+    gains=Gains(Gain, lambda own, ordinary, cache: probing_gains(own.kept, ordinary.kept, cache), _gains_table),
     content=lambda policy: fingerprint([content_of(name) for name in policy.sets]),
+    tables=tables,
 )
