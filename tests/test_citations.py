@@ -21,8 +21,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAME = re.compile(r"\b(?:[A-Z]\w*[a-z]\w*[A-Z]\w*|[A-Z][A-Z_]{3,}|[A-Z][a-z]{4,}|[a-z]{2,}(?:_[a-z0-9]+)+)\b")
 """What can only be a name of the code: CamelCase, CAPITALS, Capitalised or snake_case."""
 ENDINGS = (".md", ".py", ".yaml", ".toml", ".yml")
-MADE = ("runs", ".venv", "studies/STUDY.yaml", "STUDY.yaml", "measures", "results.json", "report.html")
-"""What a page may name though it is not in the repository: what commands make, and stand-ins for files of the reader's own."""
+MADE = ("runs", "measures")
+"""Folders that commands make."""
 
 
 def cited(page: str) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _is_public(dotted: str) -> bool:
 
 def _is_a_path(text: str) -> bool:
     """A path from the root, or from the package; what stands in angle brackets is any; names of the hub begin nowhere here."""
-    if text.split("/", maxsplit=1)[0] in MADE or text in MADE:
+    if text.split("/", maxsplit=1)[0] in MADE:
         return True
     pattern = re.sub(r"<\w+>", "*", text).rstrip("/")
     if text.endswith("/") and "/" not in pattern:

@@ -24,6 +24,7 @@ from temporallens.cli import GO_ON, app
 from temporallens.files import locked, read_json, write_json
 from temporallens.study.reading import read_kept
 from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
+from tiny_studies import draw_headline_alone
 
 STUDIES = Path(__file__).parents[1] / "studies"
 COMMANDS = ("run", "harvest", "train", "evaluate", "figures", "report", "scan", "import")
@@ -646,7 +647,8 @@ def test_runs_that_cannot_stand_side_by_side_are_refused_in_one_sentence(drawn: 
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_study_runs_on_a_model_of_every_family(family: str, study: Path, tmp_path: Path) -> None:
+def test_a_study_runs_on_a_model_of_every_family(family: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_headline_alone(monkeypatch)
     folder, out = tiny_model(family, tmp_path / family), tmp_path / "out"
     text = study.read_text().replace("arms:", f"scans: [{{model: any, text: {tmp_path / 'text.jsonl'}, context_length: 16}}]\narms:")
     study.write_text(text)

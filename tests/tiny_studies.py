@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+from temporallens.study import pictures
+
 VALID = """\
 name: tiny
 threads: 1
@@ -54,3 +58,9 @@ def documents(count: int, seed: int = 0) -> str:
     words = ["state", "union", "people", "prices", "moon", "rain", "river", "bridge", "law", "peace", "trade", "road", "school", "winter"]
     texts = [" ".join(words[(seed + number * 7 + place * (number % 5 + 1)) % len(words)] for place in range(40)) for number in range(count)]
     return "".join(json.dumps({"text": f"{text}. Document {number} ends."}) + "\n" for number, text in enumerate(texts))
+
+
+def draw_headline_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs draw their last picture only, which proves that figures are done: pictures take most of a tiny study's time."""
+    every = pictures.pictures_of
+    monkeypatch.setattr(pictures, "pictures_of", lambda *run: every(*run)[-1:])

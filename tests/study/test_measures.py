@@ -23,6 +23,7 @@ from temporallens.study.gains import partners
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 from tiny_models import tiny_model
+from tiny_studies import draw_headline_alone
 
 WORDS = ["state", "union", "people", "prices", "moon", "rain", "river", "bridge", "law", "peace", "trade", "road", "school", "winter"]
 
@@ -116,12 +117,15 @@ def test_the_results_hold_no_list_with_an_entry_for_every_feature(finished: Path
     assert len(whole["rate"]) == len(whole["contexts"]) == FEATURES
 
 
-def test_the_report_shows_every_feature_of_what_this_study_looks_at(finished: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
+def test_the_report_shows_every_feature_of_what_this_study_looks_at(
+    finished: Path, tmp_path: Path, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
     run_study(read_study(finished / "study.yaml"), run)
     assert browsed(run) == [
         f"{place}, seed 0" for place in ("low, batchtopk-k4", "low, positional-k4", "world, batchtopk-k4", "world, positional-k4")
     ]
+    draw_headline_alone(monkeypatch)
     unlooked = tmp_path / "study.yaml"
     unlooked.write_text("".join(line for line in STUDY.format(**sources).splitlines(keepends=True) if not line.startswith("  features:")))
     run_study(read_study(unlooked), run)

@@ -17,6 +17,7 @@ from temporallens.study.config import Study
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
 from temporallens.study.reading import StudyFile, read_kept, read_study, write_kept
 from temporallens.study.run import run_study
+from temporallens.study.stages import Kind
 from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
 from temporallens.training.trainer import Trainee
 from tiny_studies import LEVELED, VALID
@@ -42,10 +43,10 @@ def results_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "results.json").read_text()))
 
 
-def run(path: Path, folder: Path) -> list[str]:
-    """Run the study and return what it said."""
+def run(path: Path, folder: Path, up_to: Kind = "report") -> list[str]:
+    """Run the study and return what it said. Pictures take most of the time: a test that does not look at them stops before."""
     said: list[str] = []
-    run_study(read_study(path), folder, say=said.append)
+    run_study(read_study(path), folder, up_to, say=said.append)
     return said
 
 
@@ -104,7 +105,7 @@ def test_run_again_it_does_nothing(folder: Path) -> None:
 @one_worker
 def test_a_changed_arm_is_trained_alone_and_the_rest_keeps_its_bits(folder: Path, write: Callable[..., Path]) -> None:
     before = results_of(folder)
-    said = run(write(("k: 4", "k: 5")), folder)
+    said = run(write(("k: 4", "k: 5")), folder, "evaluate")
     assert [line for line in said if line.startswith("train")] == [
         "train: 2 of 4 finished before, skipped",
         "train/low/positional-seed0: done",
@@ -137,7 +138,7 @@ def test_a_failed_stage_leaves_no_results_and_the_finished_ones(
         with pytest.raises(TemporalLensError, match="became NaN"):
             run(write(), tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
-    assert "harvest: 2 of 2 finished before, skipped" in run(write(), tmp_path / "run")
+    assert "harvest: 2 of 2 finished before, skipped" in run(write(), tmp_path / "run", "train")
 
 
 @one_worker
@@ -223,7 +224,7 @@ def test_a_scan_that_is_no_longer_asked_for_leaves_the_results(folder: Path, wri
     path = write()
     text = path.read_text()
     path.write_text(text.replace(text[text.index("scans:") : text.index("activations:")], ""))
-    run(path, folder)
+    run(path, folder, "evaluate")
     assert results_of(folder)["scans"] == {}
 
 

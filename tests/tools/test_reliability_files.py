@@ -14,7 +14,7 @@ import pytest
 import torch
 from tools.errors import PAGE, as_page, sentences
 
-from temporallens.activations import importing, store
+from temporallens.activations import importing, writer
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
@@ -253,9 +253,9 @@ def test_a_folder_is_abandoned_only_when_it_is_empty(tmp_path: Path) -> None:
 
 def test_an_import_for_which_the_disk_is_too_small_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(importing, "StoreWriter", partial(store.StoreWriter, shard_bytes=1))
+    monkeypatch.setattr(importing, "StoreWriter", partial(writer.StoreWriter, shard_bytes=1))
     x = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
-    write, written = store.write_tensors, []
+    write, written = writer.write_tensors, []
 
     def full(path: Path, *rest: object) -> str:
         if path.name == "shard-00003.safetensors":
@@ -264,7 +264,7 @@ def test_an_import_for_which_the_disk_is_too_small_goes_on_later(tmp_path: Path,
         return write(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_tensors", full)
+        patch.setattr(writer, "write_tensors", full)
         with pytest.raises(CannotWriteError, match="shard-00003"):
             ActivationStore.from_arrays(x, tmp_path / "store")
     assert len(list((tmp_path / "store").glob("shard-*"))) == 3
