@@ -104,13 +104,20 @@ def _study_in(text: str, path: Path, model: str | None) -> StudyFile:
     return StudyFile(replaced, header + yaml.dump(replaced.model_dump(mode="json"), Dumper=Dumper, sort_keys=False))
 
 
+class _WholeFloat(int):
+    """A whole number that was written as a float, which messages show as it is to YAML."""
+
+    def __repr__(self) -> str:
+        return repr(float(self))
+
+
 def _as_settings(content: Any) -> Any:
     """YAML's values as strict validation takes them: lists as tuples, which cannot change, and 1e3, which is a float to YAML, as 1000."""
     made: dict[int, Any] = {}  # once for each value: aliases may repeat one more often than there is memory for
 
     def converted(value: Any) -> Any:
         if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
-            return int(value)
+            return _WholeFloat(value)
         if not isinstance(value, dict | list):
             return value
         if id(value) not in made:

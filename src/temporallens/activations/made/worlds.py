@@ -25,7 +25,7 @@ from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, user_path, write_json, write_tensors
 from temporallens.progress import progress
-from temporallens.settings import Length, Seed, Settings
+from temporallens.settings import Seed, Settings
 
 FORMAT = "temporallens.world/1"
 CLASSES = ("global", "window", "start", "ramp", "periodic")
@@ -67,7 +67,7 @@ class WorldPolicy(Settings):
     features: int = Field(256, ge=len(CLASSES))
     """True features; classes take turns, rank by rank."""
 
-    positions: Length = Field(64, ge=8)
+    positions: int = Field(64, ge=8)
     """Tokens in a full row; position 0 holds no feature and is excluded from training."""
 
     sequences: int = Field(6400, ge=2 * DOCUMENT, le=1 << 26)
