@@ -4,12 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow, clock_named
+from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow, at_positions, clock_named, over_positions
 from temporallens.activations.language.token_rows import RowShape, token_rows
 from temporallens.errors import TemporalLensError
 from tiny_models import tiny_tokenizer
@@ -149,3 +150,10 @@ def test_special_tokens_of_ordinary_tokenizers(family: str) -> None:
 def test_unknown_clock_names_the_nearest() -> None:
     with pytest.raises(TemporalLensError, match="no clock 'sentense'; did you mean 'sentence'"):
         clock_named("sentense")
+
+
+def test_positions_later_than_a_table_knows_have_its_last_row() -> None:
+    table = torch.arange(6.0).view(3, 2)
+    positions = torch.tensor([[0, 2], [3, 700]], dtype=torch.int32)
+    assert torch.equal(at_positions(table, positions), table[torch.tensor([[0, 2], [2, 2]])])
+    assert over_positions(np.array([5, 6]), 4).tolist() == [5, 6, 6, 6] and over_positions(np.array([5, 6, 7]), 2).tolist() == [5, 6]

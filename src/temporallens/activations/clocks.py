@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
 
 from temporallens.errors import TemporalLensError, did_you_mean
 
@@ -85,7 +86,7 @@ class Clock:
     """A named way to tell a token's position."""
 
     name: str
-    meaning: str  # completes "position is ..." in reports
+    label: str  # in figures
     tell: Callable[[TokenRow, TokenMarks], Int[np.ndarray, " S"]]
     longest: int | None = None  # positions worth telling apart; None: as many as a row has
     within_row: bool = True  # whether it never exceeds the token's index in its row
@@ -110,10 +111,10 @@ class Clock:
 CLOCKS: dict[str, Clock] = {
     clock.name: clock
     for clock in (
-        Clock("index", "the token's index in its row", index_in_row),
-        Clock("document", "the token's index in its document", index_in_document, longest=1024, within_row=False),
-        Clock("sentence", "the number of tokens since the last sentence end", since_sentence_start, longest=64, reads_text=True),
-        Clock("newline", "the number of tokens since the last line break", since_line_start, longest=256, reads_text=True),
+        Clock("index", "index in the row", index_in_row),
+        Clock("document", "index in the document", index_in_document, longest=1024, within_row=False),
+        Clock("sentence", "since the last sentence end", since_sentence_start, longest=64, reads_text=True),
+        Clock("newline", "since the last newline", since_line_start, longest=256, reads_text=True),
     )
 }
 
@@ -122,3 +123,14 @@ def clock_named(name: str) -> Clock:
     if name not in CLOCKS:
         raise TemporalLensError(f"there is no clock '{name}'{did_you_mean(name, CLOCKS)}")
     return CLOCKS[name]
+
+
+def at_positions(table: Shaped[Tensor, "P ..."], positions: Int[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Rows of a table by position; positions later than it knows have its last row."""
+    known = positions.long().clamp(max=len(table) - 1)
+    return table.index_select(0, known.reshape(-1)).view(*positions.shape, *table.shape[1:])
+
+
+def over_positions(table: Shaped[np.ndarray, "K ..."], positions: int) -> Shaped[np.ndarray, "P ..."]:
+    """A table by position for positions 0 to `positions - 1`; those later than it knows have its last row."""
+    return table[np.minimum(np.arange(positions), len(table) - 1)]

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from temporallens.activations.clocks import at_positions
 from temporallens.activations.importing import is_dense
 from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
@@ -267,8 +268,7 @@ class Dictionary(nn.Module):
             return None
         if positions is None:
             return self.position_offset.mean(0, keepdim=True), self.position_gain.mean().view(1, 1)
-        place = positions.long().clamp(max=len(self.position_gain) - 1)
-        return self.position_offset.index_select(0, place), self.position_gain.index_select(0, place)[:, None]
+        return at_positions(self.position_offset, positions), at_positions(self.position_gain, positions)[:, None]
 
     def enter(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
         """Inputs as the encoder sees them: `(x - offset[p]) * gain[p]`."""
@@ -282,9 +282,7 @@ class Dictionary(nn.Module):
 
     def gain(self, positions: Int[Tensor, " N"]) -> Float[Tensor, " N"] | None:
         """By how much `enter` scales each row; None for 1."""
-        if self.position_gain is None:
-            return None
-        return self.position_gain.index_select(0, positions.long().clamp(max=len(self.position_gain) - 1))
+        return None if self.position_gain is None else at_positions(self.position_gain, positions)
 
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N F"]:
         return torch.addmm(self.encoder_bias, x - self.decoder_bias, self.encoder.T)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from temporallens.activations.clocks import at_positions
 from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
 from temporallens.dictionaries.sparse import Block, Floor
 from temporallens.errors import TemporalLensError
@@ -169,7 +170,7 @@ class PositionMask(nn.Module):
         return (2 * gates).clamp(max=1) if self._full else gates
 
     def groups(self, positions: Int[Tensor, " *shape"]) -> Int[Tensor, " *shape"]:
-        return self.group_of[positions.long().clamp(max=len(self.group_of) - 1)]
+        return at_positions(self.group_of, positions)
 
 
 class LearnsMask(Dictionary):

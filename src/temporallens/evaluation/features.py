@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from pydantic import Field
 
-from temporallens.activations.clocks import Tokenizer
+from temporallens.activations.clocks import Tokenizer, over_positions
 from temporallens.activations.language.model_files import read_tokenizer
 from temporallens.activations.made.records import read_layout
 from temporallens.activations.store import ActivationStore
@@ -130,7 +130,7 @@ def _gates(dictionary: Dictionary, bin_of: Int[np.ndarray, " P"], position: Int[
     gates = dictionary.gates_by_position()
     if gates is None:
         return None
-    table = gates.double().cpu().numpy()[np.minimum(np.arange(len(bin_of)), len(gates) - 1)]
+    table = over_positions(gates.double().cpu().numpy(), len(bin_of))
     weight = np.bincount(position, minlength=len(bin_of)).astype(np.float64)
     sums = np.zeros((bins, table.shape[1]))
     live = weight > 0

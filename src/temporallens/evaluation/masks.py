@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from temporallens.activations.clocks import at_positions
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
@@ -24,5 +25,5 @@ def closed_mass(dictionary: Dictionary, store: ActivationStore, held_out: Int[np
         position = rows.position[kept].long()
         codes = dictionary.ungated(rows.x[kept].float(), position)
         whole += codes.sum(dtype=torch.float64)
-        removed += (codes * (1 - gates[position.clamp(max=len(gates) - 1)])).sum(dtype=torch.float64)
+        removed += (codes * (1 - at_positions(gates, position))).sum(dtype=torch.float64)
     return float(removed / whole) if whole > 0 else None

@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from temporallens.activations.clocks import CLOCKS
 from temporallens.evaluation.bins import sink_starts
 from temporallens.evaluation.scan import Scan
 from temporallens.figures.style import (
@@ -39,12 +40,6 @@ from temporallens.figures.style import (
 )
 from temporallens.wording import SPACE, number, percent, plain
 
-CLOCKS = {
-    "index": "index in the row",
-    "document": "index in the document",
-    "sentence": "since the last sentence end",
-    "newline": "since the last newline",
-}
 ROW_HEIGHT = 4.5
 LAYERS_SHOWN = 5
 SINK_BINS = 14
@@ -106,7 +101,7 @@ def _draw_depth(axes: Axes, scan: Scan) -> None:
     depth = np.arange(len(layers))
     for order, clock in enumerate(found):
         colour, marker = COLOURS[order % len(COLOURS)], MARKERS[order % len(MARKERS)]
-        label = CLOCKS.get(clock.name, plain(clock.name, 30))
+        label = CLOCKS[clock.name].label if clock.name in CLOCKS else plain(clock.name, 30)
         axes.plot(depth, 100 * clock.eta2, color=colour, marker=marker, markevery=max(1, len(layers) // 10), label=label)
         axes.plot(depth, 100 * clock.floor, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
     axes.plot([], [], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label="noise floor of the clock in its colour")

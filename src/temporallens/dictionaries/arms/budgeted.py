@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from temporallens.activations.clocks import at_positions
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
 from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
@@ -128,7 +129,7 @@ class BudgetedDictionary(BatchTopKDictionary):
         """The threshold of each row `[N]`; under the policy `mean` one for all."""
         if positions is None:
             return self.threshold
-        own = self.thresholds.index_select(0, positions.long().clamp(max=len(self.thresholds) - 1))
+        own = at_positions(self.thresholds, positions)
         return torch.where(own > 0, own, self.threshold)
 
     def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:

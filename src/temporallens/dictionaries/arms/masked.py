@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from temporallens.activations.clocks import at_positions
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, auxk
 from temporallens.dictionaries.base import Dead, refuse_non_finite
 from temporallens.dictionaries.masks import gated_blocks
@@ -28,7 +29,7 @@ class MaskedDictionary(BatchTopKDictionary):
         """How open each feature is in each group, 0 to 1, without gradients."""
 
     def groups(self, positions: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        return self.group_of[positions.long().clamp(max=len(self.group_of) - 1)]
+        return at_positions(self.group_of, positions)
 
     def blocks(self, positions: Int[Tensor, " N"], floor: float) -> list[Block]:
         return gated_blocks(self.gates(), self.groups(positions), floor)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from temporallens.activations.clocks import over_positions
 from temporallens.activations.loader import sequential
 from temporallens.activations.made.worlds import CLASSES, LIMITED, WINDOW, Truth, extent, read_truth, true_codes
 from temporallens.activations.moments import MomentSums
@@ -192,8 +193,7 @@ def _gates(dictionary: Dictionary, positions: int) -> Float[np.ndarray, "P F"] |
     gates = dictionary.gates_by_position()
     if gates is None:
         return None
-    known = gates.double().cpu().numpy()
-    return known[np.minimum(np.arange(positions), len(known) - 1)]
+    return over_positions(gates.double().cpu().numpy(), positions)
 
 
 def posthoc_mask(rates: Float[np.ndarray, "P F"], cut: float) -> Bool[np.ndarray, "P F"]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 
+from temporallens.activations.clocks import over_positions
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
@@ -77,8 +78,7 @@ def mask_agreement(
     gates = dictionary.gates_by_position()
     if gates is None:
         return None
-    table = gates.double().cpu().numpy()
-    table = table[np.minimum(np.arange(store.positions), len(table) - 1)]
+    table = over_positions(gates.double().cpu().numpy(), store.positions)
     measured = profile.firings >= policy.least_firings
     group = groups_of(table)
     would = ungated_firings(dictionary, store, held_out)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from temporallens.activations.clocks import over_positions
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -68,7 +69,7 @@ def measure_positions(
     measured = measure(dictionary, store, held_out, policy)
     found = measured.specialisation
     gates = dictionary.gates_by_position()
-    openness = None if gates is None else gates.double().mean(1).cpu().numpy()[np.minimum(np.arange(store.positions), len(gates) - 1)]
+    openness = None if gates is None else over_positions(gates.double().mean(1).cpu().numpy(), store.positions)
     return PositionMeasures(
         tokens=found.tokens,
         positions=found.positions,

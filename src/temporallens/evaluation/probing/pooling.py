@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens.activations.clocks import at_positions
 from temporallens.activations.moments import beyond_norm
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
@@ -94,7 +95,7 @@ def pool(
         text, column, item = (each[first:last] for each in members[:3])
         position = activations.position[text, column].long()
         codes = encode(activations.x[text, column].float(), position)
-        groups = bin_of[position.clamp(max=len(bin_of) - 1)]
+        groups = at_positions(bin_of, position)
         for name in poolings:
             _add(pooled[name], name, codes, item, groups)
     return {name: values.numpy() for name, values in pooled.items()}
