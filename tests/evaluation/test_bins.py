@@ -16,13 +16,13 @@ def test_octaves_double_from_position_one_on() -> None:
 
 @given(positions=st.integers(2, 5000), bins=st.integers(2, 128))
 def test_starts_ascend_and_stay_among_the_positions(positions: int, bins: int) -> None:
-    for starts, first in (
-        (drawn_starts(positions, bins), 0),
-        (sink_starts(positions, bins), 0),
-        (profile_starts(3, positions + 1, bins), 3),
-        (growing_starts(positions, bins, 1.25), 0),
+    for starts, first, last in (
+        (drawn_starts(positions, bins), 0, positions - 1),
+        (sink_starts(positions, bins), 0, positions - 1),
+        (profile_starts(3, positions + 3, bins), 3, positions + 3),
+        (growing_starts(positions, bins, 1.25), 0, positions),
     ):
-        assert starts[0] == first and starts[-1] <= max(positions, 3)
+        assert starts[0] == first and starts[-1] <= last
         assert (np.diff(starts) > 0).all()
     assert len(drawn_starts(positions, bins)) <= 2 * bins
 
