@@ -116,6 +116,32 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkey
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_checkpoint_has_the_names_that_earlier_versions_wrote(store, tmp_path, monkeypatch):
+    """So that what those left unfinished goes on here."""
+    original = Trainee.step
+
+    def failing(self, view, progress):
+        if progress.step == 10:
+            raise MemoryError
+        return original(self, view, progress)
+
+    monkeypatch.setattr(Trainee, "step", failing)
+    arm = BatchTopK(features=8, k=1, position_weights=True)
+    with pytest.raises(MemoryError):
+        train_arms(store, [ArmRun("one", arm, 0)], POLICY.model_copy(update={"log_every": 5, "checkpoint_every": 10}), tmp_path)
+    [path] = tmp_path.glob("checkpoint-*")
+    tensors, state = load_checkpoint(path)
+    dictionary = {"encoder", "encoder_bias", "decoder", "decoder_bias", "threshold"}
+    history = {"loss", "mse_loss", "sparsity_loss", "l0", "position_loss", "position_loss_average", "position_loss_maximum"}
+    history |= {"position_loss_minimum", "position_l0", "position_count", "step", "tokens", "dead_features", "temperature"}
+    history |= {"openness", "learning_rate", "position_weight", "sparsity_weight"}
+    names = {f"dictionary/{name}" for name in dictionary} | {f"history/{name}" for name in history} | {"tokens_since_fired"}
+    names |= {f"optimizer/{number}/{name}" for number in range(4) for name in ("step", "exp_avg", "exp_avg_sq")}
+    names |= {f"weights/loss/{name}" for name in ("average", "evidence", "weights")}
+    assert set(tensors) == {f"one/{name}" for name in names}
+    assert state["step"] == 10 and set(state) == {"step", "cursor", "seconds"} and set(state["seconds"]) == {"one"}
+
+
 def test_weights_budgets_and_permutations_go_on_to_the_same_bits(store, tmp_path, monkeypatch):
     policy = POLICY.model_copy(update={"steps": 24, "log_every": 5, "checkpoint_every": 5, "dead_after": 1000})
     whole = train_arms(store, ADAPTIVE, policy, tmp_path / "whole")
