@@ -23,7 +23,8 @@ from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 LENGTH, WIDTH, APPENDED = 128, 576, 64
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -15,7 +15,8 @@ from temporallens.dictionaries.kinds import Arm
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.study.config import Study
 from temporallens.study.reading import read_study
-from temporallens.training.trainer import ArmRun, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 DTYPES = ("float32", "bfloat16")
 

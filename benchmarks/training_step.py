@@ -19,7 +19,8 @@ from temporallens.dictionaries.kinds import Arm
 from temporallens.precision import DTYPES, Precision, precision
 from temporallens.training.objective import Inputs, inputs_for
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, Trainee
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.views import View
 
 STEPS = 100_000
 """Length of the run that the timed steps pretend to be part of."""
@@ -63,7 +64,7 @@ class OurStep:
         self._position = positions_of(sizes, device)
 
     def learn(self, x: Tensor, position: Tensor) -> None:
-        self.trainee.step(self._inputs.normalise(x), position, self.place)
+        self.trainee.step(View(self._inputs.normalise(x), position, position, None), self.place)
         self.place = self.place._replace(step=self.place.step + 1)
 
     def __call__(self) -> None:

@@ -13,8 +13,10 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.arms.standard import Standard
+from temporallens.training.finishing import TrainedArm
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 from tiny_models import tiny_model
 from tiny_studies import VALID, documents
 

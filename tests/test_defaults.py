@@ -19,8 +19,10 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.files import user_path
 from temporallens.settings import whole_seed
+from temporallens.training.finishing import TrainedArm
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 FLOATS = {"zeros", "ones", "empty", "rand", "randn", "eye", "linspace"}
 """Functions whose results have the default dtype where none is named."""
@@ -41,7 +43,7 @@ def defaults(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True, scope="module")
 def brief_calibration() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("temporallens.training.trainer.CALIBRATION_BATCHES", 2)
+        patch.setattr("temporallens.training.finishing.CALIBRATION_BATCHES", 2)
         yield
 
 

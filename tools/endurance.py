@@ -22,9 +22,9 @@ from benchmarks.loader_memory import resident
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
-from temporallens.training import trainer
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, train_arms
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.trainer import train_arms
 
 WORLD = WorldPolicy(width=16, features=24, positions=16, sequences=1024, start=3, periods=(4,), active=2, highest_rate=0.2)
 ARMS = [ArmRun("batchtopk", BatchTopK(features=64, k=4), 0), ArmRun("positional", Positional(features=64, k=4), 0)]
@@ -33,15 +33,15 @@ ARMS = [ArmRun("batchtopk", BatchTopK(features=64, k=4), 0), ArmRun("positional"
 def train(steps: int, folder: Path) -> list[tuple[int, int, int]]:
     """Step, resident bytes and open files, ten times in a training of so many steps."""
     store, seen = harvest_world(WORLD, folder / "store"), []
-    original = trainer.Trainee.log
+    original = Trainee.log
 
-    def log(self: trainer.Trainee, step: int, *rest: Any) -> None:
+    def log(self: Trainee, step: int, *rest: Any) -> None:
         original(self, step, *rest)
         if self.run.name == ARMS[0].name and (step + 1) % (steps // 10) == 0:
             seen.append((step + 1, resident("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
             print(f"step {step + 1:>7,}: {seen[-1][1] / 1e6:7.1f} MB resident, {seen[-1][2]} open files", flush=True)
 
-    with patch.object(trainer.Trainee, "log", log):
+    with patch.object(Trainee, "log", log):
         policy = TrainingPolicy(steps=steps, batch_size=256, log_every=max(1, steps // 100), checkpoint_every=max(1, steps // 20))
         train_arms(store, ARMS, policy, folder / "arms")
     return seen

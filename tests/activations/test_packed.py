@@ -36,7 +36,8 @@ from temporallens.files import fingerprint, read_json, write_json
 from temporallens.study import stages
 from temporallens.study.reading import read_study
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 from tiny_models import TEXTS, tiny_model
 
 LAYER, CONTEXT = 1, 32

@@ -20,7 +20,9 @@ from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.sparse import select_largest_static
 from temporallens.errors import TemporalLensError
 from temporallens.training.objective import RowWeights, inputs_for, objective
-from temporallens.training.trainer import ArmRun, Trainee, train_arms
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.trainer import train_arms
+from temporallens.training.views import View
 
 FEATURES, K, ROWS = 20, 3, 32
 SOME = Progress(40, 100)
@@ -174,7 +176,7 @@ def test_logits_keep_their_start_through_the_warm_up_and_their_end_under_the_har
     x, positions = batch(128)
     logits = []
     for step in range(100):
-        trainee.step(x.float(), positions, Progress(step, 100))
+        trainee.step(View(x.float(), positions, positions, None), Progress(step, 100))
         logits.append(trainee.dictionary.mask.logits.detach().clone())
     assert not logits[9].any()
     assert logits[10].any()
@@ -619,10 +621,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatc
     original = Trainee.step
 
     def failing_at(cut: int) -> None:
-        def failing(self, x, label, place, *rest):
-            if place.step == cut:
+        def failing(self, view, progress):
+            if progress.step == cut:
                 raise MemoryError
-            original(self, x, label, place, *rest)
+            original(self, view, progress)
 
         monkeypatch.setattr(Trainee, "step", failing)
 

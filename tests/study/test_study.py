@@ -19,7 +19,8 @@ from temporallens.study.reading import StudyFile, read_kept, read_study, write_k
 from temporallens.study.run import run_study
 from temporallens.study.stages import Kind
 from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
-from temporallens.training.trainer import Trainee
+from temporallens.training.trainee import Trainee
+from temporallens.training.views import View
 from tiny_studies import LEVELED, VALID
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -195,11 +196,11 @@ def test_a_checkpoint_is_gone_on_from_and_removed_once_its_settings_are_abandone
     def interrupted(path: Path) -> list[str]:
         steps: list[int] = []
 
-        def stop(self: Trainee, x: Any, position: Any, place: Progress, *rest: Any) -> None:
-            steps.append(place.step)
+        def stop(self: Trainee, view: View, progress: Progress) -> None:
+            steps.append(progress.step)
             if len(steps) > 20:
                 raise KeyboardInterrupt
-            step(self, x, position, place, *rest)
+            step(self, view, progress)
 
         step = Trainee.step
         with monkeypatch.context() as patch:

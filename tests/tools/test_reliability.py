@@ -24,10 +24,10 @@ from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.files import REMEDIES, explained, sha256
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
-from temporallens.training import trainer
 from temporallens.training.checkpoint import load_checkpoint
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, train, train_arms
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.trainer import train, train_arms
 
 ROOT = Path(__file__).parents[2]
 POLICY = TrainingPolicy(
@@ -62,15 +62,15 @@ def test_a_study_that_is_killed_at_random_moments_ends_in_the_same_bits(tmp_path
 def test_an_arm_of_every_kind_goes_on_to_the_same_bits(store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optimizer, schedules, temperature, masks, counters, weights, thresholds, cursor: whatever an arm has comes back."""
     train_arms(store, EVERY_KIND, POLICY, tmp_path / "whole")
-    step = trainer.Trainee.step
+    step = Trainee.step
 
-    def failing(self: trainer.Trainee, *arguments: Any) -> None:
-        if arguments[2].step == 18:
+    def failing(self: Trainee, *arguments: Any) -> None:
+        if arguments[1].step == 18:
             raise MemoryError
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainee, "step", failing)
+        patch.setattr(Trainee, "step", failing)
         with pytest.raises(MemoryError):
             train_arms(store, EVERY_KIND, POLICY, tmp_path / "parts")
     assert sorted(load_checkpoint(path)[1]["step"] for path in (tmp_path / "parts").glob("checkpoint-*")) == [10, 15]
@@ -83,16 +83,16 @@ def test_from_a_damaged_checkpoint_a_training_goes_on_where_the_sentence_says(
 ) -> None:
     runs = [ArmRun("batchtopk", BatchTopK(features=48, k=4), 0)]
     train_arms(store, runs, POLICY, tmp_path / "whole")
-    step, seen = trainer.Trainee.step, []
+    step, seen = Trainee.step, []
 
-    def counting(self: trainer.Trainee, *arguments: Any) -> None:
+    def counting(self: Trainee, *arguments: Any) -> None:
         if len(seen) == 18:
             raise MemoryError
-        seen.append(arguments[2].step)
+        seen.append(arguments[1].step)
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainee, "step", counting)
+        patch.setattr(Trainee, "step", counting)
         with pytest.raises(MemoryError):
             train_arms(store, runs, POLICY, tmp_path / "parts")
     newest = max((tmp_path / "parts").glob("checkpoint-*"), key=lambda path: load_checkpoint(path)[1]["step"])

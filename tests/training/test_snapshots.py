@@ -10,8 +10,10 @@ from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.training.policy import TrainingPolicy
 from temporallens.training.snapshots import snapshots_of, soft_of, steps_kept
-from temporallens.training.trainer import ArmRun, TrainingPolicy, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 STEPS = 40
 MASKED = Positional(features=32, k=3, groups=4)

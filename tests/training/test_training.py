@@ -19,12 +19,12 @@ from temporallens.dictionaries.arms.standard import Standard
 from temporallens.dictionaries.arms.tsae import TSAE
 from temporallens.errors import TemporalLensError
 from temporallens.files import sha256
-from temporallens.training import trainer
 from temporallens.training.checkpoint import load_checkpoint
 from temporallens.training.history import load_history
 from temporallens.training.objective import inputs_for
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.trainer import ArmRun, train, train_arms
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.trainer import train, train_arms
 
 RUNS = [ArmRun(name, arm, 0) for name, arm in ARMS.items()]
 
@@ -92,7 +92,7 @@ def content(folder):
 @pytest.mark.parametrize(("stop", "step", "saved"), [(signal.SIGINT, 67, 70), (signal.SIGTERM, 67, 70), (signal.SIGINT, 120, 120)])
 def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkeypatch, stop, step, saved):
     seen = 0
-    original = trainer.Trainee.step
+    original = Trainee.step
 
     def counting(self, *arguments):
         nonlocal seen
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkey
         return original(self, *arguments)
 
     before = signal.signal(stop, signal.default_int_handler)
-    monkeypatch.setattr(trainer.Trainee, "step", counting)
+    monkeypatch.setattr(Trainee, "step", counting)
     try:
         with pytest.raises(KeyboardInterrupt):
             train_arms(store, RUNS, POLICY, tmp_path)
@@ -116,20 +116,46 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, store, tmp_path, monkey
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_checkpoint_has_the_names_that_earlier_versions_wrote(store, tmp_path, monkeypatch):
+    """So that what those left unfinished goes on here."""
+    original = Trainee.step
+
+    def failing(self, view, progress):
+        if progress.step == 10:
+            raise MemoryError
+        return original(self, view, progress)
+
+    monkeypatch.setattr(Trainee, "step", failing)
+    arm = BatchTopK(features=8, k=1, position_weights=True)
+    with pytest.raises(MemoryError):
+        train_arms(store, [ArmRun("one", arm, 0)], POLICY.model_copy(update={"log_every": 5, "checkpoint_every": 10}), tmp_path)
+    [path] = tmp_path.glob("checkpoint-*")
+    tensors, state = load_checkpoint(path)
+    dictionary = {"encoder", "encoder_bias", "decoder", "decoder_bias", "threshold"}
+    history = {"loss", "mse_loss", "sparsity_loss", "l0", "position_loss", "position_loss_average", "position_loss_maximum"}
+    history |= {"position_loss_minimum", "position_l0", "position_count", "step", "tokens", "dead_features", "temperature"}
+    history |= {"openness", "learning_rate", "position_weight", "sparsity_weight"}
+    names = {f"dictionary/{name}" for name in dictionary} | {f"history/{name}" for name in history} | {"tokens_since_fired"}
+    names |= {f"optimizer/{number}/{name}" for number in range(4) for name in ("step", "exp_avg", "exp_avg_sq")}
+    names |= {f"weights/loss/{name}" for name in ("average", "evidence", "weights")}
+    assert set(tensors) == {f"one/{name}" for name in names}
+    assert state["step"] == 10 and set(state) == {"step", "cursor", "seconds"} and set(state["seconds"]) == {"one"}
+
+
 def test_weights_budgets_and_permutations_go_on_to_the_same_bits(store, tmp_path, monkeypatch):
     policy = POLICY.model_copy(update={"steps": 24, "log_every": 5, "checkpoint_every": 5, "dead_after": 1000})
     whole = train_arms(store, ADAPTIVE, policy, tmp_path / "whole")
-    original = trainer.Trainee.step
+    original = Trainee.step
 
-    def failing(self, x, label, place, *rest):
-        if place.step == 13:
+    def failing(self, view, progress):
+        if progress.step == 13:
             raise MemoryError
-        return original(self, x, label, place, *rest)
+        return original(self, view, progress)
 
-    monkeypatch.setattr(trainer.Trainee, "step", failing)
+    monkeypatch.setattr(Trainee, "step", failing)
     with pytest.raises(MemoryError):
         train_arms(store, ADAPTIVE, policy, tmp_path / "parts")
-    monkeypatch.setattr(trainer.Trainee, "step", original)
+    monkeypatch.setattr(Trainee, "step", original)
     train_arms(store, ADAPTIVE, policy, tmp_path / "parts")
     for name, arm in whole.items():
         assert content(tmp_path / "parts" / name) == content(arm.folder), name
@@ -144,7 +170,7 @@ def test_all_arms_see_the_same_batches(store, tmp_path, monkeypatch):
     runs = [*RUNS, *ADAPTIVE, ArmRun("again", ARMS["batchtopk"], 7), ArmRun("permuted_mean", BatchTopK(features=8, k=1, permuted=True), 0)]
     policy = TrainingPolicy(steps=6, batch_size=64, log_every=3)
     seen: dict[str, list[tuple[str, ...]]] = {run.name: [] for run in runs}
-    original = trainer.Trainee.step
+    original = Trainee.step
     split = store.split(policy.held_out, policy.data_seed)
     loader = Loader(store, split.train, policy.batch_size, policy.data_seed)
     moments = store.moments_of(split.train)
@@ -157,9 +183,9 @@ def test_all_arms_see_the_same_batches(store, tmp_path, monkeypatch):
         labels.append(batch.position[order])
     loader.close()
 
-    def recording(self, x, label, place, position, previous):
-        arm, whole = self.run.arm, expected[place.step]
-        assert torch.equal(label, labels[place.step])  # permuted or not, the labels of a batch are those of its rows
+    def recording(self, view, progress):
+        (x, label, position, previous), arm, whole = view, self.run.arm, expected[progress.step]
+        assert torch.equal(label, labels[progress.step])  # permuted or not, the labels of a batch are those of its rows
         assert torch.equal(label, position) != arm.permuted
         if arm.centre == "position":
             assert not torch.equal(x, whole)
@@ -169,9 +195,9 @@ def test_all_arms_see_the_same_batches(store, tmp_path, monkeypatch):
             assert sorted(map(digest, x)) == sorted(map(digest, whole))
         assert previous is not None  # one arm of the pass wants it, so the loader gives it
         seen[self.run.name].append((digest(x), digest(label), digest(position)))
-        original(self, x if arm.centre == "pooled" else self.dictionary.enter(x, position), label, place, position, previous)
+        original(self, view, progress)
 
-    monkeypatch.setattr(trainer.Trainee, "step", recording)
+    monkeypatch.setattr(Trainee, "step", recording)
     train_arms(store, runs, policy, tmp_path)
     plain = [run.name for run in runs if not run.arm.permuted and run.arm.centre == "pooled"]
     assert all(seen[name] == seen["standard"] for name in plain)
@@ -188,9 +214,10 @@ def test_the_token_before_goes_with_its_row(store, tmp_path, monkeypatch):
     rows = store.read(np.arange(len(store.sequence_table.length)))
     normal = inputs.normalise(rows.x.float())
     runs = [ArmRun(str(permuted), TSAE(features=32, k=2, permuted=permuted, centre="position"), 0) for permuted in (False, True)]
-    original, pairs = trainer.Trainee.step, []
+    original, pairs = Trainee.step, []
 
-    def recording(self, x, label, place, position, previous):
+    def recording(self, view, progress):
+        x, _, position, previous = view
         offset, gain = self.dictionary.position_offset, self.dictionary.position_gain
         entered = (normal - offset[rows.position.long()]) * gain[rows.position.long(), None]
         where = torch.cdist(x, entered).argmin(1)
@@ -199,9 +226,9 @@ def test_the_token_before_goes_with_its_row(store, tmp_path, monkeypatch):
         told = previous.paired & rows.x[where].any(1)  # a row of zeros is not the only one of its kind
         torch.testing.assert_close(previous.x[told], entered[where - 1][told], rtol=1e-4, atol=1e-5)
         pairs.append(int(previous.paired.sum()))
-        original(self, x, label, place, position, previous)
+        original(self, view, progress)
 
-    monkeypatch.setattr(trainer.Trainee, "step", recording)
+    monkeypatch.setattr(Trainee, "step", recording)
     train_arms(store, runs, policy, tmp_path)
     assert len(pairs) == 6
     assert min(pairs) > 30
@@ -227,16 +254,16 @@ def test_arms_may_look_at_what_a_step_left(store, tmp_path, monkeypatch):
 def test_a_run_ends_whole_or_not_at_all(trained, store, tmp_path, monkeypatch, handler, steps):
     """Where SIGINT is ignored, it stops nothing; where it is handled without an exception, what was stopped is not finished."""
     done = []
-    original = trainer.Trainee.step
+    original = Trainee.step
 
-    def counting(self, x, label, place, *rest):
-        done.append(place.step)
-        if place.step == 67:
+    def counting(self, view, progress):
+        done.append(progress.step)
+        if progress.step == 67:
             signal.raise_signal(signal.SIGINT)
-        return original(self, x, label, place, *rest)
+        return original(self, view, progress)
 
     before = signal.signal(signal.SIGINT, handler)
-    monkeypatch.setattr(trainer.Trainee, "step", counting)
+    monkeypatch.setattr(Trainee, "step", counting)
     try:
         with nullcontext() if steps == 120 else pytest.raises(KeyboardInterrupt):
             train_arms(store, RUNS[:1], POLICY, tmp_path)
@@ -247,17 +274,17 @@ def test_a_run_ends_whole_or_not_at_all(trained, store, tmp_path, monkeypatch, h
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(trained, store, tmp_path, monkeypatch):
-    original = trainer.Trainee.step
+    original = Trainee.step
 
-    def failing(self, x, label, place, *rest):
-        if place.step == 101:
+    def failing(self, view, progress):
+        if progress.step == 101:
             raise MemoryError
-        return original(self, x, label, place, *rest)
+        return original(self, view, progress)
 
-    monkeypatch.setattr(trainer.Trainee, "step", failing)
+    monkeypatch.setattr(Trainee, "step", failing)
     with pytest.raises(MemoryError):
         train_arms(store, RUNS, POLICY, tmp_path)
-    monkeypatch.setattr(trainer.Trainee, "step", original)
+    monkeypatch.setattr(Trainee, "step", original)
     assert list(tmp_path.glob("checkpoint-*"))
     train_arms(store, RUNS, POLICY, tmp_path)
     for name, arm in trained.items():
@@ -309,12 +336,12 @@ def test_dead_features_are_revived(store, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_explodes_ends_the_run_with_the_place(store, tmp_path, monkeypatch):
-    original = trainer.Trainee.step
+    original = Trainee.step
 
-    def poisoned(self, x, label, place, *rest):
-        return original(self, x * torch.nan if place.step == 33 else x, label, place, *rest)
+    def poisoned(self, view, progress):
+        return original(self, view._replace(x=view.x * torch.nan) if progress.step == 33 else view, progress)
 
-    monkeypatch.setattr(trainer.Trainee, "step", poisoned)
+    monkeypatch.setattr(Trainee, "step", poisoned)
     sentence = r"'batchtopk' became NaN or infinite at step 34, on the batch at row \d+ of window"
     with pytest.raises(TemporalLensError, match=sentence) as caught:
         train_arms(store, [RUNS[1]], POLICY, tmp_path)
@@ -323,17 +350,17 @@ def test_a_loss_that_explodes_ends_the_run_with_the_place(store, tmp_path, monke
 
 
 def test_a_loss_that_leaps_ends_the_run_with_step_batch_and_checkpoint(store, tmp_path, monkeypatch):
-    original, cursors = trainer.Trainee.step, []
+    original, cursors = Trainee.step, []
     following = Loader.__next__
 
-    def shocked(self, x, label, place, *rest):
-        return original(self, x * 30 if place.step == 83 else x, label, place, *rest)
+    def shocked(self, view, progress):
+        return original(self, view._replace(x=view.x * 30) if progress.step == 83 else view, progress)
 
     def noting(self):
         cursors.append(self.cursor)
         return following(self)
 
-    monkeypatch.setattr(trainer.Trainee, "step", shocked)
+    monkeypatch.setattr(Trainee, "step", shocked)
     monkeypatch.setattr(Loader, "__next__", noting)
     with pytest.raises(TemporalLensError, match=r"'batchtopk' leapt to .* times what is usual, at step 84") as caught:
         train_arms(store, [RUNS[1]], POLICY, tmp_path)

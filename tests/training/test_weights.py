@@ -18,7 +18,8 @@ from temporallens.training.history import load_history
 from temporallens.training.objective import Inputs
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.scales import position_scales
-from temporallens.training.trainer import ArmRun, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 from temporallens.training.weights import DECAY, HIGHEST, LOWEST, PositionWeights
 
 POSITIONS, WIDTH = 9, 6

@@ -40,7 +40,8 @@ from temporallens.study.reading import StudyFile, name_of, write_kept
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, Kind, Records, Stage, partners_of, remove, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
-from temporallens.training.trainer import ArmRun, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 TOGETHER = 16
 """Dictionaries that are trained side by side at most: it bounds the memory, and what an interruption can lose."""

@@ -93,6 +93,9 @@ class Inputs(NamedTuple):
     centre: Float[Tensor, " D"]
     scale: float
 
+    def to(self, device: torch.device) -> "Inputs":
+        return self._replace(centre=self.centre.to(device))
+
     def normalise(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         return (x - self.centre).mul_(self.scale)
 

@@ -22,7 +22,8 @@ from temporallens.dictionaries.sparse import Codes, pattern_of
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.training.history import load_history
-from temporallens.training.trainer import ArmRun, Trainee, train_arms
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.trainer import train_arms
 
 ROWS, FEATURES, K = 24, 40, 3
 NEW = {
@@ -304,10 +305,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatc
     whole = train_arms(store, runs, policy, tmp_path / "whole")
     original = Trainee.step
 
-    def failing(self, x, label, place, *rest):
-        if place.step == 15:
+    def failing(self, view, progress):
+        if progress.step == 15:
             raise MemoryError
-        return original(self, x, label, place, *rest)
+        return original(self, view, progress)
 
     monkeypatch.setattr(Trainee, "step", failing)
     with pytest.raises(MemoryError):

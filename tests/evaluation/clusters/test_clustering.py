@@ -27,7 +27,7 @@ from temporallens.evaluation.clusters.trees import SCATTERED, cophenetic_correla
 from temporallens.evaluation.clusters.worlds import recovery_of
 from temporallens.evaluation.firings import profile
 from temporallens.serial import as_json
-from temporallens.training.trainer import TrainedArm
+from temporallens.training.finishing import TrainedArm
 
 DISTANCES: tuple[DistanceName, ...] = ("jensen_shannon", "correlation", "motif")
 FEW: dict[str, Any] = {"draws": 19, "bootstraps": 2}

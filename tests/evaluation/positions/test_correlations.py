@@ -12,7 +12,7 @@ from temporallens.evaluation.firings import find_firings, profile
 from temporallens.evaluation.masks import closed_mass
 from temporallens.evaluation.positions.correlations import MaskAgreement, correlate_positions, mask_agreement, ungated_firings
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
-from temporallens.training.trainer import TrainedArm
+from temporallens.training.finishing import TrainedArm
 
 POSITIONS, DOCUMENTS = 12, 30
 POLICY = PositionsPolicy(resamples=60, least_firings=40)

@@ -20,7 +20,7 @@ from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, correlation, measure_specialisation
 from temporallens.evaluation.statistics import estimate_of, half_samples, q_values, resampled_documents
 from temporallens.serial import as_json
-from temporallens.training.trainer import TrainedArm
+from temporallens.training.finishing import TrainedArm
 
 POSITIONS, SEQUENCES = 32, 160
 QUICK = PositionsPolicy(further_draws=400, resamples=40)

@@ -16,9 +16,11 @@ from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, measure_specialisation
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.serial import as_json
+from temporallens.training.finishing import TrainedArm
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.snapshots import snapshots_of
-from temporallens.training.trainer import ArmRun, TrainedArm, train_arms
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 POLICY = PositionsPolicy(least_firings=100, further_draws=300, resamples=30)
 WORLD = WorldPolicy(width=32, features=30, positions=24, sequences=480, active=1.5, start=5, periods=(3, 5), coherence=0.5)

@@ -1,0 +1,102 @@
+"""What a finished training leaves: dictionaries that are measured on the batches that would have come next, folded into raw units and
+saved, with their histories and summaries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from temporallens.activations.loader import Cursor, Loader, Mixing
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.saving import load_dictionary, save_dictionary
+from temporallens.files import write_json
+from temporallens.precision import DTYPES, precision
+from temporallens.training.objective import Inputs
+from temporallens.training.policy import TrainingPolicy
+from temporallens.training.snapshots import retake, taken_file
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.views import Views
+
+CALIBRATION_BATCHES = 32
+"""Batches over which inference thresholds are measured, with the final weights (`docs/method.md`)."""
+
+
+class TrainedArm(NamedTuple):
+    """What training leaves behind."""
+
+    folder: Path
+    dictionary: Dictionary  # in raw units, read back from the folder
+    summary: dict[str, Any]  # training.json
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What is done with dictionaries once training is over: measured on the batches that would have come next, folded, saved."""
+
+    store: ActivationStore
+    loader: Loader
+    cursor: Cursor  # where training ended
+    inputs: Inputs
+    mixing: Mixing
+    policy: TrainingPolicy
+    out: Path
+    device: torch.device
+
+    def calibrate(self, dictionaries: dict[ArmRun, Dictionary]) -> None:
+        """Let dictionaries measure what they need, with their weights and masks as they are; each time on the same batches."""
+        self.loader.restore(self.cursor)
+        inputs = self.inputs.to(self.device)
+        for number in range(CALIBRATION_BATCHES):
+            views = Views(next(self.loader), inputs, self.policy.data_seed, self.policy.steps + number)
+            for run, dictionary in dictionaries.items():
+                view = views.of(run.arm, dictionary)
+                dictionary.finish(view.x, view.label)
+        for dictionary in dictionaries.values():
+            dictionary.finished()
+
+    def save_snapshots(self, trainees: list[Trainee], steps: int, checkpoint: Path) -> None:
+        """Calibrate and save the snapshots that were taken after so many steps."""
+        progress = Progress(steps - 1, self.policy.steps)
+        folders = {trainee.run: trainee.snapshots[steps] for trainee in trainees if steps in trainee.snapshots}
+        taken = {}
+        for run in folders:
+            file = taken_file(checkpoint, run.name, steps)
+            taken[run] = retake(file, run.arm, self.store.width, self.store.positions, progress).to(self.device)
+            taken[run].encoder_dtype = DTYPES[precision(self.policy.encoder_dtype, self.device)]
+        self.calibrate(taken)
+        for run, dictionary in taken.items():
+            self._fold(dictionary)
+            for folder in folders[run]:
+                save_dictionary(dictionary, self.out / run.name / folder, run.arm, self.store.positions, self._origin() | {"step": steps})
+
+    def _fold(self, dictionary: Dictionary) -> None:
+        dictionary.cpu().fold(self.inputs.centre, self.inputs.scale)
+
+    def _origin(self) -> dict[str, Any]:
+        source = self.store.manifest.description
+        return {"source": source.source, "policies": source.policies}
+
+    def save(self, trainee: Trainee) -> TrainedArm:
+        """Write what a finished training leaves; `training.json`, the proof, comes last."""
+        run, folder, policy = trainee.run, self.out / trainee.run.name, self.policy
+        self._fold(trainee.dictionary)
+        summary = {
+            "arm": run.arm.model_dump(mode="json"),
+            "seed": run.seed,
+            "training_steps": policy.steps,
+            "tokens_seen": policy.steps * policy.batch_size,
+            "final_loss": trainee.history.last("loss"),
+            "mse_loss": trainee.history.last("mse_loss"),
+            "sparsity_loss": trainee.history.last("sparsity_loss"),
+            "scale": self.inputs.scale,
+            "mixing": self.mixing._asdict(),
+            "training": policy.model_dump(mode="json"),
+        }
+        save_dictionary(trainee.dictionary, folder, run.arm, self.store.positions, self._origin() | {"training": summary})
+        trainee.history.save(folder / "history.safetensors")
+        speed = policy.steps * policy.batch_size / max(trainee.seconds, 1e-9)
+        write_json(folder / "timing.json", {"seconds": trainee.seconds, "tokens_per_second": speed})
+        write_json(folder / "training.json", summary)
+        return TrainedArm(folder, load_dictionary(folder, type(run.arm)), summary)
