@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from benchmarks.timing import Section, Settings, processor
 from temporallens.figures.save import save
-from temporallens.figures.style import COLOURS, INK, MARKERS, MUTED, style
+from temporallens.figures.style import COLOURS, INK, MARKERS, MUTED, ours
 from temporallens.files import write_text
 
 LABELS = {"features": "features F", "k": "codes per token k", "width": "width D", "batch": "tokens in a batch", "openness": "openness"}
@@ -114,7 +114,7 @@ def write_docs(sections: Sequence[Section], settings: Settings, docs: Path) -> N
     """Put the block of this device into `docs/performance.md`, and its picture beside it."""
     kind = settings.torch_device.type
     page, picture = docs / "performance.md", "performance.png" if kind == "cpu" else f"performance-{kind}.png"
-    with style():
+    with ours():
         save(draw_performance(sections, settings), docs / picture)
     begin, end = f"<!-- measured: {kind} -->", f"<!-- end of measured: {kind} -->"
     measured = f"{begin}\n\n{block(sections, settings, picture)}\n\n{end}"
@@ -128,7 +128,7 @@ def write_docs(sections: Sequence[Section], settings: Settings, docs: Path) -> N
 def draw_performance(sections: Sequence[Section], settings: Settings) -> Figure:
     """Tokens per second of every contestant; cost against size; speed under a mask that is a quarter open."""
     found = {section.name: section for section in sections}
-    with style():
+    with ours():
         figure = Figure(figsize=(12, 7.2), layout="constrained")
         panels = figure.subplot_mosaic([["steps", "steps"], ["scaling", "openness"]], height_ratios=[1.1, 1])
         draw_steps(panels["steps"], found["training_step"])

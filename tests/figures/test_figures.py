@@ -208,7 +208,7 @@ def test_an_unknown_format_is_one_sentence_and_nothing_is_written(tmp_path: Path
 def test_drawing_leaves_global_settings_alone(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     save(draw_scan([make_scan()]), tmp_path / "a.png")
-    with pytest.raises(RuntimeError), look.style():
+    with pytest.raises(RuntimeError), look.ours():
         raise RuntimeError
     assert dict(mpl.rcParams) == before
 

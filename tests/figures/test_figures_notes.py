@@ -80,7 +80,7 @@ def colour_bars(figure: Figure) -> list[str]:
 def fits(figure: Figure) -> None:
     """No title, label or tick is cut off by the edge of the picture, and no title runs into its neighbour's."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    with look.style():
+    with look.ours():
         figure.draw_without_rendering()
     whole = figure.bbox
     boxes = []

@@ -15,20 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from temporallens.evaluation.clusters.section import BinsOfProfiles, ClusterMeasures
 from temporallens.evaluation.clusters.table import ClusterRow, Drawing
 from temporallens.evaluation.clusters.trees import SCATTERED
-from temporallens.figures.style import (
-    INK,
-    MUTED,
-    PAPER,
-    array,
-    colour_bar,
-    head,
-    heatmap,
-    new_figure,
-    open_grid,
-    panel_title,
-    say_missing,
-    style,
-)
+from temporallens.figures import style
 from temporallens.figures.temporal_clustering import bin_axis, bin_edges, colour_of, missing, peak_of, positions_of
 from temporallens.wording import SPACE, fixed, percent
 
@@ -52,9 +39,9 @@ def draw_cluster_patterns(measures: ClusterMeasures | None, title: str = "") -> 
     """Mean patterns with their spread, correlations within and between clusters, and the places of specialised features."""
     rows = [] if measures is None else measures.rows
     lines = max(1, math.ceil(min(len(rows), DRAWN) / COLUMNS))
-    with style():
-        figure = new_figure(HEADS + ROW * lines + LOWER)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(HEADS + ROW * lines + LOWER)
+        style.head(figure, title)
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(HEADS + ROW * lines, LOWER))[:, 0]
         below = lower.subplots(1, 2, width_ratios=(1, 1))
         if measures is None or measures.bins is None or measures.drawing is None:
@@ -62,8 +49,8 @@ def draw_cluster_patterns(measures: ClusterMeasures | None, title: str = "") -> 
             for axes, letter, name in zip(
                 (patterns, *below), "abc", ("Mean pattern of each cluster", "Consistency", "Specialised features"), strict=True
             ):
-                panel_title(axes, letter, name, HALF)
-                say_missing(axes, missing(measures))
+                style.panel_title(axes, letter, name, HALF)
+                style.say_missing(axes, missing(measures))
             return figure
         _draw_patterns(upper, measures, measures.bins, lines)
         _draw_consistency(below[0], measures, measures.drawing)
@@ -106,16 +93,16 @@ def _pattern_statement(measures: ClusterMeasures, drawn: int) -> str:
 
 def _draw_pattern(axes: Axes, bins: BinsOfProfiles, row: ClusterRow, cluster: int, characters: int) -> None:
     edges, colour = bin_edges(bins), colour_of(cluster)
-    mean, low, high = (array(values) for values in (row.mean, row.low, row.high))
+    mean, low, high = (style.array(values) for values in (row.mean, row.low, row.high))
     x = (edges[:-1] + edges[1:]) / 2
     axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(x, mean, color=colour, linewidth=1.5)
-    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.set_ylim(0, max(2.0, 1.1 * float(np.nanmax(np.maximum(mean, high)))))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     bin_axis(axes, bins)
-    open_grid(axes)
-    panel_title(axes, str(cluster + 1), f"{row.features:,} features, {_motif(row, bins)}", characters)
+    style.open_grid(axes)
+    style.panel_title(axes, str(cluster + 1), f"{row.features:,} features, {_motif(row, bins)}", characters)
 
 
 def _motif(row: ClusterRow, bins: BinsOfProfiles) -> str:
@@ -143,26 +130,26 @@ def _draw_consistency(axes: Axes, measures: ClusterMeasures, drawing: Drawing) -
     correlation = correlations(profiles)
     count = len(labels)
     norm = Normalize(min(-0.2, float(np.quantile(correlation, 0.01))), 1.0)
-    mesh = heatmap(axes, np.arange(count + 1), np.arange(count + 1), correlation, norm)
+    mesh = style.heatmap(axes, np.arange(count + 1), np.arange(count + 1), correlation, norm)
     axes.invert_yaxis()
     starts = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
     for border in starts[1:]:
-        axes.axhline(border, color=PAPER, linewidth=0.8)
-        axes.axvline(border, color=PAPER, linewidth=0.8)
+        axes.axhline(border, color=style.PAPER, linewidth=0.8)
+        axes.axvline(border, color=style.PAPER, linewidth=0.8)
     middles = (starts + np.append(starts[1:], count)) / 2
     for ticks in (axes.set_xticks, axes.set_yticks):
         ticks(middles, [str(labels[start] + 1) for start in starts])
     axes.tick_params(length=0)
     axes.set_xlabel(f"cluster (up to {MEMBERS} features of each)")
     axes.set_ylabel("cluster")
-    colour_bar(mesh, axes, correlation, "correlation of two features' profiles")
-    panel_title(axes, "b", consistency_statement(measures, correlation, labels), HALF)
+    style.colour_bar(mesh, axes, correlation, "correlation of two features' profiles")
+    style.panel_title(axes, "b", consistency_statement(measures, correlation, labels), HALF)
 
 
 def _members(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
     """Profiles of some features of each cluster, cluster after cluster, and their clusters."""
     order = np.array(drawing.order)
-    labels, profiles = np.array(drawing.cluster)[order], array(drawing.profiles)[order]
+    labels, profiles = np.array(drawing.cluster)[order], style.array(drawing.profiles)[order]
     chosen = []
     for cluster in np.unique(labels[labels != SCATTERED]):
         members = np.flatnonzero(labels == cluster)
@@ -207,19 +194,21 @@ def _found_again(measures: ClusterMeasures) -> str:
 def _draw_specialised(axes: Axes, measures: ClusterMeasures, bins: BinsOfProfiles) -> None:
     edges, parts = bin_edges(bins), _stacked(measures, len(bins.first))
     total = np.sum([counts for _, _, counts in parts], axis=0)
-    panel_title(axes, "c", specialised_statement(measures.kept, bins, total), HALF)
+    style.panel_title(axes, "c", specialised_statement(measures.kept, bins, total), HALF)
     if not total.any():
-        say_missing(axes, "no feature is specialised: none spends its activation on half of the axis or less for more reasons than noise")
+        style.say_missing(
+            axes, "no feature is specialised: none spends its activation on half of the axis or less for more reasons than noise"
+        )
         return
     bottom = np.zeros(len(total))
     for colour, name, counts in parts:
-        axes.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=colour, edgecolor=INK, linewidth=0.3, label=name)
+        axes.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=colour, edgecolor=style.INK, linewidth=0.3, label=name)
         bottom += counts
     axes.set_ylim(0, (1.15 + 0.09 * math.ceil(len(parts) / LEGEND_COLUMNS)) * float(total.max()))  # the legend stands above the bars
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     bin_axis(axes, bins, "position at which a feature is most active")
     axes.set_ylabel("specialised features")
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(loc="upper right", ncols=LEGEND_COLUMNS)
 
 
@@ -232,10 +221,10 @@ def _stacked(measures: ClusterMeasures, bins: int) -> list[tuple[str, str, np.nd
     for cluster in by_size:
         if sum(rows[cluster].specialised) and colour_of(cluster) not in map(colour_of, named):
             named.append(cluster)
-    parts = [(colour_of(cluster), f"cluster {cluster + 1}", array(rows[cluster].specialised)) for cluster in sorted(named)]
-    others = [array(row.specialised) for cluster, row in enumerate(rows) if cluster not in named]
-    parts.append((MUTED, "other clusters", np.sum(others, axis=0) if others else np.zeros(bins)))
-    parts.append((colour_of(SCATTERED), "scattered", array(measures.scattered_peaks)))
+    parts = [(colour_of(cluster), f"cluster {cluster + 1}", style.array(rows[cluster].specialised)) for cluster in sorted(named)]
+    others = [style.array(row.specialised) for cluster, row in enumerate(rows) if cluster not in named]
+    parts.append((style.MUTED, "other clusters", np.sum(others, axis=0) if others else np.zeros(bins)))
+    parts.append((colour_of(SCATTERED), "scattered", style.array(measures.scattered_peaks)))
     return [part for part in parts if part[2].any()] or parts[-1:]
 
 

@@ -19,27 +19,7 @@ from temporallens.evaluation.bins import drawn_starts, octaves
 from temporallens.evaluation.comparison import REACH
 from temporallens.evaluation.results import RunResult, by_arm, by_family
 from temporallens.evaluation.statistics import Mean, difference_of, mean_of
-from temporallens.figures.steps import EVEN, Curve, band_name, draw_curve, has_zero, over_seeds
-from temporallens.figures.style import (
-    COLOURS,
-    INK,
-    MUTED,
-    PAPER,
-    ZERO,
-    array,
-    blocks,
-    colour_bar,
-    colour_norm,
-    head,
-    heatmap,
-    limits,
-    new_figure,
-    open_grid,
-    panel_title,
-    position_axis,
-    say_missing,
-    style,
-)
+from temporallens.figures import steps, style
 from temporallens.wording import ONE_SEED, SPACE, number, percent, plain
 
 MOST_ROWS = 32
@@ -76,9 +56,9 @@ def draw_comparative_analysis(
     """Four quadrants; `weights` are those at the end of the run of an arm and seed, of the arms that weigh positions."""
     rows, left_out = rows_of(runs)
     tall = max(LEAST_HEIGHT, ROW_HEIGHT * len(rows))
-    with style():
-        figure = new_figure(2 * tall + AROUND)
-        head(figure, title and title + left_out, 130)
+    with style.ours():
+        figure = style.new_figure(2 * tall + AROUND)
+        style.head(figure, title and title + left_out, 130)
         panels = figure.subplots(2, 2)
         _draw_loss(panels[0, 0], rows)
         _draw_sparsity(panels[0, 1], rows)
@@ -100,7 +80,9 @@ def rows_of(runs: Sequence[RunResult]) -> tuple[list[Row], str]:
 def _families(rows: Sequence[Row]) -> dict[str, str]:
     """A colour for each family, where there are enough; else one for all."""
     families = list(dict.fromkeys(row.family for row in rows))
-    return {family: COLOURS[order] if len(families) < len(COLOURS) else COLOURS[0] for order, family in enumerate(families)}
+    return {
+        family: style.COLOURS[order] if len(families) < len(style.COLOURS) else style.COLOURS[0] for order, family in enumerate(families)
+    }
 
 
 def _row_axis(axes: Axes, rows: Sequence[Row], named: bool = True) -> None:
@@ -110,7 +92,7 @@ def _row_axis(axes: Axes, rows: Sequence[Row], named: bool = True) -> None:
     axes.yaxis.set_major_formatter(FixedFormatter(names))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.tick_params(axis="y", length=0, labelcolor=style.INK)
 
 
 def _bar_axis(axes: Axes, top: float, label: str) -> None:
@@ -127,9 +109,9 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], means: Sequence[Mean]) -> float:
     colours = _families(rows)
     for y, (row, mean) in enumerate(zip(rows, means, strict=True)):
         colour = colours[row.family]
-        axes.barh(y, mean.value, BAR, color=colour if mean.seeds > 1 else PAPER, edgecolor=colour, linewidth=1.2)
+        axes.barh(y, mean.value, BAR, color=colour if mean.seeds > 1 else style.PAPER, edgecolor=colour, linewidth=1.2)
         if mean.low is not None and mean.high is not None:
-            axes.plot([mean.low, mean.high], [y, y], color=INK, linewidth=1.3, marker="|", markersize=4)
+            axes.plot([mean.low, mean.high], [y, y], color=style.INK, linewidth=1.3, marker="|", markersize=4)
     return max(_end(mean) for mean in means)
 
 
@@ -138,7 +120,7 @@ def _end(mean: Mean) -> float:
 
 
 def _say_beside(axes: Axes, x: float, y: int, text: str) -> None:
-    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK)
+    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=style.INK)
 
 
 def _intervals_of(rows: Sequence[Row]) -> str:
@@ -164,7 +146,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     label = "final training loss per token: squared error, and in a pale tint\nwhat the arm adds to it: penalties, further terms"
     _bar_axis(axes, 1.24 * limit, f"{label} ({_intervals_of(rows)})")
     _row_axis(axes, rows)
-    panel_title(axes, "a", _lowest_statement(rows, errors), TITLE_CHARACTERS)
+    style.panel_title(axes, "a", _lowest_statement(rows, errors), TITLE_CHARACTERS)
 
 
 def _lowest_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
@@ -196,7 +178,7 @@ def _draw_sparsity(axes: Axes, rows: Sequence[Row]) -> None:
         _say_beside(axes, _end(mean), y, number(mean.value))
     _bar_axis(axes, 1.16 * end, "L0: codes in use per token, held-out documents")
     _row_axis(axes, rows, named=False)
-    panel_title(axes, "b", _sparsity_statement(rows, means), TITLE_CHARACTERS)
+    style.panel_title(axes, "b", _sparsity_statement(rows, means), TITLE_CHARACTERS)
 
 
 def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
@@ -214,7 +196,7 @@ def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
 
 def pattern(row: Row) -> Float[np.ndarray, " P"]:
     """Held-out loss by position, mean over seeds, as a multiple of its median over positions 1 and later."""
-    curve = np.stack([array(run.position_loss) for run in row.runs]).mean(0)
+    curve = np.stack([style.array(run.position_loss) for run in row.runs]).mean(0)
     known = curve[1:][np.isfinite(curve[1:])]
     middle = float(np.median(known)) if len(known) else np.nan
     return curve / middle if middle > 0 else np.full(len(curve), np.nan)
@@ -224,21 +206,21 @@ def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
     values = np.stack([pattern(row) for row in rows])
     positions = values.shape[1]
     if not np.isfinite(values[:, 1:]).any():
-        panel_title(axes, "c", "Loss by position and run", TITLE_CHARACTERS)
-        say_missing(axes, "no run of these activations was evaluated by position")
+        style.panel_title(axes, "c", "Loss by position and run", TITLE_CHARACTERS)
+        style.say_missing(axes, "no run of these activations was evaluated by position")
         return
-    zero, starts = has_zero(values), drawn_starts(positions, BINS)
-    drawn, edges = blocks(values, starts, 1), np.append(starts, positions) - 0.5
-    norm = colour_norm(limits(drawn[:, 1:]))
+    zero, starts = steps.has_zero(values), drawn_starts(positions, BINS)
+    drawn, edges = style.blocks(values, starts, 1), np.append(starts, positions) - 0.5
+    norm = style.colour_norm(style.limits(drawn[:, 1:]))
     assert norm is not None, "something beyond position 0 is known"
     if not zero:
         drawn, edges = drawn[:, 1:], edges[1:]
-    mesh = heatmap(axes, edges, np.arange(len(rows) + 1) - 0.5, drawn, norm)
-    position_axis(axes, "x", positions, zero)
+    mesh = style.heatmap(axes, edges, np.arange(len(rows) + 1) - 0.5, drawn, norm)
+    style.position_axis(axes, "x", positions, zero)
     _row_axis(axes, rows)
     scale = " (log scale)" if isinstance(norm, LogNorm) else ""
-    colour_bar(mesh, axes, drawn, f"held-out loss / the run's median{scale}")
-    panel_title(axes, "c", _pattern_statement(values), TITLE_CHARACTERS)
+    style.colour_bar(mesh, axes, drawn, f"held-out loss / the run's median{scale}")
+    style.panel_title(axes, "c", _pattern_statement(values), TITLE_CHARACTERS)
 
 
 def _median(values: np.ndarray) -> float:
@@ -254,24 +236,24 @@ def _pattern_statement(values: Float[np.ndarray, "R P"]) -> str:
     furthest = int(np.abs(np.log(np.maximum(typical, 1e-9))).argmax())
     first, last = ranges[furthest]
     known = levels[np.isfinite(levels[:, furthest]), furthest]
-    if 1 / EVEN < typical[furthest] < EVEN:
-        return f"Loss is even over positions: in the typical arm no band is {percent(EVEN - 1)} off the median"
+    if 1 / steps.EVEN < typical[furthest] < steps.EVEN:
+        return f"Loss is even over positions: in the typical arm no band is {percent(steps.EVEN - 1)} off the median"
     verb = f"{'is' if last == first + 1 else 'are'} {'hardest' if typical[furthest] > 1 else 'easiest'}"
     spread = f", {number(known.min())} to {number(known.max())} in single arms" if len(known) > 1 else ""
-    return f"{band_name(first, last).capitalize()} {verb}: {number(typical[furthest])}{SPACE}× the median loss{spread}"
+    return f"{steps.band_name(first, last).capitalize()} {verb}: {number(typical[furthest])}{SPACE}× the median loss{spread}"
 
 
 # d
 
 
-def weight_curves(rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]]) -> list[Curve]:
+def weight_curves(rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]]) -> list[steps.Curve]:
     """Weights of each arm that has them, mean over seeds; arms that weigh alike share one curve."""
-    found: list[tuple[list[str], Curve]] = []
+    found: list[tuple[list[str], steps.Curve]] = []
     for row in rows:
-        seeds = [array(weights[row.name, run.seed]) for run in row.runs if (row.name, run.seed) in weights]
+        seeds = [style.array(weights[row.name, run.seed]) for run in row.runs if (row.name, run.seed) in weights]
         if not seeds or not np.isfinite(np.stack(seeds)[:, 1:]).any():
             continue
-        curve = over_seeds(row.name, np.stack(seeds))
+        curve = steps.over_seeds(row.name, np.stack(seeds))
         for names, other in found:
             if np.nanmax(np.abs(other.value - curve.value)) < ALIKE:
                 names.append(row.name)
@@ -288,33 +270,33 @@ def _alike(names: Sequence[str]) -> str:
 def _draw_weights(axes: Axes, rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]]) -> None:
     curves = weight_curves(rows, weights)
     if not curves:
-        panel_title(axes, "d", "Adaptive weights by position", TITLE_CHARACTERS)
-        say_missing(axes, "no arm of these activations weighs positions by how hard they are (position_weights)")
+        style.panel_title(axes, "d", "Adaptive weights by position", TITLE_CHARACTERS)
+        style.say_missing(axes, "no arm of these activations weighs positions by how hard they are (position_weights)")
         return
     shown = sorted(curves, key=_spread, reverse=True)[:LINES]
     for order, curve in enumerate(shown):
-        colour = COLOURS[order % len(COLOURS)]
-        draw_curve(axes, curve, color=colour, linestyle=DASHES[order // len(COLOURS)], linewidth=1.4)
+        colour = style.COLOURS[order % len(style.COLOURS)]
+        steps.draw_curve(axes, curve, color=colour, linestyle=DASHES[order // len(style.COLOURS)], linewidth=1.4)
         if np.isfinite(curve.value[0]):
-            axes.plot([0], curve.value[:1], color=colour, clip_on=False, **ZERO)
+            axes.plot([0], curve.value[:1], color=colour, clip_on=False, **style.ZERO)
     beyond = np.concatenate([curve.value[1:] for curve in shown])
     low, high = min(float(np.nanmin(beyond)), 1.0), max(float(np.nanmax(beyond)), 1.0)
     axes.set_ylim(low - 0.06 * (high - low), high + (0.1 + 0.09 * len(shown)) * (high - low))  # position 0 does not set it; room for names
-    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-    position_axis(axes, "x", max(len(curve.value) for curve in shown), any(has_zero(curve.value) for curve in shown))
+    axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    style.position_axis(axes, "x", max(len(curve.value) for curve in shown), any(steps.has_zero(curve.value) for curve in shown))
     axes.set_ylabel("weight at the end of training (mean 1)")
     if any(curve.low is not None for curve in shown):
         axes.set_xlabel(f"{axes.get_xlabel()}; bands: 95{SPACE}% interval over seeds, of two both")
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(loc="upper right", borderaxespad=0.2)
-    panel_title(axes, "d", _weights_statement(shown[0], len(curves) - len(shown)), TITLE_CHARACTERS)
+    style.panel_title(axes, "d", _weights_statement(shown[0], len(curves) - len(shown)), TITLE_CHARACTERS)
 
 
-def _spread(curve: Curve) -> float:
+def _spread(curve: steps.Curve) -> float:
     return float(np.nanmax(curve.value[1:]) - np.nanmin(curve.value[1:]))
 
 
-def _weights_statement(curve: Curve, left_out: int) -> str:
+def _weights_statement(curve: steps.Curve, left_out: int) -> str:
     most, least = 1 + int(np.nanargmax(curve.value[1:])), 1 + int(np.nanargmin(curve.value[1:]))
     found = f"Weights run from {number(curve.value[least])} (position {least:,}) to {number(curve.value[most])} (position {most:,})"
     return f"{found}, {plain(curve.label, NAME)}" + (f"; {left_out} flatter ones are not drawn" if left_out else "")

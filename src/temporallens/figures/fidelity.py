@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from temporallens.evaluation.model.fidelity import FidelityMeasures, ShiftFidelity
 from temporallens.evaluation.statistics import Estimate, mean_of
-from temporallens.figures.style import COLOURS, MARKERS, MUTED, PAPER, head, new_figure, open_grid, panel_title, say_missing, style
+from temporallens.figures import style
 from temporallens.wording import SPACE, minus, number, percent, plain
 
 HEIGHT = 4.9
@@ -68,14 +68,14 @@ def _point(shift: int, estimates: Sequence[Estimate]) -> Point:
 
 def draw_fidelity(arms: Sequence[Arm], title: str = "") -> Figure:
     """Three panels by shift; `arms` are those of one activations entry that were measured."""
-    with style():
-        figure = new_figure(HEIGHT + 0.24 * -(-len(arms[:MOST_ARMS]) // LEGEND_COLUMNS))
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(HEIGHT + 0.24 * -(-len(arms[:MOST_ARMS]) // LEGEND_COLUMNS))
+        style.head(figure, title)
         panels = figure.subplots(1, 3)
         if not arms:
             for axes, letter, name in zip(panels, "abc", ("Index or token", "Firings that stay", "FVE under shifts"), strict=True):
-                panel_title(axes, letter, name, TITLE_CHARACTERS)
-                say_missing(axes, NOTHING)
+                style.panel_title(axes, letter, name, TITLE_CHARACTERS)
+                style.say_missing(axes, NOTHING)
             return figure
         shown = arms[:MOST_ARMS]
         _draw_index(panels[0], shown)
@@ -83,7 +83,7 @@ def draw_fidelity(arms: Sequence[Arm], title: str = "") -> Figure:
         opened = _draw_fve(panels[2], shown)
         handles = [_handle(order, plain(arm.name, NAME)) for order, arm in enumerate(shown)]
         if opened:
-            handles.append(Line2D([], [], color=MUTED, linestyle=OPEN, label="c: the same with its mask open"))
+            handles.append(Line2D([], [], color=style.MUTED, linestyle=OPEN, label="c: the same with its mask open"))
         left_out = f"; {len(arms) - len(shown)} more arms are not drawn" if len(arms) > len(shown) else ""
         note = f"{_intervals_of(shown)}{left_out}"
         figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), handlelength=3, title=note)
@@ -97,15 +97,15 @@ def _intervals_of(arms: Sequence[Arm]) -> str:
 
 
 def _handle(order: int, label: str) -> Line2D:
-    return Line2D([], [], color=_colour(order), marker=MARKERS[order % len(MARKERS)], linestyle=_dash(order), label=label)
+    return Line2D([], [], color=_colour(order), marker=style.MARKERS[order % len(style.MARKERS)], linestyle=_dash(order), label=label)
 
 
 def _colour(order: int) -> str:
-    return COLOURS[order % len(COLOURS)]
+    return style.COLOURS[order % len(style.COLOURS)]
 
 
 def _dash(order: int) -> Any:
-    return DASHES[order // len(COLOURS) % len(DASHES)]
+    return DASHES[order // len(style.COLOURS) % len(DASHES)]
 
 
 def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[ShiftFidelity], Estimate | None]) -> list[list[Point]]:
@@ -115,13 +115,18 @@ def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[ShiftFidelity], Es
         if not points:
             continue
         x = [point.shift * DODGE ** (order - (len(arms) - 1) / 2) for point in points]
-        colour, face = _colour(order), _colour(order) if len(arm.seeds) > 1 else PAPER
+        colour, face = _colour(order), _colour(order) if len(arm.seeds) > 1 else style.PAPER
         axes.plot(x, [point.value for point in points], color=colour, linestyle=_dash(order), linewidth=1.2)
         for at, point in zip(x, points, strict=True):
             if point.low is not None and point.high is not None:
                 axes.plot([at, at], [point.low, point.high], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
         axes.plot(
-            x, [point.value for point in points], color=colour, linestyle="none", marker=MARKERS[order % len(MARKERS)], markerfacecolor=face
+            x,
+            [point.value for point in points],
+            color=colour,
+            linestyle="none",
+            marker=style.MARKERS[order % len(style.MARKERS)],
+            markerfacecolor=face,
         )
     return curves
 
@@ -138,7 +143,7 @@ def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
     axes.margins(y=0.12)
-    open_grid(axes)
+    style.open_grid(axes)
 
 
 # a
@@ -146,10 +151,10 @@ def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
 
 def _draw_index(axes: Axes, arms: Sequence[Arm]) -> None:
     curves = _draw_arms(axes, arms, lambda shift: shift.absolute_index)
-    axes.axhline(0, color=MUTED, linewidth=0.9)
+    axes.axhline(0, color=style.MUTED, linewidth=0.9)
     _shift_axis(axes, arms)
     axes.set_ylabel("AI: above 0 tied to the index, below to the token")
-    panel_title(axes, "a", _index_statement(arms, curves), TITLE_CHARACTERS)
+    style.panel_title(axes, "a", _index_statement(arms, curves), TITLE_CHARACTERS)
 
 
 def _index_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> str:
@@ -182,12 +187,12 @@ def _draw_content(axes: Axes, arms: Sequence[Arm]) -> None:
     control = [measures.control_content.value for arm in arms for measures in arm.seeds]
     known = [value for value in control if value is not None]
     if known:
-        axes.axhline(min(known), color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.axhline(min(known), color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         axes.annotate("shift 0", (1, min(known)), (-2, -3), xycoords=axes.get_yaxis_transform(), textcoords="offset points", **SMALL)
-    panel_title(axes, "b", _content_statement(arms, curves), TITLE_CHARACTERS)
+    style.panel_title(axes, "b", _content_statement(arms, curves), TITLE_CHARACTERS)
 
 
-SMALL: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 7.5, "color": MUTED}
+SMALL: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 7.5, "color": style.MUTED}
 
 
 def _content_statement(arms: Sequence[Arm], curves: Sequence[Sequence[Point]]) -> str:
@@ -212,10 +217,10 @@ def _draw_fve(axes: Axes, arms: Sequence[Arm]) -> bool:
             opened = True
             x = [point.shift * DODGE ** (order - (len(arms) - 1) / 2) for point in points]
             axes.plot(x, [point.value for point in points], color=_colour(order), linestyle=OPEN, linewidth=1.2)
-    axes.axhline(0, color=MUTED, linewidth=0.9)
+    axes.axhline(0, color=style.MUTED, linewidth=0.9)
     _shift_axis(axes, arms)
     axes.set_ylabel("change of FVE on the same tokens")
-    panel_title(axes, "c", _fve_statement(arms, curves), TITLE_CHARACTERS)
+    style.panel_title(axes, "c", _fve_statement(arms, curves), TITLE_CHARACTERS)
     return opened
 
 

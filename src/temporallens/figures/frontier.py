@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.results import Results, RunResult, by_family
 from temporallens.evaluation.statistics import Mean, mean_of
-from temporallens.figures.style import COLOURS, MARKERS, MUTED, PAPER, new_figure, open_grid, panel_title, say_missing, style
+from temporallens.figures import style
 from temporallens.wording import ONE_SEED, listed, minus, plain
 
 COLUMNS = 2
@@ -75,14 +75,16 @@ def draw_frontier(results: Results) -> Figure:
     strips = any(comparison.against for comparison in comparisons.values())
     columns = min(COLUMNS, max(len(entries), 1))
     rows = max(1, math.ceil(len(entries) / columns))
-    with style():
-        figure = new_figure((ROW_HEIGHT + STRIP_HEIGHT * strips) * rows + LEGEND_HEIGHT * (3 + math.ceil(len(looks) / LEGEND_COLUMNS)))
+    with style.ours():
+        figure = style.new_figure(
+            (ROW_HEIGHT + STRIP_HEIGHT * strips) * rows + LEGEND_HEIGHT * (3 + math.ceil(len(looks) / LEGEND_COLUMNS))
+        )
         ratios = (ROW_HEIGHT, STRIP_HEIGHT) if strips else (1,)
         grid = figure.add_gridspec(len(ratios) * rows, columns, height_ratios=ratios * rows)
         cells = [(row, column) for row in range(rows) for column in range(columns)]
         panels = [figure.add_subplot(grid[len(ratios) * row, column]) for row, column in cells]
         for letter, axes, entry in zip("abcdefghijklmnopqrstuvwxyz", panels, entries, strict=False):
-            panel_title(axes, letter, plain(entry) + _statement(comparisons[entry]), TITLE_CHARACTERS * COLUMNS // columns)
+            style.panel_title(axes, letter, plain(entry) + _statement(comparisons[entry]), TITLE_CHARACTERS * COLUMNS // columns)
             _draw_panel(axes, [run for run in runs if run.activations == entry], looks)
         for axes in panels[len(entries) :]:
             axes.set_axis_off()
@@ -133,7 +135,7 @@ def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[
     baseline = comparison.baselines[0] if comparison.baselines else ""
     rows = [(row, row.unexplained) for row in comparison.against if row.baseline == baseline and row.unexplained and row.family in looks]
     if not rows:
-        say_missing(axes, "nothing to compare at equal L0")
+        style.say_missing(axes, "nothing to compare at equal L0")
         return
     compared = {row.family for row, _ in rows}
     families = [family for family in looks if family in compared]
@@ -143,9 +145,9 @@ def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[
         if ratio.low is not None and ratio.high is not None:
             ends = [100 * (ratio.low - 1), 100 * (ratio.high - 1)]
             axes.plot([x, x], ends, color=look.colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
-        face = look.colour if ratio.seeds > 1 else PAPER
+        face = look.colour if ratio.seeds > 1 else style.PAPER
         axes.plot([x], [100 * (ratio.value - 1)], color=look.colour, marker=look.marker, markersize=4.5, markerfacecolor=face)
-    axes.axhline(0, color=MUTED, linewidth=0.9)
+    axes.axhline(0, color=style.MUTED, linewidth=0.9)
     axes.set_xscale("log")
     axes.set_xlim(panel.get_xlim())
     axes.xaxis.set_major_locator(FixedLocator(list(panel.get_xticks())))
@@ -156,7 +158,7 @@ def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[
     axes.set_ylabel("unexplained\nvariance, %")
     axes.invert_yaxis()
     axes.set_xlabel(f"{L0_LABEL}\nup: less left unexplained than by {plain(baseline, 28)}, at equal L0")
-    open_grid(axes)
+    style.open_grid(axes)
 
 
 def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:
@@ -173,8 +175,12 @@ def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:
 
 
 def _look(order: int) -> Look:
-    colour = order % len(COLOURS)
-    return Look(COLOURS[colour], MARKERS[(colour + order // len(COLOURS)) % len(MARKERS)], DASHES[order // len(COLOURS) % len(DASHES)])
+    colour = order % len(style.COLOURS)
+    return Look(
+        style.COLOURS[colour],
+        style.MARKERS[(colour + order // len(style.COLOURS)) % len(style.MARKERS)],
+        DASHES[order // len(style.COLOURS) % len(DASHES)],
+    )
 
 
 def levels_of(runs: Sequence[RunResult]) -> dict[str, list[Level]]:
@@ -191,7 +197,7 @@ def _level(seeds: list[tuple[float, float]]) -> Level:
 
 def _draw_panel(axes: Axes, runs: Sequence[RunResult], looks: Mapping[str, Look]) -> None:
     if not runs:
-        say_missing(axes, "no arm was trained on these activations")
+        style.say_missing(axes, "no arm was trained on these activations")
         return
     for family, levels in levels_of(runs).items():
         look = looks[family]
@@ -206,11 +212,11 @@ def _draw_panel(axes: Axes, runs: Sequence[RunResult], looks: Mapping[str, Look]
     _ticks(axes, [run.l0 for run in runs])
     axes.set_xlabel(L0_LABEL)
     axes.set_ylabel("FVE (logarithm of what is left unexplained)")
-    open_grid(axes)
+    style.open_grid(axes)
 
 
 def _draw_level(axes: Axes, level: Level, height: float, look: Look) -> None:
-    mean, face = level.fve, look.colour if level.fve.seeds > 1 else PAPER
+    mean, face = level.fve, look.colour if level.fve.seeds > 1 else style.PAPER
     if mean.low is not None and mean.high is not None:
         bar: dict[str, Any] = {"linewidth": 3, "alpha": 0.35, "solid_capstyle": "butt"}
         axes.plot([level.l0] * 2, [_height(mean.low), _height(mean.high)], color=look.colour, **bar)

@@ -17,23 +17,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from temporallens.figures import style
 from temporallens.figures.steps import History, step_axis
-from temporallens.figures.style import (
-    COLOURS,
-    INK,
-    MUTED,
-    array,
-    blocks,
-    colour_bar,
-    head,
-    heatmap,
-    new_figure,
-    open_grid,
-    panel_title,
-    position_axis,
-    say_missing,
-    style,
-)
 from temporallens.wording import SPACE, number, percent, plain
 
 HEIGHT = 6.4
@@ -82,9 +67,9 @@ def draw_masks(
     missing: str = NO_SOFT,
 ) -> Figure:
     """One run's mask: `after` as it ended, `before` as it was when it hardened (`missing` says why there is none); None: no mask."""
-    with style():
-        figure = new_figure(PAIR_HEIGHT)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(PAIR_HEIGHT)
+        style.head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1, 1.9))
         openness, evolution, left, right = (figure.add_subplot(panels[cell]) for cell in ((0, 0), (0, 1), (1, 0), (1, 1)))
         _draw_both(openness, after, before)
@@ -97,27 +82,27 @@ def draw_masks(
         shown = [axes for axes, mesh in zip((left, right), drawn, strict=True) if mesh is not None]
         if shown:
             mesh = next(mesh for mesh in drawn if mesh is not None)
-            colour_bar(mesh, shown, np.empty(0), "gate (0 closed, 1 open)")
+            style.colour_bar(mesh, shown, np.empty(0), "gate (0 closed, 1 open)")
     return figure
 
 
 def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) -> None:
     if after is None:
-        panel_title(axes, "a", "Openness by position", PAIR_CHARACTERS)
-        say_missing(axes, "this run's dictionary has no mask")
+        style.panel_title(axes, "a", "Openness by position", PAIR_CHARACTERS)
+        style.say_missing(axes, "this run's dictionary has no mask")
         return
-    known = [("before hardening", before, COLOURS[1], (0, (4, 2))), ("as trained", after, COLOURS[0], "-")]
+    known = [("before hardening", before, style.COLOURS[1], (0, (4, 2))), ("as trained", after, style.COLOURS[0], "-")]
     for label, gates, colour, dash in known:
         if gates is not None:
             axes.plot(np.arange(1, len(gates)), gates[1:].mean(1), color=colour, linestyle=dash, label=label)
     _share_axis(axes, "features open\n(mean gate)")
-    position_axis(axes, "x", len(after), zero=False)
+    style.position_axis(axes, "x", len(after), zero=False)
     mean = after[1:].mean(1)
     axes.legend(loc="lower right" if mean.mean() > 0.5 else "upper right", borderaxespad=0.2)
     low, high = float(mean.min()), float(mean.max())
     least = f"{percent(float(mean.mean()))} of the mask is open; least at position {int(mean.argmin()) + 1:,}: {percent(low)}"
     alike = f"{percent(low)} to {percent(high)} of the mask is open, much alike at every position"
-    panel_title(axes, "a", least if high - low > ALIKE else alike, PAIR_CHARACTERS)
+    style.panel_title(axes, "a", least if high - low > ALIKE else alike, PAIR_CHARACTERS)
 
 
 def _share_axis(axes: Axes, label: str) -> None:
@@ -125,44 +110,44 @@ def _share_axis(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     axes.set_ylabel(label)
-    open_grid(axes)
+    style.open_grid(axes)
 
 
 def _draw_annealing(axes: Axes, history: History, masked: bool) -> None:
     if not masked or not {"step", "openness", "temperature"} <= history.keys():
-        panel_title(axes, "b", "Openness over training", PAIR_CHARACTERS)
-        say_missing(axes, "this run's history does not hold the openness of a mask")
+        style.panel_title(axes, "b", "Openness over training", PAIR_CHARACTERS)
+        style.say_missing(axes, "this run's history does not hold the openness of a mask")
         return
-    steps, openness, temperature = (array(history[name]) for name in ("step", "openness", "temperature"))
-    axes.plot(steps, openness, color=COLOURS[0])
+    steps, openness, temperature = (style.array(history[name]) for name in ("step", "openness", "temperature"))
+    axes.plot(steps, openness, color=style.COLOURS[0])
     _share_axis(axes, "mean gate")
     step_axis(axes, steps)
     hard = np.flatnonzero((temperature == 0) & (np.arange(len(steps)) > 0))
     annealed = temperature[temperature > 0]
     cooled = f", temperature {number(annealed[0])} to {number(annealed[-1])}" if len(annealed) else ""
     if len(hard):
-        axes.axvline(steps[hard[0] - 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.axvline(steps[hard[0] - 1], color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         where: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "right"}
-        axes.annotate("hardens", (steps[hard[0] - 1], 0.06), (-4, 0), fontsize=7.5, color=MUTED, **where)
+        axes.annotate("hardens", (steps[hard[0] - 1], 0.06), (-4, 0), fontsize=7.5, color=style.MUTED, **where)
     statement = f"Openness goes from {percent(float(openness[0]))} to {percent(float(openness[-1]))} in {steps[-1]:,.0f} steps{cooled}"
-    panel_title(axes, "b", statement, PAIR_CHARACTERS)
+    style.panel_title(axes, "b", statement, PAIR_CHARACTERS)
 
 
 def _draw_one(
     axes: Axes, gates: np.ndarray | None, order: np.ndarray | None, letter: str, statement: str, missing: str
 ) -> ScalarMappable | None:
-    panel_title(axes, letter, statement, PAIR_CHARACTERS)
+    style.panel_title(axes, letter, statement, PAIR_CHARACTERS)
     if gates is None or order is None:
-        say_missing(axes, missing)
+        style.say_missing(axes, missing)
         return None
     ordered = gates[1:, order]
     rows = np.unique(np.linspace(0, len(order), min(ROWS, len(order)), endpoint=False).astype(int))
     edges = np.append(rows, len(order))
-    mesh = heatmap(axes, np.arange(len(gates)) + 0.5, edges, blocks(ordered, rows, 1).T, Normalize(0, 1))
+    mesh = style.heatmap(axes, np.arange(len(gates)) + 0.5, edges, style.blocks(ordered, rows, 1).T, Normalize(0, 1))
     axes.invert_yaxis()
     axes.yaxis.set_major_locator(FixedLocator([1, len(order)]))
     axes.set_ylabel("features, by the middle of where they end open", labelpad=-12)
-    position_axis(axes, "x", len(gates), zero=False)
+    style.position_axis(axes, "x", len(gates), zero=False)
     return mesh
 
 
@@ -189,8 +174,8 @@ def _after_statement(after: np.ndarray | None, before: np.ndarray | None) -> str
 
 def draw_two_cases(records: Case, language: Case) -> Figure:
     """The masks of two networks, features by positions."""
-    with style():
-        figure = new_figure(HEIGHT)
+    with style.ours():
+        figure = style.new_figure(HEIGHT)
         figure.suptitle(TITLE, x=0.008, ha="left", fontsize=11.5, fontweight="bold")
         panels = figure.add_gridspec(2, 2, height_ratios=(1, 5), width_ratios=(1.25, 1))
         masks = [figure.add_subplot(panels[1, column]) for column in range(2)]
@@ -201,7 +186,7 @@ def draw_two_cases(records: Case, language: Case) -> Figure:
             drawn = _draw_mask(masks[column], gates)
             for axes in (strip, masks[column]):
                 _axis(axes, case, labelled=axes is masks[column])
-        colour_bar(drawn, masks, np.empty(0), "gate (0 closed, 1 open)")
+        style.colour_bar(drawn, masks, np.empty(0), "gate (0 closed, 1 open)")
     return figure
 
 
@@ -221,14 +206,14 @@ def _order(gates: Float[np.ndarray, "P F"]) -> Int[np.ndarray, " F"]:
 
 def _draw_openness(axes: Axes, gates: Float[np.ndarray, "P L"], letter: str, case: Case) -> None:
     openness = gates.mean(1)
-    axes.plot(np.arange(1, len(gates) + 1), openness, color=COLOURS[0], marker="o" if len(gates) <= 64 else None, markersize=2.5)
+    axes.plot(np.arange(1, len(gates) + 1), openness, color=style.COLOURS[0], marker="o" if len(gates) <= 64 else None, markersize=2.5)
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     axes.set_ylabel("features\nopen")
-    open_grid(axes)
+    style.open_grid(axes)
     statement = f"{plain(case.name)}: {percent(float(openness.mean()))} of the mask is open"
-    panel_title(axes, letter, f"{statement}. {effect(case)}", TITLE_CHARACTERS)
+    style.panel_title(axes, letter, f"{statement}. {effect(case)}", TITLE_CHARACTERS)
 
 
 def effect(case: Case) -> str:
@@ -241,7 +226,7 @@ def effect(case: Case) -> str:
 
 def _draw_mask(axes: Axes, gates: Float[np.ndarray, "P L"]) -> ScalarMappable:
     positions, features = gates.shape
-    mesh = heatmap(axes, np.arange(positions + 1) + 0.5, np.arange(features + 1), gates.T, Normalize(0, 1))
+    mesh = style.heatmap(axes, np.arange(positions + 1) + 0.5, np.arange(features + 1), gates.T, Normalize(0, 1))
     axes.invert_yaxis()
     axes.yaxis.set_major_locator(FixedLocator([1, features]))
     axes.set_ylabel("features, by the middle of where they are open", labelpad=-12)
@@ -251,12 +236,12 @@ def _draw_mask(axes: Axes, gates: Float[np.ndarray, "P L"]) -> ScalarMappable:
 def _axis(axes: Axes, case: Case, *, labelled: bool) -> None:
     positions = len(case.gates)
     if case.example is None:
-        position_axis(axes, "x", positions, zero=False, label="position in the row")
+        style.position_axis(axes, "x", positions, zero=False, label="position in the row")
     else:
         axes.set_xlim(0.5, positions - 0.5)
         axes.xaxis.set_major_locator(FixedLocator(range(1, positions)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels(list(case.example[1:positions]), family="DejaVu Sans Mono", color=INK)
+        axes.set_xticklabels(list(case.example[1:positions]), family="DejaVu Sans Mono", color=style.INK)
         axes.tick_params(axis="x", length=0)
         axes.set_xlabel("column of the record (an example's characters)", labelpad=30)
     if not labelled:
@@ -271,6 +256,6 @@ def _mark_fields(axes: Axes, fields: Mapping[str, tuple[int, ...]]) -> None:
     below = axes.get_xaxis_transform()
     runs = {name: columns for name, columns in fields.items() if columns[-1] - columns[0] == len(columns) - 1}
     for turn, (name, columns) in enumerate(sorted(runs.items(), key=lambda entry: entry[1])):
-        axes.plot([columns[0] - 0.35, columns[-1] + 0.35], [BRACKET] * 2, transform=below, color=MUTED, linewidth=1.2, clip_on=False)
+        axes.plot([columns[0] - 0.35, columns[-1] + 0.35], [BRACKET] * 2, transform=below, color=style.MUTED, linewidth=1.2, clip_on=False)
         height = NAME_LOWER if len(columns) <= SHORT and turn % 2 else NAME
-        axes.text(float(np.mean(columns)), height, name, transform=below, ha="center", va="top", fontsize=7.5, color=MUTED)
+        axes.text(float(np.mean(columns)), height, name, transform=below, ha="center", va="top", fontsize=7.5, color=style.MUTED)

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from temporallens.evaluation.bins import log_spaced
+from temporallens.figures import style
 from temporallens.figures.steps import (
     EVEN,
     ByPosition,
@@ -30,22 +31,6 @@ from temporallens.figures.steps import (
     step_axis,
     training_curve,
 )
-from temporallens.figures.style import (
-    COLOURS,
-    MAP,
-    MUTED,
-    ZERO,
-    array,
-    colour_bar,
-    head,
-    new_figure,
-    open_grid,
-    panel_title,
-    plain_log_axis,
-    position_axis,
-    say_missing,
-    style,
-)
 from temporallens.wording import minus, number, percent
 
 LOSS = Followed("squared error per token", "loss", "Loss by position over training")
@@ -58,11 +43,11 @@ WIDE, NARROW = 110, 58
 def draw_position_analysis(history: History, title: str = "", held_out: ByPosition | None = None, first_fve: float | None = None) -> Figure:
     """Three panels of one run; `held_out` is the loss by position on held-out documents in the history's units, [P] or, of several
     seeds, [S, P]; `first_fve` the variance explained at position 0, which is left out of everything else."""
-    with style():
-        figure = new_figure(HEIGHT)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(HEIGHT)
+        style.head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
-        steps = array(history["step"])
+        steps = style.array(history["step"])
         loss, count = column(history, "position_loss"), column(history, "position_count")
         draw_evolution(figure.add_subplot(panels[0, :]), steps, loss, LOSS, _evolution_statement, WIDE)
         final = figure.add_subplot(panels[1, 0])
@@ -92,14 +77,14 @@ def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
 def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
     curves = draw_final(axes, known, LOSS)
     if not curves:
-        panel_title(axes, "2", "Final loss over the sequence", NARROW)
+        style.panel_title(axes, "2", "Final loss over the sequence", NARROW)
         return
     _loss_axis(axes, curves)
-    position_axis(axes, "x", max(len(curve.value) for curve in curves), any(has_zero(curve.value) for curve in curves))
+    style.position_axis(axes, "x", max(len(curve.value) for curve in curves), any(has_zero(curve.value) for curve in curves))
     axes.set_ylabel(LOSS.unit)
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(loc="upper right", borderaxespad=0.2)
-    panel_title(axes, "2", _final_statement(curves), NARROW)
+    style.panel_title(axes, "2", _final_statement(curves), NARROW)
 
 
 def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
@@ -112,21 +97,21 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
         bottom, top = 0.0, (1.32 * high if high > 0 else 1.0)
     axes.set_ylim(bottom, top)
     if bottom > 0:
-        plain_log_axis(axes, "y")
-    for order, (curve, colour) in enumerate(zip(curves, COLOURS, strict=False)):
+        style.plain_log_axis(axes, "y")
+    for order, (curve, colour) in enumerate(zip(curves, style.COLOURS, strict=False)):
         value = curve.value[0]
         if not np.isfinite(value):
             continue
         inside = bottom <= value <= top
         if inside:
-            axes.plot([0], [value], color=colour, clip_on=False, **ZERO)
+            axes.plot([0], [value], color=colour, clip_on=False, **style.ZERO)
             continue
         edge = 0.96 if value > top else 0.04
-        axes.plot([0], [edge], color=colour, transform=axes.get_xaxis_transform(), **ZERO)
+        axes.plot([0], [edge], color=colour, transform=axes.get_xaxis_transform(), **style.ZERO)
         if order == 0:
             arrow, alignment = ("↑", "top") if value > top else ("↓", "bottom")
             how: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "center", "va": alignment}
-            axes.annotate(f"{number(value)} {arrow}", (0, edge), (0, -7 if value > top else 7), fontsize=7.5, color=MUTED, **how)
+            axes.annotate(f"{number(value)} {arrow}", (0, edge), (0, -7 if value > top else 7), fontsize=7.5, color=style.MUTED, **how)
 
 
 def _name_the_first(axes: Axes, fve: float) -> None:
@@ -148,37 +133,39 @@ def _final_statement(curves: list[Curve]) -> str:
 
 def _draw_weights(axes: Axes, steps: np.ndarray, weight: np.ndarray | None) -> None:
     if weight is None:
-        panel_title(axes, "3", "Position weights over training", NARROW)
-        say_missing(axes, "this run's history does not hold the position weights")
+        style.panel_title(axes, "3", "Position weights over training", NARROW)
+        style.say_missing(axes, "this run's history does not hold the position weights")
         return
     known = weight[np.isfinite(weight)]
     if np.allclose(known, 1.0, atol=1e-6):
-        axes.plot(steps, np.ones(len(steps)), color=COLOURS[0], marker="o" if len(steps) == 1 else None)
+        axes.plot(steps, np.ones(len(steps)), color=style.COLOURS[0], marker="o" if len(steps) == 1 else None)
         axes.set_ylim(0, 2)
-        axes.text(0.5, 0.57, "weights are 1 throughout: adaptive weighting is off", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.text(
+            0.5, 0.57, "weights are 1 throughout: adaptive weighting is off", transform=axes.transAxes, ha="center", color=style.MUTED
+        )
         statement = "Every position weighs the same"
     else:
         _weight_lines(axes, steps, weight)
         statement = _weight_statement(steps, weight)
     step_axis(axes, steps)
     axes.set_ylabel("position weight (mean 1)")
-    open_grid(axes)
-    panel_title(axes, "3", statement, NARROW)
+    style.open_grid(axes)
+    style.panel_title(axes, "3", statement, NARROW)
 
 
 def _weight_lines(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
-    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     live = np.flatnonzero(np.isfinite(weight[:, 1:]).any(0)) + 1
     if len(live):
         shown = log_spaced(live, LINES)
-        colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), MAP)
+        colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), style.MAP)
         for position in shown:
             axes.plot(steps, weight[:, position], color=colours.to_rgba(position), linewidth=1.2)
-        colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+        style.colour_bar(colours, axes, shown.astype(float), "position (log scale)")
         low, high = min(np.nanmin(weight[:, live]), 1.0), max(np.nanmax(weight[:, live]), 1.0)  # position 0 does not set the scale
         axes.set_ylim(low - 0.08 * (high - low), high + 0.2 * (high - low))
     if np.isfinite(weight[:, 0]).any():
-        axes.plot(steps, weight[:, 0], color=MUTED, linestyle=(0, (4, 2)), linewidth=1.2, label="position 0")
+        axes.plot(steps, weight[:, 0], color=style.MUTED, linestyle=(0, (4, 2)), linewidth=1.2, label="position 0")
         axes.legend(loc="upper left")
 
 

@@ -13,21 +13,8 @@ from matplotlib.figure import Figure
 
 from temporallens.evaluation.bins import log_spaced
 from temporallens.evaluation.statistics import Estimate
+from temporallens.figures import style
 from temporallens.figures.steps import History, draw_over_steps, known_weights, step_axis
-from temporallens.figures.style import (
-    INK,
-    MAP,
-    MUTED,
-    array,
-    colour_bar,
-    head,
-    new_figure,
-    open_grid,
-    panel_title,
-    plain_log_axis,
-    say_missing,
-    style,
-)
 from temporallens.wording import SPACE, fixed, number, percent
 
 HEIGHT, EMPTY_HEIGHT = 7.6, 3.2
@@ -44,15 +31,15 @@ def draw_position_weights(
 ) -> Figure:
     """Three panels of one run; `difficulty` [P] is the share of each position's variance that is left unexplained on held-out
     documents, `correlation` Spearman's over positions of the last weights with it."""
-    steps, weight = array(history["step"]), known_weights(history)
+    steps, weight = style.array(history["step"]), known_weights(history)
     missing = ""
     if weight is None or not np.isfinite(weight[:, 1:]).any():
         missing = "this run's history does not hold the position weights"
     elif np.allclose(weight[np.isfinite(weight)], 1.0, atol=1e-6):
         missing = "this run weighs every position the same: adaptive weighting is off"
-    with style():
-        figure = new_figure(EMPTY_HEIGHT if missing else HEIGHT)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(EMPTY_HEIGHT if missing else HEIGHT)
+        style.head(figure, title)
         panels = figure.add_gridspec(2, 2, height_ratios=(1.1, 1))
         evolution, convergence, scatter = (figure.add_subplot(panels[cell]) for cell in (np.s_[0, :], np.s_[1, 0], np.s_[1, 1]))
         if weight is None or missing:
@@ -60,7 +47,7 @@ def draw_position_weights(
         else:
             _draw_evolution(evolution, steps, weight)
             _draw_convergence(convergence, steps, weight)
-            known = np.empty(0) if difficulty is None else array(difficulty)
+            known = np.empty(0) if difficulty is None else style.array(difficulty)
             _draw_difficulty(scatter, weight[-1], known, correlation)
     return figure
 
@@ -68,8 +55,8 @@ def draw_position_weights(
 def _say_missing(panels: tuple[Axes, ...], sentence: str) -> None:
     names = ("Position weights over training", "Convergence of the weights", "Weights and what is hard")
     for axes, letter, name in zip(panels, "123", names, strict=True):
-        panel_title(axes, letter, name, NARROW)
-        say_missing(axes, sentence)
+        style.panel_title(axes, letter, name, NARROW)
+        style.say_missing(axes, sentence)
 
 
 # Panel 1
@@ -77,7 +64,7 @@ def _say_missing(panels: tuple[Axes, ...], sentence: str) -> None:
 
 def _draw_evolution(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
     draw_over_steps(axes, steps, weight, "position weight (mean 1)")
-    panel_title(axes, "1", _evolution_statement(steps, weight), WIDE)
+    style.panel_title(axes, "1", _evolution_statement(steps, weight), WIDE)
 
 
 def _evolution_statement(steps: np.ndarray, weight: np.ndarray) -> str:
@@ -106,27 +93,27 @@ def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None
     moved, lag = movement(weight)
     live = np.flatnonzero(np.isfinite(weight[:, 1:]).any(0)) + 1
     if not len(moved) or not (moved[:, live] > 0).any():
-        panel_title(axes, "2", "Convergence of the weights", NARROW)
-        say_missing(axes, "this run logged too few steps to see weights settle")
+        style.panel_title(axes, "2", "Convergence of the weights", NARROW)
+        style.say_missing(axes, "this run logged too few steps to see weights settle")
         return
     floor = max(float(moved[:, live][moved[:, live] > 0].min()), 1e-5)
     shown = log_spaced(live, LINES)
-    colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), MAP)
+    colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), style.MAP)
     for position in shown:
         axes.plot(steps[lag:], 100 * np.maximum(moved[:, position], floor), color=colours.to_rgba(position), linewidth=0.9, alpha=0.8)
     median = np.nanmedian(moved[:, live], 1)
-    axes.plot(steps[lag:], 100 * np.maximum(median, floor), color=INK, linewidth=2.4, label="median over positions")
-    axes.axhline(100 * SETTLED, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label=f"{percent(SETTLED)}: settled")
-    plain_log_axis(axes, "y")
+    axes.plot(steps[lag:], 100 * np.maximum(median, floor), color=style.INK, linewidth=2.4, label="median over positions")
+    axes.axhline(100 * SETTLED, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label=f"{percent(SETTLED)}: settled")
+    style.plain_log_axis(axes, "y")
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top * (top / bottom) ** 0.22)  # room for the legend
     step_axis(axes, steps)
     span = steps[-1] - steps[-1 - lag]
     axes.set_ylabel(f"movement in {span:,.0f} steps, % (log scale)")
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
-    colour_bar(colours, axes, shown.astype(float), "position (log scale)")
-    panel_title(axes, "2", _convergence_statement(moved[-1, 1:], float(median[-1]), span), NARROW)
+    style.colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+    style.panel_title(axes, "2", _convergence_statement(moved[-1, 1:], float(median[-1]), span), NARROW)
 
 
 def _convergence_statement(last: np.ndarray, median: float, span: float) -> str:
@@ -143,22 +130,22 @@ def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, cor
     difficulty = difficulty if len(difficulty) == len(weight) else np.full(len(weight), np.nan)
     known = np.flatnonzero(np.isfinite(weight[1:]) & np.isfinite(difficulty[1:])) + 1
     if len(known) < 3:
-        panel_title(axes, "3", "Weights and what is hard", NARROW)
-        say_missing(axes, "this run was not evaluated by position: what is hard on held-out documents is not known")
+        style.panel_title(axes, "3", "Weights and what is hard", NARROW)
+        style.say_missing(axes, "this run was not evaluated by position: what is hard on held-out documents is not known")
         return
-    colours = ScalarMappable(LogNorm(1, max(known[-1], 2)), MAP)
-    axes.scatter(100 * difficulty[known], weight[known], c=colours.to_rgba(known), s=22, edgecolors=INK, linewidths=0.3)
-    axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    colours = ScalarMappable(LogNorm(1, max(known[-1], 2)), style.MAP)
+    axes.scatter(100 * difficulty[known], weight[known], c=colours.to_rgba(known), s=22, edgecolors=style.INK, linewidths=0.3)
+    axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     extremes = {1, known[np.argmax(weight[known])], known[np.argmin(weight[known])], known[np.argmax(difficulty[known])]}
     for position in sorted(extremes & set(known)):
         point = (100 * difficulty[position], weight[position])
-        axes.annotate(f"{position:,}", point, (5, 3), textcoords="offset points", fontsize=7.5, color=MUTED)
+        axes.annotate(f"{position:,}", point, (5, 3), textcoords="offset points", fontsize=7.5, color=style.MUTED)
     axes.margins(0.08)
     axes.set_xlabel("variance left unexplained at the position, %, held-out documents")
     axes.set_ylabel("weight at the end of training (mean 1)")
-    open_grid(axes)
-    colour_bar(colours, axes, known.astype(float), "position (log scale)")
-    panel_title(axes, "3", _correlation_statement(correlation), NARROW)
+    style.open_grid(axes)
+    style.colour_bar(colours, axes, known.astype(float), "position (log scale)")
+    style.panel_title(axes, "3", _correlation_statement(correlation), NARROW)
 
 
 def _correlation_statement(correlation: Estimate | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.figures.style import style
+from temporallens.figures.style import ours
 from temporallens.files import user_path, write_atomically
 
 # What a format would otherwise stamp with the time of writing.
@@ -28,7 +28,7 @@ def save(figure: Figure, path: Path | str, format: str = "png") -> Path:
     dpi = max(figure.dpi, math.ceil(LEAST_PIXELS / figure.get_figwidth()))
 
     def write(temporary: Path) -> None:
-        with style(), temporary.open("wb") as file:
+        with ours(), temporary.open("wb") as file:
             figure.savefig(file, format=format, dpi=dpi, metadata=METADATA[format])
 
     write_atomically(target, write)

@@ -17,27 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from temporallens.activations.clocks import CLOCKS
 from temporallens.evaluation.bins import sink_starts
 from temporallens.evaluation.scan import Scan
-from temporallens.figures.style import (
-    COLOURS,
-    FAINT,
-    MAP,
-    MARKERS,
-    MUTED,
-    ZERO,
-    array,
-    blocks,
-    colour_bar,
-    colour_norm,
-    extent,
-    heatmap,
-    new_figure,
-    open_grid,
-    panel_title,
-    plain_log_axis,
-    position_axis,
-    say_missing,
-    style,
-)
+from temporallens.figures import style
 from temporallens.wording import SPACE, number, percent, plain
 
 ROW_HEIGHT = 4.5
@@ -50,10 +30,10 @@ LEAST_SHARE = 1e-3
 
 def draw_scan(scans: Sequence[Scan]) -> Figure:
     """(a) eta^2 by depth and clock; (b) where along the index it lies; (c) norms and sinks by index; one row per model."""
-    with style():
-        figure = new_figure(ROW_HEIGHT * max(len(scans), 1))
+    with style.ours():
+        figure = style.new_figure(ROW_HEIGHT * max(len(scans), 1))
         if not scans:
-            say_missing(figure.subplots(), "no model was scanned in this study")
+            style.say_missing(figure.subplots(), "no model was scanned in this study")
             return figure
         rows = figure.subfigures(len(scans), 1, hspace=0.03, squeeze=False)
         for row, scan in zip(rows[:, 0], scans, strict=True):
@@ -95,28 +75,28 @@ def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
 def _draw_depth(axes: Axes, scan: Scan) -> None:
     layers, found = scan.layers, _clocks(scan)
     if not found:
-        panel_title(axes, "a", "Variance explained by each clock", TITLE_CHARACTERS)
-        say_missing(axes, "this scan holds no clock")
+        style.panel_title(axes, "a", "Variance explained by each clock", TITLE_CHARACTERS)
+        style.say_missing(axes, "this scan holds no clock")
         return
     depth = np.arange(len(layers))
     for order, clock in enumerate(found):
-        colour, marker = COLOURS[order % len(COLOURS)], MARKERS[order % len(MARKERS)]
+        colour, marker = style.COLOURS[order % len(style.COLOURS)], style.MARKERS[order % len(style.MARKERS)]
         label = CLOCKS[clock.name].label if clock.name in CLOCKS else plain(clock.name, 30)
         axes.plot(depth, 100 * clock.eta2, color=colour, marker=marker, markevery=max(1, len(layers) // 10), label=label)
         axes.plot(depth, 100 * clock.floor, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
-    axes.plot([], [], color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label="noise floor of the clock in its colour")
+    axes.plot([], [], color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 2)), label="noise floor of the clock in its colour")
     top = np.nanmax([np.nanmax(np.append(100 * clock.eta2, 0.0)) for clock in found])
     axes.set_ylim(0, max(1.42 * top, 0.1))  # room for the legend above the lines
     axes.set_xlim(-0.3, max(len(layers) - 0.7, 0.3))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_ylabel("η²: share of the variance, %")
     _depth_axis(axes, "x", layers)
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(loc="upper left", borderaxespad=0.2, handlelength=2.4, labelspacing=0.35)
     absent = [name for name in CLOCKS if name not in {clock.name for clock in found}]
     if absent:
         axes.set_xlabel(axes.get_xlabel() + "\n" + "clocks not measured: " + ", ".join(absent))
-    panel_title(axes, "a", _depth_statement(layers, found), TITLE_CHARACTERS)
+    style.panel_title(axes, "a", _depth_statement(layers, found), TITLE_CHARACTERS)
 
 
 class Clock(NamedTuple):
@@ -134,7 +114,7 @@ class Clock(NamedTuple):
 def _clocks(scan: Scan) -> list[Clock]:
     """Each clock that has a value somewhere, in the order of CLOCKS."""
     names = sorted(scan.clocks, key=lambda name: list(CLOCKS).index(name) if name in CLOCKS else len(CLOCKS))
-    clocks = [Clock(name, array(scan.clocks[name].eta2), array(scan.clocks[name].floor)) for name in names]
+    clocks = [Clock(name, style.array(scan.clocks[name].eta2), style.array(scan.clocks[name].floor)) for name in names]
     return [clock for clock in clocks if np.isfinite(clock.eta2).any()]
 
 
@@ -155,32 +135,32 @@ def _depth_statement(layers: Sequence[str], found: Sequence[Clock]) -> str:
 
 def _draw_share(axes: Axes, scan: Scan) -> None:
     layers, clock = scan.layers, scan.clocks.get("index")
-    share = np.empty(0) if clock is None else array(clock.share)
+    share = np.empty(0) if clock is None else style.array(clock.share)
     if clock is None or not np.isfinite(share).any():
-        panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
-        say_missing(axes, "this scan does not hold the index clock's variance by position")
+        style.panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
+        style.say_missing(axes, "this scan does not hold the index clock's variance by position")
         return
-    values = array(clock.values)
+    values = style.array(clock.values)
     end = max(float(scan.context_length), values[-1] + 1)
     edges = np.append(values, end) - 0.5
     apart = values < 1
     scale = np.maximum(share[:, ~apart], LEAST_SHARE)
-    norm = colour_norm(extent(scale))
+    norm = style.colour_norm(style.extent(scale))
     if norm is None:
-        panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
-        say_missing(axes, "this scan holds no position but 0")
+        style.panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
+        style.say_missing(axes, "this scan holds no position but 0")
         return
     zero = bool(apart.any() and np.nansum(np.abs(share[:, apart])) > 0)
     columns = slice(None) if zero else ~apart
     drawn = np.maximum(share, LEAST_SHARE)[:, columns]
     first = edges[0] if zero else edges[:-1][~apart][0]
-    mesh = heatmap(axes, np.append(first, edges[1:][columns]), np.arange(len(layers) + 1) - 0.5, drawn, norm)
-    position_axis(axes, "x", int(end), zero, "index in the row")
+    mesh = style.heatmap(axes, np.append(first, edges[1:][columns]), np.arange(len(layers) + 1) - 0.5, drawn, norm)
+    style.position_axis(axes, "x", int(end), zero, "index in the row")
     _depth_axis(axes, "y", layers)
     excess = _excess(scan)
     for row in np.flatnonzero(excess <= 0):
         axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
-    colour_bar(
+    style.colour_bar(
         mesh,
         axes,
         drawn,
@@ -189,13 +169,13 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
     )
     if (excess <= 0).any():
         axes.set_xlabel(axes.get_xlabel() + "\nhatched: η² is not above its noise floor")
-    panel_title(axes, "b", _share_statement(layers, edges + 0.5, share, excess), TITLE_CHARACTERS)
+    style.panel_title(axes, "b", _share_statement(layers, edges + 0.5, share, excess), TITLE_CHARACTERS)
 
 
 def _excess(scan: Scan) -> Float[np.ndarray, " L"]:
     """By how much the index clock exceeds its noise floor; where it does not, its shares are the shares of noise."""
     clock = scan.clocks["index"]
-    return np.nan_to_num(Clock("index", array(clock.eta2), array(clock.floor)).excess)
+    return np.nan_to_num(Clock("index", style.array(clock.eta2), style.array(clock.floor)).excess)
 
 
 def _share_statement(layers: Sequence[str], edges: np.ndarray, share: np.ndarray, excess: np.ndarray) -> str:
@@ -216,35 +196,35 @@ def _shown(layers: Sequence[str]) -> list[int]:
 
 
 def _colours(count: int) -> np.ndarray:
-    return colormaps[MAP](np.linspace(0.0, 0.88, count))
+    return colormaps[style.MAP](np.linspace(0.0, 0.88, count))
 
 
 def _known(by_index: Sequence[Sequence[float | None]]) -> Float[np.ndarray, "L S"] | None:
-    values = array(by_index)
+    values = style.array(by_index)
     return values if np.isfinite(values).any() else None
 
 
 def _draw_norms(axes: Axes, scan: Scan) -> None:
     layers, norm = scan.layers, _known(scan.norm)
     if norm is None:
-        panel_title(axes, "c", "Mean norm by index", TITLE_CHARACTERS)
-        say_missing(axes, "this scan does not hold the norms by index")
+        style.panel_title(axes, "c", "Mean norm by index", TITLE_CHARACTERS)
+        style.say_missing(axes, "this scan does not hold the norms by index")
         return
     shown, index = _shown(layers), np.arange(norm.shape[1])
     for depth, colour in zip(shown, _colours(len(shown)), strict=True):
         name = "embedding" if layers[depth] == "embed" else layers[depth]
         axes.plot(index[1:], norm[depth, 1:], color=colour, label=name)
-        axes.plot(index[:1], norm[depth, :1], color=colour, **ZERO)
-    axes.plot([], [], color=FAINT, label="index 0", **ZERO)
+        axes.plot(index[:1], norm[depth, :1], color=colour, **style.ZERO)
+    axes.plot([], [], color=style.FAINT, label="index 0", **style.ZERO)
     _leave_room_for_legend(axes, norm[shown])
-    plain_log_axis(axes, "y")
-    position_axis(axes, "x", norm.shape[1], zero=True, label="")
+    style.plain_log_axis(axes, "y")
+    style.position_axis(axes, "x", norm.shape[1], zero=True, label="")
     axes.set_xlabel("")
     axes.tick_params(labelbottom=False)
     axes.set_ylabel("mean norm (log scale)")
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(title="layer", loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.4)
-    panel_title(axes, "c", _norm_statement(layers, norm), TITLE_CHARACTERS)
+    style.panel_title(axes, "c", _norm_statement(layers, norm), TITLE_CHARACTERS)
 
 
 def _leave_room_for_legend(axes: Axes, norm: np.ndarray) -> None:
@@ -272,25 +252,25 @@ def _norm_statement(layers: Sequence[str], norm: np.ndarray) -> str:
 def _draw_sinks(axes: Axes, scan: Scan) -> None:
     layers, sinks = scan.layers, _known(scan.sinks)
     if sinks is None:
-        say_missing(axes, "this scan does not hold the sinks by index")
+        style.say_missing(axes, "this scan does not hold the sinks by index")
         return
     shown, length = _shown(layers), sinks.shape[1]
     starts = sink_starts(length, SINK_BINS)
     centres = (starts + np.append(starts[1:], length) - 1) / 2
-    binned = 100 * blocks(sinks, starts, 1)  # sinks are rare: single positions would show noise
+    binned = 100 * style.blocks(sinks, starts, 1)  # sinks are rare: single positions would show noise
     for depth, colour in zip(shown, _colours(len(shown)), strict=True):
         axes.plot(centres[1:], binned[depth, 1:], color=colour, linewidth=1.2, marker=".", clip_on=False)
-        axes.plot([0], binned[depth, :1], color=colour, clip_on=False, **ZERO)
+        axes.plot([0], binned[depth, :1], color=colour, clip_on=False, **style.ZERO)
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     axes.set_ylim(0, 130)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.1, 1, 10, 100]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    position_axis(axes, "x", length, zero=True, label="index in the row")
+    style.position_axis(axes, "x", length, zero=True, label="index in the row")
     axes.set_ylabel("sinks, % of\ntokens (log)")
-    open_grid(axes)
+    style.open_grid(axes)
     beyond = sinks[shown, 1:][np.isfinite(sinks[shown, 1:])]
     if beyond.size and not beyond.any():
         axes.text(
-            0.99, 0.9, "none after index 0 in these layers", transform=axes.transAxes, ha="right", va="top", color=MUTED, fontsize=7.5
+            0.99, 0.9, "none after index 0 in these layers", transform=axes.transAxes, ha="right", va="top", color=style.MUTED, fontsize=7.5
         )

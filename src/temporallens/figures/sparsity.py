@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from temporallens.evaluation.bins import drawn_starts
+from temporallens.figures import style
 from temporallens.figures.steps import (
     EVEN,
     ByPosition,
@@ -29,19 +30,6 @@ from temporallens.figures.steps import (
     samples,
     standing_out,
     training_curve,
-)
-from temporallens.figures.style import (
-    array,
-    blocks,
-    colour_bar,
-    head,
-    heatmap,
-    new_figure,
-    open_grid,
-    panel_title,
-    position_axis,
-    say_missing,
-    style,
 )
 from temporallens.wording import number, percent
 
@@ -70,11 +58,11 @@ def draw_sparsity_analysis(
     history: History, title: str = "", held_out: ByPosition | None = None, activity: Activity | None = None
 ) -> Figure:
     """Three panels of one run; `held_out` is the L0 by position on held-out documents."""
-    with style():
-        figure = new_figure(HEIGHT)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(HEIGHT)
+        style.head(figure, title)
         panels = figure.add_gridspec(2, 2)
-        steps = array(history["step"])
+        steps = style.array(history["step"])
         active, count = column(history, "position_l0"), column(history, "position_count")
         draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS)
         _draw_final(figure.add_subplot(panels[1, 0]), [held_out_curve(held_out), None if active is None else training_curve(active, count)])
@@ -101,15 +89,15 @@ def _evolution_statement(_steps: np.ndarray, active: np.ndarray) -> str:
 def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
     curves = draw_final(axes, known, L0)
     if not curves:
-        panel_title(axes, "2", "Final sparsity over positions", TITLE_CHARACTERS)
+        style.panel_title(axes, "2", "Final sparsity over positions", TITLE_CHARACTERS)
         return
     top = max(float(np.nanmax(curve.value[1:])) for curve in curves)
     axes.set_ylim(0, 1.32 * top if top > 0 else 1)  # room for the legend
-    position_axis(axes, "x", max(len(curve.value) for curve in curves), zero=False)
+    style.position_axis(axes, "x", max(len(curve.value) for curve in curves), zero=False)
     axes.set_ylabel(L0.unit)
-    open_grid(axes)
+    style.open_grid(axes)
     axes.legend(loc="upper right", borderaxespad=0.2)
-    panel_title(axes, "2", _final_statement(curves), TITLE_CHARACTERS)
+    style.panel_title(axes, "2", _final_statement(curves), TITLE_CHARACTERS)
 
 
 def _final_statement(curves: list[Curve]) -> str:
@@ -155,21 +143,21 @@ def order_by_peak(activity: Activity) -> Ordered | None:
 def _draw_activity(axes: Axes, activity: Activity | None) -> None:
     ordered = None if activity is None else order_by_peak(activity)
     if activity is None or ordered is None:
-        panel_title(axes, "3", "Feature activity by position", TITLE_CHARACTERS)
+        style.panel_title(axes, "3", "Feature activity by position", TITLE_CHARACTERS)
         none = f"no feature of this run fires {LEAST_FIRINGS} times on its held-out documents"
-        say_missing(axes, "this run's firings on held-out documents are not known" if activity is None else none)
+        style.say_missing(axes, "this run's firings on held-out documents are not known" if activity is None else none)
         return
     features, positions = len(ordered.relative), activity.rate.shape[1]
     rows = np.unique(np.linspace(0, features, min(ROWS, features), endpoint=False).astype(int))
-    drawn = blocks(ordered.relative, rows, 0)
+    drawn = style.blocks(ordered.relative, rows, 0)
     edges = np.append(ordered.starts, positions) - 0.5
-    mesh = heatmap(axes, edges, np.append(rows, features), drawn, LogNorm(LEAST_RATE, MOST_RATE, clip=True))
+    mesh = style.heatmap(axes, edges, np.append(rows, features), drawn, LogNorm(LEAST_RATE, MOST_RATE, clip=True))
     axes.invert_yaxis()
-    position_axis(axes, "x", positions, zero=False)
+    style.position_axis(axes, "x", positions, zero=False)
     axes.yaxis.set_major_locator(FixedLocator([1, features]))
     axes.set_ylabel(f"{features:,} of {len(activity.firings):,} features, by their peak in the other half of the documents", labelpad=-8)
-    colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate (log scale)")
-    panel_title(axes, "3", _activity_statement(ordered), TITLE_CHARACTERS)
+    style.colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate (log scale)")
+    style.panel_title(axes, "3", _activity_statement(ordered), TITLE_CHARACTERS)
 
 
 def _activity_statement(ordered: Ordered) -> str:

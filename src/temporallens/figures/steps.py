@@ -11,18 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from temporallens.evaluation.bins import drawn_starts
-from temporallens.figures.style import (
-    COLOURS,
-    array,
-    blocks,
-    colour_bar,
-    colour_norm,
-    heatmap,
-    limits,
-    panel_title,
-    position_axis,
-    say_missing,
-)
+from temporallens.figures import style
 
 COLUMNS = 400
 """Steps drawn side by side at most; of longer runs, neighbours are averaged."""
@@ -59,7 +48,7 @@ class Curve(NamedTuple):
 
 def column(history: History, name: str) -> Float[np.ndarray, "T P"] | None:
     """Column `name` of a history by step and position; None where it is missing, of another shape, or holds no number."""
-    values = array(history[name]) if name in history else None
+    values = style.array(history[name]) if name in history else None
     if values is None or values.ndim != 2 or len(values) != len(history["step"]) or not np.isfinite(values).any():
         return None
     return values
@@ -99,18 +88,18 @@ def draw_over_steps(
     """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set; `zero`: draw that too."""
     zero, positions = has_zero(values) if zero is None else zero, values.shape[1]
     starts, columns = drawn_starts(positions), np.unique(np.linspace(0, len(steps), min(COLUMNS, len(steps)), endpoint=False).astype(int))
-    drawn = blocks(blocks(values, starts, 1), columns, 0).T
+    drawn = style.blocks(style.blocks(values, starts, 1), columns, 0).T
     x_edges = step_edges(steps)[np.append(columns, len(steps))]
     y_edges = np.append(starts, positions) - 0.5
-    norm = colour_norm(limits(drawn[1:]))
+    norm = style.colour_norm(style.limits(drawn[1:]))
     assert norm is not None, "the caller has seen that something is known beyond position 0"
     if not zero:
         drawn, y_edges = drawn[1:], y_edges[1:]
-    mesh = heatmap(axes, x_edges, y_edges, drawn, norm)
-    position_axis(axes, "y", positions, zero)
+    mesh = style.heatmap(axes, x_edges, y_edges, drawn, norm)
+    style.position_axis(axes, "y", positions, zero)
     step_axis(axes, steps)
     axes.set_xlim(x_edges[0], x_edges[-1])
-    colour_bar(mesh, axes, drawn, label + (" (log scale)" if isinstance(norm, LogNorm) else ""))
+    style.colour_bar(mesh, axes, drawn, label + (" (log scale)" if isinstance(norm, LogNorm) else ""))
     return mesh
 
 
@@ -131,7 +120,7 @@ def training_curve(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T
 
 def held_out_curve(values: ByPosition | None) -> Curve | None:
     """What held-out documents say; None where they say nothing."""
-    seeds = np.empty((1, 0)) if values is None else np.atleast_2d(array(values))
+    seeds = np.empty((1, 0)) if values is None else np.atleast_2d(style.array(values))
     if not np.isfinite(seeds[:, 1:]).any():
         return None
     curve = over_seeds("held-out documents", seeds)
@@ -162,20 +151,20 @@ def draw_evolution(
 ) -> None:
     """The first panel of a run: position by step, under what `state` says of steps and values in lines of so many characters."""
     if values is None or not np.isfinite(values[:, 1:]).any():
-        panel_title(axes, "1", what.title, width)
-        say_missing(axes, f"this run's history does not hold the {what.name} by position")
+        style.panel_title(axes, "1", what.title, width)
+        style.say_missing(axes, f"this run's history does not hold the {what.name} by position")
         return
     draw_over_steps(axes, steps, values, what.unit)
-    panel_title(axes, "1", state(steps, values), width)
+    style.panel_title(axes, "1", state(steps, values), width)
 
 
 def draw_final(axes: Axes, known: Sequence[Curve | None], what: Followed) -> list[Curve]:
     """The run's end over positions, as training and held-out documents say it: those curves of which something is known."""
     curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
-    for curve, colour, width in zip(curves, COLOURS, (1.8, 1.1), strict=False):
+    for curve, colour, width in zip(curves, style.COLOURS, (1.8, 1.1), strict=False):
         draw_curve(axes, curve, color=colour, linewidth=width)
     if not curves:
-        say_missing(axes, f"neither the history nor the evaluation holds the {what.name} by position")
+        style.say_missing(axes, f"neither the history nor the evaluation holds the {what.name} by position")
     return curves
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 
 from temporallens.evaluation.results import ArmSettings, RunResult, by_arm
 from temporallens.evaluation.statistics import Estimate, difference_of, mean_of
-from temporallens.figures.style import COLOURS, INK, MARKERS, MUTED, PAPER, head, new_figure, panel_title, say_missing, style
+from temporallens.figures import style
 from temporallens.wording import SPACE, fixed, minus, percent, plain
 
 STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight through"}
@@ -68,19 +68,21 @@ def draw_mask_strictness(
     """`arms` are the study's; `hardening` and `seeds` say what the run of an arm and seed kept when it hardened, and from seed to seed."""
     rows = rows_of(runs, arms)[:MOST_ROWS]
     lines = _lines_of(rows, hardening)
-    with style():
-        figure = new_figure(max(LEAST_HEIGHT, ROW_HEIGHT * len(lines)) + AROUND)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(max(LEAST_HEIGHT, ROW_HEIGHT * len(lines)) + AROUND)
+        style.head(figure, title)
         panels = figure.subplots(1, 3)
         if not rows:
             for axes, letter, name in zip(panels, "abc", ("FVE", "Kept when hardening", "Kept from seed to seed"), strict=True):
-                panel_title(axes, letter, name, TITLE_CHARACTERS)
-                say_missing(axes, "no arm of these activations has a mask whose strictness can be chosen")
+                style.panel_title(axes, letter, name, TITLE_CHARACTERS)
+                style.say_missing(axes, "no arm of these activations has a mask whose strictness can be chosen")
             return figure
         reference = _draw_fve(panels[0], lines, runs, hardening)
         _draw_retained(panels[1], lines, hardening, "b", "hardening", "when masks harden")
         _draw_retained(panels[2], lines, seeds, "c", "seeds", "from seed to seed")
-        handles = [Line2D([], [], linestyle="none", marker=marker, color=INK, markersize=6, label=label) for marker, label in MEASURES]
+        handles = [
+            Line2D([], [], linestyle="none", marker=marker, color=style.INK, markersize=6, label=label) for marker, label in MEASURES
+        ]
         note = f"{'a: dashed line BatchTopK without a mask; ' if reference else ''}{_seeds_said(rows)}; b, c:"
         figure.legend(handles=handles, loc="outside lower center", ncols=len(MEASURES), title=note)
     return figure
@@ -128,7 +130,7 @@ def _line_axis(axes: Axes, lines: Sequence[Line], named: bool) -> None:
     axes.yaxis.set_major_formatter(FixedFormatter([line.name if named else "" for line in lines]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.tick_params(axis="y", length=0, labelcolor=style.INK)
     axes.grid(True, axis="both")
     axes.set_axisbelow(True)
 
@@ -144,7 +146,7 @@ def _dot(axes: Axes, y: float, values: Sequence[Estimate], colour: str, marker: 
         axes.plot([low, high], [y, y], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
     if len(known) > 1:
         axes.plot(known, [y] * len(known), ".", color=colour, markersize=2.5, alpha=0.7)
-    face = colour if len(known) > 1 else PAPER
+    face = colour if len(known) > 1 else style.PAPER
     axes.plot([mean.value], [y], color=colour, marker=marker, markersize=6, markerfacecolor=face, markeredgewidth=1.2)
 
 
@@ -155,7 +157,7 @@ def _plain(values: Sequence[float]) -> list[Estimate]:
 
 def _look(strictness: str) -> tuple[str, str]:
     order = list(STRICTNESS).index(strictness)
-    return COLOURS[order], MARKERS[order]
+    return style.COLOURS[order], style.MARKERS[order]
 
 
 # a
@@ -166,16 +168,16 @@ def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hard
     for y, (_, row, before) in enumerate(lines):
         colour, marker = _look(row.strictness)
         values = list(_before(row, hardening).values()) if before else [run.fve for run in row.runs]
-        _dot(axes, y, _plain(values), MUTED if before else colour, marker)
+        _dot(axes, y, _plain(values), style.MUTED if before else colour, marker)
     unmasked = [run.fve for run in runs if run.kind == "batchtopk"]
     reference = bool(unmasked) and len({run.level for run in runs}) == 1
     if reference:
-        axes.axvline(mean_of(unmasked).value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
+        axes.axvline(mean_of(unmasked).value, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
     _line_axis(axes, lines, named=True)
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("FVE, held-out documents")
-    panel_title(axes, "a", _fve_statement([line.row for line in lines if not line.before], hardening), TITLE_CHARACTERS)
+    style.panel_title(axes, "a", _fve_statement([line.row for line in lines if not line.before], hardening), TITLE_CHARACTERS)
     return reference
 
 
@@ -219,26 +221,26 @@ def _draw_retained(
 ) -> None:
     known = [[] if line.before else [retained[_key(run)] for run in line.row.runs if _key(run) in retained] for line in lines]
     if not any(known):
-        panel_title(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS)
-        say_missing(axes, MISSING[between])
+        style.panel_title(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS)
+        style.say_missing(axes, MISSING[between])
         return
     for y, (line, seeds) in enumerate(zip(lines, known, strict=True)):
         colour, _ = _look(line.row.strictness)
         if not seeds and not line.before:
             never = line.row.strictness != "hard" and between == "hardening"
-            axes.text(0.02, y, "never hardens" if never else "not measured", va="center", fontsize=7.5, color=MUTED)
+            axes.text(0.02, y, "never hardens" if never else "not measured", va="center", fontsize=7.5, color=style.MUTED)
         profiles, shares = (_given(seeds, of) for of in (lambda k: k.profile, lambda k: k.specialised))
         chance = [one.chance for one in seeds if one.chance is not None]
         for shift, marker, values in ((-0.16, "o", profiles), (0.16, "s", shares)):
             if values:
                 _dot(axes, y + shift, values, colour, marker)
         if chance:
-            axes.plot([_mean(chance)] * 2, [y + 0.02, y + 0.3], color=INK, linewidth=1.4)
+            axes.plot([_mean(chance)] * 2, [y + 0.02, y + 0.3], color=style.INK, linewidth=1.4)
     _line_axis(axes, lines, named=False)
     axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1.04)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
     axes.set_xlabel("correlation, or share of features")
-    panel_title(axes, letter, _retained_statement([one for seeds in known for one in seeds], when), TITLE_CHARACTERS)
+    style.panel_title(axes, letter, _retained_statement([one for seeds in known for one in seeds], when), TITLE_CHARACTERS)
 
 
 def _given(seeds: Sequence[Retained], of: Callable[[Retained], Estimate | None]) -> list[Estimate]:

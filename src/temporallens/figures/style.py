@@ -71,7 +71,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def ours() -> Iterator[None]:
     """Our settings on top of matplotlib's own defaults, whatever the user's matplotlibrc says; all put back at the end."""
     with matplotlib.style.context(SETTINGS, after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script the font lacks shows as boxes: no reason to fail

@@ -16,24 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from temporallens.evaluation.clusters.section import BinsOfProfiles, ClusterMeasures
 from temporallens.evaluation.clusters.table import ClusterRow, Drawing
 from temporallens.evaluation.clusters.trees import SCATTERED
-from temporallens.figures.style import (
-    COLOURS,
-    FAINT,
-    INK,
-    LINEAR_UP_TO,
-    MUTED,
-    PAPER,
-    array,
-    colour_bar,
-    extent,
-    head,
-    heatmap,
-    new_figure,
-    panel_title,
-    position_axis,
-    say_missing,
-    style,
-)
+from temporallens.figures import style
 from temporallens.wording import SPACE, number, percent
 
 HEIGHT = 7.6
@@ -54,17 +37,17 @@ DISTANCES = {
 
 def draw_temporal_clustering(measures: ClusterMeasures | None, title: str = "") -> Figure:
     """The dendrogram and, row by row beside it, the profiles of the features that it joins."""
-    with style():
-        figure = new_figure(HEIGHT)
-        head(figure, title)
+    with style.ours():
+        figure = style.new_figure(HEIGHT)
+        style.head(figure, title)
         panels = figure.add_gridspec(1, 3, width_ratios=(1, 0.05, 2.2), wspace=0.01)
         tree, strip, profiles = (figure.add_subplot(panels[0, column]) for column in range(3))
         if measures is None or measures.bins is None or measures.drawing is None:
             strip.set_axis_off()
-            panel_title(tree, "a", "Tree of features", TREE_TITLE)
-            panel_title(profiles, "b", "Profiles in its order", MAP_TITLE)
+            style.panel_title(tree, "a", "Tree of features", TREE_TITLE)
+            style.panel_title(profiles, "b", "Profiles in its order", MAP_TITLE)
             for axes in (tree, profiles):
-                say_missing(axes, missing(measures))
+                style.say_missing(axes, missing(measures))
             return figure
         labels = np.array(measures.drawing.cluster)[measures.drawing.order]
         _draw_tree(tree, measures, measures.drawing)
@@ -85,7 +68,7 @@ def missing(measures: ClusterMeasures | None) -> str:
 
 def colour_of(cluster: int) -> str:
     """A colour for each cluster, taken again after seven; clusters are numbered, too."""
-    return FAINT if cluster == SCATTERED else COLOURS[cluster % len(COLOURS)]
+    return style.FAINT if cluster == SCATTERED else style.COLOURS[cluster % len(style.COLOURS)]
 
 
 def bin_edges(bins: BinsOfProfiles) -> np.ndarray:
@@ -96,8 +79,8 @@ def bin_edges(bins: BinsOfProfiles) -> np.ndarray:
 def bin_axis(axes: Axes, bins: BinsOfProfiles, label: str = "position") -> None:
     """Positions along x: by their logarithm where bins are, evenly where every position is a bin."""
     edges = bin_edges(bins)
-    if bins.kind == "log" and edges[-1] > LINEAR_UP_TO:
-        position_axis(axes, "x", int(edges[-1] + 0.5), zero=bool(edges[0] < 0), label=label)
+    if bins.kind == "log" and edges[-1] > style.LINEAR_UP_TO:
+        style.position_axis(axes, "x", int(edges[-1] + 0.5), zero=bool(edges[0] < 0), label=label)
         return
     axes.set_xlim(edges[0], edges[-1])
     first, last = int(edges[0] + 0.5), int(edges[-1] - 0.5)
@@ -127,7 +110,7 @@ def _draw_tree(axes: Axes, measures: ClusterMeasures, drawing: Drawing) -> None:
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(f"{DISTANCES[measures.distance]} of joined branches")
-    panel_title(axes, "a", _tree_statement(measures), TREE_TITLE)
+    style.panel_title(axes, "a", _tree_statement(measures), TREE_TITLE)
 
 
 def _branches(drawing: Drawing) -> tuple[list[np.ndarray], list[str]]:
@@ -143,7 +126,7 @@ def _branches(drawing: Drawing) -> tuple[list[np.ndarray], list[str]]:
         middle[node], height[node] = (middle[a] + middle[b]) / 2, top
         owner[node] = owner[a] if owner[a] == owner[b] else SCATTERED
         lines.append(np.array([[height[a], middle[a]], [top, middle[a]], [top, middle[b]], [height[b], middle[b]]]))
-        colours.append(to_hex(MUTED) if owner[node] == SCATTERED else colour_of(owner[node]))
+        colours.append(to_hex(style.MUTED) if owner[node] == SCATTERED else colour_of(owner[node]))
     return lines, colours
 
 
@@ -169,24 +152,24 @@ def _draw_strip(axes: Axes, labels: np.ndarray) -> None:
         cluster = int(labels[start])
         axes.axhspan(start, end, color=colour_of(cluster), linewidth=0)
         if cluster != SCATTERED and end - start >= TALL * len(labels):
-            ink = INK if colour_of(cluster) in COLOURS[3:6] else PAPER
+            ink = style.INK if colour_of(cluster) in style.COLOURS[3:6] else style.PAPER
             axes.text(0.5, (start + end) / 2, str(cluster + 1), ha="center", va="center", color=ink, fontsize=8, fontweight="bold")
 
 
 def _draw_profiles(axes: Axes, measures: ClusterMeasures, bins: BinsOfProfiles, drawing: Drawing, labels: np.ndarray) -> None:
-    values = array(drawing.profiles)[drawing.order]
-    low, high = extent(values[values > 0]) or (1.0, 1.0)
+    values = style.array(drawing.profiles)[drawing.order]
+    low, high = style.extent(values[values > 0]) or (1.0, 1.0)
     norm = LogNorm(*(1.0 / np.clip(1.0 / low, LEAST, LARGEST), np.clip(high, LEAST, LARGEST)))
-    mesh = heatmap(axes, bin_edges(bins), np.arange(len(values) + 1), values, norm)
+    mesh = style.heatmap(axes, bin_edges(bins), np.arange(len(values) + 1), values, norm)
     for border in (np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist():
-        axes.axhline(border, color=PAPER, linewidth=0.7)
+        axes.axhline(border, color=style.PAPER, linewidth=0.7)
     axes.invert_yaxis()
     axes.set_yticks([])
     bin_axis(axes, bins, "position (0 is left out)")
     shown, kept = len(values), measures.kept
     axes.set_ylabel(f"{shown:,} of {kept:,} features, evenly along the tree" if shown < kept else f"{kept:,} features")
-    colour_bar(mesh, axes, values, "mean activation, 1 = the feature's own level if it were flat (log scale)")
-    panel_title(axes, "b", statement(measures, bins), MAP_TITLE)
+    style.colour_bar(mesh, axes, values, "mean activation, 1 = the feature's own level if it were flat (log scale)")
+    style.panel_title(axes, "b", statement(measures, bins), MAP_TITLE)
 
 
 def statement(measures: ClusterMeasures, bins: BinsOfProfiles) -> str:
