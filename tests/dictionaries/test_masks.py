@@ -43,7 +43,9 @@ def built(arm: ArmConfig, seed: int = 0, place: Progress = SOME) -> Dictionary:
         dictionary.mask.logits.data.normal_(generator=generator)
     if arm.centre != "pooled":
         gain = 0.5 + torch.rand(LENGTH, generator=generator)
-        dictionary.wear(torch.randn(LENGTH, WIDTH, generator=generator), gain if arm.centre == "position_scaled" else torch.ones(LENGTH))
+        dictionary.centre_by_position(
+            torch.randn(LENGTH, WIDTH, generator=generator), gain if arm.centre == "position_scaled" else torch.ones(LENGTH)
+        )
     dictionary.advance(place)
     return dictionary
 
@@ -504,9 +506,9 @@ def test_per_position_centring_goes_in_and_out_in_any_units(arm):
     x, positions = batch()
     offset, gain = d.position_offset, d.position_gain
     by_hand = (x - offset[positions]) * gain[positions, None]
-    torch.testing.assert_close(d.enter(x, positions), by_hand)
-    torch.testing.assert_close(d.leave(d.enter(x, positions), positions), x)
-    torch.testing.assert_close(d.enter(x, positions + 10 * LENGTH), (x - offset[-1]) * gain[-1])
+    torch.testing.assert_close(d.centre(x, positions), by_hand)
+    torch.testing.assert_close(d.uncentre(d.centre(x, positions), positions), x)
+    torch.testing.assert_close(d.centre(x, positions + 10 * LENGTH), (x - offset[-1]) * gain[-1])
     codes = d.encode(x, positions)
     assert codes.any()
     torch.testing.assert_close(codes, d.codes(by_hand, positions))

@@ -11,7 +11,7 @@ from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.snapshots import snapshots_of, soft_of, steps_kept
+from temporallens.training.snapshots import snapshot_steps, snapshots_of, soft_of
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
 
@@ -70,7 +70,7 @@ def test_keeping_snapshots_changes_nothing(trained, store):
 @pytest.mark.parametrize("harden_at", [0.3, 0.8, 1.0])
 def test_the_last_soft_step_is_the_one_before_the_first_hard_one(steps, harden_at):
     dictionary = Positional(features=8, k=2, groups=2, harden_at=harden_at).make(4, 8, torch.Generator())
-    kept = steps_kept(dictionary, TrainingPolicy(steps=steps))
+    kept = snapshot_steps(dictionary, TrainingPolicy(steps=steps))
     soft = [taken for taken, folders in kept.items() if "soft" in folders]
     hard = []
     for step in range(steps):

@@ -189,7 +189,7 @@ def test_all_arms_see_the_same_batches(store, tmp_path, monkeypatch):
         assert torch.equal(label, position) != arm.permuted
         if arm.centre == "position":
             assert not torch.equal(x, whole)
-            x = self.dictionary.leave(x, position)
+            x = self.dictionary.uncentre(x, position)
             torch.testing.assert_close(x[position.argsort(stable=True)].sum(1).sort().values, whole.sum(1).sort().values)
         else:
             assert sorted(map(digest, x)) == sorted(map(digest, whole))

@@ -269,7 +269,7 @@ def test_per_position_means_are_worn_and_leave_less_to_explain(weighed, offsets)
     rows = offsets.read(np.arange(200))
     kept = rows.excluded == 0
     x, position = rows.x[kept].float(), rows.position[kept].long()
-    left = dictionary.enter(x, position).norm(dim=1)
+    left = dictionary.centre(x, position).norm(dim=1)
     by_position = [float(left[position == p].square().mean()) for p in range(1, POSITIONS)]
     assert max(by_position) < 1.3 * min(by_position)
     error = (dictionary(x, position).detach() - x).square().sum() / (x - x.mean(0)).square().sum()

@@ -34,9 +34,9 @@ DEFLATE_RATIO = 1100
 
 
 COMPANIONS = ("mask", "tokens", "documents")
-"""What activations may come with; in a file of several arrays they are told by these names."""
+"""What activations may come with; in a file of several arrays they have these names."""
 ACTIVATIONS = ("activations", "x")
-"""Names by which the activations are told in such a file."""
+"""Names of the activations in such a file."""
 
 
 class Imported(NamedTuple):
@@ -92,10 +92,10 @@ def _chosen(path: Path, name: str | None, usual: Sequence[str]) -> str | None:
 def _taken(found: dict[str, tuple[Path, str | None]]) -> list[str]:
     lines = []
     for path in dict.fromkeys(path for path, _ in found.values()):
-        own = {name: what for what, (file, name) in found.items() if file == path}
+        read_names = {name: what for what, (file, name) in found.items() if file == path}
         if len(names := names_in(path)) > 1:
-            read = ", ".join(f"'{name}' as {what}" for name, what in own.items())
-            rest = ", ".join(f"'{name}'" for name in sorted(names) if name not in own)
+            read = ", ".join(f"'{name}' as {what}" for name, what in read_names.items())
+            rest = ", ".join(f"'{name}'" for name in sorted(names) if name not in read_names)
             lines.append(f"{path.name} holds {len(names)} arrays: {read}" + (f"; not read: {rest}" if rest else ""))
     return lines
 
@@ -358,7 +358,7 @@ def _whole(value: Any, name: str, shape: tuple[int, ...], missing: int | None = 
         raise TemporalLensError(f"{name} should hold integers; this array holds {array.dtype}")
     masked, array = np.ma.getmaskarray(array), np.ma.getdata(array)
     if masked.any() and missing is None:
-        raise TemporalLensError(f"{name} {_place(masked)} is masked: each sequence needs one")
+        raise TemporalLensError(f"{name} {_first_index(masked)} is masked: each sequence needs one")
     largest = int(np.where(masked, 0, array).max())
     if largest > np.iinfo(np.int64).max:
         raise TemporalLensError(f"{name} should hold integers below 2^63; the largest of these is {largest}")
@@ -373,11 +373,11 @@ def _present(x: Any, given: Any, parts: list[slice]) -> np.ndarray:
         mask = _companion(given, "mask", (sequences, length))
         if mask.dtype.kind not in "biuf":
             raise TemporalLensError(f"mask should hold true and false, or 1 and 0; this array holds {mask.dtype}")
-        said = np.ma.getdata(mask)
-        odd = ~((said == 0) | (said == 1)) & ~np.ma.getmaskarray(mask)
+        values = np.ma.getdata(mask)
+        odd = ~((values == 0) | (values == 1)) & ~np.ma.getmaskarray(mask)
         if odd.any():
             raise TemporalLensError(
-                f"mask {_place(odd)} is {said[odd][0]}: it should be 1 where there is an activation and 0 where none is"
+                f"mask {_first_index(odd)} is {values[odd][0]}: it should be 1 where there is an activation and 0 where none is"
             )
         mask = np.ma.filled(mask, 0)
     if isinstance(x, np.ma.MaskedArray):
@@ -398,7 +398,7 @@ def _unmasked(x: np.ma.MaskedArray, first: int) -> np.ndarray:
     return np.asarray(~whole)
 
 
-def _place(wrong: np.ndarray) -> str:
+def _first_index(wrong: np.ndarray) -> str:
     return f"at [{', '.join(map(str, np.argwhere(wrong)[0].tolist()))}]"
 
 

@@ -40,7 +40,7 @@ class _Window(NamedTuple):
     """Shuffled rows from which batches are cut."""
 
     rows: Batch
-    before: Int[Tensor, " M"] | None  # where in the window the token before each row is; the row's own place where there is none
+    before: Int[Tensor, " M"] | None  # where in the window the token before each row is; the row itself where there is none
 
 
 class Cursor(NamedTuple):
@@ -107,8 +107,8 @@ class Loader:
         first = window * self._window_sequences
         last = len(order) if window == self._windows - 1 else first + self._window_sequences
         rows = self._store.read(np.sort(order[first:last]))
-        kept = (rows.excluded == 0).nonzero()[:, 0].numpy()
-        shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(kept))
+        usable = (rows.excluded == 0).nonzero()[:, 0].numpy()
+        shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(usable))
         chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], rows.token[shuffled])
         return _Window(chosen, _before(rows, shuffled) if self._neighbours else None)
 
@@ -117,17 +117,17 @@ class Loader:
 
     def _window(self) -> _Window:
         if self._current is None:
-            place = self._cursor._replace(row=0)
-            if self._ahead is not None and self._ahead[0] == place:
+            cursor = self._cursor._replace(row=0)
+            if self._ahead is not None and self._ahead[0] == cursor:
                 self._current = self._ahead[1].result()
             else:
-                self._current = self._read(place.epoch, place.window)
-            kept = len(self._current.rows.x)
-            if kept < self._batch_size:
+                self._current = self._read(cursor.epoch, cursor.window)
+            usable = len(self._current.rows.x)
+            if usable < self._batch_size:
                 raise TemporalLensError(
-                    f"a window of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}"
+                    f"a window of {self._store.folder} holds {usable} usable rows, fewer than one batch of {self._batch_size}"
                 )
-            following = self._after(place)
+            following = self._after(cursor)
             self._ahead = (following, self._reader.submit(self._read, following.epoch, following.window))
         return self._current
 
@@ -140,9 +140,11 @@ class Loader:
         last = first + self._batch_size
         batch = _part(rows, first, last)
         if before is not None:
-            place = before[first:last]
+            earlier = before[first:last]
             batch = batch._replace(
-                previous=rows.x[place], paired=place != torch.arange(first, last, device="cpu"), previous_position=rows.position[place]
+                previous=rows.x[earlier],
+                paired=earlier != torch.arange(first, last, device="cpu"),
+                previous_position=rows.position[earlier],
             )
         if last + self._batch_size <= len(rows.x):
             self._cursor = self._cursor._replace(row=last)
@@ -159,9 +161,9 @@ class Loader:
         window = self._read(0, 0).rows
         available = len(window.x) // self._batch_size
         if available == 0:
-            kept = len(window.x)
+            usable = len(window.x)
             raise TemporalLensError(
-                f"the training part of {self._store.folder} holds {kept} usable rows, fewer than one batch of {self._batch_size}"
+                f"the training part of {self._store.folder} holds {usable} usable rows, fewer than one batch of {self._batch_size}"
             )
         parts = [slice(n * self._batch_size, (n + 1) * self._batch_size) for n in range(min(batches, available))]
         distinct = [len(window.sequence[part].unique()) for part in parts]
@@ -175,14 +177,14 @@ def _part(rows: Batch, first: int, last: int) -> Batch:
 
 
 def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
-    """Where among the shuffled rows the token before each of them is, or the row's own place where it is not among them."""
-    places = torch.arange(len(shuffled), device="cpu")
-    place = torch.full((len(rows.x),), -1, dtype=torch.int64, device="cpu")
-    place[shuffled] = places
+    """Where among the shuffled rows the token before each of them is, or the row itself where it is not among them."""
+    shuffled_index = torch.arange(len(shuffled), device="cpu")
+    index = torch.full((len(rows.x),), -1, dtype=torch.int64, device="cpu")
+    index[shuffled] = shuffled_index
     earlier = (shuffled - 1).clamp(min=0)
     same = (rows.sequence[earlier] == rows.sequence[shuffled]) & (rows.document[earlier] == rows.document[shuffled])
     follows = same & (rows.index[earlier] == rows.index[shuffled] - 1)
-    return torch.where(follows & (place[earlier] >= 0), place[earlier], places)
+    return torch.where(follows & (index[earlier] >= 0), index[earlier], shuffled_index)
 
 
 def _entropy(counts: Int[Tensor, " P"]) -> float:

@@ -91,9 +91,9 @@ class MomentSums:
             applies = (excluded & flag) > 0
             tensors[name] += self._count(position[applies])
             excluded = torch.where(applies, flag, excluded)  # a row counts once, under the first reason
-        kept = excluded == 0
-        position, rows = position[kept], x[kept].double()
-        tensors["norm"].index_add_(0, position, norm[kept])
+        included = excluded == 0
+        position, rows = position[included], x[included].double()
+        tensors["norm"].index_add_(0, position, norm[included])
         tensors["count"] += self._count(position)
         tensors["sum"].index_add_(0, position, rows)
         tensors["square"].index_add_(0, position, rows.square_())

@@ -106,12 +106,12 @@ class StoreWriter:
         """Add whole sequences. Raises TemporalLensError for a wrong width, for NaN or infinity, naming sequence and index."""
         rows = rows._replace(x=rows.x.to(DTYPES[self.description.dtype]))
         self._check(rows)
-        kept = Rows(rows.x, *(getattr(rows, name).to(kind) for name, kind in COLUMNS.items()))
-        self._sums.add(kept.x, kept.position, kept.excluded)
-        self._extend_table(kept)
-        self._pending.append(kept)
-        self._pending_rows += len(kept.x)
-        self._pending_bytes += kept.x.numel() * kept.x.element_size()
+        stored = Rows(rows.x, *(getattr(rows, name).to(kind) for name, kind in COLUMNS.items()))
+        self._sums.add(stored.x, stored.position, stored.excluded)
+        self._extend_table(stored)
+        self._pending.append(stored)
+        self._pending_rows += len(stored.x)
+        self._pending_bytes += stored.x.numel() * stored.x.element_size()
         if self._pending_bytes >= self._shard_bytes:
             self._close_shard()
 
@@ -123,8 +123,8 @@ class StoreWriter:
         finite = torch.isfinite(rows.x.sum(dim=1, dtype=torch.float64))
         if not finite.all():
             bad = int((~finite).nonzero()[0])
-            place = f"sequence {int(rows.sequence[bad])}, index {int(rows.index[bad])}"
-            raise TemporalLensError(f"the activations hold NaN or infinity at {place}; mend the source and run again")
+            where = f"sequence {int(rows.sequence[bad])}, index {int(rows.index[bad])}"
+            raise TemporalLensError(f"the activations hold NaN or infinity at {where}; mend the source and run again")
         if int(rows.position.min()) < 0 or int(rows.position.max()) >= self.description.positions:
             raise TemporalLensError(f"a position lies outside 0 to {self.description.positions - 1}, the range of this store's clock")
 

@@ -86,8 +86,8 @@ def refuse_non_finite(x: Float[Tensor, "N D"], shape: Sequence[int], what: str) 
         return
     wrong = (~torch.isfinite(torch.linalg.vector_norm(x, dim=1, dtype=wide))).nonzero()[:, 0].tolist()
     if wrong:
-        place = ", ".join(str(int(number)) for number in np.unravel_index(wrong[0], tuple(shape)))
-        raise TemporalLensError(f"{what} NaN or infinity, or numbers too large to be squared in float32, in row {place}")
+        index = ", ".join(str(int(number)) for number in np.unravel_index(wrong[0], tuple(shape)))
+        raise TemporalLensError(f"{what} NaN or infinity, or numbers too large to be squared in float32, in row {index}")
 
 
 def _described(value: Any) -> str:
@@ -162,7 +162,7 @@ class ArmConfig(Settings):
         self.check(positions)
         dictionary = self.build(width, positions, generator)
         if self.centre != "pooled":
-            dictionary.wear(torch.zeros(positions, width, dtype=torch.float32), torch.ones(positions, dtype=torch.float32))
+            dictionary.centre_by_position(torch.zeros(positions, width, dtype=torch.float32), torch.ones(positions, dtype=torch.float32))
         return dictionary
 
     def at_level(self, value: float) -> "ArmConfig":
@@ -258,11 +258,11 @@ class Dictionary(nn.Module):
         """Whether `encode` and `decode` need positions."""
         return self.masked or self.position_offset is not None
 
-    def wear(self, offset: Float[Tensor, "P D"], gain: Float[Tensor, " P"]) -> None:
+    def centre_by_position(self, offset: Float[Tensor, "P D"], gain: Float[Tensor, " P"]) -> None:
         """Take `offset` off inputs, by position, and multiply by `gain`, before they are encoded; undo both after decoding."""
         self.position_offset, self.position_gain = offset, gain
 
-    def _worn(self, positions: Int[Tensor, " N"] | None) -> tuple[Tensor, Tensor] | None:
+    def _centring(self, positions: Int[Tensor, " N"] | None) -> tuple[Tensor, Tensor] | None:
         """Offsets `[N, D]` and gains `[N, 1]` of rows; their means under the policy `mean`; None where nothing is worn."""
         if self.position_offset is None or self.position_gain is None:
             return None
@@ -270,18 +270,18 @@ class Dictionary(nn.Module):
             return self.position_offset.mean(0, keepdim=True), self.position_gain.mean().view(1, 1)
         return at_positions(self.position_offset, positions), at_positions(self.position_gain, positions)[:, None]
 
-    def enter(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
+    def centre(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
         """Inputs as the encoder sees them: `(x - offset[p]) * gain[p]`."""
-        worn = self._worn(positions)
-        return x if worn is None else (x - worn[0]).mul_(worn[1])
+        centring = self._centring(positions)
+        return x if centring is None else (x - centring[0]).mul_(centring[1])
 
-    def leave(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
-        """Undo `enter`."""
-        worn = self._worn(positions)
-        return x if worn is None else x / worn[1] + worn[0]
+    def uncentre(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
+        """Undo `centre`."""
+        centring = self._centring(positions)
+        return x if centring is None else x / centring[1] + centring[0]
 
     def gain(self, positions: Int[Tensor, " N"]) -> Float[Tensor, " N"] | None:
-        """By how much `enter` scales each row; None for 1."""
+        """By how much `centre` scales each row; None for 1."""
         return None if self.position_gain is None else at_positions(self.position_gain, positions)
 
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N F"]:
@@ -293,7 +293,7 @@ class Dictionary(nn.Module):
 
     @abstractmethod
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
-        """One differentiable pass over a batch that `enter` has prepared, whose rows are in ascending order of position."""
+        """One differentiable pass over a batch that `centre` has prepared, whose rows are in ascending order of position."""
 
     def auxiliary(
         self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
@@ -305,9 +305,9 @@ class Dictionary(nn.Module):
         """Take note of the current position weights, of mean 1; for arms that spend their codes by them."""
 
     def observe(
-        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], forward: Forward, residual: Float[Tensor, "N D"], place: Progress
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], forward: Forward, residual: Float[Tensor, "N D"], progress: Progress
     ) -> None:
-        """Look at what a step left unexplained, of a batch that `enter` has prepared; called after the step, without gradients."""
+        """Look at what a step left unexplained, of a batch that `centre` has prepared; called after the step, without gradients."""
 
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
         """Look at one more batch with the final weights, for what is measured once training is over."""
@@ -364,7 +364,7 @@ class Dictionary(nn.Module):
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)
         refuse_non_finite(flat, x.shape[:-1], "the activations hold")
         where = self._flat_positions(x, positions)
-        return self.codes(self.enter(flat, where), where).reshape(*x.shape[:-1], self.features)
+        return self.codes(self.centre(flat, where), where).reshape(*x.shape[:-1], self.features)
 
     def _flat_positions(self, x: Tensor, positions: Positions | None) -> Int[Tensor, " N"] | None:
         """Positions of the rows of `x`, checked even where the dictionary does not need them; None where it does not, or under the
@@ -387,7 +387,7 @@ class Dictionary(nn.Module):
         return None if policy == "mean" else torch.full(x.shape[:-1], policy, device=x.device).reshape(-1)
 
     def reconstruct(self, z: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch D"]:
-        """What `enter` gave, from codes."""
+        """What `centre` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
 
     def decode(self, z: Float[Tensor, "*batch F"], positions: Positions | None = None) -> Float[Tensor, "*batch D"]:
@@ -395,7 +395,7 @@ class Dictionary(nn.Module):
         TemporalLensError where the result would hold NaN or infinity."""
         refuse_unfit(z, self.features, "codes", f"{self.features} features")
         where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
-        flat = self.leave(self.reconstruct(z).reshape(-1, self.width), where)
+        flat = self.uncentre(self.reconstruct(z).reshape(-1, self.width), where)
         refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
         return flat.reshape(*z.shape[:-1], self.width)
 

@@ -119,14 +119,14 @@ class Sizes(BaseModel):
     position_policy: Annotated[int, Field(ge=0)] | Literal["mean"] | None = None
 
 
-def _described(path: Path, config: dict[str, Any], ours: dict[str, Any], own: type[ArmConfig] | None) -> tuple[ArmConfig, Sizes]:
-    """The arm and the sizes that `cfg.json` describes; `own` is a class that does not come with this version."""
+def _described(path: Path, config: dict[str, Any], ours: dict[str, Any], custom: type[ArmConfig] | None) -> tuple[ArmConfig, Sizes]:
+    """The arm and the sizes that `cfg.json` describes; `custom` is a class that does not come with this version."""
     kind = ours["arm"].get("kind") if isinstance(ours.get("arm"), dict) else None
-    if own is None and isinstance(kind, str) and kind not in ARMS:
+    if custom is None and isinstance(kind, str) and kind not in ARMS:
         remedy = "if it is one of your own, name its class: load_dictionary(folder, arm=...)"
         raise TemporalLensError(f"{path} does not describe an arm that this version knows, but one of kind '{kind}'; {remedy}")
     try:
-        arm = ARM.validate_python(ours["arm"]) if own is None else own.model_validate(ours["arm"])
+        arm = ARM.validate_python(ours["arm"]) if custom is None else custom.model_validate(ours["arm"])
         sizes = Sizes.model_validate({**config, **ours})
         arm.check(sizes.positions)
     except ValidationError as error:
@@ -153,11 +153,11 @@ def _matched(dictionary: Dictionary, tensors: dict[str, Tensor], path: Path) -> 
     ours = {theirs: name for name, theirs in WEIGHTS.items()}
     wanted = {ours.get(name, name): tensor for name, tensor in tensors.items()}
     wanted["encoder"] = wanted["encoder"].T
-    own = dict(dictionary.state_dict())
-    if "threshold" in wanted and "threshold" in own and own["threshold"].ndim == 0 and wanted["threshold"].numel():
+    needed = dict(dictionary.state_dict())
+    if "threshold" in wanted and "threshold" in needed and needed["threshold"].ndim == 0 and wanted["threshold"].numel():
         wanted["threshold"] = wanted["threshold"].reshape(-1)[0]
-    if wanted.keys() != own.keys() or any(wanted[name].shape != own[name].shape for name in own):
-        difference = sorted(wanted.keys() ^ own.keys()) or sorted(name for name in own if wanted[name].shape != own[name].shape)
+    if wanted.keys() != needed.keys() or any(wanted[name].shape != needed[name].shape for name in needed):
+        difference = sorted(wanted.keys() ^ needed.keys()) or sorted(name for name in needed if wanted[name].shape != needed[name].shape)
         raise TemporalLensError(
             f"{path} does not fit a '{dictionary.kind}' dictionary: {', '.join(difference)} is missing, unknown or misshapen"
         )

@@ -326,10 +326,10 @@ class Codes(NamedTuple):
 
 def _smallest_of_largest(values: Float[Tensor, " M"], count: int) -> Tensor:
     """The smallest of the `count` largest values."""
-    place = len(values) - count
+    rank = len(values) - count
     if values.device.type != "cpu":
-        return values.kthvalue(place + 1).values
-    return torch.as_tensor(np.partition(values.detach().numpy(), place)[place])  # the same, in half the time of `kthvalue`
+        return values.kthvalue(rank + 1).values
+    return torch.as_tensor(np.partition(values.detach().numpy(), rank)[rank])  # the same, in half the time of `kthvalue`
 
 
 Scale = Callable[[Float[Tensor, " M"], Pattern], Float[Tensor, " M"]]

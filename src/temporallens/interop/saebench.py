@@ -87,10 +87,10 @@ class SAEBenchSAE(nn.Module):
     def __init__(self, dictionary: Dictionary, cfg: SAEConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        own = copy.copy(dictionary)  # the weights are shared, the policy is not
+        copied = copy.copy(dictionary)  # the weights are shared, the policy is not
         if cfg.position_policy is not None:
-            own.position_policy = cfg.position_policy
-        self._held = (own,)  # in a tuple, so that a cast of this module does not reach the dictionary
+            copied.position_policy = cfg.position_policy
+        self._held = (copied,)  # in a tuple, so that a cast of this module does not reach the dictionary
         self.W_enc = nn.Parameter(dictionary.encoder.detach().T.clone())
         self.b_enc = nn.Parameter(dictionary.encoder_bias.detach().clone())
         self.W_dec = nn.Parameter(dictionary.decoder.detach().clone())

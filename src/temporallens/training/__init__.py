@@ -1,1 +1,1 @@
-"""Training: the objective, the schedules, the loop, what is kept (checkpoints) and what is seen (history)."""
+"""Training: the objective, the schedules, the loop, checkpoints and history."""

@@ -42,9 +42,9 @@ def remove_checkpoints(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def other_checkpoints(folder: Path, kept: Path) -> list[Path]:
-    """Checkpoints in `folder` of trainings with other settings than that of `kept`: nothing will go on from them."""
-    return sorted(path for path in folder.glob("checkpoint-*.safetensors") if not path.name.startswith(kept.stem))
+def other_checkpoints(folder: Path, current: Path) -> list[Path]:
+    """Checkpoints in `folder` of trainings with other settings than that of `current`: nothing will go on from them."""
+    return sorted(path for path in folder.glob("checkpoint-*.safetensors") if not path.name.startswith(current.stem))
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Checkpoints:
         self._last = self._files[0] if self._last != self._files[0] else self._files[1]
         save_checkpoint(self._last, tensors, state)
 
-    def kept(self) -> str:
+    def last_good(self) -> str:
         """A word on the last good one, for a run that cannot go on."""
         return f"its checkpoint of before is kept in {self._last}" if self._last else "no checkpoint was saved before"
 
@@ -107,9 +107,9 @@ def _step(path: Path) -> float:
 
 def _offer(error: TemporalLensError, damaged: Path, before: Path) -> TemporalLensError:
     """The error of a damaged checkpoint, and what the one before it is good for."""
-    said = str(error).removesuffix(f"; {FROM_THE_START}")
+    sentence = str(error).removesuffix(f"; {FROM_THE_START}")
     try:
         _, state = load_checkpoint(before)
     except TemporalLensError:
-        return TemporalLensError(f"{said}; the one before it, {before.name}, is damaged too: remove both to start the training again")
-    return TemporalLensError(f"{said}; remove {damaged.name} to go on from the one before it, of step {state['step']}")
+        return TemporalLensError(f"{sentence}; the one before it, {before.name}, is damaged too: remove both to start the training again")
+    return TemporalLensError(f"{sentence}; remove {damaged.name} to go on from the one before it, of step {state['step']}")

@@ -15,7 +15,7 @@ from temporallens.files import write_json
 from temporallens.precision import DTYPES, precision
 from temporallens.training.objective import Inputs
 from temporallens.training.policy import TrainingPolicy
-from temporallens.training.snapshots import retake, taken_file
+from temporallens.training.snapshots import load_snapshot, snapshot_file
 from temporallens.training.trainee import ArmRun, Trainee
 from temporallens.training.views import Views
 
@@ -62,8 +62,8 @@ class Finishing:
         folders = {trainee.run: trainee.snapshots[steps] for trainee in trainees if steps in trainee.snapshots}
         taken = {}
         for run in folders:
-            file = taken_file(checkpoint, run.name, steps)
-            taken[run] = retake(file, run.arm, self.store.width, self.store.positions, progress).to(self.device)
+            file = snapshot_file(checkpoint, run.name, steps)
+            taken[run] = load_snapshot(file, run.arm, self.store.width, self.store.positions, progress).to(self.device)
             taken[run].encoder_dtype = DTYPES[precision(self.policy.encoder_dtype, self.device)]
         self.calibrate(taken)
         for run, dictionary in taken.items():

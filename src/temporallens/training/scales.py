@@ -1,5 +1,5 @@
 """What is known of each position before any training, from the moments of the training documents: its mean and scale, which
-arms that are centred by position wear, and its variance, by which adaptive weights judge its loss.
+arms that are centred by position take off, and its variance, by which adaptive weights judge its loss.
 
 Statistics of a position with few tokens are mostly noise, so they are drawn towards those of all positions by empirical Bayes:
 by the share `n_p / (n_p + within / between)`, where `within` is the variance of activations about the mean of their position and
@@ -35,8 +35,8 @@ def position_scales(moments: Moments, inputs: Inputs) -> PositionScales:
     within = moments.within_variance() * inputs.scale**2
     deviation = torch.where(count[:, None] > 0, (moments.mean - moments.pooled_mean()) * inputs.scale, 0.0)
     trusted = _trusted(count, deviation.square().sum(1), within)
-    own = (moments.second_moment - moments.mean.square()).sum(1).clamp(min=0) * inputs.scale**2
-    variance = torch.lerp(within.expand_as(own), own, trusted).clamp(min=torch.finfo(torch.float32).tiny)
+    by_position = (moments.second_moment - moments.mean.square()).sum(1).clamp(min=0) * inputs.scale**2
+    variance = torch.lerp(within.expand_as(by_position), by_position, trusted).clamp(min=torch.finfo(torch.float32).tiny)
     offset = deviation * trusted[:, None]
     left = variance + (deviation - offset).square().sum(1)
     gain = torch.where(count > 0, (share @ left / left).sqrt(), 1.0)

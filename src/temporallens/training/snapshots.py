@@ -18,38 +18,38 @@ SOFT, ALONG = "soft", "snapshots"
 """Folders of a trained arm: the dictionary before hardening, and those of certain steps."""
 
 
-def steps_kept(dictionary: Dictionary, policy: TrainingPolicy) -> dict[int, list[str]]:
+def snapshot_steps(dictionary: Dictionary, policy: TrainingPolicy) -> dict[int, list[str]]:
     """After how many steps a snapshot is taken, and the folders that it is saved as."""
-    kept: dict[int, list[str]] = {}
+    folders: dict[int, list[str]] = {}
     for number in range(1, policy.snapshots + 1):
         steps = round(policy.steps * number / (policy.snapshots + 1))
         if steps:
-            kept.setdefault(steps, []).append(f"{ALONG}/step-{steps:06d}")
+            folders.setdefault(steps, []).append(f"{ALONG}/step-{steps:06d}")
     hardening = dictionary.hardens_at(policy.steps)
     if hardening:
-        kept.setdefault(hardening, []).append(SOFT)
-    return {steps: sorted(set(folders)) for steps, folders in sorted(kept.items())}
+        folders.setdefault(hardening, []).append(SOFT)
+    return {steps: sorted(set(folders)) for steps, folders in sorted(folders.items())}
 
 
-def taken_file(checkpoint: Path, run: str, steps: int) -> Path:
+def snapshot_file(checkpoint: Path, run: str, steps: int) -> Path:
     """Where a snapshot waits until training is over."""
     return checkpoint.with_name(f"{checkpoint.stem}-{run}-{steps}.safetensors")
 
 
-def take(dictionary: Dictionary, path: Path) -> None:
+def save_snapshot(dictionary: Dictionary, path: Path) -> None:
     """Keep the weights as they are."""
     write_tensors(path, dictionary.state_dict())
 
 
-def retake(path: Path, arm: ArmConfig, width: int, positions: int, place: Progress) -> Dictionary:
-    """The dictionary that was kept after the step `place`. Raises TemporalLensError where the file is missing or damaged."""
+def load_snapshot(path: Path, arm: ArmConfig, width: int, positions: int, progress: Progress) -> Dictionary:
+    """The dictionary that was kept after the step `progress`. Raises TemporalLensError where the file is missing or damaged."""
     tensors, _ = read_tensors(path, "a dictionary kept during training")
     dictionary = arm.make(width, positions, torch.Generator())
     try:
         dictionary.load_state_dict(tensors)
     except RuntimeError as error:
         raise TemporalLensError(f"{path} is not the dictionary that was kept during training; remove it to train again") from error
-    dictionary.advance(place)
+    dictionary.advance(progress)
     return dictionary
 
 

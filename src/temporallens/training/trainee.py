@@ -21,7 +21,7 @@ from temporallens.training.history import History, Trouble, Window
 from temporallens.training.objective import Losses, objective
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.scales import PositionScales, flat_scales
-from temporallens.training.snapshots import steps_kept
+from temporallens.training.snapshots import snapshot_steps
 from temporallens.training.views import View
 from temporallens.training.weights import PositionWeights, adaptive_weights
 
@@ -57,7 +57,7 @@ class Trainee:
         self.dictionary = run.arm.make(width, positions, generator)
         if run.arm.centre != "pooled":
             gain = scales.gain if run.arm.centre == "position_scaled" else torch.ones_like(scales.gain)
-            self.dictionary.wear(scales.offset.clone(), gain.clone())
+            self.dictionary.centre_by_position(scales.offset.clone(), gain.clone())
         self.dictionary = self.dictionary.to(device)
         self._adaptive = adaptive_weights(run.arm, self.dictionary, scales.to(device))
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
@@ -67,7 +67,7 @@ class Trainee:
         self._positions = positions
         self._dead_features = 0  # when last looked: asking in every step would make the program wait for the device
         self._window = Window(positions, device)
-        self.snapshots = steps_kept(self.dictionary, policy)
+        self.snapshots = snapshot_steps(self.dictionary, policy)
         self.history = History()
         self.seconds = 0.0
 

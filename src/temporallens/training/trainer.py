@@ -26,7 +26,7 @@ from temporallens.training.finishing import Finishing, TrainedArm
 from temporallens.training.objective import Inputs, inputs_for
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.scales import position_scales
-from temporallens.training.snapshots import take, taken_file
+from temporallens.training.snapshots import save_snapshot, snapshot_file
 from temporallens.training.trainee import ArmRun, Trainee
 from temporallens.training.views import Views
 
@@ -82,7 +82,7 @@ def _learn(trainees: list[Trainee], loader: Loader, inputs: Inputs, policy: Trai
                 if logged:
                     _log(trainee, step, batches, checkpoints)
                 if step + 1 in trainee.snapshots:
-                    take(trainee.dictionary, taken_file(checkpoint, trainee.run.name, step + 1))
+                    save_snapshot(trainee.dictionary, snapshot_file(checkpoint, trainee.run.name, step + 1))
             advance(policy.batch_size)
             batches = [] if logged else batches
             if logged and (stopping() or ((step + 1) // policy.log_every) % _logs_per_checkpoint(policy) == 0):
@@ -110,11 +110,11 @@ def _no_arm(arm: Any) -> TemporalLensError:
 
 
 def _log(trainee: Trainee, step: int, batches: Sequence[Cursor], checkpoints: Checkpoints) -> None:
-    """A line of the history, or the end of the run with a word on what is kept of it."""
+    """A line of the history, or the end of the run with a word on its last good checkpoint."""
     try:
         trainee.log(step, batches)
     except TemporalLensError as error:
-        raise TemporalLensError(f"{error}; {checkpoints.kept()}") from error
+        raise TemporalLensError(f"{error}; {checkpoints.last_good()}") from error
 
 
 def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
@@ -135,14 +135,16 @@ def _resume(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, p
     tensors, state = found
     try:
         for trainee in trainees:
-            own = f"{trainee.run.name}/"
+            prefix = f"{trainee.run.name}/"
             trainee.restore(
-                {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)},
+                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)},
                 Progress(state["step"], policy.steps),
             )
             trainee.seconds = state["seconds"][trainee.run.name]
     except (KeyError, RuntimeError) as error:
-        raise TemporalLensError(f"a checkpoint was written by another version of TemporalLens; {checkpoints.kept()}: remove it") from error
+        raise TemporalLensError(
+            f"a checkpoint was written by another version of TemporalLens; {checkpoints.last_good()}: remove it"
+        ) from error
     loader.restore(Cursor(*state["cursor"]))
     return int(state["step"])
 

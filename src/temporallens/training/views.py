@@ -1,10 +1,10 @@
-"""A batch as the arms see it: rows in order of position, normalised, entered where arms are centred by position; each view is
+"""A batch as the arms see it: rows in order of position, normalised, and centred where arms are centred by position; each view is
 made once for all arms that share it.
 
 For arms with `permuted: true` labels are permuted over the rows, by a generator that depends on the data seed and the step alone.
 Since the labels of a batch stay the same and rows stand in their order, that is to permute the rows and leave the labels where they are.
 What is taken off a row by position is measured, not learned, and follows its true position: the control is about the labels that
-the arm is told.
+the arm is given.
 """
 
 from typing import NamedTuple
@@ -25,10 +25,10 @@ PERMUTING = 0x7065726D
 class View(NamedTuple):
     """What one arm sees of a batch."""
 
-    x: Float[Tensor, "N D"]  # normalised and entered
-    label: Int[Tensor, " N"]  # positions that the arm is told, ascending
+    x: Float[Tensor, "N D"]  # normalised and centred
+    label: Int[Tensor, " N"]  # positions that the arm is given, ascending
     position: Int[Tensor, " N"]  # true positions
-    previous: Previous | None  # the token before each row, entered at its own position
+    previous: Previous | None  # the token before each row, centred at its own position
 
 
 class Views:
@@ -48,11 +48,11 @@ class Views:
         self._made: dict[tuple[str, bool], View] = {}
 
     def of(self, arm: ArmConfig, dictionary: Dictionary) -> View:
-        """What `arm` sees; dictionaries that are centred by position all wear the same."""
+        """What `arm` sees; dictionaries that are centred by position are all centred alike."""
         kind = (arm.centre, arm.permuted)
         if kind not in self._made:
             view = _permuted(self._plain, self._seed, self._step) if arm.permuted else self._plain
-            self._made[kind] = _entered(view, dictionary)
+            self._made[kind] = _centred(view, dictionary)
         return self._made[kind]
 
 
@@ -63,8 +63,8 @@ def _permuted(view: View, seed: int, step: int) -> View:
     return View(view.x[chosen], view.label, view.position[chosen], previous)
 
 
-def _entered(view: View, dictionary: Dictionary) -> View:
+def _centred(view: View, dictionary: Dictionary) -> View:
     previous = view.previous
     if previous is not None:
-        previous = previous._replace(x=dictionary.enter(previous.x, previous.position))
-    return view._replace(x=dictionary.enter(view.x, view.position), previous=previous)
+        previous = previous._replace(x=dictionary.centre(previous.x, previous.position))
+    return view._replace(x=dictionary.centre(view.x, view.position), previous=previous)

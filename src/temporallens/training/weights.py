@@ -108,7 +108,7 @@ def _settled(average: Float[Tensor, " P"], share: Float[Tensor, " P"]) -> Float[
     """`clip(c * average)` for the factor c that makes its mean over tokens 1; NaN averages belong to positions of no share.
 
     That mean grows with c along straight lines, which bend where a position leaves its lower bound and where it meets its upper
-    one: sorting these places finds the line that crosses 1.
+    one: sorting these points finds the line that crosses 1.
     """
     average, share = average.nan_to_num(0.0), share / share.sum()
     average = average.clamp(min=(SMALLEST * average.max()).clamp(min=torch.finfo(torch.float32).tiny))

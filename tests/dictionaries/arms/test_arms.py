@@ -192,7 +192,7 @@ def test_inner_levels_are_measured_in_common_units_where_the_arm_is_centred_by_p
     dictionary = exact(arm)
     x, positions, _ = batch()
     plain = dictionary.training_forward(x, positions).extra
-    dictionary.wear(torch.zeros(LENGTH, WIDTH).double(), torch.full((LENGTH,), 2.0).double())
+    dictionary.centre_by_position(torch.zeros(LENGTH, WIDTH).double(), torch.full((LENGTH,), 2.0).double())
     torch.testing.assert_close(dictionary.training_forward(x, positions).extra, plain / 4)
 
 

@@ -46,15 +46,15 @@ def block_list(stack: Network, title: str) -> nn.ModuleList:
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
 
 
-def lowest_blocks_of(network_class: type, kept: int, title: str) -> tuple[type, list[nn.ModuleList]]:
-    """`network_class`, but that what it makes has no more than its lowest `kept` blocks, and a list that then holds their list."""
+def lowest_blocks_of(network_class: type, count: int, title: str) -> tuple[type, list[nn.ModuleList]]:
+    """`network_class`, but that what it makes has no more than its lowest `count` blocks, and a list that then holds their list."""
     found: list[nn.ModuleList] = []
 
     def build(network: Network, *arguments: Any, **named: Any) -> None:
         network_class.__init__(network, *arguments, **named)  # type: ignore[misc]
         stack = text_stack(base_network(network))
         blocks = block_list(stack, title)
-        del blocks[kept:]
+        del blocks[count:]
         found.append(blocks)
 
     same = {"__init__": build, "__module__": network_class.__module__, "__qualname__": network_class.__qualname__}

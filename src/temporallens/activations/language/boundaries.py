@@ -141,9 +141,9 @@ def find_line_breaks(text: str) -> LineBreaks:
     return LineBreaks(Gaps(ends, begins), lines)
 
 
-def _behind_space(text: str, place: int) -> int:
-    space = SPACE.match(text, place)
-    return place if space is None else space.end()
+def _behind_space(text: str, index: int) -> int:
+    space = SPACE.match(text, index)
+    return index if space is None else space.end()
 
 
 def find_sentence_gaps(text: str, breaks: LineBreaks) -> Gaps:

@@ -17,20 +17,20 @@ def known_sha256(path: Path) -> str:
     except OSError as error:
         raise TemporalLensError(f"{path} cannot be read: {error.strerror}") from error
     key = {"path": str(resolved), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-    kept = cache_folder() / "contents" / f"{fingerprint(str(resolved))[:32]}.json"
-    known = _read(kept)
+    record = cache_folder() / "contents" / f"{fingerprint(str(resolved))[:32]}.json"
+    known = _read(record)
     if known.get("key") == key:
         return str(known["sha256"])
     content = sha256(resolved)
     with suppress(CannotWriteError):  # a cache that cannot be written costs time, and nothing else
-        write_json(kept, {"key": key, "sha256": content})
+        write_json(record, {"key": key, "sha256": content})
     return content
 
 
-def _read(kept: Path) -> dict[str, object]:
+def _read(record: Path) -> dict[str, object]:
     """What is known of a file; nothing where that is missing or damaged."""
     try:
-        return read_json(kept, "the checksum of a file") if kept.exists() else {}
+        return read_json(record, "the checksum of a file") if record.exists() else {}
     except (TemporalLensError, OSError):
         return {}
 

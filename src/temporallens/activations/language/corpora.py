@@ -203,9 +203,9 @@ def folder_content(folder: Path) -> FolderContent:
     """
     files, left, home = [], Counter[str](), folder.resolve()
     with explained(folder):
-        for place, folders, names in os.walk(folder, onerror=_raise):
+        for parent, folders, names in os.walk(folder, onerror=_raise):
             for name in [*folders, *names]:
-                path = Path(place, name)
+                path = Path(parent, name)
                 if name.startswith("."):
                     left["hidden"] += 1
                 elif path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
@@ -248,17 +248,17 @@ def _documents_in(path: Path, column: str | None) -> Iterator[str]:
     if path.suffix.lower() not in TABLES:
         yield read_plain(path)
         return
-    for place, row in read_rows(path, None if column is None else [column]):
+    for where, row in read_rows(path, None if column is None else [column]):
         [(name, value)] = row.items()
-        yield _cell(value, name, place)
+        yield _cell(value, name, where)
 
 
-def _cell(value: Any, column: str, place: str) -> str:
+def _cell(value: Any, column: str, where: str) -> str:
     """A missing value is an empty document; anything else than text is a mistake."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise TemporalLensError(f"column '{column}' of {place} holds {type(value).__name__}, not text")
+        raise TemporalLensError(f"column '{column}' of {where} holds {type(value).__name__}, not text")
     return value
 
 
@@ -315,10 +315,10 @@ def _hub_documents(name: str, column: str | None, split: str | None) -> Iterator
     key: str | None = None
     try:
         for number, row in enumerate(rows):
-            place = f"data set {name}, row {number}"
-            key = text_column(list(row), column if key is None else key, place)
-            value = _cell(row[key], key, place)
-            refuse_half_character(value, place)
+            where = f"data set {name}, row {number}"
+            key = text_column(list(row), column if key is None else key, where)
+            value = _cell(row[key], key, where)
+            refuse_half_character(value, where)
             yield value
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise TemporalLensError(f"the hub data set {name} cannot be read: {first_line(error)}") from error

@@ -90,14 +90,14 @@ def check_network(stack: BlockStack, title: str, takes_positions: bool, special:
 def _lowest_in_float32(stack: BlockStack) -> Iterator[list[Layer]]:
     """The layers of a network in float32; of another its lowest, in float32 meanwhile, for what bfloat16 rounds away is as large as what
     padding changes in some networks."""
-    asked = len(stack.blocks) if stack.dtype == torch.float32 else LOWEST
-    above = {id(tensor) for block in stack.blocks[asked:] for tensor in (*block.parameters(), *block.buffers())}
+    checked = len(stack.blocks) if stack.dtype == torch.float32 else LOWEST
+    above = {id(tensor) for block in stack.blocks[checked:] for tensor in (*block.parameters(), *block.buffers())}
     tensors = [tensor for tensor in (*stack.network.parameters(), *stack.network.buffers()) if id(tensor) not in above]
     rounded = [(tensor, tensor.data) for tensor in tensors if tensor.dtype == torch.bfloat16]
     try:
         for tensor, data in rounded:
             tensor.data = data.float()
-        yield stack.layers[: asked + 1]
+        yield stack.layers[: checked + 1]
     finally:
         for tensor, data in rounded:
             tensor.data = data

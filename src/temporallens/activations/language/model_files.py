@@ -38,7 +38,7 @@ class Source(NamedTuple):
     """Where a model is to be had."""
 
     title: str  # how messages call it
-    place: str  # directory or hub name
+    location: str  # directory or hub name
     revision: str | None  # what pins its content
     local: bool
 
@@ -73,7 +73,7 @@ def check_at_hand(model: str) -> None:
         return
     source = find_source(model)
     if source.local:
-        _check_folder(Path(source.place))
+        _check_folder(Path(source.location))
 
 
 def _shipped_names() -> str:
@@ -85,14 +85,14 @@ def read_config(source: Source) -> Config:
     from transformers import AutoConfig
 
     if source.local:
-        _check_folder(Path(source.place))
+        _check_folder(Path(source.location))
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(source.place, **_access(source))
+            config = AutoConfig.from_pretrained(source.location, **_access(source))
     except OSError as error:
         raise _not_reached(source, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TemporalLensError(f"transformers cannot read the configuration of {source.place}: {first_line(error)}") from error
+        raise TemporalLensError(f"transformers cannot read the configuration of {source.location}: {first_line(error)}") from error
     if config.is_encoder_decoder:
         raise TemporalLensError(f"{source.title} is an encoder-decoder; TemporalLens reads models that are one stack of blocks")
     if not getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0):
@@ -120,9 +120,9 @@ def _hub_is_known() -> bool:
 
 def _not_reached(source: Source, error: OSError) -> TemporalLensError:
     if source.local:
-        return TemporalLensError(f"{source.place} cannot be read as a model: {first_line(error)}")
-    model = source.place + (f" at revision {source.revision}" if source.revision else "")
-    hint = "" if "/" in source.place else did_you_mean(source.place, shipped.MODELS)
+        return TemporalLensError(f"{source.location} cannot be read as a model: {first_line(error)}")
+    model = source.location + (f" at revision {source.revision}" if source.revision else "")
+    hint = "" if "/" in source.location else did_you_mean(source.location, shipped.MODELS)
     return TemporalLensError(f"model {model} was found neither here nor on the hub (unknown name, no access, or no network){hint}")
 
 
@@ -134,8 +134,8 @@ class Networks(NamedTuple):
     blocks: nn.ModuleList  # those that were kept
 
 
-def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, kept: int) -> Networks:
-    """What `config` describes, with its weights. At most `kept` blocks are read, the lowest ones. Without `head`, or where
+def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, limit: int) -> Networks:
+    """What `config` describes, with its weights. At most `limit` blocks are read, the lowest ones. Without `head`, or where
     the weights hold none, the whole is the stack. Weights of anything else in the files are left alone."""
     import transformers
 
@@ -144,12 +144,12 @@ def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool,
     if type(config) not in mapping:
         raise TemporalLensError(f"transformers has no model without a task's head for {source.title} ({type(config).__name__})")
     network_class = _one_of(mapping[type(config)], config)
-    whole, blocks, missing_names = _loaded(network_class, source, config, dtype, kept)
+    whole, blocks, missing_names = _loaded(network_class, source, config, dtype, limit)
     base, in_base = _base_of(whole)
     missing = sorted(name for name in missing_names if name.startswith(in_base) and "pooler" not in name)
     if missing:
         others = f", with {len(missing) - 1} others" if missing[1:] else ""
-        raise TemporalLensError(f"the weights of {source.place} are incomplete: {missing[0].removeprefix(in_base)} is missing{others}")
+        raise TemporalLensError(f"the weights of {source.location} are incomplete: {missing[0].removeprefix(in_base)} is missing{others}")
     headless = whole is base or any(not name.startswith(in_base) for name in missing_names)
     stack = text_stack(base)
     for module in whole.modules():
@@ -172,9 +172,9 @@ def _base_of(whole: Network) -> tuple[Network, str]:
     return base, next((f"{name}." for name, module in whole.named_children() if module is base), "")
 
 
-def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dtype, kept: int) -> tuple[Network, nn.ModuleList, set[str]]:
-    """The network with its weights, its lowest `kept` blocks, and the names of weights that the files lack."""
-    lowest, made = lowest_blocks_of(network_class, kept, source.title)
+def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dtype, limit: int) -> tuple[Network, nn.ModuleList, set[str]]:
+    """The network with its weights, its lowest blocks, at most `limit` of them, and the names of weights that the files lack."""
+    lowest, made = lowest_blocks_of(network_class, limit, source.title)
     try:
         with quiet_transformers():
             try:
@@ -182,15 +182,16 @@ def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dt
             except NOT_BUILT:  # a class that names its upper blocks cannot be made without them
                 whole, report = _from_pretrained(network_class, source, config, dtype)
                 made.append(block_list(text_stack(base_network(whole)), source.title))
-                del made[-1][kept:]
+                del made[-1][limit:]
     except SafetensorError as error:
-        raise TemporalLensError(f"the weights of {source.place} are truncated or damaged: {first_line(error)}") from error
+        raise TemporalLensError(f"the weights of {source.location} are truncated or damaged: {first_line(error)}") from error
     except (OSError, ImportError, *NOT_BUILT) as error:
         raise _not_loaded(source, config, error) from error
     if report["mismatched_keys"]:
         name, found, wanted = sorted(report["mismatched_keys"])[0]
         raise TemporalLensError(
-            f"the weights of {source.place} do not fit its configuration: {name} has shape {tuple(found)}, and should have {tuple(wanted)}"
+            f"the weights of {source.location} do not fit its configuration: "
+            f"{name} has shape {tuple(found)}, and should have {tuple(wanted)}"
         )
     scales = sorted(name for name in report["unexpected_keys"] if SCALE.search(name))
     dtypes = {parameter.dtype for parameter in whole.parameters()}
@@ -215,7 +216,7 @@ NOT_BUILT = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, A
 
 def _from_pretrained(network_class: Any, source: Source, config: Config, dtype: torch.dtype) -> tuple[Network, dict[str, Any]]:
     return network_class.from_pretrained(
-        source.place,
+        source.location,
         config=config,
         dtype=dtype,
         use_safetensors=True,
@@ -233,7 +234,7 @@ def _not_loaded(source: Source, config: Config, error: Exception) -> TemporalLen
             "take the model in float32 or bfloat16 that it was made from"
         )
     if isinstance(error, OSError | ImportError):
-        return TemporalLensError(f"the weights of {source.place} cannot be read: {first_line(error)}")
+        return TemporalLensError(f"the weights of {source.location} cannot be read: {first_line(error)}")
     return TemporalLensError(f"transformers cannot build {source.title} as its configuration says: {first_line(error)}")
 
 
@@ -263,13 +264,13 @@ def tokenizer_of(source: Source) -> Tokenizer:
     """The tokenizer at a source. Raises TemporalLensError when it has none, or none that is fast."""
     from transformers import AutoTokenizer
 
-    if source.local and not any(path for pattern in TOKENIZER_FILES for path in Path(source.place).glob(pattern)):
-        raise TemporalLensError(f"{source.place} is a model directory without a tokenizer: it has no tokenizer.json")
+    if source.local and not any(path for pattern in TOKENIZER_FILES for path in Path(source.location).glob(pattern)):
+        raise TemporalLensError(f"{source.location} is a model directory without a tokenizer: it has no tokenizer.json")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source.place, **_access(source), use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **_access(source), use_fast=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise TemporalLensError(f"{source.place} has no tokenizer that transformers can read: {first_line(error)}") from error
+        raise TemporalLensError(f"{source.location} has no tokenizer that transformers can read: {first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise TemporalLensError(f"{source.title} has no fast tokenizer (tokenizer.json); convert its tokenizer with transformers")
     return tokenizer
@@ -279,7 +280,7 @@ def content_pin(source: Source, config: Config) -> str | None:
     """What pins the content: the wheel or file of shipped and GGUF models, the hub's commit, or a digest of a directory's weights."""
     if not source.local:
         return getattr(config, "_commit_hash", None) or source.revision
-    return source.revision or f"sha256:{_digest(Path(source.place))}"
+    return source.revision or f"sha256:{_digest(Path(source.location))}"
 
 
 def _digest(folder: Path) -> str:
@@ -306,7 +307,7 @@ def same_content(recorded: Any, model: str, revision: str | None) -> bool:
     0.2 recorded both ends of every weight file of a directory."""
     if not isinstance(recorded, str) or not recorded.startswith(EARLIER_PIN):
         return recorded == revision
-    return recorded == EARLIER_PIN + _digest_of_ends(Path(find_source(model).place))
+    return recorded == EARLIER_PIN + _digest_of_ends(Path(find_source(model).location))
 
 
 EARLIER_PIN = "digest:"

@@ -86,7 +86,7 @@ def explained(path: Path) -> Iterator[None]:
         raise TemporalLensError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def text_column(columns: Sequence[str], wanted: str | None, place: str) -> str:
+def text_column(columns: Sequence[str], wanted: str | None, where: str) -> str:
     """The column that holds the text: `wanted`, or else `text`, or else the only one.
 
     Raises TemporalLensError, naming the nearest one, when it is not there or not clear.
@@ -95,18 +95,18 @@ def text_column(columns: Sequence[str], wanted: str | None, place: str) -> str:
         return columns[0]
     if wanted is None and "text" not in columns and columns:
         known = did_you_mean("text", map(_short, columns))
-        raise TemporalLensError(f"{place} has no column 'text'; name the one that holds the text (column: ...){known}")
-    check_columns(columns, ["text" if wanted is None else wanted], place)
+        raise TemporalLensError(f"{where} has no column 'text'; name the one that holds the text (column: ...){known}")
+    check_columns(columns, ["text" if wanted is None else wanted], where)
     return "text" if wanted is None else wanted
 
 
-def check_columns(columns: Sequence[str], wanted: Iterable[str], place: str) -> None:
+def check_columns(columns: Sequence[str], wanted: Iterable[str], where: str) -> None:
     """Raise TemporalLensError for a wanted column that is not there, or is there twice."""
     for column in wanted:
         if column not in columns:
-            raise TemporalLensError(f"{place} has no column '{column}'{did_you_mean(column, map(_short, columns))}")
+            raise TemporalLensError(f"{where} has no column '{column}'{did_you_mean(column, map(_short, columns))}")
         if list(columns).count(column) > 1:
-            raise TemporalLensError(f"{place} has two columns called '{column}'; rename one of them")
+            raise TemporalLensError(f"{where} has two columns called '{column}'; rename one of them")
 
 
 def half_character(text: str) -> str | None:
@@ -118,10 +118,10 @@ def half_character(text: str) -> str | None:
     return None
 
 
-def refuse_half_character(text: str, place: str) -> None:
+def refuse_half_character(text: str, where: str) -> None:
     """Raise TemporalLensError for a lone surrogate."""
     if (half := half_character(text)) is not None:
-        raise TemporalLensError(f"{place} holds half of a character, the lone surrogate {half}; mend the text, or leave it out")
+        raise TemporalLensError(f"{where} holds half of a character, the lone surrogate {half}; mend the text, or leave it out")
 
 
 def allow_long_fields() -> None:
@@ -129,10 +129,10 @@ def allow_long_fields() -> None:
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
 
 
-def _columns(columns: Sequence[str], wanted: Sequence[str] | None, place: str) -> Sequence[str]:
+def _columns(columns: Sequence[str], wanted: Sequence[str] | None, where: str) -> Sequence[str]:
     if wanted is None:
-        return [text_column(columns, None, place)]
-    check_columns(columns, wanted, place)
+        return [text_column(columns, None, where)]
+    check_columns(columns, wanted, where)
     return wanted
 
 
@@ -188,14 +188,14 @@ def _comma_separated(path: Path, wanted: Sequence[str] | None) -> Iterator[tuple
             f"(column: ...), else put the line 'text' before it"
         )
     columns = _columns(header, wanted, str(path))
-    places = {column: header.index(column) for column in columns}
+    index_of = {column: header.index(column) for column in columns}
     for line, fields in records:
         if len(fields) != len(header):
             count = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'} where the header has {len(header)}"
             raise TemporalLensError(f"{path}, line {line} has {count}; a text that holds commas or line breaks stands in quotes")
         if len(header) == 1 and fields[0].endswith(MARK + header[0]):
             raise TemporalLensError(f"{path}, line {line} ends in a byte-order mark and the header of another file; put a line break there")
-        yield f"{path}, line {line}", {column: fields[place] for column, place in places.items()}
+        yield f"{path}, line {line}", {column: fields[index] for column, index in index_of.items()}
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -259,28 +259,28 @@ def _json_lines(path: Path, wanted: Sequence[str] | None) -> Iterator[tuple[str,
     for number, line in enumerate((line.lstrip(MARK) for line in _lines(path)), start=1):  # joined files have marks in the middle
         if not line.strip():
             continue
-        place = f"{path}, line {number}"
-        record = _json_object(line, place)
-        columns = _columns(list(record), wanted or columns, place)
+        where = f"{path}, line {number}"
+        record = _json_object(line, where)
+        columns = _columns(list(record), wanted or columns, where)
         if wanted is None and columns != ["text"] and len(record) > 1:
-            raise TemporalLensError(f"{place} has more columns than '{columns[0]}', the only one before; name one (column: ...)")
+            raise TemporalLensError(f"{where} has more columns than '{columns[0]}', the only one before; name one (column: ...)")
         for column in columns:
             if isinstance(record[column], str):
-                refuse_half_character(record[column], f"{place}: '{column}'")
-        yield place, {column: record[column] for column in columns}
+                refuse_half_character(record[column], f"{where}: '{column}'")
+        yield where, {column: record[column] for column in columns}
 
 
-def _json_object(line: str, place: str) -> Row:
+def _json_object(line: str, where: str) -> Row:
     try:
         record = json.loads(line, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
-        raise TemporalLensError(f"{place} is not JSON: {error.msg} (character {error.pos + 1}); write one object in each line") from error
+        raise TemporalLensError(f"{where} is not JSON: {error.msg} (character {error.pos + 1}); write one object in each line") from error
     except RecursionError as error:
-        raise TemporalLensError(f"{place} is not readable as JSON: it is nested too deep") from error
+        raise TemporalLensError(f"{where} is not readable as JSON: it is nested too deep") from error
     except ValueError as error:  # a name that stands twice, or Python's limit of digits, with advice behind a colon
-        raise TemporalLensError(f"{place} is not readable as JSON: {str(error).partition(':')[0]}") from error
+        raise TemporalLensError(f"{where} is not readable as JSON: {str(error).partition(':')[0]}") from error
     if not isinstance(record, dict):
-        raise TemporalLensError(f"{place} is not a JSON object: write one in each line, with what belongs to a text under names")
+        raise TemporalLensError(f"{where} is not a JSON object: write one in each line, with what belongs to a text under names")
     return record
 
 

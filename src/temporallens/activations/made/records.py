@@ -185,8 +185,8 @@ def _write_signed(records: UInt8[np.ndarray, "N C"], sign: int, columns: tuple[i
 
 
 def _write_digits(records: UInt8[np.ndarray, "N C"], columns: tuple[int, ...], values: Int[np.ndarray, " N"]) -> None:
-    for place, column in enumerate(reversed(columns)):
-        records[:, column] = ord("0") + values // 10**place % 10
+    for power, column in enumerate(reversed(columns)):
+        records[:, column] = ord("0") + values // 10**power % 10
 
 
 def check_digit(records: UInt8[np.ndarray, "N C"]) -> Int[np.ndarray, " N"]:
@@ -274,17 +274,17 @@ def rate(step: int, steps: int) -> float:
 @torch.inference_mode()
 def residual(network: Network, tokens: Int[Tensor, "N C"], layer: int) -> Float[Tensor, "N C D"]:
     """The residual stream after block `layer`."""
-    kept: list[Tensor] = []
+    streams: list[Tensor] = []
 
     def keep(block: Any, arguments: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+        streams.append(output[0] if isinstance(output, tuple) else output)
 
     hook = network.transformer.h[layer].register_forward_hook(keep)
     try:
         network.transformer(tokens)
     finally:
         hook.remove()
-    return kept[0]
+    return streams[0]
 
 
 # The store

@@ -190,15 +190,15 @@ def auxk(
     dead: Dead,
     gates: Float[Tensor, "N A"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """AuxK: the dead features that would fire most reconstruct what the living ones leave; squared error per row. `gates` say how
+    """AuxK: the dead features that would fire most reconstruct what the others leave unexplained; squared error per row. `gates` say how
     open the dead features are to each row: where one is closed it learns nothing."""
     encoder, decoder = dictionary.encoder.index_select(0, dead.features), dictionary.decoder.index_select(0, dead.features)
     bias = dictionary.encoder_bias.index_select(0, dead.features)
     codes = torch.addmm(bias, x - dictionary.decoder_bias.detach(), encoder.T).relu() * dead.certain
     if gates is not None:
         codes = codes * gates
-    places = dictionary.width // 2
-    if len(dead.features) > places:
-        largest = codes.topk(places, dim=1, sorted=False)
+    most = dictionary.width // 2
+    if len(dead.features) > most:
+        largest = codes.topk(most, dim=1, sorted=False)
         codes = torch.zeros_like(codes).scatter(1, largest.indices, largest.values)
     return (residual - codes @ decoder).square().sum(1)

@@ -99,11 +99,11 @@ class BudgetedDictionary(BatchTopKDictionary):
 
     def _with_all_of(self, missed: Bool[Tensor, " N"], codes: Codes, centred: Float[Tensor, "N D"]) -> Codes:
         """The same candidates, but of the missed rows every positive pre-activation."""
-        rows, kept = missed.nonzero()[:, 0], codes.keep(~missed.index_select(0, codes.pattern.row))
+        rows, others = missed.nonzero()[:, 0], codes.keep(~missed.index_select(0, codes.pattern.row))
         within, values = entries_above(centred.index_select(0, rows), self.encoder, self.encoder_bias, whole(len(rows), 0.0))
-        own = replace(within, row=rows.index_select(0, within.row), rows=len(centred))
-        joined = torch.cat([kept.pattern.flat(), own.flat()]).sort()
-        values = torch.cat([kept.values, values]).index_select(0, joined.indices)
+        positive = replace(within, row=rows.index_select(0, within.row), rows=len(centred))
+        joined = torch.cat([others.pattern.flat(), positive.flat()]).sort()
+        values = torch.cat([others.values, values]).index_select(0, joined.indices)
         return Codes(pattern_of(joined.values, len(centred), self.features), values, values)
 
     def _follow_threshold(self, selected: Float[Tensor, " M"]) -> None:
@@ -129,8 +129,8 @@ class BudgetedDictionary(BatchTopKDictionary):
         """The threshold of each row `[N]`; under the policy `mean` one for all."""
         if positions is None:
             return self.threshold
-        own = at_positions(self.thresholds, positions)
-        return torch.where(own > 0, own, self.threshold)
+        limits = at_positions(self.thresholds, positions)
+        return torch.where(limits > 0, limits, self.threshold)
 
     def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         values = self.pre_activations(x).relu()

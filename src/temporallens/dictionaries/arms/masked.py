@@ -58,7 +58,7 @@ class MaskedDictionary(BatchTopKDictionary):
 
     def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
         refuse_non_finite(x, x.shape[:1], "the activations hold")
-        codes = self.pre_activations(self.enter(x, positions)).relu_()
+        codes = self.pre_activations(self.centre(x, positions)).relu_()
         return codes * (codes > self.threshold)
 
     def gates_by_position(self) -> Float[Tensor, "P F"]:

@@ -1,6 +1,6 @@
 """Per-position mean and scale: BatchTopK on `(x - mu_p) / sigma_p`, which buys most of what position can buy (`docs/method.md`).
 
-It is the baseline that a positional arm must beat. Any other arm wears the same with `centre: position_scaled`, or the mean alone with
+It is the baseline that a positional arm must beat. Any other arm is centred so with `centre: position_scaled`, or the mean alone with
 `centre: position`.
 """
 

@@ -148,10 +148,10 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
 
     @torch.no_grad()
     def observe(
-        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], forward: Forward, residual: Float[Tensor, "N D"], place: Progress
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], forward: Forward, residual: Float[Tensor, "N D"], progress: Progress
     ) -> None:
         """Every so often, open again what would have earned its place (masked gradient updates made reversible)."""
-        if self.mask.basis is not None or (place.step + 1) % self.config.reopen_every or place.share < self.config.mask_warmup:
+        if self.mask.basis is not None or (progress.step + 1) % self.config.reopen_every or progress.share < self.config.mask_warmup:
             return  # what a smooth mask closes still learns from its neighbours
         assert forward.codes is not None
         rows = torch.arange(0, len(x), max(1, len(x) // REOPENING_ROWS), device=x.device)
@@ -167,9 +167,9 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
     def _weigh(self, looked: "_Looked", used: Codes) -> None:
         """Add to the evidence what closed entries would have saved of the residual, and what the codes in use did."""
         groups = self.groups(looked.positions)
-        shut = self._closed_codes(looked, groups)
+        closed = self._closed_codes(looked, groups)
         missed = torch.zeros_like(self.missed).view(-1)
-        missed.index_add_(0, self.entries(shut.pattern, looked.positions), self._saved(shut, looked, -1))
+        missed.index_add_(0, self.entries(closed.pattern, looked.positions), self._saved(closed, looked, -1))
         earned, firings = used.pattern.feature_sum(self._saved(used, looked, 1)), used.pattern.feature_sum(torch.ones_like(used.values))
         tokens = torch.zeros_like(self.searched).index_add_(0, groups, torch.ones_like(groups, dtype=self.searched.dtype))
         new = (missed.view_as(self.missed), earned, firings, tokens)
@@ -223,8 +223,8 @@ class _Gated(torch.autograd.Function):
         (gradient,) = gradients
         values, slope, entry, tokens, unit = ctx.saved_tensors
         rows = tokens.sum()
-        own = values / rows if unit is None else values / (rows * unit)
-        saved = values * (own - gradient)  # z^2 + 2 z d . r, over rows: position weights, which are near 1, are left out of z^2
+        per_token = values / rows if unit is None else values / (rows * unit)
+        saved = values * (per_token - gradient)  # z^2 + 2 z d . r, over rows: position weights, which are near 1, are left out of z^2
         earned = saved.new_zeros(ctx.shape.numel()).index_add_(0, entry, saved).view(ctx.shape)
         expected = (tokens / rows)[:, None] * earned.sum(0).clamp(min=0)
         return gradient * slope, ctx.least_share * expected - earned, None, None, None, None, None, None

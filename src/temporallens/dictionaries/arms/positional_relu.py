@@ -52,4 +52,4 @@ class PositionalReLUDictionary(LearnsMask, Dictionary):
 
     def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
         refuse_non_finite(x, x.shape[:1], "the activations hold")
-        return self.pre_activations(self.enter(x, positions)).relu_()
+        return self.pre_activations(self.centre(x, positions)).relu_()

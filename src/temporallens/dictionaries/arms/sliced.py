@@ -28,12 +28,12 @@ class Sliced(TopKConfig):
     """Share of the features that are open everywhere; 0 is pure static slicing, 1 an ordinary dictionary."""
 
     def check(self, positions: int) -> None:
-        groups, own = len(group_starts(positions, self.groups)), self.features - self.shared_features
-        if 0 < own < groups:
+        groups, divided = len(group_starts(positions, self.groups)), self.features - self.shared_features
+        if 0 < divided < groups:
             raise TemporalLensError(
-                f"{own} features cannot be dealt out to {groups} groups: give more features, fewer groups or another share"
+                f"{divided} features cannot be dealt out to {groups} groups: give more features, fewer groups or another share"
             )
-        most = self.shared_features + -(-own // groups)
+        most = self.shared_features + -(-divided // groups)
         if self.k > most:
             raise TemporalLensError(f"k = {self.k} codes per token cannot come from the {most} features that are open at a position")
 
@@ -48,6 +48,6 @@ class Sliced(TopKConfig):
     def _slices(self, groups: int) -> Bool[Tensor, "G F"]:
         """The shared block first, then equal slices in order of position."""
         feature = torch.arange(self.features)
-        own = max(1, self.features - self.shared_features)
-        owner = torch.div((feature - self.shared_features) * groups, own, rounding_mode="floor")
+        divided = max(1, self.features - self.shared_features)
+        owner = torch.div((feature - self.shared_features) * groups, divided, rounding_mode="floor")
         return (feature < self.shared_features) | (owner == torch.arange(groups)[:, None])

@@ -79,7 +79,7 @@ def largest_of_rows(
 ) -> tuple[Pattern, Float[Tensor, " M"]]:
     """The k largest positive entries of each row of `x @ encoder.T + bias` (all positive ones where there are fewer), exactly.
 
-    The product in `dtype` nominates; the values are float32. Among entries that tie for the last place any may be taken.
+    The product in `dtype` nominates; the values are float32. Among entries that tie for the last of the k any may be taken.
     """
     if dtype == torch.float32:
         values, feature = _nominate(x, encoder, bias, k)
@@ -116,8 +116,8 @@ def _nominated_in(dtype: torch.dtype, x: Tensor, encoder: Tensor, bias: Tensor, 
     feature = feature.sort(1).values
     pattern = pattern_of(_flattened(feature, features), len(x), features)
     exact = (pattern.inner(x, encoder) + bias.index_select(0, pattern.feature)).view(len(x), count)
-    values, place = exact.topk(k, dim=1, sorted=False)
-    feature = feature.gather(1, place)
+    values, column = exact.topk(k, dim=1, sorted=False)
+    feature = feature.gather(1, column)
     missed = rough.amin(1).float().clamp_(min=0) * (1 + BFLOAT16_MARGIN)  # what an entry that was not nominated can have
     again = ((values.amin(1) < missed) & (count < features)).nonzero()[:, 0]
     if len(again):

@@ -108,10 +108,10 @@ class TSAEDictionary(MatryoshkaDictionary):
             values, before = values / length.index_select(0, row), functional.normalize(before, dim=1, eps=SHORTEST)
         losses, groups = values.new_zeros(pairs), -(-pairs // CONTRASTED)
         for group in range(groups):
-            own = torch.arange(group, pairs, groups, device=row.device)
+            members = torch.arange(group, pairs, groups, device=row.device)
             chosen = (row % groups == group).nonzero()[:, 0]
             flat = row.index_select(0, chosen) // groups * before.shape[1] + feature.index_select(0, chosen)
-            pattern = pattern_of(flat, len(own), before.shape[1])
+            pattern = pattern_of(flat, len(members), before.shape[1])
             logits = sparse_decode(values.index_select(0, chosen), before[group::groups].T.contiguous(), pattern) / self.config.temperature
-            losses = losses.index_copy(0, own, logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diagonal())
+            losses = losses.index_copy(0, members, logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diagonal())
         return losses

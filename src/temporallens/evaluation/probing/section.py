@@ -165,7 +165,7 @@ def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy
         title=f"'{labelled.name}'",
     )
     rows = first_of_each([row.numpy().tobytes() for row in activations.token], drawn.labels)
-    probed = drawn.kept(rows).require()
+    probed = drawn.selected(rows).require()
     key = {
         "format": FORMAT,
         "set": probed.fingerprint,

@@ -131,8 +131,8 @@ def _sample(texts: list[str], size: int, seed: int, what: str) -> list[str]:
     """As pandas draws without replacement from a seed."""
     if len(texts) < size:
         raise TemporalLensError(f"{what} has {len(texts)} texts where {size} are to be drawn; ask for smaller sizes")
-    places = np.random.RandomState(seed).choice(len(texts), size, replace=False)
-    return [texts[place] for place in places]
+    indices = np.random.RandomState(seed).choice(len(texts), size, replace=False)
+    return [texts[index] for index in indices]
 
 
 def _code(path: str, classes: tuple[str, ...], sizes: _Sizes) -> dict[Part, Texts]:
@@ -164,13 +164,15 @@ def _divided(path: str, texts: Texts, sizes: _Sizes) -> dict[Part, Texts]:
     """Shuffled class by class with one generator; training texts first, then test texts."""
     train, test = sizes.train // 2, sizes.test // 2
     generator = random.Random(sizes.seed)
-    for name, own in texts.items():
-        if len(own) < train + test:
-            raise TemporalLensError(f"class '{name}' of {path} has {len(own)} texts where {train + test} are needed; ask for smaller sizes")
-        generator.shuffle(own)
+    for name, of_class in texts.items():
+        if len(of_class) < train + test:
+            raise TemporalLensError(
+                f"class '{name}' of {path} has {len(of_class)} texts where {train + test} are needed; ask for smaller sizes"
+            )
+        generator.shuffle(of_class)
     return {
-        "train": {name: own[:train] for name, own in texts.items()},
-        "test": {name: own[train : train + test] for name, own in texts.items()},
+        "train": {name: of_class[:train] for name, of_class in texts.items()},
+        "test": {name: of_class[train : train + test] for name, of_class in texts.items()},
     }
 
 

@@ -77,22 +77,22 @@ class LabelledSet:
                 found[label].append(text)
         return found
 
-    def kept(self, places: Iterable[int]) -> "LabelledSet":
-        """The texts at these places, in this order."""
-        chosen = list(places)
-        parts = None if self.parts is None else [self.parts[place] for place in chosen]
-        return replace(self, texts=[self.texts[place] for place in chosen], labels=[self.labels[place] for place in chosen], parts=parts)
+    def selected(self, indices: Iterable[int]) -> "LabelledSet":
+        """The texts at these indices, in this order."""
+        chosen = list(indices)
+        parts = None if self.parts is None else [self.parts[index] for index in chosen]
+        return replace(self, texts=[self.texts[index] for index in chosen], labels=[self.labels[index] for index in chosen], parts=parts)
 
     def without_duplicates(self) -> "LabelledSet":
         """The first of equal texts; none of those that stand in more than one class."""
-        return self.kept(first_of_each([" ".join(text.split()) for text in self.texts], self.labels))
+        return self.selected(first_of_each([" ".join(text.split()) for text in self.texts], self.labels))
 
     def sample(self, per_class: int, seed: int) -> "LabelledSet":
         """Up to so many texts of each class, drawn at random, in the order that they have here."""
         labels = np.array(self.labels)
         generator = np.random.default_rng(whole_seed(seed))
         drawn = [generator.permutation(np.flatnonzero(labels == name))[:per_class] for name in self.classes]
-        return self.kept(np.sort(np.concatenate(drawn)).tolist())
+        return self.selected(np.sort(np.concatenate(drawn)).tolist())
 
     def require(self, least: int = LEAST_TEXTS) -> "LabelledSet":
         """Itself. Raises TemporalLensError where a class has fewer texts."""
@@ -116,17 +116,17 @@ COLUMNS = Columns()
 
 
 def first_of_each(keys: Sequence[Any], labels: Sequence[str]) -> list[int]:
-    """Places of the first of equal keys, without keys that stand under more than one label."""
+    """Indices of the first of equal keys, without keys that stand under more than one label."""
     classes: dict[Any, set[str]] = {}
     for key, label in zip(keys, labels, strict=True):
         classes.setdefault(key, set()).add(label)
     seen: set[Any] = set()
-    places = []
-    for place, key in enumerate(keys):
+    indices = []
+    for index, key in enumerate(keys):
         if key not in seen and len(classes[key]) == 1:
-            places.append(place)
+            indices.append(index)
         seen.add(key)
-    return places
+    return indices
 
 
 def read_folder(folder: Path, columns: Columns = COLUMNS, names: Sequence[str] | None = None) -> list[LabelledSet]:
@@ -165,32 +165,32 @@ def read_table(path: Path, columns: Columns = COLUMNS, pooling: Place = "mean") 
         raise TemporalLensError(f"{path} is not read as a labelled set: its name should end in {', '.join(TABLES)}")
     wanted = [column for column in columns if column is not None]
     texts, labels, parts = [], [], []
-    for place, row in read_rows(path, wanted):
-        texts.append(_text(row[columns.text], columns.text, place))
-        labels.append(_label(row[columns.label], columns.label, place))
+    for where, row in read_rows(path, wanted):
+        texts.append(_text(row[columns.text], columns.text, where))
+        labels.append(_label(row[columns.label], columns.label, where))
         if columns.part is not None:
-            parts.append(_part(row[columns.part], columns.part, place))
+            parts.append(_part(row[columns.part], columns.part, where))
     if not texts:
         raise TemporalLensError(f"{path} holds no labelled text: it has no rows")
     whole = LabelledSet(path.stem, texts, labels, pooling, parts or None)
     return (whole if parts else whole.without_duplicates()).require()
 
 
-def _text(value: Any, column: str, place: str) -> str:
+def _text(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str) and value is not None:
-        raise TemporalLensError(f"{place}: '{column}' holds {type(value).__name__}, it should be text")
+        raise TemporalLensError(f"{where}: '{column}' holds {type(value).__name__}, it should be text")
     if value is None or not value.strip():
-        raise TemporalLensError(f"{place}: '{column}' is empty; leave the row out, or give it a text")
+        raise TemporalLensError(f"{where}: '{column}' is empty; leave the row out, or give it a text")
     return value
 
 
-def _label(value: Any, column: str, place: str) -> str:
+def _label(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str | int | float) or not str(value).strip() or (isinstance(value, float) and not math.isfinite(value)):
-        raise TemporalLensError(f"{place}: '{column}' holds no label; give a word or a number, or leave the row out")
+        raise TemporalLensError(f"{where}: '{column}' holds no label; give a word or a number, or leave the row out")
     return str(value)
 
 
-def _part(value: Any, column: str, place: str) -> Part:
+def _part(value: Any, column: str, where: str) -> Part:
     if value not in get_args(Part):
-        raise TemporalLensError(f"{place}: '{column}' is '{value}', it should be train or test")
+        raise TemporalLensError(f"{where}: '{column}' is '{value}', it should be train or test")
     return cast(Part, value)
