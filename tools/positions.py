@@ -22,7 +22,8 @@ import torch
 from temporallens.activations.made.worlds import CLASSES, GLOBAL, Truth, WorldPolicy, read_truth, true_codes, truth_of
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.known.worlds import true_cosines
 from temporallens.evaluation.matching import match_features
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, measure_specialisation

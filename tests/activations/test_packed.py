@@ -23,8 +23,7 @@ from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.document_errors import errors_by_document
-from temporallens.evaluation.firings import find_firings
+from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.model.fidelity import FidelityPolicy, measure_fidelity
 from temporallens.evaluation.model.origin import choose_rows, harvest_of
 from temporallens.evaluation.model.passes import open_model

@@ -11,7 +11,7 @@ from temporallens.dictionaries.arms.positional import Positional
 from temporallens.evaluation import features
 from temporallens.evaluation.bins import populated_bins
 from temporallens.evaluation.features import FeaturesPolicy, measure_features, rounded
-from temporallens.evaluation.firings import find_firings
+from temporallens.evaluation.heldout import find_firings
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import torch
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.topk import TopK
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.firings import find_firings, profile
+from temporallens.evaluation.firings import profile
+from temporallens.evaluation.heldout import find_firings
 
 
 @pytest.fixture

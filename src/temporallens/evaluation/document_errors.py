@@ -6,16 +6,9 @@ FVE and L0 are those of `reconstruction`: sums pooled in float64, excluded rows 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int
-from torch import Tensor
 
-from temporallens.activations.loader import sequential
-from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.base import Dictionary
-from temporallens.errors import TemporalLensError
 from temporallens.evaluation.statistics import quotient
-from temporallens.progress import progress
 
 
 class DocumentErrors(NamedTuple):
@@ -47,34 +40,3 @@ class DocumentErrors(NamedTuple):
 
     def _total(self, values: Float64[np.ndarray, "D P"], times: Int[np.ndarray, "B D"] | None) -> Float64[np.ndarray, " B"]:
         return self._sums(values, times).sum(1)
-
-
-@torch.inference_mode()
-def errors_by_document(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"]) -> DocumentErrors:
-    """Run `dictionary` over the held-out sequences. Raises TemporalLensError where no row is left."""
-    moments = store.moments_of(held_out)
-    if int(moments.count.sum()) == 0:
-        raise TemporalLensError(f"the held-out documents of {store.folder} hold no usable row: nothing can be evaluated")
-    pooled, of_position = moments.pooled_mean(), moments.mean
-    documents, document = np.unique(store.documents_of(held_out), return_inverse=True)
-    of_row = torch.from_numpy(np.repeat(document, store.sequence_table.length[held_out]))
-    sums = torch.zeros(len(DocumentErrors._fields), len(documents) * store.positions, dtype=torch.float64)
-    read = 0
-    with progress("errors by document", len(of_row), "tokens") as advance:
-        for rows in sequential(store, held_out):
-            kept = rows.excluded == 0
-            x, position = rows.x[kept].float(), rows.position[kept].long()
-            codes: Tensor = dictionary.encode(x, position)
-            exact = x.double()
-            parts = [
-                torch.ones(len(x), dtype=torch.float64),
-                (x - dictionary.decode(codes, position)).square().sum(1, dtype=torch.float64),
-                (exact - pooled).square().sum(1),
-                (exact - of_position[position]).square().sum(1),
-                (codes > 0).sum(1).double(),
-            ]
-            cell = of_row[read : read + len(rows.x)][kept] * store.positions + position
-            sums.index_add_(1, cell, torch.stack(parts))
-            read += len(rows.x)
-            advance(len(rows.x))
-    return DocumentErrors(*sums.view(-1, len(documents), store.positions).numpy())

@@ -7,6 +7,7 @@ in a circle, so that what fires together still does and nothing is tied to a pos
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.bins import populated_bins
 from temporallens.evaluation.clusters.profiles import rotated
 from temporallens.evaluation.clusters.table import Context, Contexts
-from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.section import Section, Subject
 from temporallens.settings import Seed, Settings
 
@@ -69,10 +71,11 @@ class FeatureTable(NamedTuple):
 
 @own_defaults()
 def measure_features(
-    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: FeaturesPolicy
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: FeaturesPolicy, cache: Path | None = None
 ) -> FeatureTable:
-    """What there is to see of every feature on the held-out sequences. Raises TemporalLensError where nothing fires."""
-    firings = find_firings(dictionary, store, held_out)
+    """What there is to see of every feature on the held-out sequences; their encoding is kept in `cache`. Raises TemporalLensError where
+    nothing fires."""
+    firings = find_firings(dictionary, store, held_out, cache)
     first, last = populated_bins(np.unique(firings.position), policy.bins)
     bin_of = np.searchsorted(first, np.arange(store.positions), side="right") - 1
     tokens = np.bincount(bin_of[firings.position], minlength=len(first))
@@ -171,7 +174,7 @@ def _decoder(store: ActivationStore) -> Callable[[int], str] | None:
 
 
 def _of_subject(subject: Subject, policy: FeaturesPolicy) -> FeatureTable:
-    return measure_features(subject.dictionary, subject.store, subject.held_out, policy)
+    return measure_features(subject.dictionary, subject.store, subject.held_out, policy, subject.cache)
 
 
 SECTION = Section(

@@ -20,8 +20,8 @@ from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
 from temporallens.evaluation.clusters.section import ClusterMeasures
-from temporallens.evaluation.document_errors import errors_by_document
-from temporallens.evaluation.firings import find_firings, profile
+from temporallens.evaluation.firings import profile
+from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
 from temporallens.evaluation.positions.retention import Pattern
@@ -191,17 +191,17 @@ class _Files(NamedTuple):
         return draw_position_weights(history, run.id.title, 1 - array(run.position_fve), correlation)
 
     def _correlation(self, run: RunResult, weights: Float[np.ndarray, " P"]) -> Estimate:
-        """Of the last weights with what is left unexplained: as the run measured it, or measured now."""
+        """Of the last weights with what is left unexplained: as the run measured it, or from the errors that it kept."""
         measured = positions_of(run)
         if measured is not None:
             return measured.correlations.weight_unexplained
         store, held_out = self._held_out(run)
-        errors = errors_by_document(load_dictionary(self._path(run)), store, held_out)
+        errors = errors_by_document(load_dictionary(self._path(run)), store, held_out, RunFolder(self.folder).passes)
         return correlate_positions(errors, None, weights, PositionsPolicy()).weight_unexplained
 
     def sparsity_analysis(self, run: RunResult) -> Figure:
         store, held_out = self._held_out(run)
-        firings = find_firings(load_dictionary(self._path(run)), store, held_out)
+        firings = find_firings(load_dictionary(self._path(run)), store, held_out, RunFolder(self.folder).passes)
         later = np.isin(firings.document, np.unique(firings.document)[1::2])
         halves = [profile(firings.of_rows(np.flatnonzero(half))) for half in (~later, later)]
         activity = Activity(np.stack([half.rate for half in halves]), np.stack([half.count for half in halves]), firings.counts)

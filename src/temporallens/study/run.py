@@ -227,9 +227,10 @@ def _evaluate(run: Run, own: RunId) -> None:
     store, folder = ActivationStore(run.paths.store(own.activations)), run.paths.arm(own)
     scale = read_json(folder / "training.json", "the summary of a training run")["scale"]
     dictionary, held_out = load_dictionary(folder), run.held_out(store)
-    measured = evaluate_reconstruction(dictionary, store, held_out, scale)._asdict()
+    measured = evaluate_reconstruction(dictionary, store, held_out, scale, run.paths.passes)._asdict()
     scores = {
-        name: score(dictionary, store, held_out)._asdict() for name, score in scores_of(run.study.activations[own.activations]).items()
+        name: score(dictionary, store, held_out, cache=run.paths.passes)._asdict()
+        for name, score in scores_of(run.study.activations[own.activations]).items()
     }
     write_json(run.paths.evaluation(own), {**measured, **scores})
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-from jaxtyping import Int
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from temporallens.activations.clocks import CLOCKS
@@ -17,13 +15,12 @@ from temporallens.activations.language.harvest import HarvestPolicy, harvest_pol
 from temporallens.activations.made.records import RecordsPolicy, harvest_records
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.base import Dictionary
 
 TAG = "source: "
 """Begins the names by which pydantic tells the sources apart, so that none is mistaken for a key of the file."""
 
-Score = Callable[[Dictionary, ActivationStore, Int[np.ndarray, " n"]], Any]
-"""What a dictionary found of what is known, on held-out sequences: a NamedTuple of values that JSON holds."""
+Score = Callable[..., Any]
+"""What a dictionary found of what is known, on held-out sequences (dictionary, store, entries, cache=...): a NamedTuple of JSON values."""
 
 
 def source_of(entry: Any) -> str:

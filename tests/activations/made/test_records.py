@@ -16,6 +16,7 @@ from temporallens.activations.made.records import FIELDS, RecordsPolicy, harvest
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.known import fields as f
 from temporallens.figures.masks import Case, draw_two_cases, effect, sorted_gates
 from temporallens.files import write_json
@@ -251,8 +252,11 @@ def test_fields_are_scored_from_a_store(store: ActivationStore) -> None:
     json.dumps(scores._asdict(), allow_nan=False)
     fired, tokens = f.count_firings(dictionary, store, split.held_out)
     assert tokens[0] == 0 and set(tokens[1:]) == {32.0} and fired.max() <= 32
-    dictionary.threshold.fill_(1e9)
+    dictionary.threshold.fill_(0.999 * float(find_firings(dictionary, store, split.held_out).value.max()))
     with pytest.raises(TemporalLensError, match="no feature fires 20 times"):
+        f.score_fields(dictionary, store, split.held_out)
+    dictionary.threshold.fill_(1e9)
+    with pytest.raises(TemporalLensError, match="no feature fires on these documents"):
         f.score_fields(dictionary, store, split.held_out)
 
 

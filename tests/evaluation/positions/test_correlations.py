@@ -8,9 +8,9 @@ from torch import Tensor
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
 from temporallens.evaluation.document_errors import DocumentErrors
-from temporallens.evaluation.firings import find_firings, profile
-from temporallens.evaluation.masks import closed_mass
-from temporallens.evaluation.positions.correlations import MaskAgreement, correlate_positions, mask_agreement, ungated_firings
+from temporallens.evaluation.firings import profile
+from temporallens.evaluation.heldout import HeldOut, find_firings
+from temporallens.evaluation.positions.correlations import MaskAgreement, correlate_positions, mask_agreement
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.training.finishing import TrainedArm
 
@@ -85,7 +85,7 @@ class Gated(StandardDictionary):
 def agreement_of(store: ActivationStore, gates: Tensor) -> tuple[MaskAgreement | None, Gated]:
     entries = np.arange(store.sequences)
     dictionary = Gated(store.width, gates.shape[1], gates)
-    return mask_agreement(dictionary, store, entries, profile(find_firings(dictionary, store, entries)), POLICY), dictionary
+    return mask_agreement(dictionary, HeldOut(store, entries), profile(find_firings(dictionary, store, entries)), POLICY), dictionary
 
 
 class TestMasks:
@@ -93,13 +93,13 @@ class TestMasks:
         entries = np.arange(store.sequences)
         features = 24
         opened = Gated(store.width, features, torch.ones(store.positions, features))
-        would = ungated_firings(opened, store, entries)
+        would = HeldOut(store, entries).ungated(opened).fired
         rate = would / np.maximum(would.max(0), 1)
         right = torch.from_numpy((rate >= POLICY.agreement).astype(np.float32))
         right[0] = 1
         agreement, dictionary = agreement_of(store, right)
         assert agreement is not None and agreement.auroc_ungated > 0.95 and agreement.auroc > 0.95
-        assert agreement.closed_mass == closed_mass(dictionary, store, entries) and agreement.closed_mass < 0.1
+        assert agreement.closed_mass == HeldOut(store, entries).ungated(dictionary).closed_mass and agreement.closed_mass < 0.1
         wrong, _ = agreement_of(store, torch.cat([right[:1], 1 - 0.9 * right[1:]]))
         assert wrong is not None and wrong.auroc_ungated < 0.1 and wrong.closed_mass > 0.5
 
@@ -113,9 +113,9 @@ class TestMasks:
         held_out = store.split(0.5, 0).held_out
         dictionary = trained["positional"].dictionary
         found = profile(find_firings(dictionary, store, held_out))
-        agreement = mask_agreement(dictionary, store, held_out, found, POLICY)
+        agreement = mask_agreement(dictionary, HeldOut(store, held_out), found, POLICY)
         assert agreement is not None and agreement.entries <= 4 * int((found.firings >= POLICY.least_firings).sum())
 
     def test_no_mask_no_agreement(self, store: ActivationStore, trained: dict[str, TrainedArm]) -> None:
         dictionary, held_out = trained["batchtopk"].dictionary, store.split(0.5, 0).held_out
-        assert mask_agreement(dictionary, store, held_out, profile(find_firings(dictionary, store, held_out)), POLICY) is None
+        assert mask_agreement(dictionary, HeldOut(store, held_out), profile(find_firings(dictionary, store, held_out)), POLICY) is None

@@ -14,7 +14,8 @@ from tools.positions import firings_of, turned
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.firings import Firings, find_firings, profile
+from temporallens.evaluation.firings import Firings, profile
+from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.positions import shifts
 from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, correlation, measure_specialisation

@@ -10,7 +10,8 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.evaluation.document_errors import DocumentErrors, errors_by_document
+from temporallens.evaluation.document_errors import DocumentErrors
+from temporallens.evaluation.heldout import HeldOut, errors_by_document
 from temporallens.evaluation.positions.retention import Change, Measured, compare_patterns, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, measure_specialisation
@@ -49,7 +50,7 @@ def held_out(store: ActivationStore) -> np.ndarray:
 def states(store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray) -> tuple[Measured, Measured]:
     """Soft and hard."""
     soft = load_dictionary(seeds[0].folder / "soft")
-    return measure(soft, store, held_out, POLICY), measure(seeds[0].dictionary, store, held_out, POLICY)
+    return tuple(measure(one, HeldOut(store, held_out), POLICY) for one in (soft, seeds[0].dictionary))
 
 
 class TestHardening:
@@ -89,7 +90,7 @@ class TestSeeds:
             for name in ("encoder", "encoder_bias", "decoder"):
                 getattr(other, name).copy_(getattr(one, name)[order])
             other.mask.logits.copy_(one.mask.logits[:, order])
-        agreement = compare_seeds((one, states[1]), (other, measure(other, store, held_out, POLICY)), POLICY)
+        agreement = compare_seeds((one, states[1]), (other, measure(other, HeldOut(store, held_out), POLICY)), POLICY)
         assert agreement.matched == agreement.measured > 15 and agreement.cosine == pytest.approx(1)
         assert agreement.pattern.profile.value == pytest.approx(1)
         assert agreement.pattern.set_retention.value > 0.9  # shifts are the same, features only stand elsewhere
@@ -98,7 +99,7 @@ class TestSeeds:
         self, store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray, states: tuple[Measured, Measured]
     ) -> None:
         first, second = (arm.dictionary for arm in seeds)
-        agreement = compare_seeds((first, states[1]), (second, measure(second, store, held_out, POLICY)), POLICY)
+        agreement = compare_seeds((first, states[1]), (second, measure(second, HeldOut(store, held_out), POLICY)), POLICY)
         assert 3 <= agreement.matched <= agreement.measured and 0.5 < agreement.cosine <= 1
         assert agreement.pattern_matched.pairs == agreement.matched and agreement.pattern_matched.profile_specialised.value > 0.6
         assert agreement.pattern.pairs > agreement.matched and agreement.pattern.profile.value < agreement.pattern_matched.profile.value

@@ -17,11 +17,12 @@ from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.identity import dictionary_fingerprint
 from temporallens.evaluation.probing import section as pooled_probing
 from temporallens.evaluation.probing.fitting import FOLDS, best_columns, dense_probes, draw_tasks, sparse_probes
 from temporallens.evaluation.probing.results import FOLDER, ProbingMeasures, Score, probing_gains
 from temporallens.evaluation.probing.scores import resamples_of, score_probes, weighted_auc
-from temporallens.evaluation.probing.section import ProbingPolicy, dictionary_fingerprint, measure_probing
+from temporallens.evaluation.probing.section import ProbingPolicy, measure_probing
 from temporallens.serial import as_json
 from tiny_models import WIDTH, tiny_model
 

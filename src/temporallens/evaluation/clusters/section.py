@@ -24,7 +24,8 @@ from temporallens.evaluation.clusters.stability import Agreement, Bootstraps, Re
 from temporallens.evaluation.clusters.table import ClusterRow, Drawing, drawing_of, peaks_of, rows_of
 from temporallens.evaluation.clusters.trees import SCATTERED, Cut, one_cluster
 from temporallens.evaluation.clusters.worlds import Recovery, is_world, recovery_of_world
-from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.section import Section, Subject
 from temporallens.training.snapshots import snapshots_of
 from temporallens.wording import UNKNOWN, Row, fixed, span
@@ -78,19 +79,21 @@ def measure_clusters(
     policy: ClustersPolicy,
     snapshots: Mapping[int, Path] | None = None,
     other_seeds: Sequence[Dictionary] = (),
+    cache: Path | None = None,
 ) -> ClusterMeasures:
-    """Cluster the features of `dictionary` by when they fire on held-out sequences.
+    """Cluster the features of `dictionary` by when they fire on held-out sequences, whose encodings are kept in `cache`.
 
     `snapshots` are saved dictionaries of the same training by step, `other_seeds` the same arm trained from other initial weights.
     """
-    firings = find_firings(dictionary, store, held_out)
+    documents = HeldOut(store, held_out, cache)
+    firings = documents.encoded(dictionary).firings
     kept, table, bins, found = _whole(firings, policy)
     if found is None:
         return _too_few(firings, len(kept), policy)
     measures, reference = _measure(firings, kept, table, bins, found, policy)
     return measures._replace(
-        steps=over_steps(snapshots or {}, store, held_out, reference, policy),
-        seeds=over_seeds(dictionary, other_seeds, store, held_out, reference, policy),
+        steps=over_steps(snapshots or {}, documents, reference, policy),
+        seeds=over_seeds(dictionary, other_seeds, documents, reference, policy),
         world=recovery_of_world(dictionary, store, kept, table, bins, policy) if is_world(store) else None,
     )
 
@@ -183,7 +186,7 @@ def _labels(features: int, kept: Int[np.ndarray, " n"], cut: Cut) -> list[int | 
 
 def _of_subject(subject: Subject, policy: ClustersPolicy) -> ClusterMeasures:
     snapshots, others = snapshots_of(subject.folder), subject.other_seeds()
-    return measure_clusters(subject.dictionary, subject.store, subject.held_out, policy, snapshots, others)
+    return measure_clusters(subject.dictionary, subject.store, subject.held_out, policy, snapshots, others, subject.cache)
 
 
 def tables(found: Mapping[str, ClusterMeasures]) -> list[wording.Table]:

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.clusters.chance import Clustered, clustered
 from temporallens.evaluation.clusters.policy import ClustersPolicy
 from temporallens.evaluation.clusters.profiles import Bins, Selection, Table, select, table_of
 from temporallens.evaluation.clusters.trees import SCATTERED
-from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.matching import directions_of, match_features
 from temporallens.evaluation.statistics import resampled_documents
 from temporallens.progress import progress
@@ -96,13 +96,11 @@ def over_documents(
     return Bootstraps(float(np.mean(found)), float(low), float(high), jaccard, len(resamples))
 
 
-def over_steps(
-    snapshots: Mapping[int, Path], store: ActivationStore, held_out: Int[np.ndarray, " n"], reference: Reference, policy: ClustersPolicy
-) -> list[Agreement]:
+def over_steps(snapshots: Mapping[int, Path], documents: HeldOut, reference: Reference, policy: ClustersPolicy) -> list[Agreement]:
     """The clusters of the same features at other steps of their training."""
     found = []
     for step, folder in sorted(snapshots.items()):
-        firings = find_firings(load_dictionary(folder), store, held_out)
+        firings = documents.encoded(load_dictionary(folder)).firings
         firing = firings.counts[reference.features] >= policy.least_firings
         own = np.flatnonzero(firing)
         found.append(_agreement(f"step {step}", step, firings, reference.features[own], own, reference, policy))
@@ -112,15 +110,14 @@ def over_steps(
 def over_seeds(
     dictionary: Dictionary,
     others: Sequence[Dictionary],
-    store: ActivationStore,
-    held_out: Int[np.ndarray, " n"],
+    documents: HeldOut,
     reference: Reference,
     policy: ClustersPolicy,
 ) -> list[Agreement]:
     """The clusters of other dictionaries' features, matched with ours by their decoder rows (Hungarian method on cosines)."""
     found = []
     for number, other in enumerate(others):
-        firings = find_firings(other, store, held_out)
+        firings = documents.encoded(other).firings
         firing = np.flatnonzero(firings.counts >= policy.least_firings)
         ours, theirs = matched(dictionary, reference.features, other, firing, policy.least_cosine)
         found.append(_agreement(f"other seed {number + 1}", None, firings, theirs, ours, reference, policy))

@@ -7,6 +7,7 @@ keep to the field, recall how many of the field's columns they reach, and the ow
 layout, so the null repeats everything with layouts whose fields are as long and as contiguous, but elsewhere.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.activations.loader import sequential
 from temporallens.activations.made.records import read_layout
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.statistics import quotient
 
 LEAST_FIRINGS = 20
@@ -84,13 +85,15 @@ class Scores(NamedTuple):
 
 
 @own_defaults()
-def score_fields(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], seed: int = 0) -> FieldScores:
-    """Score `dictionary` on the held-out sequences of a store of records.
+def score_fields(
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], seed: int = 0, cache: Path | None = None
+) -> FieldScores:
+    """Score `dictionary` on the held-out sequences of a store of records, whose encoding is kept in `cache`.
 
     Raises TemporalLensError when the store's layout is not known, or when no feature fires often enough to be counted.
     """
     fields = read_layout(store.folder).fields
-    fired, tokens = count_firings(dictionary, store, held_out)
+    fired, tokens = count_firings(dictionary, store, held_out, cache)
     live = fired.sum(0) >= LEAST_FIRINGS
     if not live.any():
         raise TemporalLensError(
@@ -101,20 +104,12 @@ def score_fields(dictionary: Dictionary, store: ActivationStore, held_out: Int[n
     return compare(columns, fired[:, live], tokens > 0, fields, "firing" if gates is None else "mask", np.random.default_rng(seed))
 
 
-@torch.inference_mode()
 def count_firings(
-    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"]
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], cache: Path | None = None
 ) -> tuple[Float[np.ndarray, "P F"], Float[np.ndarray, " P"]]:
     """How often each feature fires at each position on kept held-out rows, and how many such rows there are."""
-    fired = torch.zeros(store.positions, dictionary.features, dtype=torch.float64)
-    tokens = torch.zeros(store.positions, dtype=torch.float64)
-    for rows in sequential(store, held_out):
-        kept = rows.excluded == 0
-        x, position = rows.x[kept].float(), rows.position[kept].long()
-        codes: Tensor = dictionary.encode(x, position)
-        fired.index_add_(0, position, (codes > 0).double())
-        tokens += torch.bincount(position, minlength=store.positions)
-    return fired.numpy(), tokens.numpy()
+    firings = find_firings(dictionary, store, held_out, cache)
+    return firings.counts_by_position.astype(np.float64), np.bincount(firings.position, minlength=store.positions).astype(np.float64)
 
 
 def open_columns(

@@ -7,6 +7,7 @@ own firing rates on its training data would give (`posthoc_mask`), judged in the
 grid: the comparator that a learned mask must beat. All sums are float64.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
@@ -20,7 +21,8 @@ from temporallens.activations.moments import MomentSums
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.masks import closed_mass
+from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.matching import MATCH, Match, directions_of, match_features
 from temporallens.progress import progress
 
@@ -84,7 +86,7 @@ class WorldScores(NamedTuple):
     posthoc: dict[str, Any]  # `positions` and, for a mask in groups, `groups`; in each `fixed` and `best`, as `judge_mask` says
 
 
-class Firings(NamedTuple):
+class Hits(NamedTuple):
     """Counts and sums over held-out rows."""
 
     both: Float[np.ndarray, " T"]  # rows where true feature and assigned row are both active
@@ -111,17 +113,20 @@ class Profile(NamedTuple):
 
 @own_defaults()
 @torch.inference_mode()
-def score_world(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"]) -> WorldScores:
-    """Compare `dictionary` with the truth beside `store`; `held_out` are entries of its sequence table, the rest is training data.
+def score_world(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], cache: Path | None = None) -> WorldScores:
+    """Compare `dictionary` with the truth beside `store`; `held_out` are entries of its sequence table, the rest is training data. What
+    the dictionary makes of the first is kept in `cache`.
 
-    Raises TemporalLensError when the store has no truth.
+    Raises TemporalLensError when the store has no truth, or when nothing fires.
     """
     truth = read_truth(store.folder)
     profile = firing_profile(dictionary, store, np.setdiff1d(np.arange(store.sequences), held_out))
-    living = firing_profile(dictionary, store, held_out).fired.sum(0) > 0
+    documents = HeldOut(store, held_out, cache)
+    found, would = documents.encoded(dictionary).firings, documents.ungated(dictionary)
+    living = found.counts > 0
     cosines = true_cosines(dictionary, truth)
     match = match_features(cosines, living)
-    firings = _firings(dictionary, store, held_out, truth, match)
+    hits = _hits(found, store, held_out, truth, match)
     kind = truth.profiles.kind
     precision = _share(match.matched.sum(), living.sum())
     gates = _gates(dictionary, truth.policy.positions)
@@ -135,12 +140,12 @@ def score_world(dictionary: Dictionary, store: ActivationStore, held_out: Int[np
         f1=_f1(match.matched.sum(), living.sum(), len(kind)),
         duplicated=int((((cosines >= MATCH) & living).sum(1) > 1).sum()),
         dead=int((~living).sum()),
-        firing_f1=_firing_f1(firings, match.assigned),
-        firing_f1_matched=_firing_f1(firings, match.matched),
-        firing_f1_by_class={name: _firing_f1(firings, match.assigned & (kind == k)) for k, name in enumerate(CLASSES)},
-        truth_fve=firings.fve,
-        closed_mass=closed_mass(dictionary, store, held_out),
-        closed_truth=None if closed is None else _share(firings.mass[closed].sum(), firings.mass[:, match.assigned].sum()),
+        firing_f1=_firing_f1(hits, match.assigned),
+        firing_f1_matched=_firing_f1(hits, match.matched),
+        firing_f1_by_class={name: _firing_f1(hits, match.assigned & (kind == k)) for k, name in enumerate(CLASSES)},
+        truth_fve=hits.fve,
+        closed_mass=None if would is None else would.closed_mass,
+        closed_truth=None if closed is None else _share(hits.mass[closed].sum(), hits.mass[:, match.assigned].sum()),
         mask=None if gates is None else judge_mask(gates[:, match.feature], gates[:, match.feature], truth, match),
         posthoc=_posthoc(profile, gates, truth, match),
     )
@@ -166,13 +171,12 @@ def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[
     return Profile(fired.numpy(), count.numpy())
 
 
-def _firings(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], truth: Truth, match: Match) -> Firings:
+def _hits(firings: Firings, store: ActivationStore, held_out: Int[np.ndarray, " n"], truth: Truth, match: Match) -> Hits:
     """Held-out firings beside the true ones, which the world's policy gives back."""
     features = len(truth.directions)
     counts = np.zeros((3, features))
     mass = torch.zeros(store.positions, features, dtype=torch.float64)
-    spread, error = MomentSums(store.positions, store.width), 0.0
-    chosen = torch.from_numpy(match.feature)
+    spread, error, read = MomentSums(store.positions, store.width), 0.0, 0
     for rows in sequential(store, held_out):
         kept = rows.excluded == 0
         x, position = rows.x[kept].float(), rows.position[kept].long()
@@ -181,11 +185,20 @@ def _firings(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.nd
         spread.add(x, position, rows.excluded[kept])
         error += float((x - explained).square().sum(dtype=torch.float64))
         mass.index_add_(0, position, codes.double())
-        found, true = (dictionary.encode(x, position).index_select(1, chosen) > 0), codes > 0
+        found, true = torch.from_numpy(_fires(firings, read, read + len(x))[:, match.feature]), codes > 0
+        read += len(x)
         counts += torch.stack([(found & true).sum(0), true.sum(0), found.sum(0)]).double().numpy()
     moments = spread.moments()
     total = float(moments.pooled_variance()) * int(moments.count.sum())
-    return Firings(both=counts[0], true=counts[1], found=counts[2], mass=mass.numpy(), fve=1 - error / total)
+    return Hits(both=counts[0], true=counts[1], found=counts[2], mass=mass.numpy(), fve=1 - error / total)
+
+
+def _fires(firings: Firings, first: int, stop: int) -> Bool[np.ndarray, "n F"]:
+    """Which features fire on some consecutive rows."""
+    own = slice(*np.searchsorted(firings.row, [first, stop]))
+    fires = np.zeros((stop - first, firings.features), dtype=bool)
+    fires[firings.row[own] - first, firings.feature[own]] = True
+    return fires
 
 
 def _gates(dictionary: Dictionary, positions: int) -> Float[np.ndarray, "P F"] | None:
@@ -306,8 +319,8 @@ def by_class(values: np.ndarray, kind: Int[np.ndarray, " T"]) -> dict[str, Any]:
     return {name: _mean(values[kind == k]) for k, name in enumerate(CLASSES)}
 
 
-def _firing_f1(firings: Firings, features: Bool[np.ndarray, " T"]) -> float | None:
-    return _f1(firings.both[features].sum(), firings.found[features].sum(), firings.true[features].sum())
+def _firing_f1(hits: Hits, features: Bool[np.ndarray, " T"]) -> float | None:
+    return _f1(hits.both[features].sum(), hits.found[features].sum(), hits.true[features].sum())
 
 
 def _f1(right: SupportsFloat, found: SupportsFloat, wanted: SupportsFloat) -> float | None:

@@ -20,7 +20,6 @@ from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
 from temporallens.activations.writer import Rows
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.files import fingerprint
 
 
 class TokenRows(NamedTuple):
@@ -75,11 +74,6 @@ def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:
         raise TemporalLensError(
             f"{model.title} has changed since {store.folder} was harvested from it; remove that folder and harvest again"
         )
-
-
-def identity_of(store: ActivationStore) -> str:
-    """A fingerprint of everything that the store holds."""
-    return fingerprint(store.manifest.model_dump(mode="json"))
 
 
 def choose_rows(store: ActivationStore, entries: Int[np.ndarray, " n"], wanted: int, least: int, purpose: str) -> TokenRows:

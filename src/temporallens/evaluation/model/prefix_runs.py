@@ -13,7 +13,7 @@ from torch import Tensor
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.firings import find_firings
+from temporallens.evaluation.heldout import find_firings
 
 
 class PrefixRun(NamedTuple):

@@ -20,7 +20,8 @@ from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.origin import TokenRows, harvest_of, identity_of
+from temporallens.evaluation.identity import store_fingerprint
+from temporallens.evaluation.model.origin import TokenRows, harvest_of
 from temporallens.files import fingerprint, locked
 from temporallens.progress import progress
 
@@ -71,7 +72,7 @@ def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, p
     source: dict[str, JsonValue] = {
         "kind": "prefixed",
         "format": FORMAT,
-        "store": identity_of(store),
+        "store": store_fingerprint(store),
         "sequences": chosen.entry.tolist(),
         "prefix": [*prefix],
         "device": model.device.type,

@@ -30,7 +30,8 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, identity_of, padded
+from temporallens.evaluation.identity import store_fingerprint
+from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, padded
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.precision import AskedPrecision
@@ -226,7 +227,7 @@ def _losses(work: _Splicing, substitutes: dict[str, Substitute]) -> Losses:
 
 def _ablated_key(work: _Splicing) -> dict[str, Any]:
     """Everything that shapes the losses under ablation, which are the same for every dictionary."""
-    return {"store": identity_of(work.store), "sequences": work.chosen.entry.tolist(), "batch_size": work.batch_size}
+    return {"store": store_fingerprint(work.store), "sequences": work.chosen.entry.tolist(), "batch_size": work.batch_size}
 
 
 def _summarise(work: _Splicing, losses: Losses, policy: SplicingPolicy) -> SplicingMeasures:

@@ -9,17 +9,14 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float64, Int
 
 from temporallens.activations.clocks import over_positions
-from temporallens.activations.loader import sequential
-from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.firings import Profile
+from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.known.worlds import groups_of
-from temporallens.evaluation.masks import closed_mass
 from temporallens.evaluation.positions.specialisation import RESAMPLES, PositionsPolicy, correlation
 from temporallens.evaluation.statistics import Estimate, estimate_of, resampled_documents
 
@@ -67,46 +64,28 @@ def correlate_positions(
     return PositionCorrelations(**found, documents=documents)
 
 
-def mask_agreement(
-    dictionary: Dictionary,
-    store: ActivationStore,
-    held_out: Int[np.ndarray, " n"],
-    profile: Profile,
-    policy: PositionsPolicy,
-) -> MaskAgreement | None:
+def mask_agreement(dictionary: Dictionary, documents: HeldOut, profile: Profile, policy: PositionsPolicy) -> MaskAgreement | None:
     """Compare gates with firing rates; `profile` is the dictionary's own on the same documents. None where nothing is masked."""
-    gates = dictionary.gates_by_position()
-    if gates is None:
+    gates, would = dictionary.gates_by_position(), documents.ungated(dictionary)
+    if gates is None or would is None:
         return None
-    table = over_positions(gates.double().cpu().numpy(), store.positions)
+    table = over_positions(gates.double().cpu().numpy(), documents.store.positions)
     measured = profile.firings >= policy.least_firings
     group = groups_of(table)
-    would = ungated_firings(dictionary, store, held_out)
     seen = np.bincount(group, weights=profile.count) >= policy.least_tokens
     first = np.unique(group, return_index=True)[1][seen]
     gate = table[np.maximum(first, 1)][:, measured]
     lives = [
         _lives(counts[:, measured], profile.count, group, policy.agreement)[seen]
-        for counts in (profile.rate * profile.count[:, None], would)
+        for counts in (profile.rate * profile.count[:, None], would.fired)
     ]
     return MaskAgreement(
         auroc=_auroc(gate, lives[0]),
         auroc_ungated=_auroc(gate, lives[1]),
-        closed_mass=closed_mass(dictionary, store, held_out),
+        closed_mass=would.closed_mass,
         closed_entries=float((gate < 0.5).mean()) if gate.size else 0.0,
         entries=int(gate.size),
     )
-
-
-@torch.inference_mode()
-def ungated_firings(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"]) -> Float64[np.ndarray, "P F"]:
-    """How often each feature would fire at each position if the mask were open everywhere."""
-    fired = torch.zeros(store.positions, dictionary.features, dtype=torch.float64)
-    for rows in sequential(store, held_out):
-        kept = rows.excluded == 0
-        position = rows.position[kept].long()
-        fired.index_add_(0, position, (dictionary.ungated(rows.x[kept].float(), position) > 0).double())
-    return fired.numpy()
 
 
 def _lives(

@@ -9,12 +9,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float64, Int64
 
-from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.document_errors import DocumentErrors, errors_by_document
-from temporallens.evaluation.firings import Firings, find_firings
+from temporallens.evaluation.document_errors import DocumentErrors
+from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.matching import directions_of, match_features
 from temporallens.evaluation.positions.shifts import trains_of
 from temporallens.evaluation.positions.specialisation import (
@@ -78,11 +78,11 @@ class SeedAgreement(NamedTuple):
     pattern_matched: Pattern  # over matched ones; the others count as lost
 
 
-def measure(dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: PositionsPolicy) -> Measured:
+def measure(dictionary: Dictionary, documents: HeldOut, policy: PositionsPolicy) -> Measured:
     """Everything that comparisons need of one dictionary."""
-    firings = find_firings(dictionary, store, held_out)
-    errors = errors_by_document(dictionary, store, held_out)
-    return Measured(usual_positions(firings, policy.least_tokens), measure_specialisation(firings, policy), errors)
+    encoded = documents.encoded(dictionary)
+    firings = usual_positions(encoded.firings, policy.least_tokens)
+    return Measured(firings, measure_specialisation(firings, policy), documents.errors(encoded))
 
 
 def compare_states(before: Measured, after: Measured, policy: PositionsPolicy) -> Change:

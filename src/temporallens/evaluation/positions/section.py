@@ -17,6 +17,7 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.firings import profile
+from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.positions.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
 from temporallens.evaluation.positions.retention import Change, Pattern, SeedAgreement, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy
@@ -59,14 +60,16 @@ def measure_positions(
     weights: Float[np.ndarray, " P"] | None = None,
     snapshots: Mapping[int, Path] | None = None,
     other_seeds: Sequence[Dictionary] = (),
+    cache: Path | None = None,
 ) -> PositionMeasures:
-    """Measure `dictionary` on the held-out sequences.
+    """Measure `dictionary` on the held-out sequences, whose encodings are kept in `cache`.
 
     `soft` is the dictionary as it was right before its masks hardened, `weights` are the position weights that it was trained with
     (the last row of `position_weight` in its history), `snapshots` earlier states by step, `other_seeds` the same arm trained from other
     seeds. Raises TemporalLensError where held-out documents have too few tokens, or where nothing fires.
     """
-    measured = measure(dictionary, store, held_out, policy)
+    documents = HeldOut(store, held_out, cache)
+    measured = measure(dictionary, documents, policy)
     found = measured.specialisation
     gates = dictionary.gates_by_position()
     openness = None if gates is None else over_positions(gates.double().mean(1).cpu().numpy(), store.positions)
@@ -80,14 +83,14 @@ def measure_positions(
         specialisation=found.specialisation,
         eta2=found.eta2,
         reliability=found.reliability,
-        hardening=None if soft is None else compare_states(measure(soft, store, held_out, policy), measured, policy),
+        hardening=None if soft is None else compare_states(measure(soft, documents, policy), measured, policy),
         annealing={
-            step: compare_states(measure(load_dictionary(folder), store, held_out, policy), measured, policy)
+            step: compare_states(measure(load_dictionary(folder), documents, policy), measured, policy)
             for step, folder in sorted((snapshots or {}).items())
         },
-        seeds=[compare_seeds((dictionary, measured), (other, measure(other, store, held_out, policy)), policy) for other in other_seeds],
+        seeds=[compare_seeds((dictionary, measured), (other, measure(other, documents, policy)), policy) for other in other_seeds],
         correlations=correlate_positions(measured.errors, openness, weights, policy),
-        mask=mask_agreement(dictionary, store, held_out, profile(measured.firings), policy),
+        mask=mask_agreement(dictionary, documents, profile(measured.firings), policy),
         features=found.features.columns(),
     )
 
@@ -103,6 +106,7 @@ def _of_subject(subject: Subject, policy: PositionsPolicy) -> PositionMeasures:
         weights=load_history(subject.folder / "history.safetensors")["position_weight"][-1],
         snapshots=snapshots_of(subject.folder),
         other_seeds=subject.other_seeds(),
+        cache=subject.cache,
     )
 
 

@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.base import Dictionary, known_policy
+from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_of_position
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.identity import dictionary_fingerprint
 from temporallens.evaluation.model.passes import TextActivations, open_model, text_activations
 from temporallens.evaluation.probing.fitting import Probed, dense_probes, draw_tasks, sparse_probes
 from temporallens.evaluation.probing.pooling import POOLINGS, Pooling, every_token, pool_codes, pool_raw
@@ -43,7 +44,7 @@ from temporallens.evaluation.probing.scores import Scored, resamples_of, score_p
 from temporallens.evaluation.section import Gains, Section, Subject, Tally, gains_table
 from temporallens.evaluation.texts.labelled import LEAST_TEXTS, Columns, LabelledSet, first_of_each
 from temporallens.evaluation.texts.sets import ALL_SHIPPED, open_sets
-from temporallens.files import fingerprint, tensor_digest, user_path
+from temporallens.files import fingerprint, user_path
 from temporallens.precision import ComputeDtype
 from temporallens.progress import progress
 from temporallens.settings import Length, Seed, Settings
@@ -229,12 +230,6 @@ def _saebench(
     """Accuracies by SAEBench's protocol."""
     found = sparse_probing(dictionary, model, layer, sets, policy, cache, revision)
     return {"averages": found.averages(), "by_set": found.by_set(), "by_class": found.accuracies}
-
-
-def dictionary_fingerprint(dictionary: Dictionary) -> str:
-    """SHA-256 of what a saved dictionary is: its arm, its tensors, and its settings at inference."""
-    settings = [dictionary.config.model_dump(mode="json"), dictionary.record(), known_policy(dictionary.position_policy)]
-    return fingerprint([*settings, tensor_digest(dictionary.state_dict())])
 
 
 def _of_subject(subject: Subject, policy: ProbingPolicy) -> ProbingMeasures:

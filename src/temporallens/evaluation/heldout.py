@@ -1,0 +1,235 @@
+"""One pass of a dictionary over held-out documents, from which every section, score and picture of it is made.
+
+What the pass gives (which codes are in use on which row, and the squared error of each row) is kept in a study's `passes/heldout/`, under a
+key made of the dictionary's and the store's content and the documents; whatever is missing or damaged is made again. Beside it are kept how
+the activations themselves vary, which is the same for every dictionary, and, where something asks for it, what a masked dictionary would
+do if its mask were open everywhere. Codes are never held for more than a few thousand rows at a time.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int, Int64
+from torch import Tensor
+
+from temporallens.activations.clocks import at_positions
+from temporallens.activations.loader import sequential
+from temporallens.activations.moments import FIRST, Moments, MomentSums
+from temporallens.activations.store import ActivationStore, SequenceTable
+from temporallens.activations.writer import Rows
+from temporallens.cache import Cache
+from temporallens.defaults import own_defaults
+from temporallens.dictionaries.base import Dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.document_errors import DocumentErrors
+from temporallens.evaluation.firings import ROW_COLUMNS, Firings
+from temporallens.evaluation.identity import dictionary_fingerprint, store_fingerprint
+from temporallens.progress import progress
+
+FORMAT = "temporallens.heldout/1"
+
+ROUNDING = 1e-6
+"""Of a sequence, by which shares of it that make it up may fall short of 1."""
+
+Tensors = dict[str, Tensor]
+
+
+class Encoded(NamedTuple):
+    """What one dictionary makes of N kept rows."""
+
+    firings: Firings
+    error: Float64[np.ndarray, " N"]  # squared, of the reconstruction
+    first_error: float  # sum over the first rows of sequences, which are not kept
+
+
+class Variation(NamedTuple):
+    """How the activations of D documents vary, whatever the dictionary: sums over kept rows by document and position."""
+
+    moments: Moments  # of kept rows
+    first: Moments  # of first rows, as one position
+    tokens: Float64[np.ndarray, "D P"]
+    square: Float64[np.ndarray, "D P"]  # about the mean of all kept rows
+    square_within: Float64[np.ndarray, "D P"]  # about the mean of the position
+
+
+class Ungated(NamedTuple):
+    """What a masked dictionary would do if its mask were open everywhere."""
+
+    fired: Float64[np.ndarray, "P F"]  # rows at each position on which each feature would fire
+    closed_mass: float | None  # share of that activation that the mask removes, 0 where it does nothing; None where nothing would fire
+
+
+class HeldOut:
+    """Documents to measure dictionaries on: entries of the sequence table of a store. With a folder `cache`, what is made of them is kept
+    there and read again."""
+
+    def __init__(self, store: ActivationStore, entries: Int[np.ndarray, " n"], cache: Path | None = None) -> None:
+        self.store, self.entries = store, entries
+        self._files = None if cache is None else Cache(cache / "heldout", FORMAT)
+
+    @own_defaults()
+    def encoded(self, dictionary: Dictionary) -> Encoded:
+        """What `dictionary` makes of the rows that no rule excludes.
+
+        Raises TemporalLensError where no row is left, or where nothing fires.
+        """
+        found = self._kept("codes", dictionary, lambda: _encode(dictionary, self.store, self.entries))
+        if not len(found["value"]):
+            raise TemporalLensError(
+                f"no feature fires on these documents of {self.store.folder}, so that codes are constant: the dictionary was never "
+                "trained, or its weights did not load"
+            )
+        row = torch.repeat_interleave(torch.arange(len(found["active"]), dtype=torch.int32), found["active"])
+        columns = {name: found[name].numpy() for name in ("feature", "value", *ROW_COLUMNS)}
+        firings = Firings(row=row.numpy(), **columns, features=dictionary.features, positions=self.store.positions)
+        return Encoded(firings, found["error"].numpy(), float(found["first_error"]))
+
+    @own_defaults()
+    def ungated(self, dictionary: Dictionary) -> Ungated | None:
+        """The same with the mask open; None where nothing is masked."""
+        gates = dictionary.gates_by_position()
+        if gates is None:
+            return None
+        found = self._kept("ungated", dictionary, lambda: _open(dictionary, gates, self.store, self.entries))
+        removed, whole = float(found["removed"]), float(found["whole"])
+        return Ungated(found["fired"].double().numpy(), removed / whole if whole > 0 else None)
+
+    def errors(self, encoded: Encoded) -> DocumentErrors:
+        """The errors of what was encoded, by document and position. Raises TemporalLensError for packed rows of an earlier version."""
+        variation, cell = self.variation, self._cell(encoded.firings.sequence, encoded.firings.position)
+        active = np.bincount(encoded.firings.row, minlength=len(encoded.error))
+        error, in_use = (
+            np.bincount(cell, weights=values, minlength=variation.tokens.size).reshape(variation.tokens.shape)
+            for values in (encoded.error, active)
+        )
+        return DocumentErrors(variation.tokens, error, variation.square, variation.square_within, in_use)
+
+    @cached_property
+    def variation(self) -> Variation:
+        """Of these documents. Raises TemporalLensError where no row is left."""
+        found = self._kept("variation", None, self._vary)
+        kept, first = (Moments(**{name: found[f"{which}.{name}"] for name in Moments._fields}) for which in ("kept", "first"))
+        return Variation(kept, first, *(found[name].numpy() for name in ("tokens", "square", "square_within")))
+
+    def _kept(self, what: str, dictionary: Dictionary | None, make: Callable[[], Tensors]) -> Tensors:
+        if self._files is None:
+            return make()
+        key = self._key | {"what": what, "dictionary": None if dictionary is None else dictionary_fingerprint(dictionary)}
+        found = self._files.tensors(key)
+        if found is None:
+            found = make()
+            self._files.put_tensors(key, found)
+        return found
+
+    @cached_property
+    def _key(self) -> dict[str, Any]:
+        return {"store": store_fingerprint(self.store), "entries": self.entries.tolist()}
+
+    def _cell(self, entry: Int[np.ndarray, " N"], position: Int[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+        """Where each row falls in a flattened table of documents by positions."""
+        number = np.zeros(self.store.sequences, dtype=np.int64)
+        number[self.entries] = np.unique(self.store.documents_of(self.entries), return_inverse=True)[1]
+        return number[entry] * self.store.positions + position
+
+    @torch.inference_mode()
+    def _vary(self) -> Tensors:
+        store, entries = self.store, self.entries
+        kept, first = store.moments_of(entries), MomentSums(1, store.width)
+        _refuse_none(int(kept.count.sum()), store)
+        pooled = kept.pooled_mean()
+        shape = len(np.unique(store.documents_of(entries))), store.positions
+        sums = torch.zeros(3, shape[0] * shape[1], dtype=torch.float64)
+        owner, read = np.repeat(entries, store.sequence_table.length[entries]), 0
+        for rows in sequential(store, entries):
+            own, begins = rows.excluded == 0, (rows.excluded & FIRST) > 0
+            x, position = rows.x[own].double(), rows.position[own].long()
+            cell = self._cell(owner[read : read + len(rows.x)][own.numpy()], position.numpy())
+            about = [torch.ones(len(x), dtype=torch.float64), (x - pooled).square().sum(1), (x - kept.mean[position]).square().sum(1)]
+            sums.index_add_(1, torch.from_numpy(cell), torch.stack(about))
+            first.add(rows.x[begins], *torch.zeros(2, int(begins.sum()), dtype=torch.int64))
+            read += len(rows.x)
+        tables = dict(zip(("tokens", "square", "square_within"), sums.view(3, *shape), strict=True))
+        moments = {"kept": kept, "first": first.moments()}
+        return tables | {f"{which}.{name}": value for which, own in moments.items() for name, value in own._asdict().items()}
+
+
+def find_firings(dictionary: Dictionary, store: ActivationStore, sequences: Int[np.ndarray, " n"], cache: Path | None = None) -> Firings:
+    """What `dictionary` does on the rows of these entries of the sequence table that no rule excludes.
+
+    Raises TemporalLensError where no row is left, or where nothing fires.
+    """
+    return HeldOut(store, sequences, cache).encoded(dictionary).firings
+
+
+def errors_by_document(
+    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], cache: Path | None = None
+) -> DocumentErrors:
+    """How well `dictionary` reconstructs these entries of the sequence table. Raises TemporalLensError where no row is left."""
+    documents = HeldOut(store, held_out, cache)
+    return documents.errors(documents.encoded(dictionary))
+
+
+@torch.inference_mode()
+def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"]) -> Tensors:
+    """The pass."""
+    table = store.sequence_table
+    first_error, parts = torch.zeros((), dtype=torch.float64), []
+    with progress("encoding", int(table.length[entries].sum()), "tokens") as advance:
+        for rows in sequential(store, entries):
+            part, error = _encode_chunk(dictionary, rows)
+            first_error += error[(rows.excluded & FIRST) > 0].sum()
+            parts.append(part)
+            advance(len(rows.x))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {"kept": torch.zeros(0)}
+    _refuse_none(int(whole["kept"].sum()), store)
+    kept = whole.pop("kept").numpy()
+    owners = {"sequence": entries, "stretch": _stretches(table, entries)}
+    owned = {name: torch.from_numpy(np.repeat(owner, table.length[entries])[kept].astype(np.int32)) for name, owner in owners.items()}
+    return whole | owned | {"first_error": first_error}
+
+
+def _encode_chunk(dictionary: Dictionary, rows: Rows) -> tuple[Tensors, Tensor]:
+    """Codes in use and errors of the kept rows of a chunk, and the errors of all its rows."""
+    x, position, kept = rows.x.float(), rows.position.long(), rows.excluded == 0
+    codes: Tensor = dictionary.encode(x, position)
+    error = (x - dictionary.decode(codes, position)).square().sum(1, dtype=torch.float64)
+    row, feature = (codes > 0).nonzero(as_tuple=True)
+    own = kept[row]
+    row, feature = row[own], feature[own]
+    columns = {name: getattr(rows, name)[kept].to(torch.int32) for name in ("position", "index", "document", "token")}
+    active = torch.bincount(row, minlength=len(x))[kept].to(torch.int32)
+    part = {"kept": kept, "active": active, "feature": feature.to(torch.int32), "value": codes[row, feature], "error": error[kept]}
+    return part | columns, error
+
+
+def _stretches(table: SequenceTable, entries: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Number of the stretch that each entry is of: entries that are whole sequences are one each; of packed sequences, whose documents are
+    on both sides of a split, parts are joined until they make up a sequence, for one alone may hardly cover different positions."""
+    share = table.length / np.bincount(table.whole, weights=table.length)[table.whole]
+    start = np.cumsum(share[entries]) - share[entries]
+    return np.floor(start + ROUNDING).astype(np.int64)
+
+
+@torch.inference_mode()
+def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries: Int[np.ndarray, " n"]) -> Tensors:
+    """Where a masked dictionary would fire, how much activation that would be, and how much of it the mask removes."""
+    removed, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    fired = torch.zeros(store.positions * dictionary.features, dtype=torch.int64)
+    for rows in sequential(store, entries):
+        kept = rows.excluded == 0
+        position = rows.position[kept].long()
+        codes = dictionary.ungated(rows.x[kept].float(), position)
+        whole += codes.sum(dtype=torch.float64)
+        removed += (codes * (1 - at_positions(gates, position))).sum(dtype=torch.float64)
+        row, feature = (codes > 0).nonzero(as_tuple=True)
+        fired += torch.bincount(position[row] * dictionary.features + feature, minlength=len(fired))
+    return {"removed": removed, "whole": whole, "fired": fired.view(store.positions, dictionary.features)}
+
+
+def _refuse_none(kept: int, store: ActivationStore) -> None:
+    if kept == 0:
+        raise TemporalLensError(f"the held-out documents of {store.folder} hold no usable row: nothing can be evaluated")

@@ -1,0 +1,16 @@
+"""What dictionaries and stores are, in a fingerprint each: what the keys of everything that is kept of them are made of."""
+
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.base import Dictionary, known_policy
+from temporallens.files import fingerprint, tensor_digest
+
+
+def dictionary_fingerprint(dictionary: Dictionary) -> str:
+    """SHA-256 of what a saved dictionary is: its arm, its tensors, and its settings at inference."""
+    settings = [dictionary.config.model_dump(mode="json"), dictionary.record(), known_policy(dictionary.position_policy)]
+    return fingerprint([*settings, tensor_digest(dictionary.state_dict())])
+
+
+def store_fingerprint(store: ActivationStore) -> str:
+    """SHA-256 of everything that the store holds."""
+    return fingerprint(store.manifest.model_dump(mode="json"))
