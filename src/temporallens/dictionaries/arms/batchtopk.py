@@ -1,5 +1,8 @@
 """BatchTopK (Bussmann, Leask and Nanda 2024): of all codes of a batch, the k per token that are largest stay.
 
+    training    z = the k N largest of relu(pre), over all N rows of the batch; 0 elsewhere
+    inference   z = pre * [pre > threshold]
+
 Training selects exactly; at inference a code stays when it exceeds `threshold`, the mean over batches of the smallest code that is
 selected, so that a token's codes do not depend on its neighbours. A running mean serves while weights still move; at the end it is
 measured anew with the final ones. Dead features are revived with AuxK (Gao et al. 2024).

@@ -1,6 +1,9 @@
 """BatchTopK with a budget of codes per position: the analogue, where codes are chosen by number, of a sparsity penalty that
 depends on position (lab notes, Run 6).
 
+    training    z = at each position p, the k w_p N_p largest of relu(pre) over its N_p rows
+    inference   z = pre * [pre > threshold_p]
+
 Position p gets `k_p = k w_p` codes per token, with the adaptive weights `w_p` of mean 1: positions that are hard to reconstruct
 get more, and L0 over all stays k. Training selects exactly, the largest codes of each position of a batch; at inference a code stays when
 it exceeds its position's threshold, and the mean threshold where training had no tokens.

@@ -1,10 +1,13 @@
 """JumpReLU (Rajamanoharan et al. 2024): a code stays where it exceeds its feature's own threshold, which is learned.
 
-The loss is the variant of their appendix that aims at a stated L0: `weight * D * (L0 / l0 - 1)^2`, L0 over the batch. Thresholds
-get gradients from reconstruction and from L0 through a rectangle kernel (straight-through estimators): pre-activations within half a
-bandwidth of the threshold tell what moving it would change. The paper's numbers are for inputs of unit mean squared norm; ours have
-D, so thresholds and bandwidths are sqrt(D) times, and squared errors and the weight of the L0 loss D times, as large. The threshold
-itself is learned, kept positive, not its logarithm: Adam's steps then suit thresholds, which are of order 1 here (`docs/method.md`).
+    z = pre * [pre > theta_f],  own loss  weight * D * (L0 / l0 - 1)^2
+    dL/dtheta_f = -1 / bandwidth * sum over n with |pre - theta_f| < bandwidth / 2 of (theta_f dL/dz + dL/dL0)
+
+The loss is the variant of their appendix that aims at a stated L0, which is over the batch. Thresholds get gradients from
+reconstruction and from L0 through a rectangle kernel (straight-through estimators): pre-activations within half a bandwidth of the
+threshold tell what moving it would change. The paper's numbers are for inputs of unit mean squared norm; ours have D, so thresholds
+and bandwidths are sqrt(D) times, and squared errors and the weight of the L0 loss D times, as large. The threshold itself is learned,
+kept positive, not its logarithm: Adam's steps then suit thresholds, which are of order 1 here (`docs/method.md`).
 """
 
 from statistics import NormalDist

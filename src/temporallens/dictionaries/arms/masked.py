@@ -1,5 +1,10 @@
 """BatchTopK under a mask that is exactly open or closed: what the learned mask is once it has hardened, and what the arms with a
-fixed mask are from the start. A closed feature takes none of the k places, and its column of the encoder is not multiplied."""
+fixed mask are from the start.
+
+    z = the k N largest of m[g(p), f] * relu(pre),  m 0 or 1
+
+A closed feature takes none of the k, and its column of the encoder is not multiplied.
+"""
 
 from abc import abstractmethod
 

@@ -1,5 +1,7 @@
 """Matryoshka BatchTopK (Bussmann et al. 2025): every prefix of the dictionary has to reconstruct by itself.
 
+    loss = sum_m |x - (z[:m] @ decoder[:m] + decoder_bias)|^2,  m = shares of the features; z as in BatchTopK
+
 The codes are those of BatchTopK, chosen once over all features. For each level m the loss has the squared error of
 `codes[:m] @ decoder[:m] + decoder_bias`; as in the paper the levels are summed, unweighted. The order of features is the
 hierarchy: the first are general, the last specific. Inference is that of BatchTopK.

@@ -1,5 +1,7 @@
 """Per-position mean and scale: BatchTopK on `(x - mu_p) / sigma_p`, which buys most of what position can buy (`docs/method.md`).
 
+    z = BatchTopK((x - mu_p) * g_p),  x_hat = (z @ decoder + decoder_bias) / g_p + mu_p
+
 It is the baseline that a positional arm must beat. Any other arm is centred so with `centre: position_scaled`, or the mean alone with
 `centre: position`.
 """

@@ -1,9 +1,12 @@
 """The positional dictionary: features that know where in the sequence they live (lab notes, Runs 1 and 2).
 
-Multiplicative gate: `codes = BatchTopK(sigmoid(l[g(p), f] / T) * relu(pre))`. Log gate: `codes = BatchTopK(relu(pre + tau * (log
-sigmoid(l / T) - max_g log sigmoid(l / T))))`, which leaves a feature's amplitude alone where it is most open and equals a threshold
-that depends on position. Gated codes compete for the k places, so that a closed feature takes none. The temperature falls
-exponentially; then the mask becomes exactly 0 or 1 and the dictionary is fine-tuned under it.
+    multiplicative   z = the k N largest of m[g(p), f] * relu(pre),  m = min(1, 2 sigmoid(l / T))
+    log              z = the k N largest of relu(pre + tau * (log sigmoid(l / T) - max_g log sigmoid(l / T)))
+    hard             m = [l >= 0, or l the largest of its feature]
+
+The log gate leaves a feature's amplitude alone where it is most open and equals a threshold that depends on position; under
+`mask_gradient: derivative` the multiplicative one is `sigmoid(l / T)`. Gated codes compete for the k, so that a closed feature takes
+none. The temperature falls exponentially; then the mask becomes exactly 0 or 1 and the dictionary is fine-tuned under it.
 
 What the logits learn from. A gate is meant to end at 0 or 1, and the gradient of the expected loss with respect to the probability
 that a gate is open is a difference: the loss without the code less the loss with it (`docs/method.md`, "Learning a mask"). The

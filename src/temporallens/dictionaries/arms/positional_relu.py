@@ -1,4 +1,6 @@
-"""The lab notes' own positional dictionary (Runs 1 to 9): ReLU codes under an L1 penalty, scaled by `sigmoid(l[p, f] / T)`.
+"""The lab notes' own positional dictionary (Runs 1 to 9): ReLU codes under an L1 penalty, scaled by a mask that learns.
+
+    z = sigmoid(l[g(p), f] / T) * relu(pre),  loss = |x - x_hat|^2 + sparsity * sum_f z
 
 The penalty falls on the masked codes, and logits learn from the derivative of the loss, as the notes have it; `docs/method.md` says what
 that costs. `positional` is the arm to use.

@@ -1,5 +1,9 @@
 """The comparator that a learned mask must beat: an ordinary BatchTopK dictionary, masked after training wherever its own firing rate is
-low (`docs/method.md`). Training is BatchTopK's to the bit; the batches after it give the firing profile."""
+low (`docs/method.md`).
+
+    z = BatchTopK(x) * m[g(p), f],  m = [rate[g, f] >= cut * max_g rate[g, f]]
+
+Training is BatchTopK's to the bit; the batches after it give the firing profile."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,7 @@
-"""A control for learned masks: BatchTopK under a random mask of a given openness, fixed before training (`docs/method.md`)."""
+"""A control for learned masks: BatchTopK under a random mask of a given openness, fixed before training (`docs/method.md`).
+
+z = the k N largest of m[g(p), f] * relu(pre),  m[g] = 1 for openness[g] * F features drawn at random
+"""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,5 +1,8 @@
 """Static slicing, the lab notes' comparator (experiment step 3): every group of positions has features of its own, fixed before
-training, beside a shared block that is open everywhere."""
+training, beside a shared block that is open everywhere.
+
+    z = the k N largest of m[g(p), f] * relu(pre),  m[g, f] = [f shared, or in slice g]
+"""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,7 @@
-"""The standard sparse autoencoder: ReLU codes under an L1 penalty, unit-norm decoder rows (lab notes, Run 0)."""
+"""The standard sparse autoencoder: ReLU codes under an L1 penalty, unit-norm decoder rows (lab notes, Run 0).
+
+z = relu(pre),  loss = |x - x_hat|^2 + sparsity * sum_f z
+"""
 
 from typing import ClassVar, Literal
 

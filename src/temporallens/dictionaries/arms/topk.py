@@ -1,5 +1,7 @@
 """TopK (Gao et al. 2024): of every token, the k largest codes stay, in training and at inference alike.
 
+    z[n] = the k largest of relu(pre[n]), 0 elsewhere
+
 The step is the sparse one: of the product with the encoder, taken over chunks of rows, only what can be among a row's k largest is
 kept. Where that product is bfloat16 it nominates more than k, float32 decides among them, and a row whose nominees might lack one
 of its k largest is multiplied again in float32. Dead features are revived with AuxK.

@@ -1,9 +1,12 @@
 """T-SAE (Bhalla et al., arXiv 2511.05541): high-level features that stay the same from one token to the next.
 
+    own loss = alpha / n * sum_i (-log softmax_j(s(h_i, h'_j))_i - log softmax_j(s(h_j, h'_i))_i)
+    h, h' = high-level codes of a token and of the token before it;  s = cosine / temperature
+
 A Matryoshka of two levels, of which the first, a fifth of the features, is high-level. Beside both reconstruction losses, symmetric
-InfoNCE asks that a token's high-level codes resemble those of the token before it more than those of other tokens:
-`-log softmax_j(s(z_i, z'_j))_i - log softmax_j(s(z_j, z'_i))_i`, averaged over pairs, with the cosine for s and temperature 1 as in
-the paper (the released code takes the inner product). Negatives are the other pairs of the batch, at most 1,023 of them.
+InfoNCE asks that a token's high-level codes resemble those of the token before it more than those of other tokens, averaged over the
+n pairs, with the cosine for s and temperature 1 as in the paper (the released code takes the inner product). Negatives are the other
+pairs of the batch, at most 1,023 of them.
 """
 
 from typing import ClassVar, Literal
