@@ -95,7 +95,7 @@ def _first_fve(error: float, first: Moments, centre: Float[Tensor, " D"]) -> flo
     if count == 0:
         return None
     square = first.second_moment[0].sum() - 2 * (first.mean[0] * centre).sum() + centre.square().sum()
-    return float(1 - error / (square * count))
+    return 1 - error / float(square * count)
 
 
 def _ratios(numerator: Float[Tensor, " P"], denominator: Tensor) -> list[float | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.heldout import find_firings
+from temporallens.evaluation.heldout import HeldOut
 
 
 class PrefixRun(NamedTuple):
@@ -28,6 +28,7 @@ class PrefixRun(NamedTuple):
     place: Int[np.ndarray, " K"]  # index in the unshifted row
     feature: Int[np.ndarray, " K"]
     value: Float[np.ndarray, " K"]
+    error: Float[np.ndarray, "R S"]  # squared, of the reconstruction of kept tokens; 0 elsewhere
 
     @property
     def there(self) -> Int[np.ndarray, " r"]:
@@ -60,16 +61,20 @@ def observe(
 ) -> PrefixRun:
     """Encode the chosen rows, whose tokens stand at so many indices; `entry` says where in `store` they are, -1 where they are not."""
     there = np.flatnonzero(entry >= 0)
-    firings = find_firings(dictionary, store, entry[there])
+    encoded = HeldOut(store, entry[there]).encoded(dictionary)
+    firings = encoded.firings
     number = np.zeros(store.sequences, dtype=np.int64)
     number[entry[there]] = there
     row, index = number[firings.sequence], firings.index.astype(np.int64) - shift
     text = firings.index >= opening + shift
     kept = np.zeros((len(entry), indices), dtype=bool)
     kept[row[text], index[text]] = True
+    error = np.zeros(kept.shape)
+    error[row[text], index[text]] = encoded.error[text]
     own = text[firings.row]
     fired = firings.row[own]
-    return PrefixRun(store, entry, shift, kept, row[fired], index[fired], firings.feature[own].astype(np.int64), firings.value[own])
+    feature, value = firings.feature[own].astype(np.int64), firings.value[own]
+    return PrefixRun(store, entry, shift, kept, row[fired], index[fired], feature, value, error)
 
 
 def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens]:
@@ -86,13 +91,14 @@ def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens
 @torch.inference_mode()
 def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndarray, "R S"]]:
     """Squared error of every kept token, as the dictionary is and, where it has a mask, with that open."""
-    ways = [dictionary.encode] if dictionary.gates_by_position() is None else [dictionary.encode, dictionary.ungated]
-    errors = [np.zeros(run.kept.shape) for _ in ways]
+    if dictionary.gates_by_position() is None:
+        return [run.error]
+    open_error = np.zeros(run.kept.shape)
     for tokens in _tokens(run, run.kept):
-        for error, encode in zip(errors, ways, strict=True):
-            difference = tokens.x - dictionary.decode(encode(tokens.x, tokens.position), tokens.position)
-            error[tokens.row, tokens.place] = difference.square().sum(1, dtype=torch.float64).numpy()
-    return errors
+        codes = dictionary.ungated(tokens.x, tokens.position)
+        difference = tokens.x - dictionary.decode(codes, tokens.position)
+        open_error[tokens.row, tokens.place] = difference.square().sum(1, dtype=torch.float64).numpy()
+    return [run.error, open_error]
 
 
 def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np.ndarray, " R"]) -> Spread:

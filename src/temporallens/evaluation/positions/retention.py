@@ -20,7 +20,6 @@ from temporallens.evaluation.positions.shifts import trains_of
 from temporallens.evaluation.positions.specialisation import (
     HALVES,
     RESAMPLES,
-    TABLE_CELLS,
     DocumentTables,
     PositionsPolicy,
     Specialisation,
@@ -153,23 +152,24 @@ def _profile_correlations(
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "B n"]]:
     """Spearman's correlation of the mean activations of each pair, and in each half of the documents."""
     pair = trains_of(before, left), trains_of(after, right)
-    documents, at_once = pair[0].documents, max(1, TABLE_CELLS // (pair[0].documents * pair[0].positions))
+    documents = pair[0].documents
     every = np.ones((1, documents), dtype=np.int64)
     times = np.concatenate([every, half_samples(documents, policy.resamples, policy.generator(HALVES))])
     parts = []
-    for one, other in zip(in_parts(pair[0], at_once), in_parts(pair[1], at_once), strict=True):
+    for one, other in zip(*map(in_parts, pair), strict=True):
         tables = document_tables(one), document_tables(other)
-        parts.append(np.array([correlation(*(_ranked(table, row) for table in tables)) for row in times.astype(np.float64)]))
+        ranks = [_ranked(table, times.astype(np.float64)).reshape(-1, table.count.shape[1]) for table in tables]
+        parts.append(correlation(*ranks).reshape(len(times), one.features))
     found = np.concatenate(parts, axis=1)
     return found[0], found[1:]
 
 
-def _ranked(tables: DocumentTables, times: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, "n P"]:
+def _ranked(tables: DocumentTables, times: Float64[np.ndarray, "B D"]) -> Float64[np.ndarray, "B n P"]:
     """Ranks of positions by mean activation, when each document counts so many times."""
     from scipy.stats import rankdata
 
-    level = np.tensordot(times, tables.mass, 1) / np.maximum(times @ tables.count, 1)
-    return np.asarray(rankdata(level, axis=1), dtype=np.float64) if len(level) else level
+    level = np.stack([np.tensordot(row, tables.mass, 1) / np.maximum(row @ tables.count, 1) for row in times])
+    return np.asarray(rankdata(level, axis=-1), dtype=np.float64) if level.size else level
 
 
 def _overlap(before: Firings, after: Firings, policy: PositionsPolicy) -> tuple[Estimate, Estimate]:

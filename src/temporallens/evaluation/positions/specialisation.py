@@ -32,8 +32,12 @@ from temporallens.settings import Seed, Settings
 DIGITS = 5
 """Significant digits of per-feature numbers in files: more than sampling leaves of them, and half the size."""
 
-TABLE_CELLS = 1 << 22
-"""Entries of a table of documents by features by positions that is held at a time."""
+TABLE_CELLS = 1 << 18
+"""Entries of a table of documents by features by positions that is held at a time: 2 MB, which stay near the processor while every
+resample is taken of them."""
+
+FEATURES_TOGETHER = 16
+"""Features are taken in multiples of this: the last few of a product with a matrix are rounded in another way."""
 
 NULL, FURTHER, RESAMPLES, HALVES = range(4)
 """Purposes of the generators."""
@@ -177,14 +181,14 @@ def usual_positions(firings: Firings, least_tokens: int) -> Firings:
 def halve(trains: Trains, policy: PositionsPolicy) -> Halves:
     """Score random halves of the documents, and compare each with the other half; some features at a time, to bound the memory."""
     times = half_samples(trains.documents, policy.resamples, policy.generator(HALVES))
-    at_once = max(1, TABLE_CELLS // (trains.documents * trains.positions))
-    parts = [_halve(part, times) for part in in_parts(trains, at_once)]
+    parts = [_halve(part, times) for part in in_parts(trains)]
     return Halves(*(np.concatenate(column, axis=1) for column in zip(*parts, strict=True)))
 
 
-def in_parts(trains: Trains, at_once: int) -> Iterator[Trains]:
-    """Trains of so many features at a time; of none, where there are none."""
-    number = np.arange(trains.features)
+def in_parts(trains: Trains) -> Iterator[Trains]:
+    """Trains of as many features at a time as a table has room for; of none, where there are none."""
+    number, most = np.arange(trains.features), TABLE_CELLS // (trains.documents * trains.positions)
+    at_once = max(1, most // FEATURES_TOGETHER * FEATURES_TOGETHER or most)
     for first in range(0, max(1, trains.features), at_once):
         yield trains if at_once >= trains.features else trains.of_features((number >= first) & (number < first + at_once))
 
