@@ -66,6 +66,12 @@ def _may_be_true(annotation: Any) -> bool:
     return annotation is bool or bool in get_args(annotation)
 
 
+def first_problem(error: ValidationError) -> str:
+    """Where a file's content is not as it should be, and how."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 def complaint(error: ValidationError, settings: type[BaseModel], fields: dict[str, Any]) -> str:
     """The sentence for the first thing that is wrong with `fields` as values for `settings`."""
     found = error.errors(include_url=False)

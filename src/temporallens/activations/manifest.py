@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json
+from temporallens.settings import first_problem
 
 FORMAT = "temporallens.store/1"
 
@@ -84,8 +85,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise TemporalLensError(f"{path} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); {remedy(folder)}") from error
+        raise TemporalLensError(f"{path} is damaged ({first_problem(error)}); {remedy(folder)}") from error
     if manifest.rows != sum(shard.rows for shard in manifest.shards):
         raise TemporalLensError(f"{path} is damaged (rows: it is not the sum of those of the shards); {remedy(folder)}")
     if any(len(column) != manifest.description.positions for _, column in manifest.per_position):

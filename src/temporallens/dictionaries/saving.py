@@ -18,6 +18,7 @@ from temporallens.dictionaries.base import ArmConfig, Dictionary, known_policy
 from temporallens.dictionaries.kinds import ARMS, Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors
+from temporallens.settings import first_problem
 
 FORMAT = "temporallens.dictionary/2"
 SAELENS_VERSION = "6.54.12"
@@ -130,15 +131,10 @@ def _described(path: Path, config: dict[str, Any], ours: dict[str, Any], custom:
         sizes = Sizes.model_validate({**config, **ours})
         arm.check(sizes.positions)
     except ValidationError as error:
-        raise TemporalLensError(f"{path} does not describe an arm that this version knows: {_first(error)}") from error
+        raise TemporalLensError(f"{path} does not describe an arm that this version knows: {first_problem(error)}") from error
     except KeyError as error:
         raise TemporalLensError(f"{path} does not say which arm it is: {error} is missing") from error
     return arm, sizes
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _check_fit(arm: ArmConfig, sizes: Sizes, tensors: dict[str, Tensor], path: Path) -> None:

@@ -28,6 +28,7 @@ from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import fingerprint, read_json, write_json
 from temporallens.layout import RunFolder, RunId
+from temporallens.settings import first_problem
 
 FORMAT = "temporallens.results/3"
 
@@ -323,8 +324,7 @@ def _valid(content: Any, before: str, after: str = "") -> Results:
     try:
         return Results.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise TemporalLensError(f"{before}{'.'.join(map(str, first['loc']))}: {first['msg']}{after}") from error
+        raise TemporalLensError(f"{before}{first_problem(error)}{after}") from error
 
 
 def _timed(paths: RunFolder, run: RunResult) -> TimedRun:
