@@ -64,8 +64,9 @@ def module_graph(source: Path) -> dict[str, set[str]]:
     """The modules that each module of the package in the folder `source` imports. The package's own `__init__` stands apart: it
     imports nothing but on demand, and for type checkers."""
     paths = {module_name(path, source): path for path in source.rglob("*.py") if path != source / "__init__.py"}
-    found = {name: {module for line in imported(path) for module in (line[0], line[0].rpartition(".")[0])} for name, path in paths.items()}
-    return {name: (modules & paths.keys()) - {name} for name, modules in found.items()}
+    found = {name: [line[0] for line in imported(path)] for name, path in paths.items()}
+    modules = {name: {each if each in paths else each.rpartition(".")[0] for each in lines} for name, lines in found.items()}
+    return {name: (wanted & paths.keys()) - {name} for name, wanted in modules.items()}
 
 
 def room_graph(modules: Mapping[str, Iterable[str]], source: Path) -> dict[str, set[str]]:

@@ -59,7 +59,7 @@ def test_selection_is_exact_whatever_the_guess_the_dtype_and_the_ties(rows, feat
     assert torch.equal(raw, found)
     flat = pattern.row * features + pattern.feature
     assert torch.equal(flat, flat.unique())
-    assert torch.equal(pattern.per_row(), torch.bincount(pattern.row, minlength=rows))
+    assert torch.equal(pattern.offsets.diff(), torch.bincount(pattern.row, minlength=rows))
     if len(found):  # of the ties the earliest
         smallest = (values == found.min()).view(-1).nonzero()[:, 0]
         taken = flat[found == found.min()]

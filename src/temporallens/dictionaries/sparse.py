@@ -55,9 +55,6 @@ class Pattern:
         """Indices into the flattened matrix."""
         return self.row * self.features + self.feature
 
-    def per_row(self) -> Int[Tensor, " N"]:
-        return self.offsets.diff()
-
     def row_sum(self, values: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
         return values.new_zeros(self.rows).index_add_(0, self.row, values)
 
