@@ -184,7 +184,7 @@ def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndar
             first_error += error[(rows.excluded & FIRST) > 0].sum()
             parts.append(part)
             advance(len(rows.x))
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {"kept": torch.zeros(0)}
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {"kept": torch.zeros(0, dtype=torch.bool)}
     _refuse_none(int(whole["kept"].sum()), store)
     kept = whole.pop("kept").numpy()
     owners = {"sequence": entries, "stretch": _stretches(table, entries)}
