@@ -18,15 +18,13 @@ from matplotlib.figure import Figure
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
-from temporallens.evaluation.clusters.section import ClusterMeasures
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClusterMeasures
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
 from temporallens.evaluation.positions.retention import Pattern
-from temporallens.evaluation.positions.section import SECTION as POSITIONS
-from temporallens.evaluation.positions.section import PositionMeasures
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.statistics import Estimate
