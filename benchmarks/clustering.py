@@ -32,11 +32,11 @@ def made_firings(features: int, seed: int = 0) -> Firings:
     shapes = truth_of(WorldPolicy(positions=POSITIONS, features=SHAPES)).profiles.rate[:, 1:]
     count = LEAST + generator.geometric(1 / (MEAN - LEAST), size=features)
     feature = np.repeat(np.arange(features), count)
-    place = np.empty(len(feature), dtype=np.int64)
+    position = np.empty(len(feature), dtype=np.int64)
     for number, shape in enumerate(shapes):
-        own = np.flatnonzero(feature % SHAPES == number)
-        place[own] = generator.choice(POSITIONS - 1, size=len(own), p=shape / shape.sum())
-    row = generator.integers(SEQUENCES, size=len(feature)) * (POSITIONS - 1) + place
+        members = np.flatnonzero(feature % SHAPES == number)
+        position[members] = generator.choice(POSITIONS - 1, size=len(members), p=shape / shape.sum())
+    row = generator.integers(SEQUENCES, size=len(feature)) * (POSITIONS - 1) + position
     cell = np.unique(row.astype(np.int64) * features + feature)  # a feature fires once on a row
     rows = SEQUENCES * (POSITIONS - 1)
     sequence = np.repeat(np.arange(SEQUENCES, dtype=np.int32), POSITIONS - 1)
@@ -69,12 +69,12 @@ def main() -> None:
         RESET.write_text("5")  # the high-water mark of memory begins anew
     started, processor = time.perf_counter(), time.process_time()
     measures = cluster_firings(firings, ClustersPolicy(distance=chosen.distance, bins=chosen.bins, least_firings=LEAST // 2))
-    seconds, own = time.perf_counter() - started, time.process_time() - processor
+    seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor
     bins = 0 if measures.bins is None else len(measures.bins.first)
     memory = f", peak memory {status_bytes('VmHWM') / (1 << 30):.2f} GiB" if STATUS.exists() else ""
     print(
         f"{measures.kept:,} features, {len(firings.row):,} firings, {bins} bins, {chosen.distance}: "
-        f"{seconds:.0f} s ({own:.0f} s of processor time){memory}; {measures.clusters} clusters"
+        f"{seconds:.0f} s ({processor_seconds:.0f} s of processor time){memory}; {measures.clusters} clusters"
     )
 
 

@@ -97,5 +97,5 @@ def measure(settings: Settings) -> Section:
 
 
 if __name__ == "__main__":
-    sizes, device, asked = sys.argv[1:]
-    print(added_by_a_step(Sizes(**json.loads(sizes)), torch.device(device), precision(asked, device)))
+    sizes, device, requested = sys.argv[1:]
+    print(added_by_a_step(Sizes(**json.loads(sizes)), torch.device(device), precision(requested, device)))

@@ -29,7 +29,7 @@ def hardened(openness: float, sizes: Sizes, data: list[Tensor], device: torch.de
     with torch.no_grad():
         logits.copy_(torch.where(rank < round(openness * len(logits)), 1.0, -1.0))
         dictionary.missed.fill_(-torch.inf)  # closed entries are searched as always, and none is found worth reopening
-    step.place = Progress(int(0.9 * STEPS), STEPS)
+    step.progress = Progress(int(0.9 * STEPS), STEPS)
     return step.warmed()
 
 

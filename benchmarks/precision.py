@@ -13,6 +13,7 @@ import torch
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import Arm
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
+from temporallens.layout import RunFolder
 from temporallens.study.config import Study
 from temporallens.study.reading import read_study
 from temporallens.training.trainee import ArmRun
@@ -25,12 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished study, such as runs/quickstart")
     folder = parser.parse_args().run
-    study = read_study(folder / "study.yaml").study
+    study = read_study(RunFolder(folder).study).study
     if study.threads:
         torch.set_num_threads(study.threads)
     print(f"{'activations':<18}{'arm':<14}{'FVE float32':>12}{'FVE bfloat16':>14}{'difference':>12}{'L0':>16}")
     for name in study.activations:
-        store = ActivationStore(folder / "stores" / name)
+        store = ActivationStore(RunFolder(folder).store(name))
         for arm_name, arm in study.arms.items():
             if arm.kind != "standard":
                 results = [measure(store, arm, study, dtype) for dtype in DTYPES]

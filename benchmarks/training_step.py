@@ -59,13 +59,13 @@ class OurStep:
     def __init__(self, arm: Arm, sizes: Sizes, precision: Precision, data: list[Tensor], device: torch.device) -> None:
         policy = training_policy(sizes, precision)
         self.trainee = Trainee(ArmRun("benchmark", arm, 0), sizes.width, sizes.positions, policy, device)
-        self.place = Progress(round(LEARNING * STEPS), STEPS)
+        self.progress = Progress(round(LEARNING * STEPS), STEPS)
         self._inputs, self._data = normalisation(data), cycle(data)
         self._position = positions_of(sizes, device)
 
     def learn(self, x: Tensor, position: Tensor) -> None:
-        self.trainee.step(View(self._inputs.normalise(x), position, position, None), self.place)
-        self.place = self.place._replace(step=self.place.step + 1)
+        self.trainee.step(View(self._inputs.normalise(x), position, position, None), self.progress)
+        self.progress = self.progress._replace(step=self.progress.step + 1)
 
     def __call__(self) -> None:
         self.learn(next(self._data), self._position)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from temporallens.activations.store import ActivationStore
 from temporallens.cli import GO_ON, app
 from temporallens.files import locked, read_json, write_json
-from temporallens.study.reading import read_kept
+from temporallens.study.reading import read_copy
 from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
 from tiny_studies import draw_headline_alone
 
@@ -672,7 +672,7 @@ def test_the_gemma_study_runs_unchanged_on_a_tiny_random_gemma_2(tmp_path: Path)
     assert results["activations"]["layer-19"]["layer"] == 19
     assert [run["kind"] for run in results["runs"]] == ["standard", "batchtopk", "positional"]
     assert {run["features"] for run in results["runs"]} == {2304}
-    assert read_kept(out / "study.yaml").text.startswith(f"# Written by --model {folder}, which replaced the model")
+    assert read_copy(out / "study.yaml").text.startswith(f"# Written by --model {folder}, which replaced the model")
     assert (out / "report.html").exists()
 
 

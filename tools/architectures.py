@@ -86,7 +86,7 @@ SHARED_KEYS = {
     "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 8,
 }
-OWN: dict[str, dict[str, Any]] = {
+OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2]},
     "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {"layer_types": None},
@@ -114,7 +114,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 NOT_SMALL = {"blt", "phi4_multimodal", "trocr"}
-"""Kinds that take minutes to make whatever sizes are asked for, or that are no model by themselves."""
+"""Kinds that take minutes to make whatever sizes are requested, or that are no model by themselves."""
 
 
 class Row(NamedTuple):
@@ -156,9 +156,9 @@ MOST_PARAMETERS = 30_000_000
 def small_config(kind: str) -> PreTrainedConfig:
     """A configuration of four layers, as narrow as the kind allows."""
     default = AutoConfig.for_model(kind).to_dict()
-    own = ({"num_key_value_heads": 4} if "kv_lora_rank" in default else {}) | OWN.get(kind, {})
-    known = {name: value for name, value in SIZES.items() if (name in default or name in CORE) and name not in own}
-    return AutoConfig.for_model(kind, **known, **{name: value for name, value in own.items() if value is not None})
+    overrides = ({"num_key_value_heads": 4} if "kv_lora_rank" in default else {}) | OVERRIDES.get(kind, {})
+    known = {name: value for name, value in SIZES.items() if (name in default or name in CORE) and name not in overrides}
+    return AutoConfig.for_model(kind, **known, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def save_model(kind: str, folder: Path) -> Any:
@@ -190,7 +190,7 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 def measured(kind: str, folder: Path) -> Row:
     """Harvest, scan and splice into a small model of the kind, and compare with a plain pass of each row."""
     save_model(kind, folder / "model")
-    with patch.object(models, "tokenizer_of", lambda source: PreTrainedTokenizerFast.from_pretrained(source.place)):  # of words, for all
+    with patch.object(models, "tokenizer_of", lambda source: PreTrainedTokenizerFast.from_pretrained(source.location)):  # of words, for all
         return _compared(kind, folder)
 
 
@@ -269,7 +269,7 @@ def _scanned(plain: Any, name: str) -> float:
     layer = found.layers.index(str(LAYERS // 2))
     rows = [torch.tensor([model.bos, *model.encode(text)]) for text in _texts()]
     norms = [_streams(plain, row)[LAYERS // 2][0].norm(dim=-1) for row in rows]
-    expected = [torch.stack([own[index] for own in norms if index < len(own)]).mean() for index in range(max(map(len, norms)))]
+    expected = [torch.stack([row[index] for row in norms if index < len(row)]).mean() for index in range(max(map(len, norms)))]
     shares = [abs(norm - float(value)) / float(value) for norm, value in zip(found.norm[layer], expected, strict=False) if norm]
     return max(shares)
 
@@ -305,18 +305,18 @@ def page(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="architectures to look at; by default all")
-    asked = parser.parse_args().kinds
+    requested = parser.parse_args().kinds
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rows = []
-    for kind in asked or filter(is_small, KINDS):
+    for kind in requested or filter(is_small, KINDS):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measured(kind, Path(folder)))
         print(*rows[-1], sep=" | ", flush=True)
     off = [row.kind for row in rows if row.difference > TOLERANCE]
     if off:
         sys.exit(f"not exact: {', '.join(off)}")
-    if not asked:
+    if not requested:
         PAGE.write_text(page(rows), "utf-8")
 
 

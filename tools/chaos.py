@@ -10,7 +10,7 @@ before or after it is renamed. The next process goes on in the same folder, and 
     N kills, N recovered, 0 lost, 0 different
 
 recovered: the process after the kill went on without complaint; lost: it was refused, failed, or repeated a stage that was recorded as
-finished before the kill; different: a study that came to its end holds other bytes, in any file but those that tell times, than the one
+finished before the kill; different: a study that came to its end holds other bytes, in any file but those that hold times, than the one
 that was never interrupted. Processes are forked from one that has the libraries loaded, so that kills fall into the work and not into
 imports.
 """
@@ -66,7 +66,7 @@ MORE_ARMS = """\
   standard: {kind: standard, features: 48, sparsity: 1.0}
 """
 TIMED = {"timing.json", "report.html", ".lock", "progress.safetensors"}
-"""Files that tell times, and what a kill right behind a manifest leaves beside it."""
+"""Files that hold times, and what a kill right behind a manifest leaves beside it."""
 REFUSED, FAILED = 3, 4
 
 
@@ -151,7 +151,7 @@ def _wait(child: int, delay: float | None) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that does not tell times."""
+    """Every file that does not hold times."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -204,11 +204,11 @@ def chaos(study: Path, folder: Path, kills: int, seed: int, say: Callable[[str],
         before = proofs(run)
         code = run_once(study, run, None if outcome.kills >= kills else _dying(dice, seconds, operations))
         repeated = [path for path, when in before.items() if proofs(run).get(path) != when]
-        place = f"run {number}, kill {outcome.kills}"
+        label = f"run {number}, kill {outcome.kills}"
         if pending and (code > 0 or repeated):
-            outcome.lost.append(f"{place}: exit {code}, repeated {repeated[:3]}")
+            outcome.lost.append(f"{label}: exit {code}, repeated {repeated[:3]}")
         if code > 0:
-            say(f"{place}: exit {code}")
+            say(f"{label}: exit {code}")
             number, pending = number + 1, False
             continue
         if code == -signal.SIGKILL:

@@ -93,8 +93,8 @@ def _sentences_of(node: ast.expr, functions: dict[str, ast.FunctionDef], depth: 
                     yield from _sentences_of(part.value, functions, depth - 1)
 
 
-def _told(text: str) -> str:
-    """What a sentence itself says is to be done."""
+def _remedy(text: str) -> str:
+    """The remedy that a sentence itself gives."""
     if text.endswith(("{remedy}", "{then}")):
         return "what the end of the sentence says"
     tails = (text.rpartition(mark)[2] for mark in ("; ", ": ") if mark in text)
@@ -112,7 +112,7 @@ def sentences() -> list[Sentence]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
                 for text in _sentences_of(node.args[0], functions):
-                    found.add(Sentence(area, text, _told(text) or advice))
+                    found.add(Sentence(area, text, _remedy(text) or advice))
     return sorted(sentence for sentence in found if re.search(r"[a-z]{2,} [a-z{]", sentence.text))
 
 

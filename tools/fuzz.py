@@ -39,7 +39,8 @@ from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, sha256, tensor_digest, write_json
-from temporallens.study.reading import read_kept, read_study, write_kept
+from temporallens.layout import RunFolder
+from temporallens.study.reading import read_copy, read_study, write_copy
 from temporallens.training.checkpoint import load_checkpoint, save_checkpoint
 from temporallens.training.history import History, load_history
 from tools.mutations import mutated, other_values, rewritten
@@ -190,9 +191,10 @@ def _study(folder: Path) -> Path:
     return folder / "study.yaml"
 
 
-def _kept_study(folder: Path) -> Path:
-    write_kept(folder / "study.yaml", STUDY)
-    return folder / "study.yaml"
+def _study_copy(folder: Path) -> Path:
+    path = RunFolder(folder).study
+    write_copy(path, STUDY)
+    return path
 
 
 def _array(ending: str) -> Callable[[Path], Path]:
@@ -251,7 +253,7 @@ FORMATS: dict[str, Format] = {
     "record": Format(_record, lambda folder: read_json(folder / "x.json", "the record of a stage")),
     "world truth": Format(_world, _read_world),
     "study": Format(_study, lambda folder: read_study(folder / "study.yaml").study.model_dump_json(), sealed=False),
-    "study copy": Format(_kept_study, lambda folder: read_kept(folder / "study.yaml").study.model_dump_json()),
+    "study copy": Format(_study_copy, lambda folder: read_copy(RunFolder(folder).study).study.model_dump_json()),
     "import npy": Format(_array("npy"), _read_import("npy"), sealed=False),
     "import npz": Format(_array("npz"), _read_import("npz"), sealed=False),
     "import safetensors": Format(_array("safetensors"), _read_import("safetensors"), sealed=False),

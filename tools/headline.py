@@ -20,6 +20,7 @@ from temporallens.evaluation.known.fields import count_firings
 from temporallens.evaluation.results import load_results
 from temporallens.figures.masks import Case, draw_two_cases
 from temporallens.figures.save import save
+from temporallens.layout import RunFolder, RunId
 
 OUT = Path("docs/images/two-cases.png")
 
@@ -45,8 +46,9 @@ def case_of(folder: Path, wanted: Wanted, example: str | None = None, fields: Ma
     for family in (wanted.family, wanted.baseline):
         if (family, float(wanted.level)) not in reached:
             raise TemporalLensError(f"{folder} has no '{family}' at L0 = {wanted.level} to draw; run its study as it is shipped")
-    path = folder / "arms" / wanted.activations / f"{wanted.family}-k{wanted.level}-seed{results.study.seeds[0]}"
-    dictionary, store = load_dictionary(path), ActivationStore(folder / "stores" / wanted.activations)
+    paths = RunFolder(folder)
+    path = paths.arm(RunId(wanted.activations, f"{wanted.family}-k{wanted.level}", results.study.seeds[0]))
+    dictionary, store = load_dictionary(path), ActivationStore(paths.store(wanted.activations))
     gates = dictionary.gates_by_position()
     if gates is None:
         raise TemporalLensError(f"{path} has no mask to draw")
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
     torch.set_grad_enabled(False)
-    layout = read_layout(chosen.records / "stores" / RECORDS.activations)
+    layout = read_layout(RunFolder(chosen.records).store(RECORDS.activations))
     figure = draw_two_cases(case_of(chosen.records, RECORDS, layout.example, layout.fields), case_of(chosen.language, LANGUAGE))
     print(save(figure, chosen.out))
 

@@ -24,52 +24,52 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
     return content
 
 
-def _place(content: bytes, dice: random.Random) -> int:
+def _offset(content: bytes, dice: random.Random) -> int:
     """Anywhere, but more often near the start: formats keep their structure there."""
     limit = len(content) if dice.random() < 0.5 else min(len(content), 400)
     return dice.randrange(max(1, limit))
 
 
 def flip(content: bytes, dice: random.Random) -> bytes:
-    place = _place(content, dice)
-    return content[:place] + bytes([content[place] ^ (1 << dice.randrange(8))]) + content[place + 1 :] if content else content
+    offset = _offset(content, dice)
+    return content[:offset] + bytes([content[offset] ^ (1 << dice.randrange(8))]) + content[offset + 1 :] if content else content
 
 
 def _byte(content: bytes, dice: random.Random) -> bytes:
-    place = _place(content, dice)
-    return content[:place] + bytes([dice.randrange(256)]) + content[place + 1 :]
+    offset = _offset(content, dice)
+    return content[:offset] + bytes([dice.randrange(256)]) + content[offset + 1 :]
 
 
 def _cut(content: bytes, dice: random.Random) -> bytes:
-    return content[: _place(content, dice)]
+    return content[: _offset(content, dice)]
 
 
 def _gap(content: bytes, dice: random.Random) -> bytes:
-    place = _place(content, dice)
-    return content[:place] + content[place + dice.randrange(1, 40) :]
+    offset = _offset(content, dice)
+    return content[:offset] + content[offset + dice.randrange(1, 40) :]
 
 
 def _junk(content: bytes, dice: random.Random) -> bytes:
-    place = _place(content, dice)
-    return content[:place] + dice.randbytes(dice.randrange(1, 40)) + content[place:]
+    offset = _offset(content, dice)
+    return content[:offset] + dice.randbytes(dice.randrange(1, 40)) + content[offset:]
 
 
 def _repeated(content: bytes, dice: random.Random) -> bytes:
-    place = _place(content, dice)
-    return content[:place] + content[place : place + dice.randrange(1, 200)] * dice.randrange(2, 5) + content[place:]
+    offset = _offset(content, dice)
+    return content[:offset] + content[offset : offset + dice.randrange(1, 200)] * dice.randrange(2, 5) + content[offset:]
 
 
 def _emptied(content: bytes, dice: random.Random) -> bytes:
-    place, length = _place(content, dice), dice.randrange(1, 64)
-    return content[:place] + bytes(length) + content[place + length :]
+    offset, length = _offset(content, dice), dice.randrange(1, 64)
+    return content[:offset] + bytes(length) + content[offset + length :]
 
 
 def _swollen(content: bytes, dice: random.Random) -> bytes:
-    digits = [place for place, value in enumerate(content[:4000]) if 48 <= value < 58]
+    digits = [offset for offset, value in enumerate(content[:4000]) if 48 <= value < 58]
     if not digits:
         return flip(content, dice)
-    place = dice.choice(digits)
-    return content[:place] + str(dice.choice((0, 9, 2**31, 2**40, 2**63, 10**30, -1))).encode() + content[place + 1 :]
+    offset = dice.choice(digits)
+    return content[:offset] + str(dice.choice((0, 9, 2**31, 2**40, 2**63, 10**30, -1))).encode() + content[offset + 1 :]
 
 
 CHANGES = (flip, flip, flip, _byte, _cut, _gap, _junk, _repeated, _emptied, _swollen)
@@ -104,6 +104,6 @@ def _rewrite(value: Any, dice: random.Random) -> None:
 def other_values(content: bytes, dice: random.Random) -> bytes:
     """Other numbers in a safetensors file: integers and floats of every size, in place; or its header changed, in proportion."""
     start = 8 + int.from_bytes(content[:8], "little")
-    place = dice.randrange(start, len(content))
+    offset = dice.randrange(start, len(content))
     junk = dice.choice((b"\xff" * 8, b"\x7f" * 8, bytes(8), (2**40).to_bytes(8, "little"), np.float32(np.nan).tobytes()))
-    return content[:place] + junk[: len(content) - place] + content[place + len(junk) :]
+    return content[:offset] + junk[: len(content) - offset] + content[offset + len(junk) :]

@@ -136,24 +136,24 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Comparison:
     if list(ours) != list(theirs):
         sys.exit(f"error: our keys are {list(ours)}, those of sae_bench {list(theirs)}")
     mine, other = (dict(numbers({key: result[key] for key in COMPARED})) for result in (ours, theirs))
-    if list(mine) != list(other) or any((mine[place] is None) != (other[place] is None) for place in mine):
-        places = [place for place in {**mine, **other} if (mine.get(place) is None) != (other.get(place) is None)]
-        sys.exit(f"error: one of the results lacks, or has in another order, what the other has: {places[:3]}")
+    if list(mine) != list(other) or any((mine[path] is None) != (other[path] is None) for path in mine):
+        paths = [path for path in {**mine, **other} if (mine.get(path) is None) != (other.get(path) is None)]
+        sys.exit(f"error: one of the results lacks, or has in another order, what the other has: {paths[:3]}")
     pairs = zip(mine.values(), other.values(), strict=True)
     gaps = [abs(one - two) for one, two in pairs if one is not None and two is not None]
     return Comparison(len(gaps), sum(gap > 0 for gap in gaps), max(gaps))
 
 
-def numbers(value: Any, place: str = "") -> Iterator[tuple[str, float | None]]:
-    """The numbers of a JSON value, with where they stand."""
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float | None]]:
+    """The numbers of a JSON value, with their paths."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from numbers(part, f"{place}/{key}")
+            yield from numbers(part, f"{path}/{key}")
     elif isinstance(value, list):
         for number, part in enumerate(value):
-            yield from numbers(part, f"{place}/{number}")
+            yield from numbers(part, f"{path}/{number}")
     elif value is None or isinstance(value, float):
-        yield place, value
+        yield path, value
 
 
 if __name__ == "__main__":

@@ -36,20 +36,20 @@ WORLDS = 10
 
 def firings_of(codes: np.ndarray, positions: int) -> Firings:
     """Codes `[n * positions, F]` of whole sequences as firings, position 0 left out, four sequences in a document."""
-    place = np.tile(np.arange(positions, dtype=np.int32), len(codes) // positions)
+    position = np.tile(np.arange(positions, dtype=np.int32), len(codes) // positions)
     sequence = np.repeat(np.arange(len(codes) // positions, dtype=np.int32), positions)
-    kept = place > 0
-    row, feature = codes[kept].nonzero()
+    counted = position > 0
+    row, feature = codes[counted].nonzero()
     return Firings(
         row=row.astype(np.int32),
         feature=feature.astype(np.int32),
-        value=codes[kept][row, feature].astype(np.float32),
-        position=place[kept],
-        index=place[kept],
-        sequence=sequence[kept],
-        stretch=sequence[kept],
-        document=sequence[kept] // 4,
-        token=np.full(int(kept.sum()), -1, dtype=np.int32),
+        value=codes[counted][row, feature].astype(np.float32),
+        position=position[counted],
+        index=position[counted],
+        sequence=sequence[counted],
+        stretch=sequence[counted],
+        document=sequence[counted] // 4,
+        token=np.full(int(counted.sum()), -1, dtype=np.int32),
         features=codes.shape[1],
         positions=positions,
     )
@@ -67,12 +67,12 @@ def turned(firings: Firings, generator: np.random.Generator) -> Firings:
 
 
 class Tally:
-    """Features asked and found, by class, over several measurements."""
+    """Features tested and found, by class, over several measurements."""
 
     def __init__(self) -> None:
-        self.asked, self.found = np.zeros(len(CLASSES), int), np.zeros(len(CLASSES), int)
+        self.tested, self.found = np.zeros(len(CLASSES), int), np.zeros(len(CLASSES), int)
         self.below = 0  # features with p < .05
-        self.others = np.zeros(2, int)  # measured features that match no true one: asked, found
+        self.others = np.zeros(2, int)  # measured features that match no true one: tested, found
         self.bits: list[float] = []  # information of features that are found
         self.measurements = self.with_any = 0
         self.seconds = 0.0
@@ -84,7 +84,7 @@ class Tally:
         self.seconds += time.process_time() - started
         classes = kind[measured.features.feature]
         for number in range(len(CLASSES)):
-            self.asked[number] += int((classes == number).sum())
+            self.tested[number] += int((classes == number).sum())
             self.found[number] += int(measured.specialised[classes == number].sum())
         self.others += [int((classes < 0).sum()), int(measured.specialised[classes < 0].sum())]
         self.bits += measured.features.information[measured.specialised].tolist()
@@ -94,10 +94,10 @@ class Tally:
         return measured
 
     def line(self) -> str:
-        """Discoveries of each class over features asked; false ones; the rest."""
-        by_class = "".join(_part(found, asked, 15) for found, asked in zip(self.found, self.asked, strict=True))
+        """Discoveries of each class over features tested; false ones; the rest."""
+        by_class = "".join(_part(found, tested, 15) for found, tested in zip(self.found, self.tested, strict=True))
         false = _part(self.found[GLOBAL], self.found.sum(), 15)
-        everything = self.asked.sum() + self.others[0]
+        everything = self.tested.sum() + self.others[0]
         share = f"{self.below / everything:>9.3f}" if everything else f"{'-':>9}"
         worlds, bits = f"{self.with_any}/{self.measurements}", f"{np.median(self.bits):.4f}" if self.bits else "-"
         others, seconds = _part(self.others[1], self.others[0], 15), self.seconds / self.measurements
@@ -109,8 +109,8 @@ HEADER = (
 )
 
 
-def _part(found: int, asked: int, width: int) -> str:
-    return f"{f'{found}/{asked}' + (f' {found / asked:.3f}' if asked else ''):>{width}}"
+def _part(found: int, tested: int, width: int) -> str:
+    return f"{f'{found}/{tested}' + (f' {found / tested:.3f}' if tested else ''):>{width}}"
 
 
 def kinds(cosines: np.ndarray, firings: Firings, truth: Truth) -> np.ndarray:
@@ -130,9 +130,9 @@ def fresh_worlds(policy: WorldPolicy, sequences: int, worlds: int) -> Iterator[t
 
 def report(folder: Path, policy: PositionsPolicy, worlds: int, seeds: int | None) -> None:
     """Everything about one run's worlds."""
-    study = read_study(folder / "study.yaml").study
+    study = read_study(RunFolder(folder).study).study
     for entry in study.activations:
-        store = ActivationStore(folder / "stores" / entry)
+        store = ActivationStore(RunFolder(folder).store(entry))
         truth, held_out = read_truth(store.folder), store.split(study.training.held_out, study.training.data_seed).held_out
         print(f"\n{folder.name}: {entry} ({truth.policy.variant} world, {len(held_out)} held-out sequences)\n{HEADER}")
         if worlds and truth.policy.variant in {"known", "null"}:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from temporallens.activations.language.harvest import harvest as harvest
     from temporallens.activations.store import ActivationStore as ActivationStore
     from temporallens.dictionaries.kinds import *
-    from temporallens.dictionaries.saving import load_dictionary as load_dictionary
-    from temporallens.dictionaries.saving import save_dictionary as save_dictionary
+    from temporallens.dictionaries.saving import load_dictionary as load_dictionary, save_dictionary as save_dictionary
     from temporallens.evaluation.scan import scan as scan
     from temporallens.training.trainer import train as train
 

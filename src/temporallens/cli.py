@@ -59,11 +59,11 @@ def _warnings_as_sentences() -> Iterator[None]:
     with warnings.catch_warnings():
         as_before = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *location: Any) -> None:
             if issubclass(category, TemporalLensWarning):
                 typer.echo(f"warning: {message}", err=True)
             else:
-                as_before(message, category, *place)
+                as_before(message, category, *location)
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
@@ -161,7 +161,7 @@ def run_command(
         _print_plan(study_file, folder)
     else:
         _run(study_file, folder, "report")
-        _print_results(folder, "report.html")
+        _print_results(folder, RunFolder(folder).report)
 
 
 @app.command()
@@ -202,7 +202,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option("--seed", help="By default 42.")] = None,
 ) -> None:
     """Do a study up to its evaluation: results.json. With --probing: SAEBench's sparse probing of one dictionary."""
-    asked = {
+    options = {
         "probe_train_set_size": train_size,
         "probe_test_set_size": test_size,
         "k_values": None if k is None else tuple(k),
@@ -212,7 +212,7 @@ def evaluate(
         "llm_batch_size": batch_size,
         "random_seed": seed,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if probing:
         _probe(study, out or Path("runs/probing"), model, layer, sets or ["embedded"], part, given)
     elif given or any(one is not None for one in (sets, part, layer)):
@@ -220,7 +220,8 @@ def evaluate(
     elif _is_there(study / "cfg.json"):
         raise TemporalLensError(f"{study} is a dictionary, not a study: give --probing to probe it")
     else:
-        _print_results(_run_up_to("evaluate", study, out, model), "results.json")
+        folder = _run_up_to("evaluate", study, out, model)
+        _print_results(folder, RunFolder(folder).results)
 
 
 def _probe(
@@ -257,7 +258,7 @@ def figures(
     folder = _run_up_to("figures", study, out, model)
     if file_format != "png":
         draw_pictures(folder, load_results(folder), file_format)
-    typer.echo(folder / "figures")
+    typer.echo(RunFolder(folder).figures)
 
 
 @app.command()
@@ -279,13 +280,14 @@ def report(
 ) -> None:
     """Do a study up to its report: report.html. Of several finished runs: one page that puts them side by side."""
     if len(studies) == 1:
-        _print_results(_run_up_to("report", studies[0], out, model), "report.html")
+        folder = _run_up_to("report", studies[0], out, model)
+        _print_results(folder, RunFolder(folder).report)
         return
     if model is not None:
         raise TemporalLensError("several finished runs are put side by side as they are: leave out --model")
     from temporallens.study.run import compare_runs
 
-    typer.echo(compare_runs(studies, (out or Path("runs/comparison")) / "report.html"))
+    typer.echo(compare_runs(studies, RunFolder(out or Path("runs/comparison")).report))
 
 
 @app.command("scan")
@@ -342,17 +344,17 @@ def import_command(
 
 
 def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
-    from temporallens.study.reading import read_kept, read_study
+    from temporallens.study.reading import read_copy, read_study
 
     is_run = _is_there(RunFolder(study).study)
-    study_file = read_kept(RunFolder(study).study, model) if is_run else read_study(study, model)
+    study_file = read_copy(RunFolder(study).study, model) if is_run else read_study(study, model)
     return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
 
 
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a folder that may not be entered, or no name for a file: reading it will say so
+    except OSError:  # a folder without permission, or no name for a file: reading it raises the sentence
         return False
 
 
@@ -378,12 +380,12 @@ def _print_plan(study_file: "StudyFile", folder: Path) -> None:
         typer.echo(line)
 
 
-def _print_results(folder: Path, read_next: str) -> None:
+def _print_results(folder: Path, read_next: Path) -> None:
     from temporallens.evaluation.results import load_results
     from temporallens.study.tables import results_table
 
     _print_table(results_table(load_results(folder)))
-    typer.echo(folder / read_next)
+    typer.echo(read_next)
 
 
 def _print_table(table: "Table") -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from temporallens.errors import TemporalLensError, did_you_mean
 
 if TYPE_CHECKING:
-    _Refusing = type  # what pydantic has told type checkers of fields holds
+    _Refusing = type  # what pydantic declares of fields to type checkers holds
 else:
 
     class _Refusing(type(BaseModel)):
@@ -75,8 +75,8 @@ def first_problem(error: ValidationError) -> str:
 def complaint(error: ValidationError, settings: type[BaseModel], fields: dict[str, Any]) -> str:
     """The sentence for the first thing that is wrong with `fields` as values for `settings`."""
     found = error.errors(include_url=False)
-    own = [details for details in found if details["loc"][:1] == found[0]["loc"][:1]]
-    first = max(own, key=lambda details: len(_name(details["loc"], fields)))  # of the members of a union the one that got furthest
+    same_field = [details for details in found if details["loc"][:1] == found[0]["loc"][:1]]
+    first = max(same_field, key=lambda details: len(_name(details["loc"], fields)))  # of the members of a union the one that got furthest
     name = _name(first["loc"], fields)
     key = str(first["loc"][-1]) if first["loc"] else ""
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:

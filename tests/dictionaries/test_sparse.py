@@ -4,8 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from temporallens.dictionaries import sparse
 from temporallens.dictionaries.arms.batchtopk import BatchTopK

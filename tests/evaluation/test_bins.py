@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from temporallens.evaluation.bins import drawn_starts, growing_starts, log_spaced, octaves, profile_starts, sink_starts
 

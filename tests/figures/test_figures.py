@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from made_results import make_scan
 from temporallens import wording
 from temporallens.errors import TemporalLensError
-from temporallens.figures import draw_position_analysis, draw_scan, save
-from temporallens.figures import style as look
+from temporallens.figures import draw_position_analysis, draw_scan, save, style as look
 
 SIGNATURES = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 

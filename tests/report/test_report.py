@@ -16,8 +16,7 @@ from made_firings import sampled
 from made_results import ENTRY, STUDY, make_comparison, make_entry, make_results, make_run, make_scan
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.clusters.chance import Chance
-from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
-from temporallens.evaluation.clusters.section import ClustersPolicy, cluster_firings
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy, cluster_firings
 from temporallens.evaluation.clusters.stability import Agreement, Bootstraps
 from temporallens.evaluation.clusters.table import ClusterRow, Telling
 from temporallens.evaluation.clusters.worlds import Recovered, Recovery

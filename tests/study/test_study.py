@@ -15,7 +15,7 @@ from temporallens.dictionaries.base import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
-from temporallens.study.reading import StudyFile, read_kept, read_study, write_kept
+from temporallens.study.reading import StudyFile, read_copy, read_study, write_copy
 from temporallens.study.run import run_study
 from temporallens.study.stages import Kind
 from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
@@ -85,7 +85,7 @@ def test_it_leaves_results_figures_a_report_and_its_own_study(folder: Path, sour
         *(f"position_analysis-{run['activations']}-{run['arm']}-seed0" for run in results["runs"]),
     }
     assert "position_analysis" not in (folder / "report.html").read_text()  # pictures are inlined
-    assert read_kept(folder / "study.yaml").text == VALID.format(**sources)
+    assert read_copy(folder / "study.yaml").text == VALID.format(**sources)
 
 
 @one_worker
@@ -292,7 +292,7 @@ def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alo
 def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("temporallens.study.run.TOGETHER", 5)
     shutil.copytree(leveled / "stores", tmp_path / "run" / "stores")
-    write_kept(tmp_path / "run" / "study.yaml", LEVELED)
+    write_copy(tmp_path / "run" / "study.yaml", LEVELED)
     run_study(read_study(tmp_path / "run" / "study.yaml"), tmp_path / "run", "train")
     for path in (leveled / "arms").rglob("*.safetensors"):
         assert (tmp_path / "run" / path.relative_to(leveled)).read_bytes() == path.read_bytes()
@@ -331,7 +331,7 @@ def test_a_process_that_dies_just_before_it_removes_checkpoints_leaves_none_for_
     run_folder, path = tmp_path / "run", tmp_path / "study.yaml"
     path.write_text(LEVELED)
     shutil.copytree(leveled / "stores", run_folder / "stores")
-    write_kept(run_folder / "study.yaml", LEVELED)
+    write_copy(run_folder / "study.yaml", LEVELED)
     with monkeypatch.context() as patched:
         patched.setattr("temporallens.training.trainer.remove_checkpoints", died)
         with pytest.raises(KeyboardInterrupt):

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import as_file_name, variant_name
 from temporallens.study.plan import plan_study
-from temporallens.study.reading import read_kept, read_study, write_kept
+from temporallens.study.reading import read_copy, read_study, write_copy
 from temporallens.study.stages import Stage, stages_of
 from tiny_models import tiny_model
 from tiny_studies import LEVELED, VALID, documents
@@ -186,8 +185,8 @@ def test_whole_floats_are_whole_numbers(write: Callable[..., Path], written: str
 def test_a_kept_study_whose_words_look_like_numbers_is_read_back(write: Callable[..., Path], tmp_path: Path) -> None:
     replaced = read_study(write(("name: tiny", "name: '1e5'")), model="another")
     kept = tmp_path / "kept.yaml"
-    write_kept(kept, replaced.text)
-    assert read_kept(kept).study == replaced.study
+    write_copy(kept, replaced.text)
+    assert read_copy(kept).study == replaced.study
     assert replaced.study.name == "1e5"
 
 

@@ -20,7 +20,7 @@ from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import CannotWriteError, TemporalLensError
 from temporallens.files import abandon, locked, read_json, read_tensors, tensor_digest, write_json, write_tensors
-from temporallens.study.reading import read_kept, write_kept
+from temporallens.study.reading import read_copy, write_copy
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, load_checkpoint, other_checkpoints, save_checkpoint
 
 SHARED = torch.arange(6.0)
@@ -52,13 +52,13 @@ def test_any_flipped_bit_or_truncation_of_a_json_file_is_found(tmp_path: Path, v
 
 def test_any_flipped_bit_or_truncation_of_the_study_that_a_run_keeps_is_found(tmp_path: Path) -> None:
     path, text = tmp_path / "study.yaml", "name: tiny\nactivations: {world: {source: world}}\narms: {a: {kind: batchtopk}}\ntraining: {}\n"
-    write_kept(path, text)
+    write_copy(path, text)
     content = path.read_bytes()
-    assert read_kept(path).text == text
+    assert read_copy(path).text == text
     for damaged in every_bit(content) + every_cut(content):
         path.write_bytes(damaged)
         with pytest.raises(TemporalLensError, match=re.escape(str(path))):
-            read_kept(path)
+            read_copy(path)
 
 
 def test_flipped_bits_and_truncations_of_a_checkpoint_are_found(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ def log_edges(last: int, count: int) -> Int[np.ndarray, " E"]:
     return np.unique(np.geomspace(1, last, count).round().astype(np.int64))
 
 
-def log_spaced(places: Shaped[np.ndarray, " n"], limit: int) -> Shaped[np.ndarray, " m"]:
+def log_spaced(positions: Shaped[np.ndarray, " n"], limit: int) -> Shaped[np.ndarray, " m"]:
     """At most `limit` of some positions, as many early as late ones on a logarithmic axis."""
-    return places[log_edges(len(places), min(limit, len(places))) - 1] if len(places) else places
+    return positions[log_edges(len(positions), min(limit, len(positions))) - 1] if len(positions) else positions
 
 
 def drawn_starts(positions: int, limit: int = 128) -> Int[np.ndarray, " B"]:

@@ -87,9 +87,9 @@ def compare(runs: Sequence[Measured], levels: Sequence[float]) -> Comparison:
     common = [float(level) for level in levels] or _levels_of(baselines, curves)
     reached, against = [], []
     for l0 in common:
-        at = {family: _read_all(own, l0) for family, own in curves.items()}
-        at = {family: own for family, own in at.items() if own}
-        reached += [_reached(family, l0, list(own.values())) for family, own in at.items()]
+        at = {family: _read_all(by_seed, l0) for family, by_seed in curves.items()}
+        at = {family: by_seed for family, by_seed in at.items() if by_seed}
+        reached += [_reached(family, l0, list(by_seed.values())) for family, by_seed in at.items()]
         for family in at:
             for baseline in _baselines_of(family, baselines):
                 if pairs := _pairs(at[family], at.get(baseline, {})):
@@ -117,7 +117,7 @@ def _levels_of(baselines: Sequence[str], curves: dict[str, dict[int, list[Point]
     """Mean L0 of each baseline, those that count as equal taken as one."""
     common: list[float] = []
     for baseline in baselines:
-        points = [point.l0 for own in curves.get(baseline, {}).values() for point in own]
+        points = [point.l0 for by_seed in curves.get(baseline, {}).values() for point in by_seed]
         l0 = sum(points) / len(points) if points else math.nan
         if points and not any(_equal(l0, other) for other in common):
             common.append(l0)
@@ -129,7 +129,7 @@ def _equal(l0: float, other: float) -> bool:
 
 
 def _read_all(curves: dict[int, list[Point]], l0: float) -> dict[int, Point]:
-    """What each seed's curve says at `l0`, of those that reach so far."""
+    """The point at `l0` of each seed's curve that reaches so far."""
     read = {seed: read_curve(points, l0) for seed, points in curves.items()}
     return {seed: point for seed, point in read.items() if point is not None}
 
@@ -141,7 +141,7 @@ def read_curve(points: Sequence[Point], l0: float) -> Point | None:
         return curve[0] if _equal(curve[0].l0, l0) else None
     if not curve[0].l0 / (1 + REACH) <= l0 <= curve[-1].l0 * (1 + REACH):
         return None
-    right = next((place for place, point in enumerate(curve) if point.l0 >= l0), len(curve) - 1)
+    right = next((index for index, point in enumerate(curve) if point.l0 >= l0), len(curve) - 1)
     low, high = curve[max(right, 1) - 1], curve[max(right, 1)]
     share = math.log(l0 / low.l0) / math.log(high.l0 / low.l0)
     return Point(l0, *(a + share * (b - a) for a, b in zip(low[1:], high[1:], strict=True)))
@@ -156,8 +156,8 @@ def _merged(points: Sequence[Point]) -> list[Point]:
     return curve
 
 
-def _pairs(own: dict[int, Point], theirs: dict[int, Point]) -> list[tuple[Point, Point]]:
-    return [(point, theirs[seed]) for seed, point in own.items() if seed in theirs]
+def _pairs(ours: dict[int, Point], theirs: dict[int, Point]) -> list[tuple[Point, Point]]:
+    return [(point, theirs[seed]) for seed, point in ours.items() if seed in theirs]
 
 
 def _reached(family: str, l0: float, points: Sequence[Point]) -> Reached:
@@ -170,12 +170,12 @@ def _reached(family: str, l0: float, points: Sequence[Point]) -> Reached:
 
 
 def _against(family: str, baseline: str, l0: float, pairs: Sequence[tuple[Point, Point]]) -> Against:
-    left = [(1 - own.fve, 1 - other.fve) for own, other in pairs]
+    left = [(1 - ours.fve, 1 - theirs.fve) for ours, theirs in pairs]
     return Against(
         family=family,
         baseline=baseline,
         l0=l0,
-        fve=difference_of([own.fve - other.fve for own, other in pairs]),
-        fve_within_position=difference_of([own.fve_within_position - other.fve_within_position for own, other in pairs]),
+        fve=difference_of([ours.fve - theirs.fve for ours, theirs in pairs]),
+        fve_within_position=difference_of([ours.fve_within_position - theirs.fve_within_position for ours, theirs in pairs]),
         unexplained=ratio_of([a / b for a, b in left]) if all(a > 0 and b > 0 for a, b in left) else None,
     )

@@ -132,7 +132,7 @@ class RunResult(Part):
 
 
 class TimedRun(RunResult):
-    """A run with what its `timing.json` says, which differs from one time to the next."""
+    """A run with what is in its `timing.json`, which differs from one time to the next."""
 
     seconds: float
     tokens_per_second: float
@@ -304,8 +304,8 @@ def _run(paths: RunFolder, run: RunId, family: str, level: float | None) -> dict
 
 def _measures(run: RunId, files: Mapping[tuple[RunId, str], Path]) -> dict[str, Any]:
     """Measurements of one dictionary by section, without what there is of every feature."""
-    own = {SECTIONS[name]: path for (other, name), path in files.items() if other == run and SECTIONS[name].in_results}
-    return {section.name: section.summary(read_json(path, "a measurement of a dictionary")) for section, path in own.items()}
+    measured = {SECTIONS[name]: path for (other, name), path in files.items() if other == run and SECTIONS[name].in_results}
+    return {section.name: section.summary(read_json(path, "a measurement of a dictionary")) for section, path in measured.items()}
 
 
 def load_results(folder: Path) -> TimedResults:

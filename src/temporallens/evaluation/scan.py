@@ -2,7 +2,7 @@
 
 One pass over a few hundred rows reads every layer. For every clock, eta^2 is the share of the activations' variance that the
 clock's means explain (method, section 1): with n_c, m_c the count and mean of the tokens at clock value c, and m the mean of all,
-eta^2 = sum_c n_c |m_c - m|^2 / sum |x - m|^2. Its noise floor is the same number when every row wears the clock of another row,
+eta^2 = sum_c n_c |m_c - m|^2 / sum |x - m|^2. Its noise floor is the same number when every row takes the clock of another row,
 circularly shifted: whatever remains then is sampling noise. Index 0, sinks (norm rule) and special tokens are left out of eta^2 and
 shown by index beside it. Sums are kept about a typical activation, in float64; clock values that know no bound are binned.
 """
@@ -36,10 +36,10 @@ from temporallens.settings import Length, Seed, Settings
 
 FORMAT = "temporallens.scan/1"
 BATCH_TOKENS = 4096
-EXACT_INDEX = 256  # the index clock is told exactly up to here
+EXACT_INDEX = 256  # bins of the index clock are single values up to here
 EXACT_TIMES = 16  # the other clocks up to here
 BIN_GROWTH = 1.25  # beyond, each bin begins so much later than the one before
-LATE = 8  # "late" statistics leave out the first tokens of a row, which keep a time of their own
+LATE = 8  # "late" statistics leave out the first tokens of a row, which differ from all later ones
 
 Share = float | None  # None where there was no token
 
@@ -79,7 +79,7 @@ class ClockScan:
 
 @dataclass(frozen=True)
 class Scan:
-    """Where position lives in a model; layers are `embed`, `0`, ..., each the output of that block."""
+    """What a scan of a model finds; layers are `embed`, `0`, ..., each the output of that block."""
 
     model: str
     revision: str | None
@@ -128,18 +128,18 @@ class LayerSums:
         self.squares = torch.zeros(2, dtype=torch.float64)  # early and late
         self.by_index = torch.zeros(3, context_length, dtype=torch.float64)  # tokens, norms, sinks
 
-    def add(self, x: Float[Tensor, "N D"], kept: Bool[Tensor, " N"], index: Int[Tensor, " N"], bags: "Bags", norm_multiple: float) -> None:
-        """Count a batch in: `kept` says which tokens stand for text, `bags` which groups they are in; sinks are counted apart."""
+    def add(self, x: Float[Tensor, "N D"], text: Bool[Tensor, " N"], index: Int[Tensor, " N"], bags: "Bags", norm_multiple: float) -> None:
+        """Count a batch in: `text` marks the tokens that stand for text, `bags` gives their groups; sinks are counted apart."""
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
         sinks = beyond_norm(norms, index > 0, norm_multiple)
         for row, values in enumerate((torch.ones_like(norms), norms, sinks)):
             self.by_index[row].index_add_(0, index, values.double())
-        kept = kept & ~sinks
+        text = text & ~sinks
         if self.reference is None:
-            self.reference = x[kept].float().mean(0)
+            self.reference = x[text].float().mean(0)
         centred = torch.ones(len(x), x.shape[1] + 1, dtype=torch.float32)
         torch.sub(x, self.reference, out=centred[:, :-1])
-        centred *= kept[:, None]
+        centred *= text[:, None]
         squares = torch.linalg.vector_norm(centred[:, :-1], dim=1).double().square()
         for when, late in enumerate((index < LATE, index >= LATE)):
             self.squares[when] += squares[late].sum()
@@ -197,13 +197,13 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
 def choose_rows(
     model: LanguageModel, documents: Iterable[str], shape: RowShape, wanted: int, generator: np.random.Generator
 ) -> list[TokenRow]:
-    """About as many rows from each of the first documents, at random places in them, in the order of the text."""
+    """About as many rows from each of the first documents, at random indices, in the order of the text."""
     ranked: list[tuple[int, int, int, TokenRow]] = []
     rows = token_rows(model, itertools.islice(documents, wanted), shape, "split")
-    for document, own in itertools.groupby(rows, key=lambda row: int(row.document[0])):
-        candidates = list(own)
-        for rank, place in enumerate(generator.permutation(len(candidates))[:wanted]):
-            ranked.append((rank, document, int(place), candidates[place]))
+    for document, group in itertools.groupby(rows, key=lambda row: int(row.document[0])):
+        candidates = list(group)
+        for rank, index in enumerate(generator.permutation(len(candidates))[:wanted]):
+            ranked.append((rank, document, int(index), candidates[index]))
     ranked.sort(key=lambda entry: entry[:3])
     if len(ranked) < 2:
         raise TemporalLensError(f"the text has {len(ranked)} row of {shape.context_length} tokens; a scan needs at least 2")
@@ -221,14 +221,14 @@ def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) 
         exact = EXACT_INDEX if name == "index" else EXACT_TIMES
         bins[name] = growing_starts(max(int(row.max()) for row in times), exact, BIN_GROWTH)
         labels = [np.searchsorted(bins[name], row, side="right") - 1 for row in times]
-        for worn in [labels, *(shuffled(labels, generator) for _ in range(policy.shuffles))]:
-            groupings.append(Grouping(name, worn, groups))
+        for labelling in [labels, *(shuffled(labels, generator) for _ in range(policy.shuffles))]:
+            groupings.append(Grouping(name, labelling, groups))
             groups += len(bins[name])
     return bins, groupings, groups
 
 
 def shuffled(labels: Sequence[Int[np.ndarray, " _"]], generator: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
-    """Every row wears the labels of another, circularly shifted (and repeated where that row is shorter)."""
+    """Every row takes the labels of another, circularly shifted (and repeated where that row is shorter)."""
     donors = [labels[donor] for donor in generator.permutation(len(labels))]
     shifts = [int(generator.integers(len(donor))) for donor in donors]
     return [np.resize(np.roll(donor, shift), len(row)) for row, donor, shift in zip(labels, donors, shifts, strict=True)]
@@ -246,14 +246,14 @@ def _add_batch(
 ) -> None:
     index = torch.from_numpy(np.concatenate([np.arange(len(row.tokens)) for row in batch.rows]))
     tokens = np.concatenate([row.tokens for row in batch.rows])
-    kept = (index > 0) & ~torch.from_numpy(marks.special[tokens])
+    text = (index > 0) & ~torch.from_numpy(marks.special[tokens])
     bags = _bags(batch, groupings, groups, index)
     streams = model.residuals(batch.tokens, batch.mask, layers)
     for layer, layer_sums in zip(layers, sums, strict=True):
         stream = streams.pop(layer)
         x = stream[batch.mask.to(stream.device)].cpu()
         check_finite(x, layer, model.title)
-        layer_sums.add(x, kept, index, bags, norm_multiple)
+        layer_sums.add(x, text, index, bags, norm_multiple)
 
 
 def _bags(batch: Batch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:

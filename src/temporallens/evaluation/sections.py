@@ -2,20 +2,13 @@
 
 from typing import Literal
 
-from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
-from temporallens.evaluation.clusters.section import ClustersPolicy
-from temporallens.evaluation.features import SECTION as FEATURES
-from temporallens.evaluation.features import FeaturesPolicy
-from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
-from temporallens.evaluation.model.fidelity import FidelityPolicy
-from temporallens.evaluation.model.splicing import SECTION as SPLICING
-from temporallens.evaluation.model.splicing import SplicingPolicy
-from temporallens.evaluation.order.section import SECTION as ORDER
-from temporallens.evaluation.order.section import OrderPolicy
-from temporallens.evaluation.positions.section import SECTION as POSITIONS
-from temporallens.evaluation.positions.section import PositionsPolicy
-from temporallens.evaluation.probing.section import SECTION as PROBING
-from temporallens.evaluation.probing.section import ProbingPolicy
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy
+from temporallens.evaluation.features import SECTION as FEATURES, FeaturesPolicy
+from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
+from temporallens.evaluation.model.splicing import SECTION as SPLICING, SplicingPolicy
+from temporallens.evaluation.order.section import SECTION as ORDER, OrderPolicy
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
+from temporallens.evaluation.probing.section import SECTION as PROBING, ProbingPolicy
 from temporallens.evaluation.section import Section
 from temporallens.settings import Settings
 

@@ -1,7 +1,7 @@
 """SAEBench: our dictionaries as objects that its unmodified package evaluates, and our sparse probing as the JSON that it writes.
 
-`wrap` gives a dictionary the face of an SAE of sae_bench 0.6.0. The package passes no positions, so they are told from the input: a
-padded or masked token is a row of zeros (`passes.rule_positions`). `sparse_probing_json` lays results out as the package's own output
+`wrap` gives a dictionary the face of an SAE of sae_bench 0.6.0. The package passes no positions, so they are inferred from the input:
+a padded or masked token is a row of zeros (`passes.rule_positions`). `sparse_probing_json` lays results out as the package's own output
 does, key by key in its order (docs/formats.md, "SAEBench's JSON"); `probe_folder` does everything for a saved dictionary.
 The package itself is not needed here.
 """
@@ -51,7 +51,7 @@ class SAEConfig:
     dtype: str = "float32"
     device: str = "cpu"
     prepend_bos: bool = True
-    """Whether rows open with BOS, by which positions are told."""
+    """Whether rows open with BOS, from which positions are inferred."""
     position_policy: PositionPolicy | None = None
     """The position that codes of `[N, d]` input are computed for, where the package has lost it; None: such input is refused."""
     context_size: int | None = None
@@ -80,7 +80,7 @@ class SAEConfig:
 class SAEBenchSAE(nn.Module):
     """A dictionary as sae_bench takes it. Made by `wrap`.
 
-    The weights that it shows follow the dtype that the package asks for. Codes are computed by the dictionary itself, whose weights,
+    The weights that it shows follow the dtype that the package requests. Codes are computed by the dictionary itself, whose weights,
     tables and thresholds stay float32 and whose positions stay integers; they are rounded to the dtype of the input at the end.
     """
 
@@ -116,8 +116,8 @@ class SAEBenchSAE(nn.Module):
         return self
 
     def positions(self, x: Float[Tensor, "B L d"]) -> Tensor:
-        """Where the rows of `x` stand, told from which of them are zero, as the package hands over no tokens; see `passes.rule_positions`
-        for where that goes wrong."""
+        """Where the rows of `x` stand, inferred from which of them are zero, as the package hands over no tokens; see
+        `passes.rule_positions` for where that goes wrong."""
         return rule_positions((x != 0).any(-1), self.cfg.prepend_bos)
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
@@ -144,8 +144,8 @@ def wrap(
 ) -> SAEBenchSAE:
     """A dictionary, or the one saved in a folder, as an SAE of sae_bench.
 
-    Of a saved one, model, layer and BOS need not be said: its metadata does. With `position_policy` (a position, or `mean` for the mean
-    mask) `[N, d]` input is taken, too, for the evaluations that lose positions; the policy stands in `cfg` and so in their results.
+    Of a saved one, model, layer and BOS need not be given: its metadata has them. With `position_policy` (a position, or `mean` for the
+    mean mask) `[N, d]` input is taken, too, for the evaluations that lose positions; the policy stands in `cfg` and so in their results.
     """
     about = UNKNOWN
     if not isinstance(dictionary, Dictionary):
@@ -154,7 +154,7 @@ def wrap(
 
 
 class Origin(NamedTuple):
-    """What a saved dictionary says of the activations that it was trained on."""
+    """What a saved dictionary records of the activations that it was trained on."""
 
     model: str | None
     revision: str | None
@@ -165,7 +165,7 @@ class Origin(NamedTuple):
 
 
 def origin(folder: Path | str) -> Origin:
-    """What the dictionary saved in `folder` says of its model; None for what it does not say."""
+    """What the dictionary saved in `folder` records of its model; None for what it does not record."""
     ours = read_config(folder)["metadata"]["temporallens"]
     source, policies = (ours.get(name) if isinstance(ours.get(name), dict) else {} for name in ("source", "policies"))
     if source.get("kind") != "model":
@@ -185,7 +185,7 @@ def _config(
     prepend_bos: bool | None,
     position_policy: PositionPolicy | None,
 ) -> SAEConfig:
-    """What the package is told of a dictionary; what is not said comes from where the dictionary was trained."""
+    """What the package is given of a dictionary; what is None comes from where the dictionary was trained."""
     if layer is not None and about.layer is not None and layer != about.layer:
         trained = f"layer {about.layer} of {about.model}"
         raise TemporalLensError(f"the dictionary was trained on {trained}, not on layer {layer}; leave the layer out")
@@ -248,7 +248,7 @@ def sparse_probing_json(probing: SparseProbing, sae: SAEConfig, release: str) ->
 
 
 def _metrics(means: dict[str, float], what: Literal["llm", "sae"]) -> dict[str, float | None]:
-    """The fields of the format, null where a number of features was not asked for."""
+    """The fields of the format, null where a number of features was not requested."""
     names = [f"{what}_test_accuracy", *(f"{what}_top_{k}_test_accuracy" for k in K_VALUES)]
     return {name: means.get(name) for name in names}
 
@@ -264,8 +264,8 @@ def probe_folder(
 ) -> Path:
     """Probe the dictionary saved in `folder` and write SAEBench's JSON into the folder `out`; returns its path.
 
-    Model and layer are those that the dictionary was trained on, unless `model` names another place where the model is. Activations
-    are kept in `out/cache`, so that the next dictionary of the layer is quick. Raises TemporalLensError for another layer or width.
+    Model and layer are those that the dictionary was trained on, unless `model` names another path of it. Activations
+    are cached in `out/cache`, so that the next dictionary of the layer is quick. Raises TemporalLensError for another layer or width.
     """
     about, dictionary = origin(folder), load_dictionary(folder)
     cfg = _config(dictionary, about, model, layer, policy.bos, None)

@@ -73,11 +73,11 @@ def source(entry: ActivationsResult) -> str:
 
 
 def question(results: Results) -> str:
-    """What the study asks, in one paragraph."""
+    """The question of the study and what was done, in one paragraph."""
     study, entries = results.study, results.activations
     names, training, seeds = list(by_family(results.runs)), study.training, len(study.seeds)
     sources = [model_and_layer(entry) or name for name, entry in entries.items()]
-    asks = (
+    opening = (
         f"How much of the activations of {listed(sources)} depends on where in the sequence a token stands, and does a sparse dictionary "
         "that knows the position reconstruct them better, or as well with fewer open features?"
     )
@@ -92,7 +92,7 @@ def question(results: Results) -> str:
     trained = f"{arms} {were} trained{each}{at}{length}, with {counted(seeds, 'seed', 'seeds')}{but}."
     share = f" ({percent(training.held_out)} of them)"
     measured = f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart."
-    return f"{asks} {trained} {measured}"
+    return f"{opening} {trained} {measured}"
 
 
 # Answers

@@ -59,7 +59,7 @@ def _bytes(shares: np.ndarray) -> str:
 
 
 def _context(context: Content, words: Mapping[str, int]) -> list[Any]:
-    """Words (those without a text as their token's number, negative), place of the firing one, position, activation, sequence."""
+    """Words (those without a text as their token's number, negative), index of the firing one, position, activation, sequence."""
     tokens = [words.get(str(token), -1 - token if token >= 0 else None) for token in context["tokens"]]
     return [tokens, context["place"], context["position"], context["activation"], context["sequence"]]
 

@@ -33,7 +33,7 @@ WORLD: Columns = (
     ("truly open, closed post hoc", "posthoc.positions.best.matched.false_closed"),
     ("FVE of the truth", "truth_fve"),
 )
-"""Column and place of a score in a run's `world`."""
+"""Column and path of a score in a run's `world`."""
 FIELDS: Columns = (
     ("features that fire", "live_features"),
     ("columns of a feature", "columns_per_feature"),

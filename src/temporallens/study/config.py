@@ -93,14 +93,14 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Study":
-        said: list[tuple[str, str, Iterator[str] | list[str]]] = [
+        named: list[tuple[str, str, Iterator[str] | list[str]]] = [
             *(("one_seed.arms", name, list(self.arms)) for name in self.one_seed.arms),
             *(("one_seed.activations", name, list(self.activations)) for name in self.one_seed.activations),
             *(("notes", name, list(self.arms)) for name in self.notes),
         ]
-        for place, name, names in said:
+        for key, name, names in named:
             if name not in names:
-                raise ValueError(f"{place} names '{name}', which this study does not have{did_you_mean(name, names)}")
+                raise ValueError(f"{key} names '{name}', which this study does not have{did_you_mean(name, names)}")
         return self
 
     @model_validator(mode="after")
@@ -163,8 +163,8 @@ class Study(Settings):
             return trainings
         variants, chosen = self.variants(), []
         for entry, family in product(self.activations, self.arms):
-            own = [training for training in trainings if training.activations == entry and variants[training.arm].family == family]
-            first = [training for training in own if training.seed == own[0].seed]
+            trained = [training for training in trainings if training.activations == entry and variants[training.arm].family == family]
+            first = [training for training in trained if training.seed == trained[0].seed]
             chosen.append(first[len(first) // 2])
         return chosen
 

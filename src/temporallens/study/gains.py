@@ -48,6 +48,6 @@ def gains(against: Mapping[str, str], files: Mapping[str, Mapping[str, Path]], c
     return found
 
 
-def _compared(section: Section, own: Any, ordinary: Any, cache: Path) -> list[Any]:
+def _compared(section: Section, measured: Any, ordinary: Any, cache: Path) -> list[Any]:
     assert section.gains is not None
-    return [as_json(gain) for gain in section.gains.compare(own, ordinary, cache)]
+    return [as_json(gain) for gain in section.gains.compare(measured, ordinary, cache)]

@@ -26,7 +26,7 @@ class ModelSizes(NamedTuple):
     width: int
     hidden: int  # of the feed-forward block
     layers: int
-    context: int | None  # positions it has; None where its configuration does not say
+    context: int | None  # positions it has; None where its configuration gives none
 
 
 SHIPPED_MODELS = {"smollm2-135m": ModelSizes(576, 1536, 30, 8192), "minilm-l6": ModelSizes(384, 1536, 6, 512)}
@@ -75,13 +75,13 @@ def _check_context(entry: str, model: str, context_length: int) -> None:
 
 
 def check_texts(study: Study) -> None:
-    """Raise TemporalLensError for a text at hand that is empty or has not the column that is asked for.
+    """Raise TemporalLensError for a text at hand that is empty or has not the requested column.
 
     Reads its first document; what would have to be fetched is left alone.
     """
-    asked: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
-    asked |= {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
-    for text, column, split in sorted(asked, key=str):
+    requested: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
+    requested |= {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
+    for text, column, split in sorted(requested, key=str):
         if text != SHIPPED_TEXT and not is_on_hub(text):
             iter(open_corpus(text, column, split))
 

@@ -18,15 +18,13 @@ from matplotlib.figure import Figure
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.evaluation.clusters.section import SECTION as CLUSTERS
-from temporallens.evaluation.clusters.section import ClusterMeasures
+from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClusterMeasures
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
 from temporallens.evaluation.positions.retention import Pattern
-from temporallens.evaluation.positions.section import SECTION as POSITIONS
-from temporallens.evaluation.positions.section import PositionMeasures
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.statistics import Estimate
@@ -65,14 +63,14 @@ def draw_pictures(folder: Path, results: Results, format: str = "png") -> list[P
     pictures, drawn = pictures_of(folder, results), []
     with progress("drawing", len(pictures), "pictures") as advance:
         for picture in pictures:
-            drawn.append(save(picture.draw(), folder / "figures" / f"{picture.name}.{format}", format))
+            drawn.append(save(picture.draw(), RunFolder(folder).figures / f"{picture.name}.{format}", format))
             advance(1)
     return drawn
 
 
 def captions(folder: Path, results: Results) -> dict[str, Path]:
     """The pictures as a report shows them, the headline's own once."""
-    return {picture.caption: folder / "figures" / f"{picture.name}.png" for picture in pictures_of(folder, results)[:-1]}
+    return {picture.caption: RunFolder(folder).figures / f"{picture.name}.png" for picture in pictures_of(folder, results)[:-1]}
 
 
 def pictures_of(folder: Path, results: Results) -> list[Picture]:
@@ -191,7 +189,7 @@ class _Files(NamedTuple):
         return draw_position_weights(history, run.id.title, 1 - array(run.position_fve), correlation)
 
     def _correlation(self, run: RunResult, weights: Float[np.ndarray, " P"]) -> Estimate:
-        """Of the last weights with what is left unexplained: as the run measured it, or from the errors that it kept."""
+        """Of the last weights with what is left unexplained: as the run measured it, or from the errors that it saved."""
         measured = positions_of(run)
         if measured is not None:
             return measured.correlations.weight_unexplained
@@ -231,12 +229,12 @@ class _Files(NamedTuple):
 
 
 def positions_of(run: RunResult) -> PositionMeasures | None:
-    """What the section `positions` found for a run; None where it was not asked for."""
+    """What the section `positions` found for a run; None where it was not requested."""
     return POSITIONS.read(run.measures[POSITIONS.name]) if POSITIONS.name in run.measures else None
 
 
 def fidelity_of(runs: Sequence[RunResult]) -> list[Arm]:
-    """What the section `fidelity` found, arm by arm, of those of which it was asked."""
+    """What the section `fidelity` found, arm by arm, of those for which it was requested."""
     measured = by_arm(run for run in runs if FIDELITY.name in run.measures)
     return [Arm(arm, [FIDELITY.read(run.measures[FIDELITY.name]) for run in seeds]) for arm, seeds in measured.items()]
 

@@ -1,8 +1,9 @@
-"""The hub data sets that a study reads, pinned: a run reads each at the commit that the hub had when the run first asked.
+"""The hub data sets that a study reads, pinned: a run reads each at the commit that the hub had when the run first read it.
 
 A data set may move on while a run is unfinished, or before it is looked at again. The run's folder therefore keeps, in `texts.json`,
-the commit of every data set whose name in the study does not say one; with it the run stays what it is, asks nothing of the hub again,
-and is known to be finished where there is no network. A name is `owner/name` or `owner/name:configuration`; pinned, `@commit` follows.
+the commit of every data set whose name in the study does not give one; with it the run stays what it is, requests nothing from the hub
+again, and is known to be finished where there is no network. A name is `owner/name` or `owner/name:configuration`; pinned, `@commit`
+follows.
 """
 
 from collections.abc import Mapping
@@ -39,9 +40,9 @@ def write_pins(folder: Path, pins: Pins) -> None:
 
 
 def new_pins(study: Study, pins: Pins) -> Pins:
-    """The pins of a study: those there are, and what the hub says of its other data sets. Those of which it says nothing are left out."""
-    asked = {text: at_commit(text) for text in sorted(texts_of(study) - pins.keys()) if is_moving(text)}
-    return {**pins, **{text: pinned for text, pinned in asked.items() if pinned != text}}
+    """The pins of a study: those there are, and the hub's commits of its other data sets. Those for which it gives none are left out."""
+    commits = {text: at_commit(text) for text in sorted(texts_of(study) - pins.keys()) if is_moving(text)}
+    return {**pins, **{text: pinned for text, pinned in commits.items() if pinned != text}}
 
 
 def texts_of(study: Study) -> set[str]:

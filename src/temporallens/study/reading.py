@@ -59,18 +59,18 @@ class StudyFile(NamedTuple):
 
 
 def read_study(path: Path, model: str | None = None) -> StudyFile:
-    """Read and validate `path`; `model` replaces the model everywhere, and the kept text then says so."""
+    """Read and validate `path`; `model` replaces the model everywhere, and the text then says so."""
     text = _text_of(path)
     return _study_in(_unsealed(text, path) if text.startswith(SEAL) else text, path, model)
 
 
-def write_kept(path: Path, text: str) -> None:
-    """The copy of a study that a run's folder keeps, whose first line tells whether the others are whole."""
+def write_copy(path: Path, text: str) -> None:
+    """Write the copy of a study in a run's folder, whose first line holds the digest of the others."""
     write_text(path, f"{SEAL}{_digest(text)}\n{text}")
 
 
-def read_kept(path: Path, model: str | None = None) -> StudyFile:
-    """Read what `write_kept` wrote. Raises TemporalLensError when it is damaged or was edited."""
+def read_copy(path: Path, model: str | None = None) -> StudyFile:
+    """Read what `write_copy` wrote. Raises TemporalLensError when it is damaged or was edited."""
     return _study_in(_unsealed(_text_of(path), path), path, model)
 
 
@@ -129,7 +129,7 @@ def _as_settings(content: Any) -> Any:
 
 
 def name_of(path: Path) -> str | None:
-    """The name of the study that a run's folder keeps, whatever else that file says; None when it says none."""
+    """The name in the copy of a study in a run's folder, whatever else that file holds; None when it has none."""
     _, content = _parse(_text_of(path), path)
     name = content.get("name") if isinstance(content, dict) else None
     return name if isinstance(name, str) else None
@@ -212,8 +212,8 @@ def _refuse_hidden_base(node: yaml.ScalarNode, path: Path) -> None:
         return
     hidden = next((base for base, numbers in HIDDEN.items() if numbers.fullmatch(written)), None)
     if hidden:
-        place = f"{path}:{node.start_mark.line + 1}"
-        raise TemporalLensError(f"{place}: YAML reads the number {written} as {hidden}; write it plainly, or in quotes where it is text")
+        where = f"{path}:{node.start_mark.line + 1}"
+        raise TemporalLensError(f"{where}: YAML reads the number {written} as {hidden}; write it plainly, or in quotes where it is text")
 
 
 def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
@@ -224,10 +224,10 @@ def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
             continue  # what pydantic refused of a list it does not count among its entries
         names, line = _locate(root, details["loc"])
         problems.append((details["type"] == "missing", line, ".".join(names), details))
-    _, line, place, first = min(problems, key=lambda problem: problem[:2])
-    alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == place and details is not first]
-    where = str(path) if first["type"] == "value_error" and not place else f"{path}:{line}"
-    return f"{where}: {' or '.join([_explain(place, first), *alternatives])}{_plainly(first)}"
+    _, line, setting, first = min(problems, key=lambda problem: problem[:2])
+    alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == setting and details is not first]
+    where = str(path) if first["type"] == "value_error" and not setting else f"{path}:{line}"
+    return f"{where}: {' or '.join([_explain(setting, first), *alternatives])}{_plainly(first)}"
 
 
 def _plainly(details: ErrorDetails) -> str:
@@ -246,33 +246,33 @@ def _within(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bo
     return len(location) > len(outer) and location[: len(outer)] == outer
 
 
-def _explain(place: str, details: ErrorDetails) -> str:
+def _explain(setting: str, details: ErrorDetails) -> str:
     kind, value = details["type"], details["input"]
-    parent, _, key = place.rpartition(".")
+    parent, _, key = setting.rpartition(".")
     where = f" in {parent}" if parent else ""
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key '{key}'{where}{did_you_mean(key, _keys_at(details['loc'][:-1]))}"
     if kind == "missing":
-        return f"the key '{details['loc'][-1]}' is missing" + (f" in {place}" if place else "")
+        return f"the key '{details['loc'][-1]}' is missing" + (f" in {setting}" if setting else "")
     if kind == "union_tag_not_found":
-        return f"{place} needs the key 'kind', which says what arm it is; it is one of: {_options(_tags_at(details['loc']))}"
+        return f"{setting} needs the key 'kind', which says what arm it is; it is one of: {_options(_tags_at(details['loc']))}"
     if kind == "union_tag_invalid":
         word, tag = ("source" if context["tag"].startswith(TAG) else "kind"), context["tag"].removeprefix(TAG)
-        return f"{place} has the unknown {word} '{tag}'{did_you_mean(tag, _tags_at(details['loc']))}"
+        return f"{setting} has the unknown {word} '{tag}'{did_you_mean(tag, _tags_at(details['loc']))}"
     if kind == "string_pattern_mismatch" and details["loc"][-1] == "[key]":
         return f"the name '{value}' cannot name a folder: use letters, digits, dots, dashes and underscores"
     if kind in {"dict_type", "model_type", "model_attributes_type"}:
-        return f"{place} is {_short(value)}: it should be a mapping of keys to values"
+        return f"{setting} is {_short(value)}: it should be a mapping of keys to values"
     if kind == "tuple_type":
-        return f"{place} is {_short(value)}: it should be a list, in square brackets"
+        return f"{setting} is {_short(value)}: it should be a list, in square brackets"
     if kind == "too_short":
-        return f"{place} is empty: it needs at least one entry"
+        return f"{setting} is empty: it needs at least one entry"
     if kind == "string_type" and not isinstance(value, dict | tuple):
-        return f"{place} is read as {_short(value)}, which is no text: put it in quotes"
+        return f"{setting} is read as {_short(value)}, which is no text: put it in quotes"
     if kind == "value_error":
-        return f"{place}: {details['msg'].removeprefix('Value error, ')}" if place else details["msg"].removeprefix("Value error, ")
-    return f"{place} is {_short(value)}: {_lower(details['msg'])}"
+        return f"{setting}: {details['msg'].removeprefix('Value error, ')}" if setting else details["msg"].removeprefix("Value error, ")
+    return f"{setting} is {_short(value)}: {_lower(details['msg'])}"
 
 
 def _lower(message: str) -> str:

@@ -36,7 +36,7 @@ from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures
 from temporallens.study.pins import new_pins, pinned_study, read_pins, write_pins
-from temporallens.study.reading import StudyFile, name_of, write_kept
+from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, Kind, Records, Stage, partners_of, remove, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
@@ -60,7 +60,7 @@ class Run:
     folder: Path
     stages: list[Stage]
     records: Records
-    say: Callable[[str], None]  # told, in one line, what is done and what is skipped
+    say: Callable[[str], None]  # called with one line for each stage that is done or skipped
 
     @property
     def paths(self) -> RunFolder:
@@ -80,14 +80,14 @@ class Run:
 
 def refuse_foreign_folder(study: Study, folder: Path) -> None:
     """Raise TemporalLensError when `folder` holds another study, or anything that is not a study's run."""
-    kept = RunFolder(folder).study
+    copy = RunFolder(folder).study
     with explained(folder):
-        holds_study, is_file = kept.exists(), folder.is_file()
+        holds_study, is_file = copy.exists(), folder.is_file()
         holds_more = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
     if is_file:
         raise TemporalLensError(f"{folder} is a file; choose another output folder with --out")
     if holds_study:
-        if (name := name_of(kept)) != study.name:
+        if (name := name_of(copy)) != study.name:
             raise TemporalLensError(f"{folder} holds the study '{name}', not '{study.name}'; choose another output folder with --out")
     elif holds_more:
         raise TemporalLensError(f"{folder} is not empty and holds no study; choose an empty output folder with --out")
@@ -110,7 +110,7 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     reach_models(_models_read(study, (stage for stage in stages if not records.finished(stage))))
     run = Run(study, text, folder, stages, records, say)
     with locked(folder):
-        write_kept(run.paths.study, text)
+        write_copy(run.paths.study, text)
         write_pins(folder, pins)
         _fix_threads(study.threads)
         for name, pinned in pins.items():
@@ -176,7 +176,7 @@ def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[Scan, Path]:
     """Scan one model outside of a study: `scan.json` and `figures/scan.png` in `folder`."""
     result = scan_policy(policy)
     write_json(folder / "scan.json", result.to_json())
-    return result, save(draw_scan([result]), folder / "figures" / "scan.png")
+    return result, save(draw_scan([result]), RunFolder(folder).figures / "scan.png")
 
 
 def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
@@ -223,31 +223,31 @@ def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         yield stage
 
 
-def _evaluate(run: Run, own: RunId) -> None:
-    store, folder = ActivationStore(run.paths.store(own.activations)), run.paths.arm(own)
+def _evaluate(run: Run, run_id: RunId) -> None:
+    store, folder = ActivationStore(run.paths.store(run_id.activations)), run.paths.arm(run_id)
     scale = read_json(folder / "training.json", "the summary of a training run")["scale"]
     dictionary, held_out = load_dictionary(folder), run.held_out(store)
     measured = evaluate_reconstruction(dictionary, store, held_out, scale, run.paths.passes)._asdict()
     scores = {
         name: score(dictionary, store, held_out, cache=run.paths.passes)._asdict()
-        for name, score in scores_of(run.study.activations[own.activations]).items()
+        for name, score in scores_of(run.study.activations[run_id.activations]).items()
     }
-    write_json(run.paths.evaluation(own), {**measured, **scores})
+    write_json(run.paths.evaluation(run_id), {**measured, **scores})
 
 
-def _measure(run: Run, own: RunId, section: Section) -> None:
+def _measure(run: Run, run_id: RunId, section: Section) -> None:
     """One section of the evaluation of one dictionary."""
-    store = ActivationStore(run.paths.store(own.activations))
+    store = ActivationStore(run.paths.store(run_id.activations))
     subject = Subject(
-        folder=run.paths.arm(own),
-        dictionary=load_dictionary(run.paths.arm(own)),
+        folder=run.paths.arm(run_id),
+        dictionary=load_dictionary(run.paths.arm(run_id)),
         store=store,
         held_out=run.held_out(store),
-        others=[run.paths.arm(other) for other in run.study.trainings() if other[:2] == own[:2] and other != own],
+        others=[run.paths.arm(other) for other in run.study.trainings() if other[:2] == run_id[:2] and other != run_id],
         cache=run.paths.passes,
     )
     measured = section.measure(subject, getattr(run.study.evaluation, section.name))
-    write_json(run.paths.measurement(section.name, own), as_json(measured))
+    write_json(run.paths.measurement(section.name, run_id), as_json(measured))
 
 
 def _compare(run: Run, stage: Stage) -> None:
@@ -265,7 +265,7 @@ def _assemble(run: Run) -> None:
         run.folder,
         study.name,
         study.model_dump(mode="json"),
-        {own: (variants[own.arm].family, variants[own.arm].level) for own in study.trainings()},
+        {run_id: (variants[run_id.arm].family, variants[run_id.arm].level) for run_id in study.trainings()},
         [run.paths.scan(policy.model) for policy in study.scans],
         {(stage.run, stage.section): run.path(stage) for stage in run.measured() if stage.run},
         {stage.activations: run.path(stage) for stage in run.stages if stage.section == GAINS},

@@ -24,9 +24,9 @@ Score = Callable[..., Any]
 
 
 def source_of(entry: Any) -> str:
-    """The tag of an entry: as it says, or a model's."""
-    said = entry.get("source", "model") if isinstance(entry, dict) else getattr(entry, "source", "model")
-    return f"{TAG}{said}"
+    """The tag of an entry: that of its `source`, or a model's."""
+    source = entry.get("source", "model") if isinstance(entry, dict) else getattr(entry, "source", "model")
+    return f"{TAG}{source}"
 
 
 def _without_source(entry: Any) -> Any:

@@ -94,7 +94,7 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
             del shaped_by["policy"]["compute_dtype"]  # a store that was made on another machine, or before there was a choice, stays
         text = open_corpus(policy.text, policy.column, policy.split)
         shaped_by |= {"model": models[policy.model], "text": text.fingerprint, **CLOCKS[policy.clock].rule}
-        if policy.rows == "packed":  # stores of earlier versions did not tell the documents of a row apart
+        if policy.rows == "packed":  # stores of earlier versions did not distinguish the documents of a row
             shaped_by["entries"] = "by document"
     folder = PATHS.store(name)
     return _stage("harvest", f"harvest/{name}", folder, shaped_by, [], proof=folder / "manifest.json", activations=name)

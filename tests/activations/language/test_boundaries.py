@@ -4,8 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from temporallens.activations.language.boundaries import find_line_breaks, find_sentence_gaps, spans_of, starts_in
 from tiny_tokenizers import MADE, encoding, first_characters

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from temporallens.activations.language import shipped
 from temporallens.activations.language.corpora import at_commit, documents, is_moving, open_corpus

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.cluster.hierarchy import cophenet
 from scipy.spatial.distance import jensenshannon, squareform
 from sklearn.metrics import silhouette_score

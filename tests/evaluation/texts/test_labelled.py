@@ -14,12 +14,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.texts import hub as labelled_hub
-from temporallens.evaluation.texts import shipped as labelled_shipped
+from temporallens.evaluation.texts import hub as labelled_hub, shipped as labelled_shipped
 from temporallens.evaluation.texts.hub import HUB_SETS, hub_set
 from temporallens.evaluation.texts.labelled import COLUMNS, LEAST_TEXTS, Columns, LabelledSet, read_folder, read_table
 from temporallens.evaluation.texts.sets import open_sets

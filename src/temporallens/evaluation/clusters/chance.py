@@ -12,8 +12,7 @@ import numpy as np
 
 from temporallens.evaluation.clusters.distances import condensed, vectors_of
 from temporallens.evaluation.clusters.policy import ClustersPolicy, DistanceName
-from temporallens.evaluation.clusters.profiles import Bins, Selection, Table, rotated, shuffled
-from temporallens.evaluation.clusters.profiles import table_of as tabulate
+from temporallens.evaluation.clusters.profiles import Bins, Selection, Table, rotated, shuffled, table_of as tabulate
 from temporallens.evaluation.clusters.trees import Cuts, Tree, cophenetic_correlation, cut, grow
 from temporallens.evaluation.firings import Firings
 from temporallens.progress import progress

@@ -23,7 +23,7 @@ LONGER = 0.05
 OPEN_WIDTH, NARROW_WIDTH = 0.8, 0.5
 """Widths at which a shape counts as not selective at all, and as wholly so."""
 ONSET = 3
-"""Bins at the start that say whether a shape begins there."""
+"""Bins at the start that decide whether a shape begins there."""
 
 
 class Motifs(NamedTuple):

@@ -55,7 +55,7 @@ class Bins(NamedTuple):
 class Selection(NamedTuple):
     """The firings of chosen features alone, as every table of them is made from."""
 
-    feature: Int[np.ndarray, " K"]  # place among the chosen features
+    feature: Int[np.ndarray, " K"]  # index among the chosen features
     row: Int[np.ndarray, " K"]
     value: Float[np.ndarray, " K"]
     chosen: Int[np.ndarray, " n"]
@@ -63,16 +63,16 @@ class Selection(NamedTuple):
 
 
 def select(firings: Firings, chosen: Int[np.ndarray, " n"]) -> Selection:
-    """The firings of these features, each of which gets its place among them."""
-    place = np.full(firings.features, -1, dtype=np.int32)
-    place[chosen] = np.arange(len(chosen), dtype=np.int32)
-    feature = place[firings.feature]
-    kept = feature >= 0
-    return Selection(feature[kept], firings.row[kept], firings.value[kept], chosen, firings.positions)
+    """The firings of these features, each of which gets its index among them."""
+    index = np.full(firings.features, -1, dtype=np.int32)
+    index[chosen] = np.arange(len(chosen), dtype=np.int32)
+    feature = index[firings.feature]
+    selected = feature >= 0
+    return Selection(feature[selected], firings.row[selected], firings.value[selected], chosen, firings.positions)
 
 
 def table_of(selection: Selection, position: Int[np.ndarray, " N"], weight: Float[np.ndarray, " N"] | None = None) -> Table:
-    """Activation by position, rows counted `weight` times (once, where nothing is said)."""
+    """Activation by position, rows counted `weight` times (once by default)."""
     count, positions = len(selection.chosen), selection.positions
     value = selection.value.astype(np.float64)
     times = np.ones(len(value)) if weight is None else weight[selection.row]
@@ -94,9 +94,9 @@ def rotated(position: Int[np.ndarray, " N"], sequence: Int[np.ndarray, " N"], ge
     starts = np.flatnonzero(np.concatenate([[True], sequence[1:] != sequence[:-1]]))
     lengths = np.diff(np.append(starts, len(sequence)))
     offset = (generator.random(len(starts)) * lengths).astype(np.int64)
-    own = np.repeat(starts, lengths)
-    place = (np.arange(len(sequence)) - own + np.repeat(offset, lengths)) % np.repeat(lengths, lengths)
-    return position[own + place]
+    first = np.repeat(starts, lengths)
+    index = (np.arange(len(sequence)) - first + np.repeat(offset, lengths)) % np.repeat(lengths, lengths)
+    return position[first + index]
 
 
 def shuffled(table: Table, generator: np.random.Generator) -> Table:

@@ -28,10 +28,10 @@ DIGITS = 5
 
 
 class Context(NamedTuple):
-    """A place where a feature fires strongly; the token ids are the store's, -1 where it has none."""
+    """A strong firing of a feature and the tokens around it; their ids are the store's, -1 where it has none."""
 
     tokens: list[int]
-    place: int  # of the firing token among them
+    place: int  # index of the firing token among them
     position: int
     activation: float
     sequence: int  # entry of the store's sequence table
@@ -82,7 +82,7 @@ class Drawing(NamedTuple):
 
 def rows_of(
     firings: Firings,
-    kept: Int[np.ndarray, " n"],
+    ids: Int[np.ndarray, " n"],
     table: Table,
     profiles: Float[np.ndarray, "n B"],
     bins: Bins,
@@ -94,41 +94,41 @@ def rows_of(
     finder = Contexts(firings)
     rows = []
     for cluster in range(cut.clusters):
-        own = np.flatnonzero(cut.labels == cluster)
-        clear = own[np.lexsort((own, -table.firings[own], -cut.widths[own].round(2)))]
+        members = np.flatnonzero(cut.labels == cluster)
+        clear = members[np.lexsort((members, -table.firings[members], -cut.widths[members].round(2)))]
         telling = [
-            _telling(firings, finder, kept, table, bins, motifs, cut, int(place), policy.examples) for place in clear[: policy.examples]
+            _telling(firings, finder, ids, table, bins, motifs, cut, int(index), policy.examples) for index in clear[: policy.examples]
         ]
-        rows.append(_row(own, profiles, bins, motifs, cut, telling))
+        rows.append(_row(members, profiles, bins, motifs, cut, telling))
     return rows
 
 
 def _row(
-    own: Int[np.ndarray, " m"],
+    members: Int[np.ndarray, " m"],
     profiles: Float[np.ndarray, "n B"],
     bins: Bins,
     motifs: Motifs,
     cut: Cut,
     telling: list[Telling],
 ) -> ClusterRow:
-    relative = profiles[own] * len(bins)
+    relative = profiles[members] * len(bins)
     mean = relative.mean(0)
     low, high = np.quantile(relative, [0.1, 0.9], axis=0)
     peak = int(mean.argmax())
-    periods = motifs.recurring[own]
+    periods = motifs.recurring[members]
     return ClusterRow(
-        features=len(own),
+        features=len(members),
         mean=_rounded(mean),
         low=_rounded(low),
         high=_rounded(high),
         peak=(int(bins.first[peak]), int(bins.last[peak])),
-        width=float(np.median(motifs.width[own])),
-        trend=float(np.median(motifs.trend[own])),
-        trends=(float(np.quantile(motifs.trend[own], 0.1)), float(np.quantile(motifs.trend[own], 0.9))),
+        width=float(np.median(motifs.width[members])),
+        trend=float(np.median(motifs.trend[members])),
+        trends=(float(np.quantile(motifs.trend[members], 0.1)), float(np.quantile(motifs.trend[members], 0.9))),
         periods={str(period): int((periods == period).sum()) for period in np.unique(periods[periods > 0]).tolist()},
-        silhouette=float(cut.widths[own].mean()) if cut.clusters > 1 else None,
-        correlation=mean_correlation(profiles[own]),
-        specialised=peaks_of(motifs.of(own), bins),
+        silhouette=float(cut.widths[members].mean()) if cut.clusters > 1 else None,
+        correlation=mean_correlation(profiles[members]),
+        specialised=peaks_of(motifs.of(members), bins),
         telling=telling,
     )
 
@@ -152,27 +152,27 @@ def mean_correlation(profiles: Float[np.ndarray, "n B"]) -> float | None:
 def _telling(
     firings: Firings,
     finder: "Contexts",
-    kept: Int[np.ndarray, " n"],
+    ids: Int[np.ndarray, " n"],
     table: Table,
     bins: Bins,
     motifs: Motifs,
     cut: Cut,
-    place: int,
+    index: int,
     examples: int,
 ) -> Telling:
-    alike = similarity(motifs.of(np.array([place])), motifs)[0]
-    alike[place] = -1.0
-    nearest = np.argsort(-alike, kind="stable")[: min(ALIKE, len(kept) - 1)]
+    alike = similarity(motifs.of(np.array([index])), motifs)[0]
+    alike[index] = -1.0
+    nearest = np.argsort(-alike, kind="stable")[: min(ALIKE, len(ids) - 1)]
     return Telling(
-        feature=int(kept[place]),
-        silhouette=float(cut.widths[place]),
-        firings=int(table.firings[place]),
-        peak=int(bins.first[motifs.peak[place]]),
-        width=float(motifs.width[place]),
-        trend=float(motifs.trend[place]),
-        period=int(motifs.recurring[place]),
-        alike=kept[nearest].tolist(),
-        contexts=finder.strongest(int(kept[place]), examples),
+        feature=int(ids[index]),
+        silhouette=float(cut.widths[index]),
+        firings=int(table.firings[index]),
+        peak=int(bins.first[motifs.peak[index]]),
+        width=float(motifs.width[index]),
+        trend=float(motifs.trend[index]),
+        period=int(motifs.recurring[index]),
+        alike=ids[nearest].tolist(),
+        contexts=finder.strongest(int(ids[index]), examples),
     )
 
 
@@ -187,10 +187,10 @@ class Contexts:
     def strongest(self, feature: int, count: int) -> list[Context]:
         """The strongest firings of a feature, one of each sequence."""
         firings = self._firings
-        own = self._order[self._starts[feature] : self._starts[feature + 1]]
-        own = own[np.argsort(-firings.value[own], kind="stable")]
-        _, first = np.unique(firings.sequence[firings.row[own]], return_index=True)
-        return [self._context(int(entry)) for entry in own[np.sort(first)[:count]]]
+        entries = self._order[self._starts[feature] : self._starts[feature + 1]]
+        entries = entries[np.argsort(-firings.value[entries], kind="stable")]
+        _, first = np.unique(firings.sequence[firings.row[entries]], return_index=True)
+        return [self._context(int(entry)) for entry in entries[np.sort(first)[:count]]]
 
     def _context(self, entry: int) -> Context:
         firings = self._firings
@@ -207,7 +207,7 @@ class Contexts:
         )
 
 
-def drawing_of(tree: Tree, cut: Cut, kept: Int[np.ndarray, " n"], profiles: Float[np.ndarray, "n B"]) -> Drawing:
+def drawing_of(tree: Tree, cut: Cut, ids: Int[np.ndarray, " n"], profiles: Float[np.ndarray, "n B"]) -> Drawing:
     """Leaves taken evenly along the tree, a few of every cluster at least, and the tree of those."""
     ordered = cut.labels[tree.order]
     even = np.unique(np.linspace(0, len(ordered) - 1, min(LEAVES, len(ordered))).round().astype(np.int64))
@@ -215,7 +215,7 @@ def drawing_of(tree: Tree, cut: Cut, kept: Int[np.ndarray, " n"], profiles: Floa
     chosen = tree.order[np.unique(np.concatenate([even, *few]))]
     part = part_of(tree, chosen)
     return Drawing(
-        features=kept[chosen].tolist(),
+        features=ids[chosen].tolist(),
         cluster=cut.labels[chosen].tolist(),
         profiles=[_rounded(row) for row in profiles[chosen] * profiles.shape[1]],
         merges=[_rounded(row) for row in part.merges],
@@ -223,10 +223,10 @@ def drawing_of(tree: Tree, cut: Cut, kept: Int[np.ndarray, " n"], profiles: Floa
     )
 
 
-def _evenly(places: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
-    if len(places) <= count:
-        return places
-    return places[np.linspace(0, len(places) - 1, count).round().astype(np.int64)]
+def _evenly(indices: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+    if len(indices) <= count:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, count).round().astype(np.int64)]
 
 
 def _rounded(values: Float[np.ndarray, " n"]) -> list[float]:

@@ -97,11 +97,11 @@ def cut(tree: Tree, distances: Float[np.ndarray, " pairs"], least: int, most: in
                 inside = np.isin(branch, proper)
                 explained = float(np.where(inside, far - near, 0.0).mean())
                 chosen = mean, np.where(inside, branch, SCATTERED), widths, explained
-        kept, gone = joins[branches - number]
-        sums[:, kept] += sums[:, gone]
-        sizes[kept] += sizes[gone]
-        alive[gone] = False
-        branch[branch == gone] = kept
+        target, merged = joins[branches - number]
+        sums[:, target] += sums[:, merged]
+        sizes[target] += sizes[merged]
+        alive[merged] = False
+        branch[branch == merged] = target
     if chosen is None and wanted is not None and by_clusters:
         return cut(tree, distances, least, most)
     if chosen is not None:
@@ -126,9 +126,9 @@ def _branches(tree: Tree, branches: int) -> tuple[Int[np.ndarray, " n"], list[tu
     labels = np.array([names[int(node)] for node in root[:count]])
     joins = []
     for node in range(2 * count - branches, 2 * count - 1):
-        kept, gone = (names[int(child)] for child in pairs[node - count])
-        joins.append((kept, gone))
-        names[node] = kept
+        target, merged = (names[int(child)] for child in pairs[node - count])
+        joins.append((target, merged))
+        names[node] = target
     return labels, joins
 
 
@@ -156,12 +156,12 @@ def _widths(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Silhouette of every feature, how much nearer its own cluster is than the nearest other one, and its mean distance to its own
     cluster; 0 for scattered features."""
-    place = np.full(len(sizes), -1)
-    place[proper] = np.arange(len(proper))
-    own = place[branch]
-    inside = own >= 0
+    column_of = np.full(len(sizes), -1)
+    column_of[proper] = np.arange(len(proper))
+    columns = column_of[branch]
+    inside = columns >= 0
     mean = sums[inside][:, proper] / sizes[proper]
-    rows, column = np.arange(len(mean)), own[inside]
+    rows, column = np.arange(len(mean)), columns[inside]
     size = sizes[proper][column]
     near = mean[rows, column] * size / np.maximum(size - 1, 1)  # its distance to itself counts for nothing
     mean[rows, column] = np.inf

@@ -44,17 +44,17 @@ def is_world(store: ActivationStore) -> bool:
 
 
 def recovery_of_world(
-    dictionary: Dictionary, store: ActivationStore, kept: Int[np.ndarray, " n"], table: Table, bins: Bins, policy: ClustersPolicy
+    dictionary: Dictionary, store: ActivationStore, ids: Int[np.ndarray, " n"], table: Table, bins: Bins, policy: ClustersPolicy
 ) -> Recovery | None:
     """Compare clusters with the classes of matched features; None where too few are matched, or all are of one class."""
     truth = read_truth(store.folder)
-    living = np.zeros(dictionary.features, dtype=bool)
-    living[kept] = True
-    match = match_features(true_cosines(dictionary, truth), living)
-    place = np.full(dictionary.features, -1)
-    place[kept] = np.arange(len(kept))
-    own, kind = place[match.feature[match.matched]], truth.profiles.kind[match.matched]
-    return recovery_of(_part(table, own), bins, kind, policy)
+    selected = np.zeros(dictionary.features, dtype=bool)
+    selected[ids] = True
+    match = match_features(true_cosines(dictionary, truth), selected)
+    row_of = np.full(dictionary.features, -1)
+    row_of[ids] = np.arange(len(ids))
+    rows, kind = row_of[match.feature[match.matched]], truth.profiles.kind[match.matched]
+    return recovery_of(_part(table, rows), bins, kind, policy)
 
 
 def recovery_of(table: Table, bins: Bins, kind: Int[np.ndarray, " n"], policy: ClustersPolicy) -> Recovery | None:
@@ -71,5 +71,5 @@ def recovery_of(table: Table, bins: Bins, kind: Int[np.ndarray, " n"], policy: C
     return Recovery(len(kind), [CLASSES[one] for one in classes], by_distance)
 
 
-def _part(table: Table, own: Int[np.ndarray, " m"]) -> Table:
-    return Table(table.mass[own], table.tokens, table.firings[own], table.size[own])
+def _part(table: Table, rows: Int[np.ndarray, " m"]) -> Table:
+    return Table(table.mass[rows], table.tokens, table.firings[rows], table.size[rows])

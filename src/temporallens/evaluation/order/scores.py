@@ -173,7 +173,7 @@ class Judge:
 
 
 def _margin(logits: Float[np.ndarray, "n C"], c: int) -> Float[np.ndarray, " n"]:
-    """How much more is said for a class than for the best of the others."""
+    """By how much the logit of a class exceeds the greatest of the others."""
     return np.round(logits[:, c] - np.delete(logits, c, axis=1).max(1), TIES)
 
 
@@ -203,14 +203,14 @@ def order_gains(arm: OrderMeasures, ordinary: OrderMeasures, seed: int = 0) -> l
         raise TemporalLensError("these two dictionaries were measured on different order tasks, models, layers or bins: measure both alike")
     gains: dict[tuple[Pooling, str], list[OrderGain]] = {}
     claims = {task.name for task in arm.tasks if task.about_order}
-    for own, other in zip(arm.tasks, ordinary.tasks, strict=True):
-        pairing = _Pairing(own, seed)
-        hits = {score.way: _hits(score, own.items) for score in other.scores}
-        for score in own.scores:
+    for task, other in zip(arm.tasks, ordinary.tasks, strict=True):
+        pairing = _Pairing(task, seed)
+        hits = {score.way: _hits(score, task.items) for score in other.scores}
+        for score in task.scores:
             if score.basis == "dictionary" and score.pooling is not None:
-                differences = [_hits(score, own.items) - hits["dictionary", pooling, score.probe] for pooling in ("bins", score.pooling)]
+                differences = [_hits(score, task.items) - hits["dictionary", pooling, score.probe] for pooling in ("bins", score.pooling)]
                 gains.setdefault((score.pooling, score.probe), []).append(pairing.gain(score.pooling, score.probe, differences))
-    return [gain for own in gains.values() for gain in _judged(own, claims)]
+    return [gain for group in gains.values() for gain in _judged(group, claims)]
 
 
 class _Pairing:

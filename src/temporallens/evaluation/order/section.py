@@ -194,15 +194,15 @@ class _Work:
         first = counts.cumsum(0) - counts
         item = torch.repeat_interleave(torch.arange(len(numbers)), counts[numbers])
         ends = counts[numbers].cumsum(0)
-        place = torch.arange(len(item)) - (ends - counts[numbers])[item] + first[numbers][item]
-        return Members(every.text[place], every.column[place], item, len(numbers))
+        token = torch.arange(len(item)) - (ends - counts[numbers])[item] + first[numbers][item]
+        return Members(every.text[token], every.column[token], item, len(numbers))
 
     def columns(self, task: OrderTask) -> Int[Tensor, " n"]:
         """Where the last token of the word that each item is about stands."""
         spans = task.spans or []
         encoded = self.network.tokenizer.backend_tokenizer.encode_batch(task.texts, add_special_tokens=False)
         token = [
-            max(place for place, (start, end) in enumerate(encoding.offsets) if start < last and end > first)
+            max(index for index, (start, end) in enumerate(encoding.offsets) if start < last and end > first)
             for encoding, (first, last) in zip(encoded, spans, strict=True)
         ]
         column = torch.tensor(token) + int(self.activations.bos)
@@ -245,7 +245,7 @@ class _Work:
         numbers = self.numbers(task).tolist()
         stops = [None] * len(numbers) if task.spans is None else self.columns(task).tolist()  # column 0 has no surprisal
         read = [surprisal[number][:stop] for number, stop in zip(numbers, stops, strict=True)]
-        return np.array([[float(own.mean()), float(own.max()), float(own.std(correction=0)), float(own[-1])] for own in read], np.float32)
+        return np.array([[float(x.mean()), float(x.max()), float(x.std(correction=0)), float(x[-1])] for x in read], np.float32)
 
 
 def word_counts(task: OrderTask) -> tuple[Float[np.ndarray, "n V"], Float[np.ndarray, "n W"]]:
@@ -254,18 +254,18 @@ def word_counts(task: OrderTask) -> tuple[Float[np.ndarray, "n V"], Float[np.nda
     words = task.words
     pairs: list[list[tuple[str, ...]]]
     if task.spans is None:
-        pairs = [list(pairwise(own)) for own in words]
+        pairs = [list(pairwise(item)) for item in words]
     else:
         before = [text[:start].split()[-1:] for text, (start, _) in zip(task.texts, task.spans, strict=True)]
-        pairs = [[(*(word.casefold() for word in earlier), *own)] for earlier, own in zip(before, words, strict=True)]
+        pairs = [[(*(word.casefold() for word in earlier), *item)] for earlier, item in zip(before, words, strict=True)]
     return _counts(words), _counts(pairs)
 
 
 def _counts(items: Sequence[Sequence[Any]]) -> Float[np.ndarray, "n V"]:
-    number = {name: place for place, name in enumerate(dict.fromkeys(name for own in items for name in own))}
-    counts = np.zeros((len(items), len(number)), dtype=np.float32)
-    for place, own in enumerate(items):
-        np.add.at(counts[place], [number[name] for name in own], 1)
+    column_of = {name: column for column, name in enumerate(dict.fromkeys(name for item in items for name in item))}
+    counts = np.zeros((len(items), len(column_of)), dtype=np.float32)
+    for row, item in enumerate(items):
+        np.add.at(counts[row], [column_of[name] for name in item], 1)
     return counts
 
 
@@ -305,8 +305,8 @@ def tables(found: Mapping[str, OrderMeasures]) -> list[Table]:
 
 def _order_row(task: OrderTaskMeasures) -> Row:
     def best(basis: str, pooling: str | None) -> str:
-        own = [score for score in task.scores if score.basis == basis and (pooling is None or score.pooling == pooling)]
-        dense = [score for score in own if score.probe == "dense"] or own
+        found = [score for score in task.scores if score.basis == basis and (pooling is None or score.pooling == pooling)]
+        dense = [score for score in found if score.probe == "dense"] or found
         return estimated(dense[0].accuracy, 2) if dense else UNKNOWN
 
     head = task.name.replace("_", " ") + ("" if task.about_order else " (control)")
@@ -332,7 +332,7 @@ SECTION = Section(
     measure=_of_subject,
     measures=OrderMeasures,
     reads_model=True,
-    gains=Gains(OrderGain, lambda own, ordinary, cache: order_gains(own, ordinary), _gains_table),
+    gains=Gains(OrderGain, lambda arm, ordinary, cache: order_gains(arm, ordinary), _gains_table),
     content=_text_content,
     tables=tables,
 )

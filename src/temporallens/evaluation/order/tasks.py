@@ -1,7 +1,7 @@
 """Tasks in which the order of words is all that there is to know, made from any text, and a control in which it is nothing.
 
 Every task is built so that a bag of words is at chance (`docs/method.md`, "Order"). Most come in pairs: the same words in two orders,
-one of each class. Tasks about a token ask about words that no other fold has seen. Items are spread evenly over documents, and
+one of each class. Tasks about a token are about words that no other fold has seen. Items are spread evenly over documents, and
 documents are divided into folds, so a pair never comes apart and nothing of a document that tests is ever trained on.
 """
 
@@ -27,13 +27,13 @@ APART = 3
 """Words between the two markers of `marker_order`, at least."""
 
 ROW, BUCKETS = 64, ((1, 3), (8, 12), (20, 27), (44, 60))
-"""`position_bucket`: words in a row, and places in it; the gaps are wider than what a tokenizer makes of a word can blur."""
+"""`position_bucket`: words in a row, and indices in it; the gaps are wider than what a tokenizer makes of a word can blur."""
 
 SHORT_ROW, DISTANCES = 32, ((1, 2), (5, 7), (12, 16))
-"""`sentence_distance`: words in a row, and words since the sentence began; 0 is left out, since a capital letter tells."""
+"""`sentence_distance`: words in a row, and words since the sentence began; 0 is left out, since a capital letter gives it away."""
 
 EARLIEST, LATEST = 18, 29
-"""Between which places of its row a word of `sentence_distance` stands: far enough in for its sentence to begin in the row."""
+"""Between which indices of its row a word of `sentence_distance` stands: far enough in for its sentence to begin in the row."""
 
 TRIES = 12
 """Rows that are drawn for each that is wanted; those with a word for every class are kept."""
@@ -88,7 +88,7 @@ class Source(NamedTuple):
     def spread(self, pools: Sequence[Sequence[T]], count: int, what: str, random: np.random.Generator | None = None) -> list[tuple[int, T]]:
         """`count` of what each document offers, one of each document in turn. Raises TemporalLensError where they offer less."""
         random = random or self.random
-        shuffled = [[pool[place] for place in random.permutation(len(pool))] for pool in pools]
+        shuffled = [[pool[index] for index in random.permutation(len(pool))] for pool in pools]
         taken: list[tuple[int, T]] = []
         for turn in range(max(map(len, shuffled))):
             taken += [(document, shuffled[document][turn]) for document in self.order if turn < len(shuffled[document])]
@@ -108,7 +108,7 @@ class Source(NamedTuple):
         """A number from `first` to `last`."""
         return int(self.random.integers(first, last + 1))
 
-    def askable(self, document: int) -> set[str]:
+    def eligible(self, document: int) -> set[str]:
         """Words of a document that items may be about: no other fold has them."""
         return {word for word in self.documents[document].vocabulary if self.fold_of_word[word] == self.fold_of[document]}
 
@@ -197,8 +197,8 @@ def _swapped(words: Words, first: int, second: int) -> Words:
 
 def _adjacent_swap(source: Source, words: Sentence) -> Words:
     """Two neighbours exchanged, neither of them first or last."""
-    place = source.between(1, len(words) - 3)
-    return _swapped(words, place, place + 1)
+    index = source.between(1, len(words) - 3)
+    return _swapped(words, index, index + 1)
 
 
 def _far_swap(source: Source, words: Sentence) -> Words:
@@ -213,17 +213,17 @@ def _window_shuffle(size: int) -> Callable[[Source, Sentence], Words]:
         inside, changed = words[1:-1], [words[0]]
         for start in range(0, len(inside), size):
             window = inside[start : start + size]
-            changed += [window[place] for place in _derangement(source, len(window))]
+            changed += [window[index] for index in _derangement(source, len(window))]
         return [*changed, words[-1]]
 
     return change
 
 
 def _derangement(source: Source, count: int) -> list[int]:
-    """An order of `count` things other than theirs, where there is one."""
-    own = list(range(count))
+    """A permutation of `count` items other than the identity, where there is one."""
+    identity = list(range(count))
     order = source.random.permutation(count).tolist()
-    while order == own and count > 1:
+    while order == identity and count > 1:
         order = source.random.permutation(count).tolist()
     return order
 
@@ -256,15 +256,15 @@ def _sentence_order(source: Source, count: int) -> list[Group]:
 
 
 def _with(words: Words, *inserted: tuple[int, str]) -> Item:
-    """A sentence with words put in before the given places, which ascend."""
+    """A sentence with words put in before the given indices, which ascend."""
     changed = list(words)
-    for place, word in reversed(inserted):
-        changed.insert(place, word)
+    for index, word in reversed(inserted):
+        changed.insert(index, word)
     return _sentence(changed)
 
 
 def _marker_order(source: Source, count: int) -> list[Group]:
-    """Which of two markers comes first, at the same two places of a sentence."""
+    """Which of two markers comes first, at the same two indices of a sentence."""
     one, other = MARKERS[:2]
     groups: list[Group] = []
     for document, words in source.sentences(count):
@@ -285,11 +285,11 @@ def _marker_half(source: Source, count: int) -> list[Group]:
 
 
 def _word_content(source: Source, count: int) -> list[Group]:
-    """Which of two markers a sentence holds, at the same place: order says nothing."""
+    """Which of two markers a sentence holds, at the same index: order carries no information."""
     groups: list[Group] = []
     for document, words in source.sentences(count):
-        place = source.between(1, len(words) - 1)
-        groups.append((document, tuple(_with(words, (place, marker)) for marker in MARKERS[:2])))
+        index = source.between(1, len(words) - 1)
+        groups.append((document, tuple(_with(words, (index, marker)) for marker in MARKERS[:2])))
     return groups
 
 
@@ -297,8 +297,8 @@ def _repetition(source: Source, count: int) -> list[Group]:
     """`a b a b` against `a b b a`, with words that no other fold has."""
 
     def pairs(document: int) -> list[tuple[str, str]]:
-        vocabulary = sorted(source.askable(document))
-        mixed = [vocabulary[place] for place in source.random.permutation(len(vocabulary))]
+        vocabulary = sorted(source.eligible(document))
+        mixed = [vocabulary[index] for index in source.random.permutation(len(vocabulary))]
         return list(zip(mixed[::2], mixed[1::2], strict=False))
 
     drawn = source.spread(list(map(pairs, range(len(source.documents)))), count, "pairs of words")
@@ -310,32 +310,32 @@ def _position_bucket(source: Source, count: int) -> list[Group]:
     tries = TRIES * -(-count // len(source.documents))
 
     def rows(document: int) -> list[tuple[Words, list[int]]]:
-        words, askable = source.documents[document].words, source.askable(document)
+        words, eligible = source.documents[document].words, source.eligible(document)
         found: list[tuple[Words, list[int]]] = []
         for start in source.random.integers(0, max(1, len(words) - ROW), tries).tolist():
             row = words[start : start + ROW]
-            places = [[place for place in range(a, b + 1) if row[place] in askable] for a, b in BUCKETS if b < len(row)]
-            if len(places) == len(BUCKETS) and all(places):
-                found.append((row, [options[source.between(0, len(options) - 1)] for options in places]))
+            indices = [[index for index in range(a, b + 1) if row[index] in eligible] for a, b in BUCKETS if b < len(row)]
+            if len(indices) == len(BUCKETS) and all(indices):
+                found.append((row, [options[source.between(0, len(options) - 1)] for options in indices]))
         return found
 
     drawn = source.spread(list(map(rows, range(len(source.documents)))), count, f"rows of {ROW} words")
-    return [(document, [_about(row, place) for place in places]) for document, (row, places) in drawn]
+    return [(document, [_about(row, index) for index in indices]) for document, (row, indices) in drawn]
 
 
 def _sentence_distance(source: Source, count: int) -> list[Group]:
-    """How many words ago a word's sentence began; the words of a group stand at the same place of their rows."""
+    """How many words ago a word's sentence began; the words of a group stand at the same index of their rows."""
     tries = TRIES * -(-count // len(source.documents))
 
     def rows(document: int) -> list[list[Item]]:
         """Of each range of distances, the words that stand there."""
-        words, begins, askable = source.documents[document].words, source.documents[document].begins, source.askable(document)
+        words, begins, eligible = source.documents[document].words, source.documents[document].begins, source.eligible(document)
         classes = [
             [
-                place
+                index
                 for begin, following in pairwise([*begins, len(words)])
-                for place in range(begin + nearest, min(begin + furthest + 1, following))
-                if LATEST <= place < len(words) - (SHORT_ROW - EARLIEST) and words[place] in askable
+                for index in range(begin + nearest, min(begin + furthest + 1, following))
+                if LATEST <= index < len(words) - (SHORT_ROW - EARLIEST) and words[index] in eligible
             ]
             for nearest, furthest in DISTANCES
         ]
@@ -344,17 +344,17 @@ def _sentence_distance(source: Source, count: int) -> list[Group]:
         found = []
         for _ in range(min(tries, *map(len, classes))):
             at = source.between(EARLIEST, LATEST)
-            chosen = [places[source.between(0, len(places) - 1)] for places in classes]
-            found.append([_about(words[place - at : place - at + SHORT_ROW], at) for place in chosen])
+            chosen = [indices[source.between(0, len(indices) - 1)] for indices in classes]
+            found.append([_about(words[index - at : index - at + SHORT_ROW], at) for index in chosen])
         return found
 
     return source.spread(list(map(rows, range(len(source.documents)))), count, "groups of words at different distances")
 
 
-def _about(row: Words, place: int) -> Item:
+def _about(row: Words, index: int) -> Item:
     """An item about one word of a row."""
-    start = sum(len(word) + 1 for word in row[:place])
-    return Item(" ".join(row), (start, start + len(row[place])))
+    start = sum(len(word) + 1 for word in row[:index])
+    return Item(" ".join(row), (start, start + len(row[index])))
 
 
 INTACT = ("intact", "changed")

@@ -2,7 +2,7 @@
 
 A sentence ends where a word of three letters or more ends in `.`, `!` or `?` and the next begins with a capital, so abbreviations end
 none. What is kept of a document is what tasks ask for: sentences without any punctuation inside, neighbouring sentences, sentences of
-two clauses that a conjunction joins, and the running words with the places where sentences begin. A sentence that stands in several
+two clauses that a conjunction joins, and the running words with the indices at which sentences begin. A sentence that stands in several
 documents counts for the first alone, so that no test document repeats one that was trained on.
 """
 
@@ -43,8 +43,8 @@ class Document(NamedTuple):
     """What tasks are made of; all lists in the order of the text."""
 
     words: list[str]  # as they stand between white space, punctuation included
-    vocabulary: set[str]  # those of them that tasks may ask about: in lower case, three letters or more, nothing else
-    begins: list[int]  # places in `words` where a sentence begins, after another that ended in a full stop
+    vocabulary: set[str]  # those of them that tasks may be about: in lower case, three letters or more, nothing else
+    begins: list[int]  # indices in `words` at which a sentence begins, after another that ended in a full stop
     plain: list[Sentence]  # no punctuation inside; no word twice between the first and the last
     neighbours: list[tuple[Sentence, Sentence]]  # one after the other in a paragraph; words may end in a comma
     clauses: list[Clauses]  # no other punctuation; the first word is one that the document also writes in lower case
@@ -71,7 +71,7 @@ def _read(text: str, seen: set[Sentence]) -> Document:
                 before = None
                 continue
             seen.add(whole)
-            _keep(document, whole, before, written)
+            _add(document, whole, before, written)
             before = whole
     return document
 
@@ -79,8 +79,8 @@ def _read(text: str, seen: set[Sentence]) -> Document:
 def _sentences(words: list[str]) -> Iterator[list[str]]:
     """A paragraph's words, sentence by sentence."""
     ends = [
-        place + 1
-        for place, (word, following) in enumerate(pairwise(words))
+        index + 1
+        for index, (word, following) in enumerate(pairwise(words))
         if not word[-1].isalnum() and ENDS.search(word) and _is_capitalised(following)
     ]
     for start, stop in pairwise([0, *ends, len(words)]):
@@ -100,9 +100,9 @@ def _whole(sentence: list[str]) -> Sentence | None:
     return (*sentence[:-1], sentence[-1][:-1])
 
 
-def _keep(document: Document, sentence: Sentence, before: Sentence | None, written: set[str]) -> None:
-    """Enter a new sentence wherever it fits."""
-    commas = [place for place, word in enumerate(sentence) if word[-1] == ","]
+def _add(document: Document, sentence: Sentence, before: Sentence | None, written: set[str]) -> None:
+    """Add a new sentence to every list that it fits."""
+    commas = [index for index, word in enumerate(sentence) if word[-1] == ","]
     if len(sentence) <= LONGEST:
         inside = {word.casefold() for word in sentence[1:-1]}
         if not commas and len(inside) == len(sentence) - 2:

@@ -52,7 +52,7 @@ class Tasks(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What probes say of test rows."""
+    """Logits of the probes on test rows."""
 
     score: Float[Tensor, "B m"]  # logit of the positive class; 0 for padding
     regularisation: Float[Tensor, " B"]  # the C that was chosen
@@ -84,11 +84,11 @@ def draw_tasks(labels: Sequence[str], seeds: Sequence[int], test_share: float) -
 
 def _against(part: dict[str, np.ndarray], name: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a class, and as many of the others; fewer where the others have not as many."""
-    own, others = part[name], [rows for other, rows in part.items() if other != name]
-    share = -(-len(own) // len(others))
+    positive, others = part[name], [rows for other, rows in part.items() if other != name]
+    share = -(-len(positive) // len(others))
     negative = generator.permutation(np.concatenate([generator.permutation(rows)[:share] for rows in others]))
-    count = min(len(own), len(negative))
-    return own[:count], negative[:count]
+    count = min(len(positive), len(negative))
+    return positive[:count], negative[:count]
 
 
 def _padded(tasks: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Int[Tensor, "B n"], Bool[Tensor, "B n"], Bool[Tensor, "B n"]]:

@@ -48,8 +48,8 @@ def every_token(activations: TextActivations) -> Members:
     parts = zip(text.split(CHUNK_ROWS), column.split(CHUNK_ROWS), strict=True)
     norms = torch.cat([torch.linalg.vector_norm(activations.x[part].float(), dim=1) for part in parts])
     usual = ~beyond_norm(norms, torch.ones_like(norms, dtype=torch.bool), NORM_MULTIPLE)
-    kept = usual | (torch.bincount(text[usual], minlength=len(counts)) == 0)[text]
-    text, column = text[kept], column[kept]
+    selected = usual | (torch.bincount(text[usual], minlength=len(counts)) == 0)[text]
+    text, column = text[selected], column[selected]
     empty = (torch.bincount(text, minlength=len(counts)) == 0).nonzero()
     if len(empty):
         raise TemporalLensError(f"text {int(empty[0])} of {len(counts)} has no token to pool: it is empty, or all of it are special tokens")
@@ -85,7 +85,7 @@ def pool(
 ) -> dict[Pooling, Float[np.ndarray, "items _"]]:
     """Pool `encode(x, position)` over the tokens of each item, in float32.
 
-    `bin_of` says to which bin each position belongs (later positions belong to the last); `bins` gives an item the mean of every bin,
+    `bin_of` holds the bin of each position (later positions belong to the last); `bins` gives an item the mean of every bin,
     one after the other, 0 where it has no token there. Items are as wide as there are features, for `bins` times
     that of bins.
     """
@@ -122,7 +122,7 @@ def _chunks(members: Members) -> list[tuple[int, int]]:
     starts = torch.cat([torch.tensor([0]), members.item.diff().nonzero()[:, 0] + 1, torch.tensor([len(members.item)])])
     cuts = [0]
     while cuts[-1] < len(members.item):
-        place = int(torch.searchsorted(starts, cuts[-1] + CHUNK_ROWS, right=True)) - 1
-        following = int(starts[place])
-        cuts.append(following if following > cuts[-1] else int(starts[place + 1]))
+        index = int(torch.searchsorted(starts, cuts[-1] + CHUNK_ROWS, right=True)) - 1
+        following = int(starts[index])
+        cuts.append(following if following > cuts[-1] else int(starts[index + 1]))
     return list(pairwise(cuts))

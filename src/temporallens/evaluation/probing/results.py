@@ -1,7 +1,7 @@
 """What pooled probing finds, set by set and over all of them, and what one dictionary has over another (`docs/method.md`, "Pooled
 probing").
 
-Scores are kept in a cache with their bootstrap resamples, which all dictionaries share; gains are differences resample by resample.
+Scores are cached with their bootstrap resamples, which all dictionaries share; gains are differences resample by resample.
 """
 
 import math
@@ -22,7 +22,7 @@ from temporallens.files import fingerprint, inside, read_tensors, user_path, wri
 
 FORMAT = "temporallens.probing/1"
 FOLDER = "probing"
-"""Of the cache, where scores are kept."""
+"""Of the cache, for scores."""
 OWN = "own"
 """Called so in results: each set's own pooling, mean or last token, as its source says."""
 POSITIONAL: Pooling = "bins"
@@ -115,12 +115,12 @@ def save_scores(scores: SetScores, cache: Path, key: dict[str, Any], subject: st
 
 
 def file_name(key: dict[str, Any], subject: str) -> str:
-    """Where the scores of `subject` are kept that `key` shaped."""
+    """The cache file of the scores of `subject` that `key` shaped."""
     return f"{fingerprint([key, subject])[:32]}.safetensors"
 
 
 def find_scores(cache: Path, key: dict[str, Any], subject: str) -> SetScores | None:
-    """What `save_scores` kept; None where it kept nothing, or what is there is damaged or of something else."""
+    """What `save_scores` wrote; None where it wrote nothing, or what is there is damaged or of something else."""
     path = cache / FOLDER / file_name(key, subject)
     if not path.is_file():
         return None
@@ -141,15 +141,15 @@ def _scores_of(tensors: dict[str, Tensor], head: dict[str, Any]) -> SetScores:
     return SetScores(head["classes"], head["tested"], **tables)
 
 
-def summarise(subject: Subject, found: Mapping[str, SetScores], own: Mapping[str, Place]) -> list[Score]:
-    """Scores of every kind of probe on each set, then their means over sets; `own` gives each set's own pooling."""
+def summarise(subject: Subject, found: Mapping[str, SetScores], pooling_of: Mapping[str, Place]) -> list[Score]:
+    """Scores of every kind of probe on each set, then their means over sets; `pooling_of` gives each set's own pooling."""
     summaries = [_score_of(subject, name, kind, scores) for name, scores in found.items() for kind in _ordered(scores.auc)]
     common = [kind for kind in _ordered(next(iter(found.values())).auc) if all(kind in scores.auc for scores in found.values())]
     means: list[tuple[str, int | None, dict[str, Kind]]] = [(*kind, dict.fromkeys(found, kind)) for kind in common]
     for k in dict.fromkeys(kind.k for kind in common):
-        owned = {name: Kind(own[name], k) for name in found}
-        if all(owned[name] in scores.auc for name, scores in found.items()):
-            means.append((OWN, k, owned))
+        matching = {name: Kind(pooling_of[name], k) for name in found}
+        if all(matching[name] in scores.auc for name, scores in found.items()):
+            means.append((OWN, k, matching))
     return summaries + [_mean_over_sets(subject, pooling, k, kinds, found) for pooling, k, kinds in means]
 
 
@@ -175,7 +175,7 @@ def _mean_over_sets(subject: Subject, pooling: str, k: int | None, kinds: Mappin
         estimate_of(float(_over_sets(table, kinds, found)), _over_sets(f"{table}_resampled", kinds, found).numpy(), tested, (0, 1))
         for table in ("auc", "accuracy")
     )
-    seeds = torch.stack([found[name].seeds[own] for name, own in kinds.items()]).mean(0)
+    seeds = torch.stack([found[name].seeds[kind] for name, kind in kinds.items()]).mean(0)
     return Score(subject, None, pooling, k, auc, accuracy, seeds.tolist(), {})
 
 

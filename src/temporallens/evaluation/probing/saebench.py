@@ -119,7 +119,7 @@ def sparse_probing(
 ) -> SparseProbing:
     """Probe `dictionary` and the residual stream of `model` after `layer` on labelled sets, in their order.
 
-    Activations are kept under `cache`. Raises TemporalLensError for a dictionary of another width, sets that cannot be divided or
+    Activations are cached under `cache`. Raises TemporalLensError for a dictionary of another width, sets that cannot be divided or
     drawn from, and codes that are the same for every text, of which SAEBench would report 0.5.
     """
     divided = [divide(one, policy) if isinstance(one, LabelledSet) else one for one in sets]
@@ -132,7 +132,7 @@ def sparse_probing(
             name: text_activations(
                 model,
                 layer,
-                own,
+                of_class,
                 policy.context_length,
                 policy.llm_dtype,
                 policy.llm_batch_size,
@@ -142,7 +142,7 @@ def sparse_probing(
                 revision=revision,
                 title=f"{title} of class '{name}'",
             )
-            for name, own in texts.items()
+            for name, of_class in texts.items()
         }
 
     def passes() -> Iterator[ReadSet]:
@@ -211,7 +211,7 @@ def check_sets(sets: Sequence[DividedSet]) -> None:
         raise TemporalLensError(f"two labelled sets are called '{twice}'; rename one, or leave it out")
     for one in sets:
         for part, texts in (("training", one.train), ("test", one.test)):
-            empty = next((name for name, own in texts.items() if not own), None)
+            empty = next((name for name, of_class in texts.items() if not of_class), None)
             if empty is not None:
                 raise TemporalLensError(f"class '{empty}' of '{one.name}' has no {part} text; give it some, or leave the class out")
         if len(one.train) < 2:
@@ -231,7 +231,7 @@ def check_sets(sets: Sequence[DividedSet]) -> None:
 
 def _negatives_at_hand(texts: Mapping[str, list[str]], name: str) -> int:
     share = -(-len(texts[name]) // (len(texts) - 1))
-    return sum(min(len(own), share) for other, own in texts.items() if other != name)
+    return sum(min(len(of_class), share) for other, of_class in texts.items() if other != name)
 
 
 def check_width(dictionary: Dictionary, model: str, layer: Layer, policy: SparseProbingPolicy, revision: str | None) -> None:
@@ -254,13 +254,13 @@ class Pooled(NamedTuple):
 def pool_texts(dictionary: Dictionary, activations: Mapping[str, TextActivations], policy: SparseProbingPolicy) -> Pooled:
     """The texts of each class, pooled, `sae_batch_size` of them at a time."""
     pooled = Pooled({}, {})
-    for name, own in activations.items():
+    for name, of_class in activations.items():
         stream, codes = [], []
-        for first in range(0, len(own), policy.sae_batch_size):
+        for first in range(0, len(of_class), policy.sae_batch_size):
             part, device = slice(first, first + policy.sae_batch_size), dictionary.encoder.device
-            x = own.x[part].to(device)
+            x = of_class.x[part].to(device)
             stream.append(pool_live(x, x))
-            codes.append(pool_live(padded_codes(dictionary, x, own.position[part].to(device)), x))
+            codes.append(pool_live(padded_codes(dictionary, x, of_class.position[part].to(device)), x))
         pooled.stream[name], pooled.codes[name] = torch.cat(stream), torch.cat(codes)
     return pooled
 
@@ -320,9 +320,9 @@ def _probe_class(train: Features, test: Features, name: str, k: int | None) -> f
 def _task(features: Features, name: str) -> tuple[Float[Tensor, "m F"], Int[Tensor, " m"]]:
     """The texts of a class and as many of the others, shuffled. Draws from PyTorch's global generator."""
     positive = features[name]
-    others = [own for other, own in features.items() if other != name]
+    others = [rows for other, rows in features.items() if other != name]
     share = -(-len(positive) // len(others))
-    negative = torch.cat([own[torch.randperm(len(own))[:share]] for own in others])
+    negative = torch.cat([rows[torch.randperm(len(rows))[:share]] for rows in others])
     negative = negative[torch.randperm(len(negative))[: len(positive)]]
     both = torch.cat([positive, negative])
     labels = torch.full((len(both),), NEGATIVE, dtype=torch.int32, device=both.device)
@@ -342,8 +342,8 @@ def logistic_probe(
 ) -> float:
     """Test accuracy of an L2-regularised logistic regression, in float32."""
     coefficients = fit_logistic(train.float().cpu().numpy(), train_labels.cpu().numpy() == POSITIVE)
-    told = predict_logistic(coefficients, test.float().cpu().numpy())
-    return float(np.mean(told == (test_labels.cpu().numpy() == POSITIVE)))
+    predicted = predict_logistic(coefficients, test.float().cpu().numpy())
+    return float(np.mean(predicted == (test_labels.cpu().numpy() == POSITIVE)))
 
 
 @torch.enable_grad()
@@ -372,6 +372,6 @@ def full_probe(
 
 @torch.no_grad()
 def _linear_accuracy(probe: nn.Linear, x: Float[Tensor, "n F"], labels: Int[Tensor, " n"]) -> float:
-    """Share of labels that the sign of the logit tells, in float32 as SAEBench counts it."""
-    told = [probe(part).squeeze(-1) > 0 for part in x.split(PROBE_BATCH)]
-    return (torch.cat(told) == (labels == POSITIVE)).float().mean().item()
+    """Share of labels that the sign of the logit predicts, in float32 as SAEBench counts it."""
+    predicted = [probe(part).squeeze(-1) > 0 for part in x.split(PROBE_BATCH)]
+    return (torch.cat(predicted) == (labels == POSITIVE)).float().mean().item()

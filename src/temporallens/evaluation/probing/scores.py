@@ -71,7 +71,7 @@ def weighted_auc(score: Float[Tensor, "B m"], label: Bool[Tensor, "B m"], weight
 
 
 def _ties(ranked: Float[Tensor, "B m"]) -> tuple[Int[Tensor, "B m"], Int[Tensor, "B m"]]:
-    """Of each place in ascending scores: the first place of equal scores, and the place after their last."""
+    """Of each rank in ascending scores: the first rank of equal scores, and the rank after their last."""
     return torch.searchsorted(ranked, ranked), torch.searchsorted(ranked, ranked, right=True)
 
 

@@ -3,7 +3,7 @@
 `docs/method.md`, "Pooled probing", is the specification. A text is the mean, the maximum, the last, or the mean by position bin of its
 tokens' codes; probes on the k best columns and on all of them are fitted for every class against the others on several divisions of the
 texts (`fitting`), and scored by AUC and accuracy with bootstrap intervals over texts (`scores`). The same probes on the
-residual stream itself, its best channels or all, say what a dictionary has to beat. Model passes and channel baselines do not depend on
+residual stream itself, its best channels or all, are what a dictionary has to beat. Model passes and channel baselines do not depend on
 the dictionary and are kept in a cache, as is every set that is finished, so that a second dictionary is cheap and a stop costs one set.
 """
 
@@ -123,7 +123,7 @@ class _Job(NamedTuple):
 def measure_probing(
     dictionary: Dictionary, model: str, layer: Layer, policy: ProbingPolicy, cache: Path | str, revision: str | None = None
 ) -> ProbingMeasures:
-    """Probe `dictionary`, trained on `model` after `layer`, by `policy`; what can be used again is kept in the folder `cache`.
+    """Probe `dictionary`, trained on `model` after `layer`, by `policy`; what can be used again is cached in the folder `cache`.
 
     Raises TemporalLensError for a dictionary of another width, a layer that the model has not, sets that cannot be read, classes of too
     few texts, texts without a token, and codes that are the same for every text.
@@ -135,19 +135,19 @@ def measure_probing(
             f"this dictionary is for activations of width {dictionary.width}, the residual stream of {network.title} has width "
             f"{network.width}; name the model that it was trained on"
         )
-    place, identity = user_path(cache), dictionary_fingerprint(dictionary)
-    described, features, channels, kept = [], {}, {}, {}
+    folder, identity = user_path(cache), dictionary_fingerprint(dictionary)
+    described, features, channels, files = [], {}, {}, {}
     for labelled in sets:
-        job = _prepare(labelled, network, layer, policy, place, revision)
+        job = _prepare(labelled, network, layer, policy, folder, revision)
         described.append(job.described)
-        channels[labelled.name] = _scores(job, None, CHANNELS, policy, place)
-        features[labelled.name] = _scores(job, dictionary, identity, policy, place)
-        kept[labelled.name] = file_name(job.key, identity)
-    own = {labelled.name: labelled.pooling for labelled in sets}
-    scores = summarise("features", features, own) + summarise("channels", channels, own)
+        channels[labelled.name] = _scores(job, None, CHANNELS, policy, folder)
+        features[labelled.name] = _scores(job, dictionary, identity, policy, folder)
+        files[labelled.name] = file_name(job.key, identity)
+    pooling_of = {labelled.name: labelled.pooling for labelled in sets}
+    scores = summarise("features", features, pooling_of) + summarise("channels", channels, pooling_of)
     settings = policy.saebench
-    saebench = None if settings is None else _saebench(dictionary, model, layer, sets, settings, place, revision)
-    return ProbingMeasures(described, scores, kept, saebench)
+    saebench = None if settings is None else _saebench(dictionary, model, layer, sets, settings, folder, revision)
+    return ProbingMeasures(described, scores, files, saebench)
 
 
 def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy: ProbingPolicy, cache: Path, revision: str | None) -> _Job:
