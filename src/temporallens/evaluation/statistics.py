@@ -135,3 +135,10 @@ def _p_value(mean: float, deviation: float, count: int) -> float:
     if deviation == 0:
         return 0.0 if mean else 1.0
     return float(2 * stats.t.sf(abs(mean) / (deviation / math.sqrt(count)), count - 1))
+
+
+def correlation(left: Float[np.ndarray, "f P"], right: Float[np.ndarray, "f P"]) -> Float[np.ndarray, " f"]:
+    """Pearson's, row by row; NaN where a row does not vary."""
+    left, right = (part - part.mean(1, keepdims=True) for part in (left, right))
+    scale = np.sqrt((left**2).sum(1) * (right**2).sum(1))
+    return np.divide((left * right).sum(1), scale, out=np.full(len(left), np.nan), where=scale > 0)

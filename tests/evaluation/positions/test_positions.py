@@ -17,8 +17,8 @@ from temporallens.evaluation.firings import Firings, profile
 from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.positions import shifts
 from temporallens.evaluation.positions.section import measure_positions
-from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, correlation, measure_specialisation
-from temporallens.evaluation.statistics import estimate_of, half_samples, q_values, resampled_documents
+from temporallens.evaluation.positions.specialisation import PositionsPolicy, Specialisation, measure_specialisation
+from temporallens.evaluation.statistics import correlation, estimate_of, half_samples, q_values, resampled_documents
 from temporallens.serial import as_json
 from temporallens.training.finishing import TrainedArm
 

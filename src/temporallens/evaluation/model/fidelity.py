@@ -32,9 +32,8 @@ from temporallens.evaluation.model.origin import check_origin, check_unchanged, 
 from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
 from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
-from temporallens.evaluation.positions.specialisation import correlation
 from temporallens.evaluation.section import Section, Subject
-from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, quotient, resampled_documents
 from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, counted, estimated
 

@@ -17,8 +17,8 @@ from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.firings import Profile
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.known.worlds import groups_of
-from temporallens.evaluation.positions.specialisation import RESAMPLES, PositionsPolicy, correlation
-from temporallens.evaluation.statistics import Estimate, estimate_of, resampled_documents
+from temporallens.evaluation.positions.specialisation import RESAMPLES, PositionsPolicy
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, resampled_documents
 
 
 class PositionCorrelations(NamedTuple):

@@ -23,14 +23,13 @@ from temporallens.evaluation.positions.specialisation import (
     DocumentTables,
     PositionsPolicy,
     Specialisation,
-    correlation,
     document_tables,
     in_parts,
     known_mean,
     measure_specialisation,
     usual_positions,
 )
-from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, resampled_documents
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, half_samples, resampled_documents
 
 
 class Measured(NamedTuple):

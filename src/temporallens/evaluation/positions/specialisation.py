@@ -26,7 +26,7 @@ from temporallens.evaluation.positions.shifts import (
     specialisation,
     trains_of,
 )
-from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, q_values
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, half_samples, q_values
 from temporallens.settings import Seed, Settings
 
 DIGITS = 5
@@ -243,13 +243,6 @@ def found_again(
     largest = float(accepted.max()) if len(accepted) else level / max(1, len(q))
     moved = found + resampled - (resampled.mean(0) if len(resampled) else 0.0)
     return np.asarray(moved >= judged.tail.at(largest))
-
-
-def correlation(left: Float64[np.ndarray, "f P"], right: Float64[np.ndarray, "f P"]) -> Float64[np.ndarray, " f"]:
-    """Pearson's, row by row; NaN where a row does not vary."""
-    left, right = (part - part.mean(1, keepdims=True) for part in (left, right))
-    scale = np.sqrt((left**2).sum(1) * (right**2).sum(1))
-    return np.divide((left * right).sum(1), scale, out=np.full(len(left), np.nan), where=scale > 0)
 
 
 def known_mean(draws: Float64[np.ndarray, "B f"]) -> Float64[np.ndarray, " f"]:
