@@ -2,18 +2,28 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy
 from temporallens.evaluation.features import SECTION as FEATURES, FeaturesPolicy
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
 from temporallens.evaluation.model.splicing import SECTION as SPLICING, SplicingPolicy
 from temporallens.evaluation.order.section import SECTION as ORDER, OrderPolicy
+from temporallens.evaluation.positions.drift import SECTION as DRIFT, DriftPolicy
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
 from temporallens.evaluation.probing.section import SECTION as PROBING, ProbingPolicy
 from temporallens.evaluation.section import Section
 from temporallens.settings import Settings
 
-SECTIONS: dict[str, Section] = {section.name: section for section in (POSITIONS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING)}
+SECTIONS: dict[str, Section] = {
+    section.name: section for section in (POSITIONS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT)
+}
 """In the order in which they are measured and stand in `results.json`."""
+
+
+def _not_asked(policy: Settings | None) -> bool:
+    """Of a section that came after 0.1.0: where a study does not ask for it, it leaves no trace, so that what was finished stays so."""
+    return policy is None
 
 
 class Evaluation(Settings):
@@ -35,6 +45,8 @@ class Evaluation(Settings):
     """Probing on tasks that a bag of words cannot do."""
     probing: ProbingPolicy | None = None
     """Sparse probing on labelled sets."""
+    drift: DriftPolicy | None = Field(None, exclude_if=_not_asked)
+    """How dictionaries do on rows longer than those that they were trained on."""
 
     def sections(self, *, of_model: bool) -> dict[str, Settings]:
         """The policies of what is measured on activations of a model, or of another source, by section."""
