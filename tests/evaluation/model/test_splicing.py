@@ -58,6 +58,9 @@ def test_going_on_from_a_stream_gives_the_bits_of_a_whole_pass(family: str, mode
     for layer in ("embed", *range(LAYERS)):
         stream = model.residuals(tokens, mask, [layer])[layer]
         assert torch.equal(model.continued(stream, layer, tokens, mask)[mask], expected[mask])
+        last = model.carried(stream, layer, LAYERS - 1, tokens, mask)
+        assert torch.equal(last[mask], model.residuals(tokens, mask, [LAYERS - 1])[LAYERS - 1][mask])
+        assert torch.equal(model.continued(last, LAYERS - 1, tokens, mask)[mask], expected[mask])
         moved = model.continued(stream + torch.randn(stream.shape), layer, tokens, mask)
         assert not torch.allclose(moved[mask], expected[mask])
     assert torch.equal(model.residuals(tokens, mask, [2])[2], LanguageModel.load(str(models[family])).residuals(tokens, mask, [2])[2])
@@ -155,22 +158,25 @@ def test_a_worse_dictionary_recovers_less(stores: dict[str, ActivationStore]) ->
 
 
 def test_ablations_are_computed_once(stores: dict[str, ActivationStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    continued = LanguageModel.continued
-    monkeypatch.setattr(LanguageModel, "continued", lambda *arguments: calls.append(1) or continued(*arguments))
+    calls: list[str] = []
+    for name in ("continued", "carried"):
+        method = getattr(LanguageModel, name)
+        monkeypatch.setattr(LanguageModel, name, lambda *arguments, own=name, method=method: calls.append(own) or method(*arguments))
     store, dictionary = stores["gpt2"], random_dictionary()
     without = _splice(store, dictionary)
-    alone = len(calls)
+    alone, batches = calls.count("continued"), calls.count("carried")
+    assert alone == 7 * batches
     first = _splice(store, dictionary, cache=tmp_path)
-    assert len(calls) == 2 * alone
+    assert (calls.count("continued"), calls.count("carried")) == (2 * alone, 2 * batches)
     second = _splice(store, dictionary, cache=tmp_path)
-    assert len(calls) == 2 * alone + alone * 3 // 7  # clean and spliced twice; of 7, four are ablations
+    assert calls.count("continued") == 2 * alone + alone * 3 // 7  # clean and spliced twice; of 7, four are ablations
+    assert calls.count("carried") == 2 * batches  # for the clean one the head alone
     assert without == first == second
-    (file,) = (tmp_path / "splicing").iterdir()
-    file.write_bytes(file.read_bytes()[:-8])
-    assert _splice(store, dictionary, cache=tmp_path) == first
+    for file in (tmp_path / "splicing").iterdir():
+        file.write_bytes(file.read_bytes()[:-8])
+        assert _splice(store, dictionary, cache=tmp_path) == first
     _splice(store, dictionary, SplicingPolicy(rows=5, bins=4, batch_size=4, resamples=50), cache=tmp_path)
-    assert len(list((tmp_path / "splicing").iterdir())) == 2
+    assert len(list((tmp_path / "splicing").iterdir())) == 4
 
 
 def test_weights_without_a_head(tmp_path: Path) -> None:

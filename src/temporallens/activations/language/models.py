@@ -237,6 +237,24 @@ class LanguageModel:
         For a stream as the blocks up to `layer` would give it the result has the bits of a whole pass. Those blocks are not run where
         the ones above need nothing else of them.
         """
+        return self._from(stream, layer, tokens, mask, lambda own: {layer: self._predicted(own)})[layer]
+
+    def carried(
+        self, stream: Float[Tensor, "B S D"], layer: Layer, to: Layer, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S D"]:
+        """What the blocks above `layer` make of `stream` by the layer `to`: going on from there has the bits of going on from here."""
+        self._check_loaded(to)
+        return self._from(stream, layer, tokens, mask, lambda own: self._stack.streams(self._arguments(own), [to]))[to]
+
+    def _from(
+        self,
+        stream: Float[Tensor, "B S D"],
+        layer: Layer,
+        tokens: Int[Tensor, "B S"],
+        mask: Bool[Tensor, "B S"],
+        run: Callable[["_Batch"], Streams],
+    ) -> Streams:
+        """What `run` gives of passes in which `stream` stands at `layer`."""
         self._check_loaded(layer)
         self._check_known(tokens)
         if layer not in self._skips:
@@ -244,12 +262,12 @@ class LanguageModel:
         enter = self._stack.skipped if self._skips[layer] else self._stack.replaced
         batch = _Batch(tokens.to(self.device), mask.to(self.device), stream.to(self.device, self.dtype))
 
-        def run(own: _Batch) -> Streams:
+        def entered(own: _Batch) -> Streams:
             assert own.stream is not None
             with enter(own.stream, layer):
-                return {layer: self._predicted(own)}
+                return run(own)
 
-        return self._run(batch, run)[layer]
+        return self._run(batch, entered)
 
     def _predicted(self, batch: "_Batch") -> Float[Tensor, "B S V"]:
         """Logits, or last hidden states, of a whole pass."""

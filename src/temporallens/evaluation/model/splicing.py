@@ -40,6 +40,8 @@ from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, estimated
 
 FORMAT = "temporallens.splicing/1"
+TOKENS_TOGETHER = 16
+"""Tokens whose predictions are compared at a time: for a vocabulary of 50,000 they take 3 MB each way."""
 LEAST_TOKENS = 3  # of a row: its first is excluded, and the last predicts nothing
 Scope = Literal["kept", "all"]
 SCOPES: tuple[Scope, ...] = ("kept", "all")
@@ -142,7 +144,12 @@ def measure_splicing(
     if ablated is None:
         mean = store.moments.pooled_mean().float()
         substitutes |= {"zero": lambda rows: torch.zeros_like(rows.x), "mean": lambda rows: mean.expand(len(rows.x), -1)}
-    losses = {name: values.numpy() for name, values in (ablated or {}).items()} | _losses(work, substitutes)
+    last = None if files is None else files.tensors(key | {"of": "last block"})
+    if last is None:
+        last = {"stream": _last_streams(work)}
+        if files is not None:
+            files.put_tensors(key | {"of": "last block"}, last)
+    losses = {name: values.numpy() for name, values in (ablated or {}).items()} | _losses(work, last["stream"], substitutes)
     if ablated is None and files is not None:
         files.put_tensors(key, {name: torch.from_numpy(values) for name, values in losses.items() if "spliced" not in name})
     return _summarise(work, losses, policy)
@@ -184,38 +191,69 @@ class _Splicing:
             x = torch.where(replaced[:, None], instead.to(x.dtype), x)
         return padded(x, place.lengths)
 
-    def output(self, place: _Place, instead: Float[Tensor, "N D"] | None = None, scope: Scope = "kept") -> Float[Tensor, "n V"]:
-        """Log-probabilities, or last hidden states, at the counted tokens of a batch."""
-        result = self.model.continued(self.stream(place, instead, scope), self.layer, place.tokens, place.mask)
-        chosen = result.cpu()[place.counted]
-        return functional.log_softmax(chosen, 1, dtype=torch.float32) if self.model.has_head else chosen.float()
+    def last_stream(self, place: _Place) -> Float[Tensor, "N D"]:
+        """What the last block makes of the stored stream, at all rows of a batch."""
+        stream = self.stream(place, None, "kept")
+        return self.model.carried(stream, self.layer, self.model.layers - 1, place.tokens, place.mask).cpu()[place.mask]
+
+    def clean(self, place: _Place, last: Float[Tensor, "N D"]) -> Float[Tensor, "M V"]:
+        """Logits, or last hidden states, that end a pass whose last block gives `last`, at all B x S places of a batch."""
+        stream = padded(last, place.lengths)
+        return self.model.continued(stream, self.model.layers - 1, place.tokens, place.mask).cpu().flatten(0, 1)
+
+    def changed(self, place: _Place, instead: Float[Tensor, "N D"], scope: Scope) -> Float[Tensor, "M V"]:
+        """The same with `instead` in place of the stream."""
+        stream = self.stream(place, instead, scope)
+        return self.model.continued(stream, self.layer, place.tokens, place.mask).cpu().flatten(0, 1)
 
     def compare(
-        self, place: _Place, clean: Float[Tensor, "n V"], probability: Float[Tensor, "n V"], changed: Float[Tensor, "n V"]
-    ) -> dict[str, Float[Tensor, " n"]]:
-        """Loss of every counted token, and KL where there are predictions (`probability` being that of clean ones); hidden states are
-        compared by squared distance."""
-        if not self.model.has_head:
-            return {"": (changed - clean).square().sum(1, dtype=torch.float64)}
-        following = place.tokens.roll(-1, 1)[place.counted]
-        kl = (clean - changed).mul_(probability).sum(1)  # an inner product would lose the many small terms
-        return {"": -changed.gather(1, following[:, None])[:, 0].double(), "kl/": kl.double()}
+        self, place: _Place, clean: Float[Tensor, "M V"], changed: dict[str, Float[Tensor, "M V"]]
+    ) -> Iterator[tuple[str, Float[Tensor, " n"]]]:
+        """Losses and KLs of the counted tokens under their names, a few tokens at a time, whose predictions stay near the processor.
+        Hidden states are compared by squared distance, and `clean` are the states themselves."""
+        following = place.tokens.roll(-1, 1).flatten()
+        for tokens in place.counted.flatten().nonzero()[:, 0].split(TOKENS_TOGETHER):
+            if not self.model.has_head:
+                states = clean[tokens].float()
+                yield "clean", states.double()
+                for name, other in changed.items():
+                    yield name, (other[tokens].float() - states).square().sum(1, dtype=torch.float64)
+                continue
+            target = following[tokens, None]
+            own = functional.log_softmax(clean[tokens], 1, dtype=torch.float32)
+            probability = own.exp()
+            yield "clean", -own.gather(1, target)[:, 0].double()
+            for name, other in changed.items():
+                predicted = functional.log_softmax(other[tokens], 1, dtype=torch.float32)
+                yield name, -predicted.gather(1, target)[:, 0].double()
+                kl = (own - predicted).mul_(probability).sum(1)  # an inner product would lose the many small terms
+                yield f"kl/{name}", kl.double()
 
 
-def _losses(work: _Splicing, substitutes: dict[str, Substitute]) -> Losses:
+def _last_streams(work: _Splicing) -> Float[Tensor, "N D"]:
+    """What the last block makes of the stored stream, at all rows; so the model's blocks are run once for all dictionaries."""
+    with progress(f"Reading with {work.model.title}", int(work.chosen.length.sum()), "tokens") as advance, torch.no_grad():
+        parts = []
+        for place in work.places():
+            parts.append(work.last_stream(place))
+            advance(len(place.rows.x))
+    return torch.cat(parts)
+
+
+def _losses(work: _Splicing, last: Float[Tensor, "N D"], substitutes: dict[str, Substitute]) -> Losses:
     """Losses of every counted token with the stream as it is, and with each of the substitutes in its place."""
     found: dict[str, list[Tensor]] = {}
+    read = 0
     with progress(f"Splicing into {work.model.title}", int(work.chosen.length.sum()), "tokens") as advance, torch.no_grad():
         for place in work.places():
-            clean = work.output(place)
-            probability = clean.exp()
-            own = work.compare(place, clean, probability, clean)[""] if work.model.has_head else clean.double()
-            found.setdefault("clean", []).append(own)
+            clean = work.clean(place, last[read : read + len(place.rows.x)])
+            changed: dict[str, Tensor] = {}
             for name, substitute in substitutes.items():
                 instead = substitute(place.rows)
-                for scope in SCOPES:
-                    for kind, loss in work.compare(place, clean, probability, work.output(place, instead, scope)).items():
-                        found.setdefault(f"{kind}{name}/{scope}", []).append(loss)
+                changed |= {f"{name}/{scope}": work.changed(place, instead, scope) for scope in SCOPES}
+            for name, loss in work.compare(place, clean, changed):
+                found.setdefault(name, []).append(loss)
+            read += len(place.rows.x)
             advance(len(place.rows.x))
     losses = {name: torch.cat(parts) for name, parts in found.items()}
     if not work.model.has_head:  # squared distances become shares of the variance of the clean states
