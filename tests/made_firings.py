@@ -11,10 +11,15 @@ def sampled(rate: np.ndarray, sequences: int = 300, seed: int = 0) -> Firings:
     """Independent firings at these rates `[F, P]`; position 0 is excluded."""
     generator = np.random.default_rng(seed)
     features, positions = rate.shape
-    fires = generator.random((sequences, positions - 1, features)) < rate[:, 1:].T
+    return firings_of(generator.random((sequences, positions - 1, features)) < rate[:, 1:].T, generator)
+
+
+def firings_of(fires: np.ndarray, generator: np.random.Generator) -> Firings:
+    """What fires at positions 1 and later of sequences, `[N, S, F]`, with activations drawn for it; four sequences are a document."""
+    sequences, length, features = fires.shape
     row, feature = np.nonzero(fires.reshape(-1, features))
-    column = np.tile(np.arange(1, positions, dtype=np.int32), sequences)
-    sequence = np.repeat(np.arange(sequences, dtype=np.int32), positions - 1)
+    column = np.tile(np.arange(1, length + 1, dtype=np.int32), sequences)
+    sequence = np.repeat(np.arange(sequences, dtype=np.int32), length)
     return Firings(
         row=row.astype(np.int32),
         feature=feature.astype(np.int32),
@@ -26,7 +31,7 @@ def sampled(rate: np.ndarray, sequences: int = 300, seed: int = 0) -> Firings:
         document=sequence // 4,
         token=(1000 * sequence + column).astype(np.int32),
         features=features,
-        positions=positions,
+        positions=length + 1,
     )
 
 

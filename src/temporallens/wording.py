@@ -28,8 +28,8 @@ def minus(written: str) -> str:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number with that many digits."""
-    return minus(f"{value:,.{digits}f}") if known(value) else UNKNOWN
+    """A number with that many digits; what rounds to zero has no sign."""
+    return minus(f"{value:z,.{digits}f}") if known(value) else UNKNOWN
 
 
 def plus(value: float, written: str) -> str:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from temporallens.evaluation.bits.section import SECTION as BITS, BitsPolicy
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy
 from temporallens.evaluation.features import SECTION as FEATURES, FeaturesPolicy
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
@@ -16,7 +17,7 @@ from temporallens.evaluation.section import Section
 from temporallens.settings import Settings
 
 SECTIONS: dict[str, Section] = {
-    section.name: section for section in (POSITIONS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT)
+    section.name: section for section in (POSITIONS, BITS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT)
 }
 """In the order in which they are measured and stand in `results.json`."""
 
@@ -33,6 +34,8 @@ class Evaluation(Settings):
     """Which dictionaries: of each arm on each activations entry the first seed at the middle one of its levels, or every one."""
     positions: PositionsPolicy | None = None
     """Which features depend on position, what of that hardening and other seeds keep, what masks and weights follow."""
+    bits: BitsPolicy | None = None
+    """How many bits of which features fire are known beforehand, from position, token or their own past."""
     clusters: ClustersPolicy | None = None
     """Features grouped by when in the sequence they fire."""
     features: FeaturesPolicy | None = None

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.evaluation.bits.section import SECTION as BITS
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClusterMeasures
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import errors_by_document, find_firings
@@ -28,6 +29,8 @@ from temporallens.evaluation.positions.section import SECTION as POSITIONS, Posi
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.statistics import Estimate
+from temporallens.figures.bits import Arm as BitsArm
+from temporallens.figures.bits import draw_bits
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity
@@ -137,6 +140,9 @@ class _Files(NamedTuple):
         strictnesses = {self._strictness(run) for run in runs} & set(STRICTNESS)
         if len(strictnesses) > 1 or (strictnesses and any(POSITIONS.name in run.measures for run in runs)):
             found.append(Picture(f"mask_strictness{suffix}", f"{entry}: mask strictness", lambda: self.mask_strictness(entry, runs)))
+        if any(BITS.name in run.measures for run in runs):
+            known = f"{entry}: what is known of codes beforehand"
+            found.append(Picture(f"bits{suffix}", known, lambda: draw_bits(bits_of(runs), known)))
         if any(FIDELITY.name in run.measures for run in runs):
             title = f"{entry}: text pushed to later positions"
             found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(fidelity_of(runs), title)))
@@ -231,6 +237,12 @@ class _Files(NamedTuple):
 def positions_of(run: RunResult) -> PositionMeasures | None:
     """What the section `positions` found for a run; None where it was not requested."""
     return POSITIONS.read(run.measures[POSITIONS.name]) if POSITIONS.name in run.measures else None
+
+
+def bits_of(runs: Sequence[RunResult]) -> list[BitsArm]:
+    """What the section `bits` found, arm by arm, of those for which it was requested."""
+    measured = by_arm(run for run in runs if BITS.name in run.measures)
+    return [BitsArm(arm, [BITS.read(run.measures[BITS.name]) for run in seeds]) for arm, seeds in measured.items()]
 
 
 def fidelity_of(runs: Sequence[RunResult]) -> list[Arm]:

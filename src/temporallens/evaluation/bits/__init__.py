@@ -1,0 +1,1 @@
+"""How much of a dictionary's support is known before its codes are read."""
