@@ -13,10 +13,13 @@ from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
 
 import made_results
+from temporallens.evaluation.bits.section import BitsMeasures, Saved
 from temporallens.evaluation.model.fidelity import Explained, FidelityMeasures, ShiftFidelity
 from temporallens.evaluation.results import ArmSettings, TimedRun
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures import style as look
+from temporallens.figures.bits import Arm as BitsArm
+from temporallens.figures.bits import draw_bits
 from temporallens.figures.comparative import MOST_ROWS, draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.masks import draw_masks
@@ -411,6 +414,40 @@ def test_fidelity_without_shifts_says_so() -> None:
     assert texts(draw_fidelity([])).count("no run of these activations was measured under shifts") == 3
     figure = draw_fidelity([Arm("a", [make_fidelity(None, 0.9, -0.001)])])
     assert "is not known" in titles(figure)[0] and titles(figure)[2] == "c No shift changes FVE by more than 0.00300"
+
+
+# bits
+
+
+def make_bits(token: float | None, plain: float = 234.4) -> BitsMeasures:
+    def saved(share: float, half: float = 0.002) -> Saved:
+        return Saved(estimate(share * plain), estimate(share, half), estimate(0.0004, 0.001), estimate(share - 0.0004, half))
+
+    shares: dict[str, float | None] = {"position": 0.006, "index": 0.001, "token": token, "own_past": -0.0301}
+    found = {name: None if share is None else saved(share) for name, share in shares.items()}
+    return BitsMeasures(estimate(plain), found, 25, 12698, 99290)
+
+
+def test_bits_state_what_is_known_beside_its_null() -> None:
+    figure = draw_bits([BitsArm("plain", [make_bits(0.431)]), BitsArm("masked", [make_bits(0.4), make_bits(0.42)])], "a")
+    fits(figure)
+    (axes,) = panels(figure)
+    assert titles(figure) == [
+        "a Known before codes are read: position 0.6 %, index in the row nothing, token 40 to 43 % and own past nothing"
+    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["position", "index in the row", "token", "own past"]
+    assert axes.get_xlim()[0] < -0.03 and "share of the held-out bits" in axes.get_xlabel()
+    written = texts(figure)
+    assert "43.10 % (null 0.04 %)" in written and "41.00 % (null 0.04 %)" in written and "−3.01 % (null 0.04 %)" in written
+    assert "plain: 234 bits per token by rates alone" in written
+    assert "one seed: over documents; several seeds: over seeds" in written
+
+
+def test_bits_of_a_store_without_tokens_have_no_bar_of_them_and_none_say_so() -> None:
+    (axes,) = panels(draw_bits([BitsArm("plain", [make_bits(None)])]))
+    assert "token" not in [label.get_text() for label in axes.get_yticklabels()]
+    assert "no run of these activations was asked what is known" in texts(draw_bits([]))
+    assert "1 more arms are not drawn" in texts(draw_bits([BitsArm(f"arm {number}", [make_bits(0.4)]) for number in range(7)]))
 
 
 # All of them

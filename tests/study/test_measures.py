@@ -16,10 +16,12 @@ from temporallens.evaluation.results import load_results
 from temporallens.evaluation.sections import SECTIONS, Evaluation
 from temporallens.files import read_json
 from temporallens.layout import RunId
+from temporallens.report.measured import measured_sections
 from temporallens.serial import as_json
 from temporallens.study import run as study_run
 from temporallens.study.config import Variant
 from temporallens.study.gains import partners
+from temporallens.study.pictures import pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 from tiny_models import tiny_model
@@ -42,6 +44,7 @@ seeds: [0, 1]
 training: {{steps: 12, batch_size: 32, learning_rate: 0.005, log_every: 6, held_out: 0.4, snapshots: 1}}
 evaluation:
   positions: {{least_firings: 5, least_tokens: 2, resamples: 20}}
+  bits: {{folds: 3, draws: 1, resamples: 20}}
   splicing: {{rows: 2, resamples: 20}}
   fidelity: {{rows: 4, shifts: [1, 2], least_firings: 2, resamples: 20}}
   clusters: {{least_firings: 20, least_features: 2, sample: 32, draws: 19, bootstraps: 2}}
@@ -73,7 +76,7 @@ def finished(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_the_dictionaries_that_are_shown_are_measured_and_no_others(finished: Path) -> None:
     results = load_results(finished / "run")
     measured = {(run.activations, run.arm, run.seed): set(run.measures) for run in results.runs if run.measures}
-    everywhere = {"positions", "clusters"}  # the section `features` is for the report alone
+    everywhere = {"positions", "bits", "clusters"}  # the section `features` is for the report alone
     of_model = everywhere | {"splicing", "fidelity"}
     assert measured == {
         ("low", "batchtopk-k4", 0): of_model,
@@ -91,6 +94,19 @@ def test_positions_see_the_soft_state_the_snapshots_and_the_other_seeds(finished
     for measured in (positional, plain):
         assert list(measured["annealing"]) == ["6"]
         assert len(measured["seeds"]) == 1
+
+
+def test_bits_are_known_from_tokens_where_there_are_some_and_drawn(finished: Path) -> None:
+    results = load_results(finished / "run")
+    runs: dict[tuple[str, str, int], Any] = {(run.activations, run.arm, run.seed): run for run in results.runs}
+    for arm in ("batchtopk-k4", "positional-k4"):
+        low, world = (runs[entry, arm, 0].measures["bits"] for entry in ("low", "world"))
+        assert low["saved"]["token"]["share"]["value"] > low["saved"]["token"]["null"]["value"]
+        assert world["saved"]["token"] is None and world["counted_tokens"] > world["tokens"]
+    assert {picture.name for picture in pictures_of(finished / "run", results)} > {"bits", "bits-world"}
+    unmeasured = results.model_copy(update={"runs": [run.model_copy(update={"measures": {}}) for run in results.runs]})
+    assert not {picture.name for picture in pictures_of(finished / "run", unmeasured)} & {"bits", "bits-world"}
+    assert [table.title for table in measured_sections(results)[0].tables].count("Bits that are known beforehand") == 1
 
 
 def test_what_there_is_of_every_feature_stays_in_the_file_of_the_measurement(finished: Path) -> None:
@@ -189,7 +205,7 @@ def test_the_study_can_name_every_section_with_its_own_policy() -> None:
         assert section.name == name and section.policy in Evaluation.model_fields[name].annotation.__args__
 
 
-@pytest.mark.parametrize("name", ["positions", "clusters", "splicing", "fidelity"])
+@pytest.mark.parametrize("name", ["positions", "bits", "clusters", "splicing", "fidelity"])
 def test_a_measurement_is_read_from_its_file_and_from_the_results(finished: Path, name: str) -> None:
     section = SECTIONS[name]
     for path in sorted((finished / "run" / "measures" / name).rglob("*.json")):

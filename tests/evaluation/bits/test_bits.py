@@ -256,5 +256,5 @@ def test_words_give_what_is_saved_and_the_range_over_dictionaries() -> None:
     both = [measured(sampled(np.stack([box(8, 15, level), box(1, 9, level)]), 200)) for level in (0.3, 0.6)]
     shares = [f"{100 * value(saved(found, 'position').share):.0f}" for found in both]
     assert in_words(both[:1]).replace("\u00a0", " ").startswith(f"position {shares[0]} %")
-    assert in_words(both).replace("\u00a0", " ").startswith(f"position {shares[0]} % to {shares[1]} %")
+    assert in_words(both).replace("\u00a0", " ").startswith(f"position {shares[0]} to {shares[1]} %")
     assert "token nothing" in in_words([measured(sampled(flat(5), 100))])

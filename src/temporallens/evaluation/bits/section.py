@@ -28,7 +28,7 @@ from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.settings import Seed, Settings
-from temporallens.wording import UNKNOWN, Row, Table, estimated, listed, minus, percent
+from temporallens.wording import SPACE, UNKNOWN, Row, Table, estimated, listed, minus, percent
 
 NAMES = {
     "position": "position",
@@ -279,7 +279,7 @@ def _from_to(shares: Sequence[Estimate]) -> str:
     if not known or all(share.low is not None and share.low <= 0 for share in shares):
         return "nothing"
     least, greatest = minus(percent(min(known))), minus(percent(max(known)))
-    return greatest if least == greatest else f"{least} to {greatest}"
+    return greatest if least == greatest else f"{least.removesuffix(f'{SPACE}%')} to {greatest}"
 
 
 SECTION = Section(name="bits", policy=BitsPolicy, version=1, measure=_of_subject, measures=BitsMeasures, tables=tables)
