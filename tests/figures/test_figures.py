@@ -215,4 +215,5 @@ def test_drawing_leaves_global_settings_alone(tmp_path: Path) -> None:
 def test_numbers_and_shares_read_well() -> None:
     assert [wording.number(value) for value in (0, 25143.2, 98.26, 0.03117, float("nan"))] == ["0", "25,100", "98.3", "0.0312", "n/a"]
     assert [wording.percent(share) for share in (0, 0.9, 0.0121, 0.0004)] == ["0\u00a0%", "90\u00a0%", "1.2\u00a0%", "0.04\u00a0%"]
+    assert [wording.fixed(value, 2) for value in (-0.001, -0.006, None)] == ["0.00", "−0.01", "–"]
     assert wording.plain("a\nb" + "c" * 100, 11) == "a bcc…ccccc"

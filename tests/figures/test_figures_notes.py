@@ -18,8 +18,7 @@ from temporallens.evaluation.model.fidelity import Explained, FidelityMeasures, 
 from temporallens.evaluation.results import ArmSettings, TimedRun
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures import style as look
-from temporallens.figures.bits import Arm as BitsArm
-from temporallens.figures.bits import draw_bits
+from temporallens.figures.bits import Arm as BitsArm, draw_bits
 from temporallens.figures.comparative import MOST_ROWS, draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.masks import draw_masks
@@ -433,7 +432,7 @@ def test_bits_state_what_is_known_beside_its_null() -> None:
     fits(figure)
     (axes,) = panels(figure)
     assert titles(figure) == [
-        "a Known before codes are read: position 0.6 %, index in the row nothing, token 40 to 43 % and own past nothing"
+        "a Known before codes are read, less the null: position 0.6 %, index in the row nothing, token 40 to 43 % and own past nothing"
     ]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["position", "index in the row", "token", "own past"]
     assert axes.get_xlim()[0] < -0.03 and "share of the held-out bits" in axes.get_xlabel()
@@ -446,7 +445,7 @@ def test_bits_state_what_is_known_beside_its_null() -> None:
 def test_bits_of_a_store_without_tokens_have_no_bar_of_them_and_none_say_so() -> None:
     (axes,) = panels(draw_bits([BitsArm("plain", [make_bits(None)])]))
     assert "token" not in [label.get_text() for label in axes.get_yticklabels()]
-    assert "no run of these activations was asked what is known" in texts(draw_bits([]))
+    assert "no run of these activations was measured for what is known" in texts(draw_bits([]))
     assert "1 more arms are not drawn" in texts(draw_bits([BitsArm(f"arm {number}", [make_bits(0.4)]) for number in range(7)]))
 
 

@@ -34,7 +34,7 @@ class Evaluation(Settings):
     """Which dictionaries: of each arm on each activations entry the first seed at the middle one of its levels, or every one."""
     positions: PositionsPolicy | None = None
     """Which features depend on position, what of that hardening and other seeds keep, what masks and weights follow."""
-    bits: BitsPolicy | None = None
+    bits: BitsPolicy | None = Field(None, exclude_if=_not_asked)
     """How many bits of which features fire are known beforehand, from position, token or their own past."""
     clusters: ClustersPolicy | None = None
     """Features grouped by when in the sequence they fire."""

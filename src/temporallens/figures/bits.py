@@ -26,7 +26,7 @@ AROUND, LINE = 1.6, 0.17
 BAR, NULL = 0.66, 0.22
 """Of the room of one arm: its bar, and its null right below."""
 TITLE_CHARACTERS = 120
-NOTHING = "no run of these activations was asked what is known of its codes (evaluation.bits)"
+NOTHING = "no run of these activations was measured for what is known of its codes (evaluation.bits)"
 
 
 class Arm(NamedTuple):
@@ -112,7 +112,7 @@ def _axes(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _statement(arms: Sequence[Arm]) -> str:
-    return f"Known before codes are read: {in_words([measures for arm in arms for measures in arm.seeds])}"
+    return f"Known before codes are read, less the null: {in_words([measures for arm in arms for measures in arm.seeds])}"
 
 
 def _described(arm: Arm) -> str:

@@ -29,8 +29,7 @@ from temporallens.evaluation.positions.section import SECTION as POSITIONS, Posi
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.statistics import Estimate
-from temporallens.figures.bits import Arm as BitsArm
-from temporallens.figures.bits import draw_bits
+from temporallens.figures.bits import Arm as BitsArm, draw_bits
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity

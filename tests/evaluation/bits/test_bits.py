@@ -12,7 +12,7 @@ from made_firings import POSITIONS, box, comb, firings_of, flat, sampled
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.bits import lengths
-from temporallens.evaluation.bits.lengths import Known, Labelled, Persistent, folds_of, own_rates
+from temporallens.evaluation.bits.lengths import Known, Labelled, Persistent, folds_of, known_lengths, own_rates
 from temporallens.evaluation.bits.section import (
     SECTION,
     BitsMeasures,
@@ -180,6 +180,15 @@ def test_what_is_scored_is_never_counted(training: bool) -> None:
         assert np.array_equal(rates.fitted, again.fitted) and np.array_equal(rates.rest, again.rest)
 
 
+def test_where_no_strength_can_be_chosen_rates_stay_as_they_are() -> None:
+    firings = sampled(flat(10), 40)
+    (fold,) = folds_of(firings.document, firings.document >= 5, 5, np.random.default_rng(0))
+    rates, plain = own_rates(firings, [fold])
+    label = np.where(fold.tried, -1, np.arange(len(firings.position)) % 50)
+    bits = known_lengths([Labelled(firings, label)], [fold], rates, plain)
+    np.testing.assert_allclose(bits[fold.scored], plain[fold.scored], rtol=1e-3)
+
+
 def test_a_row_follows_the_one_right_before_it_in_its_own_sequence() -> None:
     firings = sampled(flat(2), 2).of_rows(np.delete(np.arange(62), 4))  # index 5 of the first sequence is left out
     before = rows_before(firings)
@@ -242,7 +251,7 @@ def test_a_store_without_tokens_knows_position_and_past(store: ActivationStore, 
     (table,) = tables({"a, seed 0": found})
     assert [row.head for row in table.rows] == [f"a, seed 0: {name}" for name in ("position", "token", "previous token", "own past")]
     assert table.rows[1].cells[1:] == ["–"] * 4
-    assert "token" not in table.note.partition(". The null")[0].removeprefix("Bits per held-out token")
+    assert "token" not in table.note.partition(". The null takes")[0].removeprefix("Bits per held-out token")
 
 
 def test_measurements_are_read_as_they_were_written(store: ActivationStore, trained: dict[str, TrainedArm], tmp_path: Path) -> None:

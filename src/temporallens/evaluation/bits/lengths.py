@@ -25,8 +25,9 @@ from jaxtyping import Bool, Float64, Int
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.firings import Firings
 
-STRENGTHS = tuple(4.0**power for power in range(-1, 9))
-"""How many rows of the wider rate the grids for a and s add: from hardly any to more than most labels have."""
+STRENGTHS = tuple(4.0**power for power in range(8, -2, -1))
+"""How many rows of the wider rate the grids for a and s add: from more than most labels have, which is taken where all do alike, to
+hardly any."""
 
 CELLS = 1 << 21
 """Entries of a table that is held at a time."""
