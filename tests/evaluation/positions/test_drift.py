@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from headed_models import DOCUMENTS, headed_model, random_dictionary, store_of
+from temporallens.activations.language import token_rows
 from temporallens.activations.language.harvest import harvest
+from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.positions import drift
 from temporallens.evaluation.positions.drift import SECTION, DriftPolicy, measure_drift
+from tiny_models import tiny_model
 
 TRAINED, LONGER = 8, 32
 HELD_OUT_DOCUMENTS = [2, 5, 7]
@@ -63,6 +66,25 @@ def test_octaves_are_those_of_a_plain_pass_and_end_where_training_did(folder: Pa
     fve = [float(1 - error[inside].sum() / square[inside].sum()) for inside in (last, beyond)]
     assert measured.fve_change.value == pytest.approx(fve[1] - fve[0], abs=1e-5)
     assert measured.fve_change.low is not None and measured.documents == len(HELD_OUT_DOCUMENTS)
+
+
+def test_held_out_documents_are_those_of_the_store_and_nothing_behind_them_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of control characters has no tokens under BERT's normalizer, and so no number in the store."""
+    path, read = tmp_path / "text.jsonl", []
+    texts = ["\x01\x02", *DOCUMENTS, *DOCUMENTS]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    policy = {"context_length": TRAINED, "rows": "document", "dtype": "float32", "norm_multiple": None}
+    store = harvest(str(tiny_model("bert", tmp_path / "bert")), 1, path, out=tmp_path / "store", max_tokens=TRAINED * 8, **policy)
+    held_out = np.flatnonzero(np.isin(store.documents_of(np.arange(store.sequences)), HELD_OUT_DOCUMENTS))
+    opened = drift.open_corpus
+    monkeypatch.setattr(drift, "open_corpus", lambda text, *of: read.append(text) or opened(text, *of))
+    monkeypatch.setattr(token_rows, "GROUP_CHARACTERS", 1)
+    tokenised: list[str] = []
+    encode_all = LanguageModel.encode_all
+    monkeypatch.setattr(LanguageModel, "encode_all", lambda self, own: tokenised.extend(own) or encode_all(self, own))
+    drift.longer_store(store, held_out, POLICY, tmp_path / "cache")
+    assert read[1] == [DOCUMENTS[number] for number in HELD_OUT_DOCUMENTS]
+    assert tokenised[: len(texts)].count(DOCUMENTS[9]) == 0
 
 
 def test_another_dictionary_reads_no_model(

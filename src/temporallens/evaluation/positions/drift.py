@@ -5,7 +5,8 @@ the mean, both summed over the tokens of an octave of positions, `FVE = 1 - E / 
 where training ended, so that each lies on one side. A mask has nothing to say of later positions but what it says of its last.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from pydantic import Field
 from temporallens.activations.language.corpora import Corpus, open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
 from temporallens.activations.language.models import LanguageModel
-from temporallens.activations.language.token_rows import evenly_spaced
+from temporallens.activations.language.token_rows import evenly_spaced, grouped
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -139,15 +140,24 @@ def _length(policy: DriftPolicy, harvest: HarvestPolicy, network: LanguageModel)
 def _texts(store: ActivationStore, held_out: Int[np.ndarray, " n"], harvest: HarvestPolicy, network: LanguageModel, most: int) -> Corpus:
     """Held-out documents that are longer than a trained row."""
     numbers = set(store.documents_of(held_out).tolist())
-    texts = [text for number, text in enumerate(_text_of(store, harvest)) if number in numbers]
-    lengths = [len(tokens) for tokens in network.encode_all(texts)]
-    long_enough = [text for text, length in zip(texts, lengths, strict=True) if length > harvest.context_length]
+    read = enumerate(islice(_documents(_text_of(store, harvest), network), max(numbers) + 1))  # a harvest may have stopped early
+    own = [document for number, document in read if number in numbers]
+    long_enough = [text for text, length in own if length > harvest.context_length]
     if len(long_enough) < 2:
+        longest = max((length for _, length in own), default=0)
         raise TemporalLensError(
-            f"the longest held-out document of {store.folder} has {max(lengths, default=0)} tokens: drift needs two of more than "
+            f"the longest held-out document of {store.folder} has {longest} tokens: drift needs two of more than "
             f"{harvest.context_length}, the length of trained rows"
         )
     return open_corpus([long_enough[index] for index in evenly_spaced(len(long_enough), most)])
+
+
+def _documents(text: Corpus, network: LanguageModel) -> Iterator[tuple[str, int]]:
+    """Documents with their numbers of tokens, counted as a store counts them: those without a token have no number."""
+    for group in grouped(text):
+        for document, tokens in zip(group, network.encode_all(group), strict=True):
+            if tokens:
+                yield document, len(tokens)
 
 
 def _text_of(store: ActivationStore, harvest: HarvestPolicy) -> Corpus:
@@ -155,7 +165,7 @@ def _text_of(store: ActivationStore, harvest: HarvestPolicy) -> Corpus:
     if harvest.text == GIVEN:
         raise TemporalLensError(f"{store.folder} was harvested from texts given in Python: drift reads texts again; harvest from a file")
     text = open_corpus(harvest.text, harvest.column, harvest.split)
-    if text.fingerprint != store.manifest.description.source["text_fingerprint"]:
+    if text.fingerprint is None or text.fingerprint != store.manifest.description.source["text_fingerprint"]:
         raise TemporalLensError(f"the text '{harvest.text}' has changed since {store.folder} was harvested from it; harvest again")
     return text
 
