@@ -11,9 +11,10 @@ from temporallens.activations.language import token_rows
 from temporallens.activations.language.harvest import harvest
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.positions import drift
-from temporallens.evaluation.positions.drift import SECTION, DriftPolicy, measure_drift
+from temporallens.evaluation.positions.drift import SECTION, DriftMeasures, DriftPolicy, measure_drift
 from tiny_models import tiny_model
 
 TRAINED, LONGER = 8, 32
@@ -34,6 +35,12 @@ def harvested(folder: Path, name: str, context_length: int, **policy: str) -> Ac
     return harvest(str(folder / "model"), 1, text, out=folder / name, context_length=context_length, **shared, **policy)
 
 
+def measure(
+    folder: Path, dictionary: Dictionary, store: ActivationStore, held_out: np.ndarray, policy: DriftPolicy, cache: Path
+) -> DriftMeasures:
+    return measure_drift(dictionary, str(folder / "model"), 1, store, held_out, policy, cache)
+
+
 @pytest.fixture(scope="module")
 def store(folder: Path) -> ActivationStore:
     return harvested(folder, "store", TRAINED)
@@ -46,7 +53,7 @@ def held_out(store: ActivationStore) -> np.ndarray:
 
 def test_octaves_are_those_of_a_plain_pass_and_end_where_training_did(folder: Path, store: ActivationStore, held_out: np.ndarray) -> None:
     dictionary = random_dictionary()
-    measured = measure_drift(dictionary, store, held_out, POLICY, folder / "cache")
+    measured = measure(folder, dictionary, store, held_out, POLICY, folder / "cache")
     assert [(octave.first, octave.last, octave.beyond) for octave in measured.octaves] == [
         (1, 1, False), (2, 3, False), (4, 7, False), (8, 15, True), (16, 31, True),
     ]  # fmt: skip
@@ -90,17 +97,17 @@ def test_held_out_documents_are_those_of_the_store_and_nothing_behind_them_is_re
 def test_another_dictionary_reads_no_model(
     folder: Path, store: ActivationStore, held_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure_drift(random_dictionary(), store, held_out, POLICY, folder / "cache")
+    measure(folder, random_dictionary(), store, held_out, POLICY, folder / "cache")
 
     def refuse(*_: object) -> None:
         raise AssertionError("the model was opened again")
 
     monkeypatch.setattr(drift, "open_model", refuse)
-    measure_drift(random_dictionary(features=32), store, held_out, POLICY, folder / "cache")
+    measure(folder, random_dictionary(features=32), store, held_out, POLICY, folder / "cache")
 
 
 def test_the_table_marks_what_lies_beyond(folder: Path, store: ActivationStore, held_out: np.ndarray) -> None:
-    measured = measure_drift(random_dictionary(), store, held_out, POLICY, folder / "cache")
+    measured = measure(folder, random_dictionary(), store, held_out, POLICY, folder / "cache")
     assert SECTION.tables is not None
     (table,) = SECTION.tables({"a": measured})
     assert [row.head for row in table.rows][-3:] == [
@@ -114,16 +121,22 @@ def test_the_table_marks_what_lies_beyond(folder: Path, store: ActivationStore, 
 def test_what_cannot_be_read_longer_is_refused(folder: Path, store: ActivationStore, held_out: np.ndarray, tmp_path: Path) -> None:
     dictionary = random_dictionary()
     with pytest.raises(TemporalLensError, match="rows of 8 tokens are no longer than those of training"):
-        measure_drift(dictionary, store, held_out, DriftPolicy(context_length=8), tmp_path)
+        measure(folder, dictionary, store, held_out, DriftPolicy(context_length=8), tmp_path)
     with pytest.raises(TemporalLensError, match="context"):
-        measure_drift(dictionary, store, held_out, DriftPolicy(context_length=1 << 20), tmp_path)
+        measure(folder, dictionary, store, held_out, DriftPolicy(context_length=1 << 20), tmp_path)
     given = store_of(folder / "model", 1, tmp_path / "given")
     with pytest.raises(TemporalLensError, match="was harvested from texts given in Python"):
-        measure_drift(dictionary, given, np.arange(given.sequences), POLICY, tmp_path)
+        measure(folder, dictionary, given, np.arange(given.sequences), POLICY, tmp_path)
     with pytest.raises(TemporalLensError, match=r"the longest held-out document of .* has .* tokens"):
-        measure_drift(dictionary, store, held_out[:1], POLICY, tmp_path)
+        measure(folder, dictionary, store, held_out[:1], POLICY, tmp_path)
+    sentences = harvested(folder, "sentences", TRAINED, clock="sentence")
+    with pytest.raises(TemporalLensError, match=r"drift goes by the index in the row, and .* has the clock 'sentence'"):
+        measure(folder, dictionary, sentences, held_out, POLICY, tmp_path)
+    arrays = ActivationStore.from_arrays(np.random.default_rng(0).normal(size=(6, 5, dictionary.width)), out=tmp_path / "arrays")
+    with pytest.raises(TemporalLensError, match="was not harvested from a language model"):
+        measure(folder, dictionary, arrays, np.arange(2), POLICY, tmp_path)
     changed = harvested(folder, "changed", TRAINED)
     with (folder / "text.jsonl").open("a") as file:
         file.write(json.dumps({"text": "One more."}) + "\n")
     with pytest.raises(TemporalLensError, match=r"has changed since .* was harvested from it"):
-        measure_drift(dictionary, changed, held_out, POLICY, tmp_path)
+        measure(folder, dictionary, changed, held_out, POLICY, tmp_path)

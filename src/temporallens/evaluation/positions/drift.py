@@ -1,8 +1,9 @@
 """How a dictionary reconstructs beyond the context length that it was trained on (`docs/method.md`, "Drift").
 
-Held-out documents are read again in longer rows, by the same model at the same layer. With E the squared errors and S the squares about
-the mean, both summed over the tokens of an octave of positions, `FVE = 1 - E / S`; L0 is the mean number of codes in use. An octave ends
-where training ended, so that each lies on one side. A mask has nothing to say of later positions but what it says of its last.
+The first tokens of held-out documents are read again in one longer row each, by the same model at the same layer. With E the squared
+errors and S the squares about the mean, both summed over the tokens of an octave of positions, `FVE = 1 - E / S`; L0 is the mean number of
+codes in use. An octave ends where training ended, so that each lies on one side. A mask has nothing to say of later positions but what it
+says of its last.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
+from temporallens.activations.language.block_stack import Layer
 from temporallens.activations.language.corpora import Corpus, open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
 from temporallens.activations.language.models import LanguageModel
@@ -26,7 +28,7 @@ from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.identity import store_fingerprint
-from temporallens.evaluation.model.origin import check_unchanged, harvest_of
+from temporallens.evaluation.model.origin import check_origin, check_unchanged, harvest_of
 from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
@@ -78,17 +80,24 @@ class DriftMeasures(NamedTuple):
 
 @own_defaults()
 def measure_drift(
-    dictionary: Dictionary, store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: DriftPolicy, cache: Path
+    dictionary: Dictionary,
+    model: str,
+    layer: Layer,
+    store: ActivationStore,
+    held_out: Int[np.ndarray, " n"],
+    policy: DriftPolicy,
+    cache: Path,
 ) -> DriftMeasures:
-    """Measure `dictionary` by octaves on longer rows of the held-out documents of `store`; their activations are kept in `cache`.
+    """Measure `dictionary`, trained on `layer` of `model`, by octaves on longer rows of the held-out documents of `store`; their activations
+    are kept in `cache`.
 
-    Raises TemporalLensError where the model takes no longer rows, the clock knows no later positions, or no document is long enough.
+    Raises TemporalLensError when dictionary, store and model do not belong together, where the model takes no longer rows, positions are
+    no indices in the row, or no document is long enough.
     """
-    longer = longer_store(store, held_out, policy, cache)
-    trained = store.positions
-    if longer.positions <= trained:
-        clock = store.manifest.description.policies["clock"]
-        raise TemporalLensError(f"the clock '{clock}' knows no position beyond {trained - 1} in longer rows either: leave drift out")
+    check_origin(dictionary, store, model, layer)
+    if (clock := store.manifest.description.policies["clock"]) != "index":
+        raise TemporalLensError(f"drift goes by the index in the row, and {store.folder} has the clock '{clock}': leave drift out")
+    longer, trained = longer_store(store, held_out, policy, cache), store.positions
     seen = HeldOut(longer, np.arange(longer.sequences), cache)
     errors = seen.errors(seen.encoded(dictionary))
     documents = len(errors.tokens)
@@ -198,7 +207,8 @@ def _estimate(values: Float[np.ndarray, " B1"], tokens: int) -> Estimate:
 
 
 def _of_subject(subject: Subject, policy: DriftPolicy) -> DriftMeasures:
-    return measure_drift(subject.dictionary, subject.store, subject.held_out, policy, subject.cache)
+    model, layer = subject.source["model"], subject.source["layer"]
+    return measure_drift(subject.dictionary, model, layer, subject.store, subject.held_out, policy, subject.cache)
 
 
 def tables(found: Mapping[str, DriftMeasures]) -> list[Table]:
