@@ -1,9 +1,10 @@
 """Position masks: for each group of positions, how open each feature is (lab notes, Runs 1 and 2).
 
 A mask is a table of logits `l[g, f]`, one row per group of positions: free for every group, or on a smooth basis,
-`l[p, f] = sum_k B_k(u) c[k, f]` with `u = log(1 + p) / log(1 + P)`. Its gate is `sigmoid(l / T)`; the temperature T falls through
-training and sharpens it, and a hardened mask is exactly 0 or 1. Logits start at 0, between open and closed, and a logit that no
-gradient ever moved hardens to open, so that a mask closes an entry only on evidence.
+`l[p, f] = sum_k B_k(u) c[k, f]` with `u = log(1 + p) / log(1 + P)`. Its gate is `sigmoid(l / T)`, or `min(1, 2 sigmoid(l / T))`
+where logits of 0 are to be fully open, as they are once hard (`full`); the temperature T falls through training and sharpens it, and a
+hardened mask is exactly 0 or 1. Logits start at 0, and a logit that no gradient ever moved hardens to open, so that a mask closes an entry
+only on evidence. What gates do to codes stands in `arms/positional.py`.
 """
 
 import math

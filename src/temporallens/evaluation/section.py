@@ -28,7 +28,7 @@ class Subject(NamedTuple):
     store: ActivationStore
     held_out: Int[np.ndarray, " n"]  # entries of the store's sequence table
     others: list[Path]  # folders of the same arm from other seeds
-    cache: Path  # what does not depend on the dictionary: passes of the model, baselines
+    cache: Path  # what is made once for several sections or dictionaries: passes of the model, baselines, encoded held-out documents
 
     @property
     def source(self) -> Mapping[str, Any]:
@@ -56,9 +56,8 @@ class Section:
     version: int  # raise it when the measurement gives other output for the same settings: finished ones are then made again
     measure: Callable[[Subject, Any], Any]  # with its policy; gives `measures`
     measures: type  # a named tuple
-    details: tuple[
-        str, ...
-    ] = ()  # dotted paths of what has an entry for every feature: kept out of results.json, None when read from there
+    details: tuple[str, ...] = ()
+    """Dotted paths of what has an entry for every feature: it stays out of `results.json`, and is None when read from there."""
     in_results: bool = True  # False: nothing of it stands in results.json
     reads_model: bool = False  # reads the language model again; activations of another source have no such section
     across_seeds: bool = False  # compares with the same arm trained from other seeds

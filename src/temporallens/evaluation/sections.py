@@ -1,4 +1,5 @@
-"""All sections of the evaluation. A new one is one file that declares its `SECTION`, a line in `SECTIONS` and a field of `Evaluation`."""
+"""All sections of the evaluation. A new one is a file that declares its `SECTION`, and here its import, its name in `SECTIONS` and a field
+of `Evaluation` that leaves no trace where it is not asked for, as that of `drift` (`CONTRIBUTING.md`, "A section")."""
 
 from typing import Literal
 

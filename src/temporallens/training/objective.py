@@ -3,6 +3,7 @@
 Everything is summed over dimensions and features and averaged over tokens, in float32, on inputs of mean norm sqrt(D)
 (`docs/method.md`). Squared errors are in these common units whatever the arm scales its inputs by, so that arms can be compared.
 Rows may be weighed by position (lab notes, Runs 5 and 6); the parts are reported unweighted beside the sum that is minimised.
+Masks learn from the squared error that a code saves (`arms/positional.py`): another measure of reconstruction has to change that too.
 """
 
 from typing import Any, NamedTuple
