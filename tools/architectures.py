@@ -303,6 +303,7 @@ def page(rows: list[Row]) -> str:
 
 
 def main() -> None:
+    """Compare the architectures named, or all of them, and write the table where all are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="architectures to look at; by default all")
     requested = parser.parse_args().kinds

@@ -260,6 +260,7 @@ def tiny_text(folder: Path) -> Path:
 
 
 def main() -> None:
+    """Kill studies as the options say, and print whether anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

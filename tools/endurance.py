@@ -58,6 +58,7 @@ def limited(study: str, gigabytes: float, out: Path) -> int:
 
 
 def main() -> None:
+    """Train for long, or run a study under a limit of memory, and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--study", help="run this study instead, under a limit")

@@ -289,6 +289,8 @@ class Tally(NamedTuple):
 
 @contextmanager
 def in_time() -> Iterator[None]:
+    """Raises TimeoutError in what takes longer than SECONDS of the processor, or PATIENCE on the clock."""
+
     def late(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"no answer within {SECONDS} s")
 
@@ -392,6 +394,7 @@ def guided(seconds: int) -> None:
 
 
 def main() -> None:
+    """Damage files as the options say, and print what readers made of them."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000, help="changes of each format (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)

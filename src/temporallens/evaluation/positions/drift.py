@@ -88,8 +88,8 @@ def measure_drift(
     policy: DriftPolicy,
     cache: Path,
 ) -> DriftMeasures:
-    """Measure `dictionary`, trained on `layer` of `model`, by octaves on longer rows of the held-out documents of `store`; their activations
-    are kept in `cache`.
+    """Measure `dictionary`, trained on `layer` of `model`, by octaves on longer rows of held-out documents of `store`; the activations of
+    these rows are kept in `cache`.
 
     Raises TemporalLensError when dictionary, store and model do not belong together, where the model takes no longer rows, positions are
     no indices in the row, or no document is long enough.
