@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -131,6 +132,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """The content of `source` at `path` too: without taking its space again where the file system has links."""
+
+    def write(place: Path) -> None:
+        place.unlink(missing_ok=True)
+        try:
+            place.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, place)
+
+    write_atomically(path, write)
 
 
 def write_text(path: Path, text: str) -> None:

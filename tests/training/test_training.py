@@ -184,7 +184,7 @@ def test_all_arms_see_the_same_batches(store, tmp_path, monkeypatch):
     loader.close()
 
     def recording(self, view, progress):
-        (x, label, position, previous), arm, whole = view, self.run.arm, expected[progress.step]
+        (x, label, position, previous, _), arm, whole = view, self.run.arm, expected[progress.step]
         assert torch.equal(label, labels[progress.step])  # permuted or not, the labels of a batch are those of its rows
         assert torch.equal(label, position) != arm.permuted
         if arm.centre == "position":

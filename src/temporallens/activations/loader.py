@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from temporallens.activations.context import context_of
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows
 from temporallens.errors import TemporalLensError
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
     position: Int[Tensor, " N"]  # what the store's clock says
     sequence: Int[Tensor, " N"]  # id of the row of text
     token: Int[Tensor, " N"]  # token id, -1 where there is none
+    token_before: Int[Tensor, " N"]  # that of the token before, in its sequence and document, excluded or not
     previous: Float[Tensor, "N D"] | None = None  # of the token before, in its sequence and document; the row itself where not paired
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
     previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
@@ -109,7 +111,8 @@ class Loader:
         rows = self._store.read(np.sort(order[first:last]))
         usable = (rows.excluded == 0).nonzero()[:, 0].numpy()
         shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(usable))
-        chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], rows.token[shuffled])
+        context = context_of(rows).rows(shuffled)
+        chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], context.token, context.token_before)
         return _Window(chosen, _before(rows, shuffled) if self._neighbours else None)
 
     def _after(self, cursor: Cursor) -> Cursor:
@@ -173,7 +176,7 @@ class Loader:
 
 
 def _part(rows: Batch, first: int, last: int) -> Batch:
-    return Batch(rows.x[first:last], rows.position[first:last], rows.sequence[first:last], rows.token[first:last])
+    return Batch(*(column[first:last] for column in rows[:5]))
 
 
 def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:

@@ -16,13 +16,20 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from temporallens.activations.clocks import at_positions
+from temporallens.activations.context import Context, context_of_tokens
 from temporallens.activations.importing import is_dense
+from temporallens.dictionaries.expectations.past import links_of, walk
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.dictionaries.expectations.tables import Expectation
 from temporallens.dictionaries.sparse import Codes
 from temporallens.errors import TemporalLensError
 from temporallens.settings import Settings
 
 Positions = Tensor | np.ndarray | np.number | Sequence[Any] | int | float
 """What stands for positions where users give them: anything that holds whole numbers."""
+
+Tokens = Context | Tensor | np.ndarray | Sequence[Any]
+"""What stands for tokens: whole numbers in the shape of the activations without their width, or what is known of rows already."""
 
 CACHED_ROWS = 512
 """Rows of a weight matrix that are worked on at a time, where a product in between would else leave the processor's cache."""
@@ -133,6 +140,9 @@ class ArmConfig(Settings):
     position_weights: bool = False
     """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
 
+    expectation: ExpectationPolicy | None = Field(None, exclude_if=lambda policy: policy is None)
+    """What inputs lose beforehand, and get back, because the tokens say it; written only where it is asked for."""
+
     permuted: bool = False
     """A control: in training, position labels are permuted over the tokens of a batch, so that they mean nothing."""
 
@@ -163,6 +173,9 @@ class ArmConfig(Settings):
         dictionary = self.build(width, positions, generator)
         if self.centre != "pooled":
             dictionary.centre_by_position(torch.zeros(positions, width, dtype=torch.float32), torch.ones(positions, dtype=torch.float32))
+        if self.expectation is not None and self.expectation.past:
+            dictionary.past_map = torch.zeros(len(self.expectation.past) * width, width, dtype=torch.float32)
+            dictionary.past_centre = torch.zeros(width, dtype=torch.float32)
         return dictionary
 
     def at_level(self, value: float) -> "ArmConfig":
@@ -209,6 +222,14 @@ class Progress(NamedTuple):
         return self.step / self.steps
 
 
+class Walk(NamedTuple):
+    """What comes of rows that look back at each other."""
+
+    codes: Float[Tensor, "N F"]
+    left: Float[Tensor, "N D"]  # of the rows, when the past is taken off too
+    features: Float[Tensor, "N JD"] | None  # what the past is read from, where it is asked for
+
+
 class Dictionary(nn.Module):
     """Encodes activations into sparse non-negative codes and reconstructs them; arms say how."""
 
@@ -223,6 +244,8 @@ class Dictionary(nn.Module):
     """What it was made by."""
     position_offset: Tensor | None
     position_gain: Tensor | None
+    past_map: Tensor | None
+    past_centre: Tensor | None
 
     def __init__(self, width: int, config: ArmConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -237,6 +260,10 @@ class Dictionary(nn.Module):
         self.register_buffer("position_gain", None)
         self.encoder_dtype = torch.float32
         """In which the product with the encoder nominates candidates while training; codes are float32 all the same."""
+        self.expectation: Expectation | None = None
+        """What tokens say of inputs: taken off before they are encoded, added to what is decoded. No weight: dictionaries share it."""
+        self.register_buffer("past_map", None)
+        self.register_buffer("past_centre", None)
         self.position_policy: int | Literal["mean"] | None = None
         """What `encode` of `[N, D]` without positions assumes: nothing (it raises), one position, or the mean mask."""
 
@@ -270,15 +297,31 @@ class Dictionary(nn.Module):
             return self.position_offset.mean(0, keepdim=True), self.position_gain.mean().view(1, 1)
         return at_positions(self.position_offset, positions), at_positions(self.position_gain, positions)[:, None]
 
-    def centre(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
-        """Inputs as the encoder sees them: `(x - offset[p]) * gain[p]`."""
+    def centre(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, known: Float[Tensor, "N D"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Inputs as the encoder sees them: `(x - known - offset[p]) * gain[p]`."""
         centring = self._centring(positions)
+        x = x if known is None else x - known
         return x if centring is None else (x - centring[0]).mul_(centring[1])
 
-    def uncentre(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
+    def uncentre(
+        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, known: Float[Tensor, "N D"] | None = None
+    ) -> Float[Tensor, "N D"]:
         """Undo `centre`."""
         centring = self._centring(positions)
-        return x if centring is None else x / centring[1] + centring[0]
+        x = x if centring is None else x / centring[1] + centring[0]
+        return x if known is None else x + known
+
+    def offset(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        """Inputs less what their position says alone."""
+        return x if self.position_offset is None else x - at_positions(self.position_offset, positions)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Dictionary":
+        super()._apply(fn, recurse)
+        if self.expectation is not None:
+            self.expectation = self.expectation.to(self.encoder.device)
+        return self
 
     def gain(self, positions: Int[Tensor, " N"]) -> Float[Tensor, " N"] | None:
         """By how much `centre` scales each row; None for 1."""
@@ -335,9 +378,9 @@ class Dictionary(nn.Module):
         """How open each feature is at each position, 0 to 1; None where nothing is masked."""
         return None
 
-    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], tokens: Tokens | None = None) -> Float[Tensor, "N F"]:
         """Codes as they would be if the mask were open everywhere; those of `encode` where nothing is masked."""
-        return self.encode(x, positions)
+        return self.encode(x, positions, tokens)
 
     def openness(self) -> Float[Tensor, " P"] | None:
         """Mean gate by position, None where nothing is masked."""
@@ -355,16 +398,69 @@ class Dictionary(nn.Module):
     def restore_record(self, record: dict[str, Any]) -> None:
         """Take back what `record` gave."""
 
-    def encode(self, x: Float[Tensor, "*batch width"], positions: Positions | None = None) -> Float[Tensor, "*batch F"]:
+    def encode(
+        self, x: Float[Tensor, "*batch width"], positions: Positions | None = None, tokens: Tokens | None = None
+    ) -> Float[Tensor, "*batch F"]:
         """Codes of activations. `[B, S, D]` without positions stands at 0 to S - 1; `[N, D]` without positions raises for a
         position-aware dictionary unless `position_policy` is set. Positions may be a tensor, an array or a list of whole numbers.
-        Differentiable where gradients are enabled; under `torch.no_grad()` the arms with few codes skip what a closed mask makes
-        needless. Raises TemporalLensError for NaN and infinity either way."""
+        A dictionary with an `expectation` needs the `tokens` too: ids in the shape of `x` without its width, -1 where not known; of
+        `[N, D]` what stood before is not known, unless they are a `Context`. Differentiable where gradients are enabled; under
+        `torch.no_grad()` the arms with few codes skip what a closed mask makes needless. Raises TemporalLensError for NaN and infinity
+        either way."""
         refuse_unfit(x, self.width, "activations", f"width {self.width}")
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)
         refuse_non_finite(flat, x.shape[:-1], "the activations hold")
-        where = self._flat_positions(x, positions)
-        return self.codes(self.centre(flat, where), where).reshape(*x.shape[:-1], self.features)
+        where, context = self._flat_positions(x, positions), self.context(x, tokens)
+        centred = self.centre(flat, where, self.known(context))
+        codes = self.codes(centred, where) if self.past_map is None else self.walked(centred, where, context).codes
+        return codes.reshape(*x.shape[:-1], self.features)
+
+    def prepared(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], tokens: Tokens | None) -> Float[Tensor, "N D"]:
+        """Rows as the encoder sees them: less what position, tokens and past say."""
+        context = self.context(x, tokens)
+        centred = self.centre(x, positions, self.known(context))
+        return centred if self.past_map is None else self.walked(centred, positions, context).left
+
+    def context(self, x: Float[Tensor, "*batch _"], tokens: Tokens | None) -> Context | None:
+        """What is known of the rows of `x`; None where no expectation asks for it."""
+        if self.config.expectation is None:
+            return None
+        if tokens is None:
+            raise TemporalLensError(
+                f"this '{self.kind}' dictionary takes off what tokens say: pass tokens, the ids in the shape {tuple(x.shape[:-1])} "
+                "(-1 where one is not known)"
+            )
+        return tokens if isinstance(tokens, Context) else context_of_tokens(tokens, x.shape[:-1], x.device)
+
+    def known(self, context: Context | None) -> Float[Tensor, "N D"] | None:
+        """What tokens say of rows; None where nothing is asked of them."""
+        return None if self.expectation is None or context is None else self.expectation.known(context)
+
+    def walked(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, context: Context | None, keep: bool = False) -> "Walk":
+        """Rows of whole sequences that `centre` has prepared, each less what the reconstructions before it say."""
+        policy = self.config.expectation
+        past_map, centre = self.past_map, self.past_centre
+        if policy is None or context is None or past_map is None or centre is None:
+            raise TemporalLensError(f"this '{self.kind}' dictionary has no past to walk through")
+        codes, left = x.new_empty(len(x), self.features), torch.empty_like(x)
+
+        def reconstructed(rows: Tensor, said: Tensor) -> Tensor:
+            left[rows] = x[rows] - said
+            codes[rows] = self.codes(left[rows], None if positions is None else positions[rows])
+            return self.reconstruct(codes[rows]) + said - centre
+
+        links = links_of(context, policy.past, policy.past_of == "other")
+        found = walk(links, past_map, policy.decay, reconstructed, keep)
+        return Walk(codes, left, found.features)
+
+    def _replayed(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
+        """What codes decode to, and what the past says beside them."""
+        policy, past_map, centre = self.config.expectation, self.past_map, self.past_centre
+        if policy is None or context is None or past_map is None or centre is None:
+            return reconstruction
+        links = links_of(context, policy.past, policy.past_of == "other")
+        found = walk(links, past_map, policy.decay, lambda rows, said: reconstruction[rows] + said - centre)
+        return reconstruction + found.said
 
     def _flat_positions(self, x: Tensor, positions: Positions | None) -> Int[Tensor, " N"] | None:
         """Positions of the rows of `x`, checked even where the dictionary does not need them; None where it does not, or under the
@@ -390,17 +486,23 @@ class Dictionary(nn.Module):
         """What `centre` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
 
-    def decode(self, z: Float[Tensor, "*batch F"], positions: Positions | None = None) -> Float[Tensor, "*batch D"]:
-        """Reconstruct from codes. Positions, as `encode` takes them, matter to a dictionary with per-position centring only. Raises
-        TemporalLensError where the result would hold NaN or infinity."""
+    def decode(
+        self, z: Float[Tensor, "*batch F"], positions: Positions | None = None, tokens: Tokens | None = None
+    ) -> Float[Tensor, "*batch D"]:
+        """Reconstruct from codes. Positions and tokens, as `encode` takes them, matter to a dictionary with per-position centring, or
+        with an expectation, only. Raises TemporalLensError where the result would hold NaN or infinity."""
         refuse_unfit(z, self.features, "codes", f"{self.features} features")
         where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
-        flat = self.uncentre(self.reconstruct(z).reshape(-1, self.width), where)
+        context = self.context(z, tokens)
+        flat = self._replayed(self.reconstruct(z).reshape(-1, self.width), context)
+        flat = self.uncentre(flat, where, self.known(context))
         refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
         return flat.reshape(*z.shape[:-1], self.width)
 
-    def forward(self, x: Float[Tensor, "*batch D"], positions: Positions | None = None) -> Float[Tensor, "*batch D"]:
-        return self.decode(self.encode(x, positions), positions)
+    def forward(
+        self, x: Float[Tensor, "*batch D"], positions: Positions | None = None, tokens: Tokens | None = None
+    ) -> Float[Tensor, "*batch D"]:
+        return self.decode(self.encode(x, positions, tokens), positions, tokens)
 
     @torch.no_grad()
     def fold(self, centre: Float[Tensor, " D"], scale: float) -> None:
@@ -410,6 +512,10 @@ class Dictionary(nn.Module):
         """
         self.encoder_bias.div_(scale)
         self.decoder_bias.div_(scale)
+        if self.expectation is not None:
+            self.expectation = self.expectation.scaled(1.0)
+        if self.past_centre is not None and self.position_offset is None:
+            self.past_centre.add_(centre)
         if self.position_offset is None:
             self.decoder_bias.add_(centre)
         else:

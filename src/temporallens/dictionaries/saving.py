@@ -15,6 +15,7 @@ from torch import Tensor
 
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import ArmConfig, Dictionary, known_policy
+from temporallens.dictionaries.expectations.tables import FILE as EXPECTATION_FILE, Expectation, load_expectation
 from temporallens.dictionaries.kinds import ARMS, Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors
@@ -37,6 +38,9 @@ def save_dictionary(
     weights = write_tensors(folder / "sae_weights.safetensors", _tensors(dictionary))
     ours = {"format": FORMAT, "arm": arm.model_dump(mode="json"), "positions": positions}
     ours |= {"position_policy": known_policy(dictionary.position_policy), "state": dictionary.record(), "weights_sha256": weights}
+    if dictionary.expectation is not None:
+        dictionary.expectation.save(folder / EXPECTATION_FILE)
+        ours["expectation_sha256"] = dictionary.expectation.digest
     config = {
         "architecture": _architecture(dictionary),
         "d_in": dictionary.width,
@@ -52,7 +56,7 @@ def save_dictionary(
 
 
 def _architecture(dictionary: Dictionary) -> str:
-    ordinary = None if dictionary.position_aware else dictionary.architecture
+    ordinary = None if dictionary.position_aware or dictionary.expectation is not None else dictionary.architecture
     return ordinary or f"temporallens_{dictionary.kind}"
 
 
@@ -108,7 +112,18 @@ def load_dictionary(folder: Path | str, arm: type[ArmConfig] | None = None) -> D
         dictionary.restore_record(ours["state"])
     except (KeyError, TypeError) as error:
         raise TemporalLensError(f"{folder / 'cfg.json'} is damaged: its state is not that of a '{made.kind}' dictionary") from error
+    if made.expectation is not None and made.expectation.token is not None:
+        dictionary.expectation = _expectation(folder, width, ours)
     return dictionary.eval()
+
+
+def _expectation(folder: Path, width: int, ours: dict[str, Any]) -> Expectation:
+    found = load_expectation(folder / EXPECTATION_FILE, width)
+    if ours.get("expectation_sha256") != found.digest:
+        raise TemporalLensError(
+            f"{folder / EXPECTATION_FILE} does not have the checksum that cfg.json states: the two were not saved together"
+        )
+    return found
 
 
 class Sizes(BaseModel):

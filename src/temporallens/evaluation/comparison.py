@@ -67,6 +67,7 @@ class Measured(NamedTuple):
     l0: float
     fve: float
     fve_within_position: float
+    plain: bool = True  # whether nothing is known before its codes, so that it can be a baseline
 
 
 class Point(NamedTuple):
@@ -104,7 +105,7 @@ def baselines_among(runs: Sequence[Measured]) -> list[str]:
 
 def _families_of(role: Role, runs: Sequence[Measured]) -> list[str]:
     """For each kind of a role the family of that name, or else the first of that kind."""
-    by_kind = [(kind, list(dict.fromkeys(run.family for run in runs if run.kind == kind))) for kind in kinds_of(role)]
+    by_kind = [(kind, list(dict.fromkeys(run.family for run in runs if run.kind == kind and run.plain))) for kind in kinds_of(role)]
     return [kind if kind in families else families[0] for kind, families in by_kind if families]
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
+from temporallens.activations.context import context_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.moments import FIRST, Moments, MomentSums
 from temporallens.activations.store import ActivationStore, SequenceTable
@@ -195,8 +196,9 @@ def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndar
 def _encode_chunk(dictionary: Dictionary, rows: Rows) -> tuple[Tensors, Tensor]:
     """Codes in use and errors of the kept rows of a chunk, and the errors of all its rows."""
     x, position, kept = rows.x.float(), rows.position.long(), rows.excluded == 0
-    codes: Tensor = dictionary.encode(x, position)
-    error = (x - dictionary.decode(codes, position)).square().sum(1, dtype=torch.float64)
+    context = context_of(rows)
+    codes: Tensor = dictionary.encode(x, position, context)
+    error = (x - dictionary.decode(codes, position, context)).square().sum(1, dtype=torch.float64)
     row, feature = (codes > 0).nonzero(as_tuple=True)
     own = kept[row]
     row, feature = row[own], feature[own]
@@ -222,7 +224,7 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
     for rows in sequential(store, entries):
         kept = rows.excluded == 0
         position = rows.position[kept].long()
-        codes = dictionary.ungated(rows.x[kept].float(), position)
+        codes = dictionary.ungated(rows.x.float(), rows.position.long(), context_of(rows))[kept]
         whole += codes.sum(dtype=torch.float64)
         removed += (codes * (1 - at_positions(gates, position))).sum(dtype=torch.float64)
         row, feature = (codes > 0).nonzero(as_tuple=True)

@@ -47,6 +47,7 @@ class ArmSettings(Read, extra="allow"):
 
     strictness: str | None = None
     position_weights: bool = False
+    expectation: dict[str, JsonValue] | None = None
 
 
 class TrainingSettings(Read):
@@ -287,7 +288,12 @@ def _scan(path: Path) -> Scan:
 def _comparison(results: Results, activations: str) -> Comparison:
     """Of the runs of one store, at the L0 values that the study's levels name."""
     levels = results.study.levels
-    runs = [Measured(*(getattr(run, name) for name in Measured._fields)) for run in results.runs if run.activations == activations]
+    known = {family for family, arm in results.study.arms.items() if arm.expectation}
+    runs = [
+        Measured(run.family, run.kind, run.seed, run.l0, run.fve, run.fve_within_position, run.family not in known)
+        for run in results.runs
+        if run.activations == activations
+    ]
     return compare(runs, levels.get("k") or levels.get("l0") or ())
 
 

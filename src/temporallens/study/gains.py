@@ -16,10 +16,11 @@ COMPARED = tuple(name for name, section in SECTIONS.items() if section.gains)
 
 
 def partners(measured: Sequence[tuple[RunId, Variant]]) -> dict[str, str]:
-    """For each dictionary of one activations entry the ordinary one that it is compared with, by name: of the first ordinary arm the one
-    of its own level and seed, or the only one that there is. Dictionaries without such a partner are left out, and so are all where no arm
-    is ordinary."""
-    family = next((variant.family for kind in kinds_of("ordinary") for _, variant in measured if variant.arm.kind == kind), None)
+    """For each dictionary of one activations entry the ordinary one that it is compared with, by name: of the first ordinary arm, one
+    without an expectation, that of its own level and seed, or the only one that there is. Dictionaries without such a partner are left
+    out, and so are all where no arm is ordinary."""
+    plain = [variant for _, variant in measured if variant.arm.expectation is None]
+    family = next((variant.family for kind in kinds_of("ordinary") for variant in plain if variant.arm.kind == kind), None)
     ordinary = [(run, variant) for run, variant in measured if variant.family == family]
     found = {}
     for run, variant in measured:

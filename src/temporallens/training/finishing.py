@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
@@ -13,7 +15,9 @@ from temporallens.dictionaries.base import Dictionary, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.files import write_json
 from temporallens.precision import DTYPES, precision
+from temporallens.training.expectations import Expectations
 from temporallens.training.objective import Inputs
+from temporallens.training.past import fit_past
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.snapshots import load_snapshot, snapshot_file
 from temporallens.training.trainee import ArmRun, Trainee
@@ -36,9 +40,11 @@ class Finishing:
     """What is done with dictionaries once training is over: measured on the batches that would have come next, folded, saved."""
 
     store: ActivationStore
+    train: Int[np.ndarray, " n"]  # entries of the sequence table
     loader: Loader
     cursor: Cursor  # where training ended
     inputs: Inputs
+    expectations: Expectations
     mixing: Mixing
     policy: TrainingPolicy
     out: Path
@@ -55,6 +61,8 @@ class Finishing:
                 dictionary.finish(view.x, view.label)
         for dictionary in dictionaries.values():
             dictionary.finished()
+            if dictionary.past_map is not None:
+                fit_past(dictionary, self.store, self.train, inputs)
 
     def save_snapshots(self, trainees: list[Trainee], steps: int, checkpoint: Path) -> None:
         """Calibrate and save the snapshots that were taken after so many steps."""
@@ -63,7 +71,9 @@ class Finishing:
         taken = {}
         for run in folders:
             file = snapshot_file(checkpoint, run.name, steps)
-            taken[run] = load_snapshot(file, run.arm, self.store.width, self.store.positions, progress).to(self.device)
+            taken[run] = load_snapshot(file, run.arm, self.store.width, self.store.positions, progress)
+            taken[run].expectation = self.expectations.of(run.arm)
+            taken[run].to(self.device)
             taken[run].encoder_dtype = DTYPES[precision(self.policy.encoder_dtype, self.device)]
         self.calibrate(taken)
         for run, dictionary in taken.items():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from temporallens.activations.loader import Cursor
 from temporallens.dictionaries.base import ArmConfig, Dead, Forward, Progress
+from temporallens.dictionaries.expectations.tables import Expectation
 from temporallens.errors import TemporalLensError
 from temporallens.memory import keep_freed_memory
 from temporallens.precision import DTYPES, precision
@@ -39,7 +40,7 @@ class ArmRun(NamedTuple):
 
 class Trainee:
     """One dictionary while it is trained: weights, optimizer, counters and history. `scales` is what is known of positions
-    beforehand; without it, they are taken to be alike."""
+    beforehand; without it, they are taken to be alike. `expectation` is what is known of tokens, in the units of training."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Trainee:
         policy: TrainingPolicy,
         device: torch.device,
         scales: PositionScales | None = None,
+        expectation: Expectation | None = None,
     ) -> None:
         keep_freed_memory()
         self.run, self._policy = run, policy
@@ -58,6 +60,7 @@ class Trainee:
         if run.arm.centre != "pooled":
             gain = scales.gain if run.arm.centre == "position_scaled" else torch.ones_like(scales.gain)
             self.dictionary.centre_by_position(scales.offset.clone(), gain.clone())
+        self.dictionary.expectation = expectation
         self.dictionary = self.dictionary.to(device)
         self._adaptive = adaptive_weights(run.arm, self.dictionary, scales.to(device))
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]

@@ -22,6 +22,7 @@ from temporallens.progress import progress
 from temporallens.settings import whole_seed
 from temporallens.stopping import held_signals
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, remove_checkpoints, training_settings
+from temporallens.training.expectations import Expectations
 from temporallens.training.finishing import Finishing, TrainedArm
 from temporallens.training.objective import Inputs, inputs_for
 from temporallens.training.policy import TrainingPolicy
@@ -48,13 +49,14 @@ def train_arms(
         raise TemporalLensError(f"the activations in {store.folder} are constant: there is nothing for a dictionary to learn")
     inputs = inputs_for(moments.pooled_mean(), moments.pooled_variance())
     scales = position_scales(moments, inputs)
-    trainees = [Trainee(run, store.width, store.positions, policy, target, scales) for run in runs]
+    checkpoint = checkpoint_file(out, training_settings(store, runs, policy))
+    expectations = Expectations(store, split.train, inputs, scales, checkpoint)
+    trainees = [Trainee(run, store.width, store.positions, policy, target, scales, expectations.of(run.arm)) for run in runs]
     neighbours = any(trainee.dictionary.wants_previous for trainee in trainees)
     loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours)
     mixing = loader.mixing()
-    checkpoint = checkpoint_file(out, training_settings(store, runs, policy))
     _learn(trainees, loader, inputs.to(target), policy, checkpoint)
-    finishing = Finishing(store, loader, loader.cursor, inputs, mixing, policy, out, target)
+    finishing = Finishing(store, split.train, loader, loader.cursor, inputs, expectations, mixing, policy, out, target)
     for steps in sorted({steps for trainee in trainees for steps in trainee.snapshots}):
         finishing.save_snapshots(trainees, steps, checkpoint)
     for trainee in trainees:

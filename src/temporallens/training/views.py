@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens.activations.context import Context
 from temporallens.activations.loader import Batch
 from temporallens.dictionaries.base import ArmConfig, Dictionary, Previous
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.training.objective import Inputs
 
 PERMUTING = 0x7065726D
@@ -29,6 +31,7 @@ class View(NamedTuple):
     label: Int[Tensor, " N"]  # positions that the arm is given, ascending
     position: Int[Tensor, " N"]  # true positions
     previous: Previous | None  # the token before each row, centred at its own position
+    context: Context | None = None  # tokens, where they are known
 
 
 class Views:
@@ -39,17 +42,18 @@ class Views:
         order = torch.argsort(batch.position, stable=True)
         x = inputs.normalise(batch.x[order].to(device))
         position = batch.position[order].to(device)
+        context = Context(batch.token, batch.token_before).rows(order).to(device)
         previous = None
         if batch.previous is not None and batch.paired is not None and batch.previous_position is not None:
             before = inputs.normalise(batch.previous[order].to(device))
             previous = Previous(before, batch.paired[order].to(device), batch.previous_position[order].to(device))
-        self._plain = View(x, position, position, previous)
+        self._plain = View(x, position, position, previous, context)
         self._seed, self._step = seed, step
-        self._made: dict[tuple[str, bool], View] = {}
+        self._made: dict[tuple[str, bool, ExpectationPolicy | None], View] = {}
 
     def of(self, arm: ArmConfig, dictionary: Dictionary) -> View:
-        """What `arm` sees; dictionaries that are centred by position are all centred alike."""
-        kind = (arm.centre, arm.permuted)
+        """What `arm` sees; dictionaries that are centred alike, by position and by what tokens say, share it."""
+        kind = (arm.centre, arm.permuted, arm.expectation)
         if kind not in self._made:
             view = _permuted(self._plain, self._seed, self._step) if arm.permuted else self._plain
             self._made[kind] = _centred(view, dictionary)
@@ -60,11 +64,23 @@ def _permuted(view: View, seed: int, step: int) -> View:
     rows = np.random.default_rng((PERMUTING, seed, step)).permutation(len(view.x))
     chosen = torch.from_numpy(rows).to(view.x.device)
     previous = None if view.previous is None else Previous(*(column[chosen] for column in view.previous))
-    return View(view.x[chosen], view.label, view.position[chosen], previous)
+    context = None if view.context is None else view.context.rows(chosen)
+    return View(view.x[chosen], view.label, view.position[chosen], previous, context)
 
 
 def _centred(view: View, dictionary: Dictionary) -> View:
     previous = view.previous
     if previous is not None:
-        previous = previous._replace(x=dictionary.centre(previous.x, previous.position))
-    return view._replace(x=dictionary.centre(view.x, view.position), previous=previous)
+        before = None if view.context is None else view.context.of_before()
+        previous = previous._replace(x=without_itself(dictionary, previous.x, previous.position, before))
+    return view._replace(x=without_itself(dictionary, view.x, view.position, view.context), previous=previous)
+
+
+def without_itself(
+    dictionary: Dictionary, x: Float[Tensor, "N D"], position: Int[Tensor, " N"], tokens: Context | None
+) -> Float[Tensor, "N D"]:
+    """Training rows as the encoder sees them: none is part of what tokens are known to say of it."""
+    known = dictionary.expectation
+    if known is None or tokens is None:
+        return dictionary.centre(x, position)
+    return dictionary.centre(x, position, known.left_out(dictionary.offset(x, position), tokens))

@@ -173,6 +173,14 @@ class LanguageModel:
         return 0 if token is None or token >= self._embedded else token
 
     @property
+    def embeddings(self) -> Float[Tensor, "V E"]:
+        """The embedding of every token. Raises TemporalLensError where the model has no table of them."""
+        weight = getattr(self._stack.network.get_input_embeddings(), "weight", None)
+        if weight is None:
+            raise TemporalLensError(f"{self.title} has no table of token embeddings: give the expectation embedding: false")
+        return weight.detach()
+
+    @property
     def row_tokens(self) -> list[int | None]:
         """What opens, closes and separates: a tokenizer's settings may change them while its vocabulary stays."""
         return [self.bos, self.closing, self.separator]

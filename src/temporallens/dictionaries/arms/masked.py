@@ -14,7 +14,7 @@ from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, auxk
-from temporallens.dictionaries.base import Dead, refuse_non_finite
+from temporallens.dictionaries.base import Dead, Tokens, refuse_non_finite
 from temporallens.dictionaries.masks import gated_blocks
 from temporallens.dictionaries.sparse import Block, Pattern
 
@@ -61,9 +61,9 @@ class MaskedDictionary(BatchTopKDictionary):
         chosen = gates[self.group_of].mean(0) if positions is None else gates[self.groups(positions)]
         return pre.relu() * chosen
 
-    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], tokens: Tokens | None = None) -> Float[Tensor, "N F"]:
         refuse_non_finite(x, x.shape[:1], "the activations hold")
-        codes = self.pre_activations(self.centre(x, positions)).relu_()
+        codes = self.pre_activations(self.prepared(x, positions, tokens)).relu_()
         return codes * (codes > self.threshold)
 
     def gates_by_position(self) -> Float[Tensor, "P F"]:

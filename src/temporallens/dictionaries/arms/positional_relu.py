@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.standard import L1Config
-from temporallens.dictionaries.base import Dictionary, Forward, Previous, Role, refuse_non_finite
+from temporallens.dictionaries.base import Dictionary, Forward, Previous, Role, Tokens, refuse_non_finite
 from temporallens.dictionaries.masks import LearnsMask, MaskConfig, PositionMask
 
 
@@ -52,6 +52,6 @@ class PositionalReLUDictionary(LearnsMask, Dictionary):
     def gates_by_position(self) -> Float[Tensor, "P F"]:
         return self.mask.gates().detach()[self.mask.group_of]
 
-    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
+    def ungated(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], tokens: Tokens | None = None) -> Float[Tensor, "N F"]:
         refuse_non_finite(x, x.shape[:1], "the activations hold")
-        return self.pre_activations(self.centre(x, positions)).relu_()
+        return self.pre_activations(self.prepared(x, positions, tokens)).relu_()

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from temporallens.activations.clocks import over_positions
+from temporallens.activations.context import context_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.made.worlds import CLASSES, LIMITED, WINDOW, Truth, extent, read_truth, true_codes
 from temporallens.activations.moments import MomentSums
@@ -164,7 +165,7 @@ def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[
         for rows in sequential(store, entries):
             kept = rows.excluded == 0
             position = rows.position[kept].long()
-            in_use = dictionary.encode(rows.x[kept].float(), position) > 0
+            in_use = dictionary.encode(rows.x.float(), rows.position.long(), context_of(rows))[kept] > 0
             fired.index_add_(0, position, in_use.double())
             count += torch.bincount(position, minlength=store.positions)
             advance(len(rows.x))

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from temporallens.activations.context import UNKNOWN, Context
 from temporallens.activations.language.block_stack import Layer
 from temporallens.activations.language.model_files import content_stamp
 from temporallens.activations.language.models import LanguageModel
@@ -102,6 +103,11 @@ class TextActivations:
     @property
     def width(self) -> int:
         return self.x.shape[2]
+
+    def context(self, index: slice | tuple[Int[Tensor, " N"], Int[Tensor, " N"]]) -> Context:
+        """The tokens that an index of `x` names, and those that stand before them in their texts."""
+        before = torch.where(self.position[index] > 0, self.token.roll(1, 1)[index], UNKNOWN)
+        return Context(self.token[index].flatten().long(), before.flatten().long())
 
     def live_rows(self, texts: slice | Sequence[int] | Tensor = slice(None)) -> LiveRows:
         """The live tokens of these texts with their columns: what to encode where zeros would be encoded in vain."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from temporallens.activations.context import Context, context_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
@@ -54,6 +55,7 @@ class _Tokens(NamedTuple):
     position: Int[Tensor, " n"]  # what the clock says
     row: Int[np.ndarray, " n"]
     place: Int[np.ndarray, " n"]  # index in the unshifted row
+    context: Context
 
 
 def observe(
@@ -84,7 +86,7 @@ def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens
     for rows in sequential(run.store, entry):
         row, index = number[first : first + len(rows.x)], rows.index.numpy() - run.shift
         own = (index >= 0) & chosen[row, np.maximum(index, 0)]
-        yield _Tokens(rows.x[own].float(), rows.position[own].long(), row[own], index[own])
+        yield _Tokens(rows.x[own].float(), rows.position[own].long(), row[own], index[own], context_of(rows).rows(torch.from_numpy(own)))
         first += len(rows.x)
 
 
@@ -95,8 +97,8 @@ def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndar
         return [run.error]
     open_error = np.zeros(run.kept.shape)
     for tokens in _tokens(run, run.kept):
-        codes = dictionary.ungated(tokens.x, tokens.position)
-        difference = tokens.x - dictionary.decode(codes, tokens.position)
+        codes = dictionary.ungated(tokens.x, tokens.position, tokens.context)
+        difference = tokens.x - dictionary.decode(codes, tokens.position, tokens.context)
         open_error[tokens.row, tokens.place] = difference.square().sum(1, dtype=torch.float64).numpy()
     return [run.error, open_error]
 

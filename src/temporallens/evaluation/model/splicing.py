@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from temporallens.activations.context import context_of
 from temporallens.activations.language.model_files import content_stamp
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.store import ActivationStore
@@ -138,7 +139,7 @@ def measure_splicing(
     work = _Splicing(network, layer, store, chosen, policy.batch_size)
     if not int(work.counted.sum()):
         raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
-    substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long())}
+    substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long(), context_of(rows))}
     files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work)
     ablated = None if files is None else files.tensors(key)
     if ablated is None:

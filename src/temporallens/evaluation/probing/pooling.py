@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
+from temporallens.activations.context import Context
 from temporallens.activations.moments import beyond_norm
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
@@ -26,7 +27,7 @@ CHUNK_ROWS = 4096
 NORM_MULTIPLE = 10.0
 """A token whose norm is more than so many times the median is a sink and in no item, as it is in no training batch."""
 
-Encode = Callable[[Float[Tensor, "N D"], Int[Tensor, " N"]], Float[Tensor, "N F"]]
+Encode = Callable[[Float[Tensor, "N D"], Int[Tensor, " N"], Context], Float[Tensor, "N F"]]
 
 
 class Members(NamedTuple):
@@ -76,14 +77,14 @@ def pool_raw(
     activations: TextActivations, members: Members, poolings: Sequence[Pooling], bin_of: Int[Tensor, " P"]
 ) -> dict[Pooling, Float[np.ndarray, "items _"]]:
     """The activations themselves, pooled in each of these ways; see `pool`."""
-    return pool(activations, members, poolings, bin_of, lambda x, position: x, activations.width)
+    return pool(activations, members, poolings, bin_of, lambda x, position, context: x, activations.width)
 
 
 @torch.inference_mode()
 def pool(
     activations: TextActivations, members: Members, poolings: Sequence[Pooling], bin_of: Int[Tensor, " P"], encode: Encode, features: int
 ) -> dict[Pooling, Float[np.ndarray, "items _"]]:
-    """Pool `encode(x, position)` over the tokens of each item, in float32.
+    """Pool `encode(x, position, context)` over the tokens of each item, in float32.
 
     `bin_of` holds the bin of each position (later positions belong to the last); `bins` gives an item the mean of every bin,
     one after the other, 0 where it has no token there. Items are as wide as there are features, for `bins` times
@@ -94,7 +95,7 @@ def pool(
     for first, last in _chunks(members):
         text, column, item = (each[first:last] for each in members[:3])
         position = activations.position[text, column].long()
-        codes = encode(activations.x[text, column].float(), position)
+        codes = encode(activations.x[text, column].float(), position, activations.context((text, column)))
         groups = at_positions(bin_of, position)
         for name in poolings:
             _add(pooled[name], name, codes, item, groups)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from temporallens.activations.context import Context
 from temporallens.activations.language.models import Layer
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -260,18 +261,21 @@ def pool_texts(dictionary: Dictionary, activations: Mapping[str, TextActivations
             part, device = slice(first, first + policy.sae_batch_size), dictionary.encoder.device
             x = of_class.x[part].to(device)
             stream.append(pool_live(x, x))
-            codes.append(pool_live(padded_codes(dictionary, x, of_class.position[part].to(device)), x))
+            known = of_class.context(part).to(device)
+            codes.append(pool_live(padded_codes(dictionary, x, of_class.position[part].to(device), known), x))
         pooled.stream[name], pooled.codes[name] = torch.cat(stream), torch.cat(codes)
     return pooled
 
 
 @torch.no_grad()
-def padded_codes(dictionary: Dictionary, x: Float[Tensor, "B S D"], position: Int[Tensor, "B S"]) -> Float[Tensor, "B S F"]:
+def padded_codes(
+    dictionary: Dictionary, x: Float[Tensor, "B S D"], position: Int[Tensor, "B S"], context: Context
+) -> Float[Tensor, "B S F"]:
     """Codes of padded rows in which padding and BOS are zero, in the dtype of `x`.
 
     The dictionary computes in its own dtype, float32, whatever that of `x`.
     """
-    return dictionary.encode(x, position).to(x.dtype)
+    return dictionary.encode(x, position, context).to(x.dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,80 @@
+"""The tokens of N rows, and which of these rows stands before each.
+
+Where the rows are those of whole sequences, one after the other, it is also known which row stands before each.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from temporallens.activations.writer import Rows
+from temporallens.errors import TemporalLensError
+
+UNKNOWN = -1
+"""In place of a token, or of a row, that is not known."""
+
+
+class Context(NamedTuple):
+    """What is known of rows beside their positions."""
+
+    token: Int[Tensor, " N"]  # id
+    token_before: Int[Tensor, " N"]  # of the row before, in its sequence and document
+    before: Int[Tensor, " N"] | None = None  # number of that row among these
+    usable: Bool[Tensor, " N"] | None = None  # whether later rows may look back at the row
+
+    def to(self, device: torch.device) -> "Context":
+        before, usable = (None if column is None else column.to(device) for column in (self.before, self.usable))
+        return Context(self.token.to(device), self.token_before.to(device), before, usable)
+
+    def rows(self, chosen: Tensor) -> "Context":
+        """Of some of the rows, which are no sequences."""
+        return Context(self.token[chosen], self.token_before[chosen])
+
+    def of_before(self) -> "Context":
+        """Of the rows before; what stood before those is not known."""
+        return Context(self.token_before, torch.full_like(self.token_before, UNKNOWN))
+
+
+def context_of(rows: Rows) -> Context:
+    """Of consecutive rows of a store: the token before is that of the same sequence and document."""
+    follows = (rows.sequence[1:] == rows.sequence[:-1]) & (rows.document[1:] == rows.document[:-1])
+    follows &= rows.index[1:] == rows.index[:-1] + 1
+    before, token_before = torch.full((2, len(rows.token)), UNKNOWN)
+    before[1:] = torch.where(follows, torch.arange(len(follows)), UNKNOWN)
+    token_before[1:] = torch.where(follows, rows.token[:-1], UNKNOWN)
+    return Context(rows.token.long(), token_before, before, rows.excluded == 0)
+
+
+def context_of_tokens(tokens: Any, shape: torch.Size, device: torch.device) -> Context:
+    """Of token ids in the shape of activations without their width: `[B, S]` are sequences, of `[N]` it is not known what stood before.
+
+    Raises TemporalLensError for what are no whole numbers of this shape, and below -1, which stands for a token that is not known.
+    """
+    found = tokens.detach() if isinstance(tokens, Tensor) else torch.as_tensor(tokens)
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        kind = str(found.dtype).removeprefix("torch.")
+        raise TemporalLensError(f"tokens should be whole numbers, the ids of a vocabulary; these are {kind}")
+    if found.shape != shape:
+        raise TemporalLensError(f"tokens of shape {tuple(found.shape)} do not fit activations of shape {tuple(shape)} and their width")
+    if found.numel() and int(found.min()) < UNKNOWN:
+        raise TemporalLensError(f"tokens are ids from 0, or {UNKNOWN} where not known; the smallest of these is {int(found.min())}")
+    found = found.to(device).long()
+    token_before = torch.full_like(found, UNKNOWN)
+    if found.ndim < 2:
+        return Context(found.reshape(-1), token_before.reshape(-1))
+    token_before[..., 1:] = found[..., :-1]
+    return in_sequences(found, token_before, found != UNKNOWN)
+
+
+def in_sequences(token: Int[Tensor, "*B S"], token_before: Int[Tensor, "*B S"], live: Bool[Tensor, "*B S"]) -> Context:
+    """Of padded sequences: the first row of each is not looked back at, and neither is padding."""
+    before = torch.arange(token.numel(), device=token.device).view(token.shape) - 1
+    first = torch.arange(token.shape[-1], device=token.device) == 0
+    return Context(
+        token.reshape(-1).long(),
+        token_before.reshape(-1).long(),
+        torch.where(first, UNKNOWN, before).reshape(-1),
+        (live & ~first).reshape(-1),
+    )

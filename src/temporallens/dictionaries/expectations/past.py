@@ -1,0 +1,115 @@
+"""What earlier reconstructions say of an activation, in closed loop: from codes, tokens and positions alone.
+
+    x_hat_t = static_t + P_t + z_t decoder,      P_t = sum_j u_j(t) W_j
+
+`static` is what position and tokens say. Each u_j is made of how far earlier reconstructions of the row were from their own `static`: that
+of the row before, an exponential mean, that at the last occurrence of the same token, or that of what followed the last occurrence of the
+token before (an induction look-up; Elhage et al. 2021). The first rows of sequences, and rows that a rule excludes, count as zero, and so
+does what lies before a sequence. A sequence is walked once, all sequences of a batch side by side.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from temporallens.activations.context import UNKNOWN, Context
+from temporallens.errors import TemporalLensError
+
+PastKind = Literal["previous", "mean", "same_token", "induction"]
+PAST_KINDS: tuple[PastKind, ...] = get_args(PastKind)
+
+
+class Links(NamedTuple):
+    """Which of N rows each row looks back at; -1 for none."""
+
+    levels: list[Int[Tensor, " n"]]  # rows by their place in their sequence: each looks back at rows of earlier levels only
+    usable: Bool[Tensor, " N"]  # whose reconstructions count
+    before: Int[Tensor, " N"]
+    looked_at: dict[PastKind, Int[Tensor, " N"]]
+
+
+def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> Links:
+    """What rows of whole sequences look back at; with `of_others`, a control, in the next sequence instead of their own.
+
+    Raises TemporalLensError where the rows are not those of sequences.
+    """
+    if context.before is None or context.usable is None:
+        raise TemporalLensError("this dictionary looks back at earlier rows, so it reads whole sequences: give activations [B, S, D]")
+    number = torch.arange(len(context.token), device=context.token.device)
+    begins = context.before < 0
+    start = torch.where(begins, number, 0).cummax(0).values
+    place, sequence = number - start, begins.cumsum(0)
+    same = _last_alike(sequence, context.token)
+    followed = torch.where(begins, UNKNOWN, same[context.before.clamp(min=0)])
+    looked_at: dict[PastKind, Tensor] = {
+        "previous": context.before,
+        "mean": context.before,
+        "same_token": same,
+        "induction": torch.where(followed < 0, UNKNOWN, followed + 1),
+    }
+    before = context.before
+    if of_others:
+        partner = _partners(place, start)
+        before, *others = (_through(partner, rows) for rows in (before, *looked_at.values()))
+        looked_at = dict(zip(looked_at, others, strict=True))
+    order = torch.argsort(place, stable=True)
+    levels = list(order.split(torch.bincount(place).tolist()))
+    return Links(levels, context.usable, before, {kind: looked_at[kind] for kind in kinds})
+
+
+def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """The last earlier row of the same sequence with the same token."""
+    order = torch.argsort(sequence * (int(token.max()) + 2) + token + 1, stable=True)
+    follows = (sequence[order][1:] == sequence[order][:-1]) & (token[order][1:] == token[order][:-1]) & (token[order][1:] >= 0)
+    found = torch.full_like(token, UNKNOWN)
+    found[order[1:][follows]] = order[:-1][follows]
+    return found
+
+
+def _partners(place: Int[Tensor, " N"], start: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """The row at the same place of the next sequence, of the first one for the last; -1 where that is shorter."""
+    starts, sequence = start.unique(return_inverse=True)
+    length = torch.bincount(sequence)
+    other = (sequence + 1) % len(starts)
+    return torch.where(place < length[other], starts[other] + place, UNKNOWN)
+
+
+def _through(partner: Int[Tensor, " N"], rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    return torch.where(partner < 0, UNKNOWN, rows[partner.clamp(min=0)])
+
+
+class Walked(NamedTuple):
+    """What a walk over N rows gives."""
+
+    said: Float[Tensor, "N D"]  # P
+    features: Float[Tensor, "N JD"] | None  # the u_j side by side, where they are asked for
+
+
+Decode = Callable[[Int[Tensor, " n"], Float[Tensor, "n D"]], Float[Tensor, "n D"]]
+"""Rows and what the past says of them, to how far their reconstructions are from `static`."""
+
+
+def walk(links: Links, past_map: Float[Tensor, "JD D"], decay: float, reconstructed: Decode, keep_features: bool = False) -> Walked:
+    """Go through sequences, each row from what was reconstructed before it."""
+    rows, width = len(links.usable), past_map.shape[1]
+    memory = {"deviation": past_map.new_zeros(rows, width), "mean": past_map.new_zeros(rows, width)}
+    said = past_map.new_zeros(rows, width)
+    features = past_map.new_zeros(rows, len(past_map)) if keep_features else None
+    for level in links.levels:
+        looked = [_gathered(memory["mean" if kind == "mean" else "deviation"], of[level]) for kind, of in links.looked_at.items()]
+        u = torch.cat(looked, 1)
+        if features is not None:
+            features[level] = u
+        said[level] = u @ past_map
+        deviation = reconstructed(level, said[level]) * links.usable[level, None]
+        memory["deviation"][level] = deviation
+        if "mean" in links.looked_at:
+            memory["mean"][level] = decay * _gathered(memory["mean"], links.before[level]) + (1 - decay) * deviation
+    return Walked(said, features)
+
+
+def _gathered(memory: Float[Tensor, "N D"], rows: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+    return memory.index_select(0, rows.clamp(min=0)).masked_fill_((rows < 0)[:, None], 0.0)

@@ -1,0 +1,220 @@
+"""What tokens say of activations: the tables against sums by hand, rows left out, and dictionaries that have them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import temporallens as tl
+from temporallens.activations.context import UNKNOWN, Context, context_of
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.expectations.fitting import fit_expectation
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
+from temporallens.errors import TemporalLensError
+from temporallens.training.finishing import TrainedArm
+
+VOCABULARY, WIDTH, SEQUENCES, LENGTH = 7, 5, 12, 9
+TOLERANCE = 0.02  # tables are bfloat16
+
+
+@pytest.fixture(scope="module")
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, VOCABULARY, (SEQUENCES, LENGTH))
+    x = generator.normal(size=(VOCABULARY, WIDTH))[tokens] + generator.normal(size=(SEQUENCES, LENGTH, WIDTH))
+    x[:, 1:] += generator.normal(size=(VOCABULARY, VOCABULARY, WIDTH))[tokens[:, :-1], tokens[:, 1:]]
+    return x.astype(np.float32), tokens
+
+
+@pytest.fixture(scope="module")
+def store(arrays: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tl.ActivationStore:
+    x, tokens = arrays
+    return tl.ActivationStore.from_arrays(x, tmp_path_factory.mktemp("expectations") / "store", tokens=tokens)
+
+
+def embeddings() -> Tensor:
+    return torch.randn(VOCABULARY, 3, generator=torch.Generator().manual_seed(1))
+
+
+def fitted(store: tl.ActivationStore, entries: np.ndarray | None = None, **policy: object) -> Expectation:
+    mean = store.moments.pooled_mean().float().expand(store.positions, -1)
+    chosen = np.arange(store.sequences) if entries is None else entries
+    return fit_expectation(store, chosen, mean, ExpectationPolicy(**policy), embeddings)  # type: ignore[arg-type]
+
+
+def kept(store: tl.ActivationStore) -> tuple[Tensor, Context]:
+    """Training rows about their mean, and their tokens."""
+    rows = store.read(np.arange(store.sequences))
+    usable = (rows.excluded == 0).nonzero()[:, 0]
+    return rows.x[usable] - store.moments.pooled_mean().float(), context_of(rows).rows(usable)
+
+
+def by_hand(y: np.ndarray, token: np.ndarray, before: np.ndarray, kappa: float, of: int, without: int | None) -> np.ndarray:
+    """Shrunk means of tokens and then of pairs, over all rows but one, for row `of`; in float64."""
+    others = np.arange(len(y)) != (-1 if without is None else without)
+    alike = others & (token == token[of])
+    single = y[alike].sum(0) / (alike.sum() + kappa)
+    pair = alike & (before == before[of])
+    if before[of] == UNKNOWN:
+        return np.asarray(single)
+    return np.asarray(single + (y[pair] - single).sum(0) / (pair.sum() + kappa))
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_tables_of_tokens_and_pairs_are_shrunk_means(store: tl.ActivationStore, left_out: bool) -> None:
+    expectation, (y, context) = fitted(store, token="pair", embedding=False), kept(store)
+    said = expectation.left_out(y, context) if left_out else expectation.known(context)
+    token, before, rows = context.token.numpy(), context.token_before.numpy(), y.double().numpy()
+    for row in range(len(rows)):
+        wanted = by_hand(rows, token, before, expectation.shrinkage, row, row if left_out else None)
+        np.testing.assert_allclose(said[row].numpy(), wanted, atol=TOLERANCE)
+
+
+def test_maps_of_embeddings_are_least_squares_of_rows(store: tl.ActivationStore) -> None:
+    expectation, (y, context) = fitted(store, token="embedding", ridge=1e-9), kept(store)
+    table = embeddings() - (torch.bincount(context.token, minlength=VOCABULARY).float() @ embeddings()) / len(y)
+    solved = torch.linalg.lstsq(table[context.token].double(), y.double()).solution
+    torch.testing.assert_close(expectation.known(context), (table[context.token].double() @ solved).float(), atol=TOLERANCE, rtol=0)
+
+
+def test_pairs_have_a_map_of_the_token_before(store: tl.ActivationStore) -> None:
+    expectation, (y, context) = fitted(store, token="pair", ridge=1e-9, pairs=1, shrinkage=1e9), kept(store)
+    table = embeddings() - (torch.bincount(context.token, minlength=VOCABULARY).float() @ embeddings()) / len(y)
+    before = torch.where((context.token_before == UNKNOWN)[:, None], 0.0, table[context.token_before.clamp(min=0)])
+    both = torch.cat([table[context.token], before], 1).double()
+    wanted = (both @ torch.linalg.lstsq(both, y.double()).solution).float()
+    torch.testing.assert_close(expectation.known(context), wanted, atol=TOLERANCE, rtol=0)
+
+
+def test_the_commonest_pairs_are_kept(store: tl.ActivationStore) -> None:
+    every, few = fitted(store, token="pair", embedding=False), fitted(store, token="pair", embedding=False, pairs=4)
+    assert few.pair_count.min() >= every.pair_count.sort(descending=True).values[3]
+    assert len(few.pair_key) == 4
+    assert set(few.pair_key.tolist()) <= set(every.pair_key.tolist())
+
+
+def test_permuted_tokens_say_next_to_nothing(store: tl.ActivationStore) -> None:
+    y, context = kept(store)
+    told, permuted = fitted(store, embedding=False), fitted(store, embedding=False, permuted=True)
+    left = [float((y - found.known(context)).square().sum() / y.square().sum()) for found in (told, permuted)]
+    assert left[0] < 0.8 < left[1]
+    torch.testing.assert_close(permuted.left_out(y, context), permuted.known(context))  # its tables do not hold a row as its own token's
+
+
+def test_saved_tables_are_read_back_and_linked(store: tl.ActivationStore, tmp_path: Path) -> None:
+    expectation = fitted(store, token="pair")
+    expectation.save(tmp_path / "one.safetensors")
+    found = load_expectation(tmp_path / "one.safetensors", WIDTH)
+    found.save(tmp_path / "two.safetensors")
+    assert found.digest == expectation.digest == load_expectation(tmp_path / "two.safetensors", WIDTH).digest
+    assert (tmp_path / "one.safetensors").stat().st_ino == (tmp_path / "two.safetensors").stat().st_ino
+    with pytest.raises(TemporalLensError, match="of width 6"):
+        load_expectation(tmp_path / "one.safetensors", 6)
+
+
+@pytest.fixture(scope="module")
+def trained(store: tl.ActivationStore, tmp_path_factory: pytest.TempPathFactory) -> TrainedArm:
+    arm = tl.BatchTopK(features=16, k=2, expectation=ExpectationPolicy(token="pair", embedding=False))
+    return tl.train(store, arm, 30, tmp_path_factory.mktemp("trained") / "arm", batch_size=32, held_out=0.2)
+
+
+def test_a_trained_dictionary_gives_back_what_it_takes_off(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    x, tokens = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+    dictionary = trained.dictionary
+    nothing = torch.zeros(SEQUENCES, LENGTH, dictionary.features)
+    assert dictionary.expectation is not None
+    known = dictionary.decode(nothing, tokens=tokens) - dictionary.decode(nothing, tokens=torch.full_like(tokens, UNKNOWN))
+    before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=UNKNOWN)
+    context = Context(tokens.flatten(), before.flatten())
+    torch.testing.assert_close(known.flatten(0, 1), dictionary.expectation.known(context))
+    codes = dictionary.encode(x, tokens=tokens)
+    torch.testing.assert_close(codes, dictionary.encode(x - known, tokens=torch.full_like(tokens, UNKNOWN)))
+    loaded = tl.load_dictionary(trained.folder)
+    torch.testing.assert_close(loaded(x, tokens=tokens), dictionary(x, tokens=tokens), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (None, "pass tokens, the ids in the shape"),
+        (torch.zeros(SEQUENCES, LENGTH), "whole numbers"),
+        (torch.zeros(SEQUENCES, 3, dtype=torch.int64), "do not fit activations of shape"),
+        (torch.full((SEQUENCES, LENGTH), -2), "ids from 0"),
+    ],
+)
+def test_other_tokens_are_refused(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray], tokens: Tensor | None, sentence: str) -> None:
+    with pytest.raises(TemporalLensError, match=sentence):
+        trained.dictionary.encode(torch.from_numpy(arrays[0]), tokens=tokens)
+
+
+def test_a_token_beyond_the_vocabulary(store: tl.ActivationStore) -> None:
+    beyond = Context(torch.tensor([VOCABULARY]), torch.tensor([UNKNOWN]))
+    with pytest.raises(TemporalLensError, match="beyond the vocabulary of 7"):
+        fitted(store).known(beyond)
+    assert not fitted(store, embedding=False).known(beyond).any()  # nothing is known of a token that training did not see
+
+
+def test_stores_without_tokens_or_model_are_refused(
+    arrays: tuple[np.ndarray, np.ndarray], store: tl.ActivationStore, tmp_path: Path
+) -> None:
+    untold = tl.ActivationStore.from_arrays(arrays[0], tmp_path / "untold")
+    with pytest.raises(TemporalLensError, match="holds no tokens"):
+        fitted(untold, embedding=False)
+    arm = tl.BatchTopK(features=16, k=2, expectation=ExpectationPolicy())
+    with pytest.raises(TemporalLensError, match="no embedding to read"):
+        tl.train(store, arm, 5, tmp_path / "arm", batch_size=16)
+
+
+def test_an_expectation_changes_nothing_where_there_is_none() -> None:
+    assert "expectation" not in tl.BatchTopK().model_dump()
+
+
+KINDS = ("previous", "mean", "same_token", "induction")
+
+
+def by_steps(dictionary: Dictionary, x: Tensor, tokens: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and reconstructions of one sequence, row after row."""
+    policy, past_map = dictionary.config.expectation, dictionary.past_map
+    assert policy is not None and past_map is not None and dictionary.past_centre is not None
+    deviations, mean, codes, out = [], torch.zeros(WIDTH), [], []
+    for t in range(len(x)):
+        same = [s for s in range(t) if tokens[s] == tokens[t]]
+        followed = [s + 1 for s in range(t - 1) if tokens[s] == tokens[t - 1]]
+        zero = torch.zeros(WIDTH)
+        looked = {
+            "previous": deviations[t - 1] if t else zero,
+            "mean": mean,
+            "same_token": deviations[same[-1]] if same else zero,
+            "induction": deviations[followed[-1]] if followed else zero,
+        }
+        said = torch.cat([looked[kind] for kind in policy.past]) @ past_map
+        z = dictionary.codes((x[t] - static[t] - said)[None], None)
+        back = dictionary.reconstruct(z)[0] + said
+        deviations.append((back - dictionary.past_centre) if t else zero)  # the first row of a sequence is not looked back at
+        mean = policy.decay * mean + (1 - policy.decay) * deviations[-1]
+        codes.append(z[0])
+        out.append(back + static[t])
+    return torch.stack(codes), torch.stack(out)
+
+
+@pytest.mark.parametrize("token", [None, "table"])
+def test_the_past_is_walked_in_closed_loop(
+    store: tl.ActivationStore, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, token: str | None
+) -> None:
+    policy = ExpectationPolicy(token=token, embedding=False, past=KINDS)  # type: ignore[arg-type]
+    arm = tl.BatchTopK(features=16, k=2, expectation=policy)
+    dictionary = tl.train(store, arm, 30, tmp_path / "arm", batch_size=32, held_out=0.2).dictionary
+    assert dictionary.past_map is not None and bool(dictionary.past_map.any())
+    x, tokens = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+    codes, back = dictionary.encode(x, tokens=tokens), dictionary(x, tokens=tokens)
+    known = dictionary.known(dictionary.context(x, tokens))
+    static = torch.zeros_like(x) if known is None else known.view_as(x)
+    for sequence in range(3):
+        wanted = by_steps(dictionary, x[sequence], tokens[sequence], static[sequence])
+        torch.testing.assert_close(codes[sequence], wanted[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(back[sequence], wanted[1], atol=1e-5, rtol=1e-4)
+    with pytest.raises(TemporalLensError, match="whole sequences"):
+        dictionary.encode(x[0], tokens=tokens[0])
