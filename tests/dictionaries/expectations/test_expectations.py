@@ -10,7 +10,7 @@ from torch import Tensor
 import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of
 from temporallens.dictionaries.base import Dictionary
-from temporallens.dictionaries.expectations.fitting import fit_expectation
+from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, sum_rows
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.errors import TemporalLensError
@@ -52,15 +52,17 @@ def kept(store: tl.ActivationStore) -> tuple[Tensor, Context]:
     return rows.x[usable] - store.moments.pooled_mean().float(), context_of(rows).rows(usable)
 
 
-def by_hand(y: np.ndarray, token: np.ndarray, before: np.ndarray, kappa: float, of: int, without: int | None) -> np.ndarray:
+def by_hand(
+    y: np.ndarray, token: np.ndarray, before: np.ndarray, shrinkage: tuple[float, float], of: int, without: int | None
+) -> np.ndarray:
     """Shrunk means of tokens and then of pairs, over all rows but one, for row `of`; in float64."""
     others = np.arange(len(y)) != (-1 if without is None else without)
     alike = others & (token == token[of])
-    single = y[alike].sum(0) / (alike.sum() + kappa)
+    single = y[alike].sum(0) / (alike.sum() + shrinkage[0])
     pair = alike & (before == before[of])
     if before[of] == UNKNOWN:
         return np.asarray(single)
-    return np.asarray(single + (y[pair] - single).sum(0) / (pair.sum() + kappa))
+    return np.asarray(single + (y[pair] - single).sum(0) / (pair.sum() + shrinkage[1]))
 
 
 @pytest.mark.parametrize("left_out", [False, True])
@@ -73,20 +75,39 @@ def test_tables_of_tokens_and_pairs_are_shrunk_means(store: tl.ActivationStore, 
         np.testing.assert_allclose(said[row].numpy(), wanted, atol=TOLERANCE)
 
 
-def test_maps_of_embeddings_are_least_squares_of_rows(store: tl.ActivationStore) -> None:
-    expectation, (y, context) = fitted(store, token="embedding", ridge=1e-9), kept(store)
-    table = embeddings() - (torch.bincount(context.token, minlength=VOCABULARY).float() @ embeddings()) / len(y)
-    solved = torch.linalg.lstsq(table[context.token].double(), y.double()).solution
-    torch.testing.assert_close(expectation.known(context), (table[context.token].double() @ solved).float(), atol=TOLERANCE, rtol=0)
+def criterion(rows: Tensor, y: Tensor, penalty: float) -> tuple[float, Tensor]:
+    """Of generalised cross-validation, and what the ridge regression of this penalty says of its own rows."""
+    hat = rows @ torch.linalg.solve(rows.T @ rows + penalty * torch.eye(rows.shape[1], dtype=rows.dtype), rows.T)
+    return float((y - hat @ y).square().sum() / (len(y) - hat.trace()) ** 2), hat @ y
 
 
-def test_pairs_have_a_map_of_the_token_before(store: tl.ActivationStore) -> None:
-    expectation, (y, context) = fitted(store, token="pair", ridge=1e-9, pairs=1, shrinkage=1e9), kept(store)
-    table = embeddings() - (torch.bincount(context.token, minlength=VOCABULARY).float() @ embeddings()) / len(y)
+@pytest.mark.parametrize("both", [False, True])
+def test_maps_of_embeddings_are_a_ridge_regression_of_rows(store: tl.ActivationStore, both: bool) -> None:
+    policy, entries = ExpectationPolicy(token="pair" if both else "table"), np.arange(store.sequences)
+    y, context = kept(store)
+    size, counts, pairs = count_tokens(store, entries, policy, VOCABULARY)
+    mean = store.moments.pooled_mean().double().expand(store.positions, -1)
+    maps = fit_maps(embeddings().double(), counts, pairs, sum_rows(store, entries, mean, policy, size, pairs), both)
+    table = embeddings().double() - (counts.double() @ embeddings().double()) / len(y)
     before = torch.where((context.token_before == UNKNOWN)[:, None], 0.0, table[context.token_before.clamp(min=0)])
-    both = torch.cat([table[context.token], before], 1).double()
-    wanted = (both @ torch.linalg.lstsq(both, y.double()).solution).float()
-    torch.testing.assert_close(expectation.known(context), wanted, atol=TOLERANCE, rtol=0)
+    rows = torch.cat([table[context.token], before], 1) if both else table[context.token]
+    said = maps.token[context.token]
+    if both:
+        said = said + torch.where((context.token_before == UNKNOWN)[:, None], 0.0, maps.previous[context.token_before.clamp(min=0)])
+    path = [criterion(rows, y.double(), penalty) for penalty in torch.logspace(-4, 5, 2000).tolist()]
+    nearest = min(path, key=lambda found: float((found[1] - said).square().sum()))
+    torch.testing.assert_close(said, nearest[1], atol=0.001, rtol=0)
+    assert nearest[0] < 1.001 * min(found[0] for found in path)
+    assert maps.square == pytest.approx(float((y.double() - said).square().sum()), rel=1e-6)
+
+
+def test_shrinkage_is_the_variance_within_over_that_between(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    tokens = generator.integers(0, 200, (60, 40))
+    x = 0.5 * generator.normal(size=(200, WIDTH))[tokens] + generator.normal(size=(60, 40, WIDTH))
+    world = tl.ActivationStore.from_arrays(x.astype(np.float32), tmp_path / "store", tokens=tokens)
+    assert fitted(world, embedding=False).shrinkage[0] == pytest.approx(1 / 0.5**2, rel=0.2)
+    assert fitted(world, embedding=False, permuted=True).shrinkage[0] > 40
 
 
 def test_the_commonest_pairs_are_kept(store: tl.ActivationStore) -> None:

@@ -28,14 +28,8 @@ class ExpectationPolicy(Settings):
     """Whether means are shrunk towards a linear map of the model's embedding; without it, towards the mean of all tokens. Arrays of your
     own have no model to read it from."""
 
-    shrinkage: float = Field(0.5, gt=0)
-    """A mean over n rows counts `n / (n + shrinkage)`."""
-
     pairs: int = Field(1 << 16, ge=1, le=1 << 26)
     """Pairs in the table at most, those that training saw most often."""
-
-    ridge: float = Field(1e-3, gt=0)
-    """Of the linear map, as a share of the mean square of an embedding's entries."""
 
     @model_validator(mode="after")
     def _is_of_something(self) -> "ExpectationPolicy":

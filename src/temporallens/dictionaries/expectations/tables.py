@@ -5,16 +5,20 @@
 With A and B the linear maps of the embeddings e of a token and of the one before it, n(.) how many training rows there are, and m(.) the
 mean over these of what the terms before leave:
 
-    token[v]    = A e_v + n(v) / (n(v) + kappa) m(v),      previous[v'] = B e_v',      pair = n / (n + kappa) m(v', v)
+    token[v]  =  A e_v + n(v) / (n(v) + kappa) m(v),      previous[v']  =  B e_v',      pair  =  n / (n + lambda) m(v', v)
+
+A and B are a ridge regression whose penalty minimises generalised cross-validation (Golub, Heath and Wahba 1979). kappa and lambda are
+how much rows of one token, or pair, differ, over how much their true means do: a normal mean under a normal prior, whose variances are
+measured (Efron and Morris 1973). So where tokens mean nothing, nothing is what the tables say.
 
 A row that the tables were fitted on is part of its own means, which rows of other texts are not. In training it is left out, exactly: with
 q what the whole of `token` and `previous` leaves of the row, and n, p the rows of its token and of its pair,
 
     token and previous leave   q (n + kappa) / (n - 1 + kappa)
-    pair says                  ((p + kappa) pair - q + (p - 1) q / (n - 1 + kappa)) / (p - 1 + kappa), and nothing where p = 1.
+    pair says                  ((p + lambda) pair - q + (p - 1) q / (n - 1 + kappa)) / (p - 1 + lambda), and nothing where p = 1.
 
-Tokenized SAEs (Dooms and Wilhelm 2025, arXiv 2502.17332) have a learned table of tokens; shrinkage is that of a normal mean under a normal
-prior (Efron and Morris 1973). Tables are rounded to bfloat16 once, before anything is computed with them.
+Tokenized SAEs (Dooms and Wilhelm 2025, arXiv 2502.17332) have a learned table of tokens. Tables are rounded to bfloat16 once, before
+anything is computed with them.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +48,7 @@ class Expectation:
     pair_key: Int64[Tensor, " M"]  # token before * V + token, ascending
     token_count: Int32[Tensor, " V"]  # training rows; 0 for a token that has its embedding alone
     pair_count: Int32[Tensor, " M"]
-    shrinkage: float
+    shrinkage: tuple[float, float]  # kappa and lambda, in rows
     closed: bool  # whether V is the whole vocabulary, as it is where embeddings were read
     fitted: bool = True  # whether tables hold the rows that training sees, each with its own token: not so of permuted ones
     scale: float = 1.0
@@ -84,9 +88,10 @@ class Expectation:
         n = torch.where(context.token == UNKNOWN, 1, self.token_count[context.token.clamp(min=0)]).clamp(min=1)[:, None]
         found, pair = self._pairs(context)
         p = torch.where(found >= 0, self._counts(found), 1)[:, None]
-        kappa, others = self.shrinkage, torch.where(context.token == UNKNOWN, 0.0, 1.0)[:, None] / (n - 1 + self.shrinkage)
+        kappa, lambda_ = self.shrinkage
+        others = torch.where(context.token == UNKNOWN, 0.0, 1.0)[:, None] / (n - 1 + kappa)
         left = q * (1 + others)
-        again = (pair * (p + kappa) - q + q * (p - 1) * others) / (p - 1 + kappa)
+        again = (pair * (p + lambda_) - q + q * (p - 1) * others) / (p - 1 + lambda_)
         left -= torch.where(p > 1, again, 0.0)
         return y - left.mul_(self.scale)
 
@@ -120,7 +125,7 @@ class Expectation:
         if self.file is not None and self.file.exists():
             link_or_copy(self.file, file)
         else:
-            write_tensors(file, self.tensors, {"shrinkage": self.shrinkage, "closed": self.closed, "fitted": self.fitted})
+            write_tensors(file, self.tensors, {"shrinkage": list(self.shrinkage), "closed": self.closed, "fitted": self.fitted})
 
 
 def _rows(table: BFloat16[Tensor, "V D"], number: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
@@ -133,8 +138,8 @@ def load_expectation(file: Path, width: int) -> Expectation:
     """Read what `save` wrote. Raises TemporalLensError where the file is missing, damaged, or of another width."""
     tensors, said = read_tensors(file, WHAT)
     try:
-        said = {"shrinkage": float(said["shrinkage"]), "closed": bool(said["closed"]), "fitted": bool(said["fitted"])}
-        found = Expectation(**tensors, **said, file=file)
+        kappa, lambda_ = (float(number) for number in said["shrinkage"])
+        found = Expectation(**tensors, shrinkage=(kappa, lambda_), closed=bool(said["closed"]), fitted=bool(said["fitted"]), file=file)
         _check(found, width)
     except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise TemporalLensError(f"{file} is not {WHAT} of width {width}: {error}") from error
@@ -155,5 +160,5 @@ def _check(found: Expectation, width: int) -> None:
             raise ValueError(f"'{name}' holds NaN or infinity")
     if len(found.previous) not in (0, tokens):
         raise ValueError(f"'previous' should have no row or {tokens}, and has {len(found.previous)}")
-    if found.shrinkage <= 0 or bool((found.pair_key.diff() <= 0).any()):
+    if min(found.shrinkage) <= 0 or bool((found.pair_key.diff() <= 0).any()):
         raise ValueError("its shrinkage is not positive, or its pairs are not ascending")
