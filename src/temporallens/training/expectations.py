@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from temporallens.activations.language.embeddings import token_embeddings
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import ArmConfig
 from temporallens.dictionaries.expectations.fitting import fit_expectation
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.files import fingerprint
 from temporallens.training.objective import Inputs
@@ -25,24 +26,28 @@ class Expectations:
         self._store, self._train, self._inputs, self._scales, self._checkpoint = store, train, inputs, scales, checkpoint
         self._made: dict[Path, Expectation] = {}
 
-    def of(self, arm: ArmConfig) -> Expectation | None:
-        """In the units of training; None where the arm asks for none. Raises TemporalLensError as `fit_expectation` does."""
+    def of(self, arm: ArmConfig, among: Bool[np.ndarray, " n"] | None = None) -> Expectation | None:
+        """In the units of training; None where the arm asks for none. With `among`, of these of the training entries only.
+
+        Raises TemporalLensError as `fit_expectation` does.
+        """
         if arm.expectation is None or arm.expectation.token is None:
             return None
         by_position = arm.centre != "pooled"
-        key = fingerprint([arm.expectation.model_dump(mode="json", exclude={"past", "decay", "past_of"}), by_position])[:16]
+        asked = arm.expectation.model_dump(mode="json", exclude={"past", "decay", "past_of"})
+        key = fingerprint([asked, by_position, "" if among is None else among.tolist()])[:16]
         file = self._checkpoint.with_name(f"{self._checkpoint.stem}-expectation-{key}.safetensors")
         if file not in self._made:
             if not file.exists():
-                self._fitted(arm, by_position).save(file)
+                train = self._train if among is None else self._train[among]
+                self._fitted(arm.expectation, by_position, train).save(file)
             self._made[file] = load_expectation(file, self._store.width).scaled(self._inputs.scale)
         return self._made[file]
 
-    def _fitted(self, arm: ArmConfig, by_position: bool) -> Expectation:
-        assert arm.expectation is not None
+    def _fitted(self, policy: ExpectationPolicy, by_position: bool, train: Int[np.ndarray, " n"]) -> Expectation:
         mean = self._inputs.centre.double().expand(self._store.positions, -1)
         if by_position:
             mean = mean + self._scales.offset.double() / self._inputs.scale
         source = self._store.manifest.description.source
         with torch.no_grad():
-            return fit_expectation(self._store, self._train, mean, arm.expectation, lambda: token_embeddings(source, self._store.folder))
+            return fit_expectation(self._store, train, mean, policy, lambda: token_embeddings(source, self._store.folder))

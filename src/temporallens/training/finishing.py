@@ -11,13 +11,13 @@ from jaxtyping import Int
 
 from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.files import write_json
 from temporallens.precision import DTYPES, precision
 from temporallens.training.expectations import Expectations
+from temporallens.training.left_out import fit_past, left_out, measure_thresholds
 from temporallens.training.objective import Inputs
-from temporallens.training.past import fit_past
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.snapshots import load_snapshot, snapshot_file
 from temporallens.training.trainee import ArmRun, Trainee
@@ -61,8 +61,18 @@ class Finishing:
                 dictionary.finish(view.x, view.label)
         for dictionary in dictionaries.values():
             dictionary.finished()
-            if dictionary.past_map is not None:
-                fit_past(dictionary, self.store, self.train, inputs)
+        for run, dictionary in dictionaries.items():
+            if run.arm.expectation is not None:
+                self._settle(run.arm, dictionary, inputs)
+
+    def _settle(self, arm: ArmConfig, dictionary: Dictionary, inputs: Inputs) -> None:
+        """Maps of the past, and thresholds on documents that tables know nothing of."""
+        if dictionary.past_map is not None:
+            fit_past(dictionary, self.store, self.train, inputs)
+        without = left_out(self.store, self.train)
+        if without.any():
+            others = self.expectations.of(arm, ~without)
+            measure_thresholds(dictionary, self.store, self.train[without], inputs, others)
 
     def save_snapshots(self, trainees: list[Trainee], steps: int, checkpoint: Path) -> None:
         """Calibrate and save the snapshots that were taken after so many steps."""

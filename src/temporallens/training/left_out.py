@@ -1,0 +1,103 @@
+"""What is settled of a dictionary with an expectation when training is over: the maps of the past, and thresholds as inference needs them.
+
+Maps of the past are a ridge regression. With the dictionary as it is, training sequences are walked in closed loop, and what codes have to
+say of each row is regressed on what earlier reconstructions of its sequence offer. The reconstructions then change, so this is done again.
+
+Thresholds are measured on documents of which the tables know nothing, as they know nothing of other texts: a row that is left out alone
+still has the rest of its document in them, so that less is left for its codes. The tables that serve here are fitted on the others.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from temporallens.activations.context import Context, context_of
+from temporallens.activations.loader import sequential
+from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import Rows
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.expectations.tables import Expectation
+from temporallens.progress import progress
+from temporallens.training.objective import Inputs
+from temporallens.training.views import without_itself
+
+SEQUENCES = 512
+"""Training sequences that maps are fitted on: 65,000 rows of 128, for maps of a few hundred thousand numbers that ridge keeps in bounds."""
+
+ROUNDS = 2
+"""Of walking and fitting: the second sees reconstructions that the first one's maps are part of."""
+
+RIDGE = 1e-3
+"""As a share of the mean square of what maps read."""
+
+EVERY = 10
+"""One training document in so many is left out of the tables that thresholds are measured with."""
+
+
+class _Chunk(NamedTuple):
+    """Whole sequences."""
+
+    x: Float[Tensor, "N D"]
+    position: Int[Tensor, " N"]
+    context: Context
+    kept: Bool[Tensor, " N"]
+
+
+def left_out(store: ActivationStore, train: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which entries thresholds are measured on; none where there is one document only."""
+    document = np.unique(store.documents_of(train), return_inverse=True)[1]
+    return (document % EVERY == EVERY - 1) if document.max() >= EVERY else (document == 1)
+
+
+@torch.no_grad()
+def measure_thresholds(
+    dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"], inputs: Inputs, others: Expectation | None
+) -> None:
+    """Measure the thresholds of a dictionary in the units of training on documents that `others`, like its tables but fitted without
+    these, know nothing of."""
+    own, dictionary.expectation = dictionary.expectation, others
+    for rows in sequential(store, entries):
+        x, position, context, kept = _on(inputs, rows)
+        left = dictionary.prepared(x, position, context)[kept]
+        order = position[kept].argsort(stable=True)
+        dictionary.finish(left[order], position[kept][order])
+    dictionary.finished()
+    dictionary.expectation = own
+
+
+@torch.no_grad()
+def fit_past(dictionary: Dictionary, store: ActivationStore, train: Int[np.ndarray, " n"], inputs: Inputs) -> None:
+    """Fit the maps of a dictionary in the units of training."""
+    assert dictionary.past_map is not None
+    chosen = train[np.linspace(0, len(train) - 1, min(SEQUENCES, len(train)), dtype=np.int64)]
+    width = len(dictionary.past_map)
+    for _ in range(ROUNDS):
+        gram = torch.zeros(width, width, dtype=torch.float64, device=dictionary.past_map.device)
+        target = gram.new_zeros(width, dictionary.width)
+        for chunk in _chunks(dictionary, store, chosen, inputs):
+            found = dictionary.walked(chunk.x, chunk.position, chunk.context, keep=True)
+            assert found.features is not None
+            offered, wanted = found.features[chunk.kept].double(), chunk.x[chunk.kept].double()
+            gram += offered.T @ offered
+            target += offered.T @ wanted
+        penalty = (RIDGE * gram.diagonal().mean()).clamp(min=torch.finfo(torch.float32).tiny)
+        dictionary.past_map.copy_(torch.linalg.solve(gram + penalty * torch.eye(width, dtype=gram.dtype, device=gram.device), target))
+
+
+def _chunks(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"], inputs: Inputs) -> Iterator[_Chunk]:
+    with progress("fitting the past", int(store.sequence_table.length[entries].sum()), "tokens") as advance:
+        for rows in sequential(store, entries):
+            chunk = _on(inputs, rows)
+            yield chunk._replace(x=without_itself(dictionary, chunk.x, chunk.position, chunk.context))
+            advance(len(rows.x))
+
+
+def _on(inputs: Inputs, rows: Rows) -> _Chunk:
+    """Rows of a store where the dictionary is, normalised."""
+    device = inputs.centre.device
+    x = inputs.normalise(rows.x.float().to(device))
+    return _Chunk(x, rows.position.long().to(device), context_of(rows).to(device), (rows.excluded == 0).to(device))
