@@ -15,10 +15,11 @@ from temporallens.evaluation.positions.drift import SECTION as DRIFT, DriftPolic
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
 from temporallens.evaluation.probing.section import SECTION as PROBING, ProbingPolicy
 from temporallens.evaluation.section import Section
+from temporallens.evaluation.tokens import SECTION as TOKENS, TokensPolicy
 from temporallens.settings import Settings
 
 SECTIONS: dict[str, Section] = {
-    section.name: section for section in (POSITIONS, BITS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT)
+    section.name: section for section in (POSITIONS, BITS, TOKENS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT)
 }
 """In the order in which they are measured and stand in `results.json`."""
 
@@ -37,6 +38,8 @@ class Evaluation(Settings):
     """Which features depend on position, what of that hardening and other seeds keep, what masks and weights follow."""
     bits: BitsPolicy | None = Field(None, exclude_if=_not_asked)
     """How many bits of which features fire are known beforehand, from position, token or their own past."""
+    tokens: TokensPolicy | None = Field(None, exclude_if=_not_asked)
+    """Which features detect one token or go on firing, and what is known without codes."""
     clusters: ClustersPolicy | None = None
     """Features grouped by when in the sequence they fire."""
     features: FeaturesPolicy | None = None
