@@ -9,12 +9,17 @@ from torch import Tensor
 
 import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of
-from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.base import Dictionary, Progress
 from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, sum_rows
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
+from temporallens.dictionaries.kinds import ARMS
 from temporallens.errors import TemporalLensError
 from temporallens.training.finishing import TrainedArm
+from temporallens.training.policy import TrainingPolicy
+from temporallens.training.trainee import ArmRun, Trainee
+from temporallens.training.trainer import train_arms
+from temporallens.training.views import View
 
 VOCABULARY, WIDTH, SEQUENCES, LENGTH = 7, 5, 12, 9
 TOLERANCE = 0.02  # tables are bfloat16
@@ -239,3 +244,38 @@ def test_the_past_is_walked_in_closed_loop(
         torch.testing.assert_close(back[sequence], wanted[1], atol=1e-5, rtol=1e-4)
     with pytest.raises(TemporalLensError, match="whole sequences"):
         dictionary.encode(x[0], tokens=tokens[0])
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(
+    store: tl.ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = TrainingPolicy(steps=24, batch_size=32, checkpoint_every=10, log_every=5, held_out=0.2, snapshots=1)
+    expectation = ExpectationPolicy(token="pair", embedding=False, past=("previous", "same_token"))
+    runs = [ArmRun("known", tl.BatchTopK(features=16, k=2, expectation=expectation), 0)]
+    runs.append(ArmRun("masked", tl.Positional(features=16, k=2, expectation=expectation, centre="position"), 0))
+    whole = train_arms(store, runs, policy, tmp_path / "whole")
+    original = Trainee.step
+
+    def failing(self: Trainee, view: View, progress: Progress) -> None:
+        if progress.step == 15:
+            raise MemoryError
+        original(self, view, progress)
+
+    monkeypatch.setattr(Trainee, "step", failing)
+    with pytest.raises(MemoryError):
+        train_arms(store, runs, policy, tmp_path / "cut")
+    monkeypatch.setattr(Trainee, "step", original)
+    for name, run in train_arms(store, runs, policy, tmp_path / "cut").items():
+        for file in ("sae_weights.safetensors", "expectation.safetensors", "snapshots/step-000012/sae_weights.safetensors"):
+            assert (run.folder / file).read_bytes() == (whole[name].folder / file).read_bytes(), (name, file)
+    assert not list((tmp_path / "cut").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("kind", list(ARMS))
+def test_every_arm_can_have_an_expectation(store: tl.ActivationStore, tmp_path: Path, kind: str) -> None:
+    level = {ARMS[kind].level: 2} if ARMS[kind].level in ("k", "l0") else {}
+    arm = ARMS[kind].model_validate({"features": 16, "expectation": {"embedding": False}} | level)
+    trained = tl.train(store, arm, 6, tmp_path / "arm", batch_size=32, held_out=0.2, log_every=3).dictionary
+    x, tokens = store.read(np.arange(2)).x.view(2, LENGTH, WIDTH), store.read(np.arange(2)).token.view(2, LENGTH)
+    assert trained.expectation is not None and trained(x, tokens=tokens).shape == x.shape
+    assert not torch.equal(trained(x, tokens=tokens), trained(x, tokens=tokens.flip(1)))
