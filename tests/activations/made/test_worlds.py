@@ -15,9 +15,15 @@ from temporallens.activations.made.worlds import CLASSES, Truth, WorldPolicy, ha
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import StoreWriter
 from temporallens.dictionaries.arms.standard import Standard, StandardDictionary
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.dictionaries.kinds import BatchTopK
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.known.worlds import groups_of, judge_mask, posthoc_mask, score_world
 from temporallens.evaluation.matching import Match, match_features
+from temporallens.evaluation.reconstruction import evaluate_reconstruction
+from temporallens.training.policy import TrainingPolicy
+from temporallens.training.trainee import ArmRun
+from temporallens.training.trainer import train_arms
 
 SMALL: dict[str, Any] = {
     "width": 48, "features": 60, "positions": 32, "sequences": 600, "active": 2.0, "start": 6, "periods": (3, 5), "coherence": 0.45,
@@ -353,3 +359,35 @@ class TestScores:
     def test_posthoc_closes_on_evidence_only(self) -> None:
         rates = np.array([[np.nan, np.nan], [0.5, 0], [0.01, 0], [np.nan, np.nan], [0.2, 0]])
         assert posthoc_mask(rates, 0.05)[1:].tolist() == [[True, True], [False, True], [True, True], [True, True]]
+
+
+class TestTokensAndDynamics:
+    def test_rows_are_what_token_and_row_before_say(self, tmp_path):
+        policy = WorldPolicy(**SMALL | {"sequences": 240}, variant="dynamic", vocabulary=20, noise=0.0)
+        store, truth = harvest_world(policy, tmp_path / "store"), truth_of(policy)
+        assert truth.said is not None and truth.carried is not None
+        rows = store.read(np.arange(12))
+        x = rows.x.numpy() - truth.offset[rows.position] - truth.said[rows.token]
+        deviation = x.reshape(12, policy.positions, policy.width)
+        codes = true_codes(policy, np.arange(12)).reshape(12, policy.positions, -1) @ truth.directions
+        np.testing.assert_allclose(deviation[:, 1:], codes[:, 1:] + deviation[:, :-1] @ truth.carried, atol=1e-4)
+        assert read_truth(tmp_path / "store").said.shape == (20, policy.width)
+        np.testing.assert_array_equal(np.unique(rows.token) < 20, True)
+
+    def test_what_tokens_say_is_found_and_need_not_be_coded(self, tmp_path):
+        policy = WorldPolicy(**SMALL | {"sequences": 800}, variant="dynamic", vocabulary=20, said=2.0, carried=0.7)
+        store, truth = harvest_world(policy, tmp_path / "store"), truth_of(policy)
+        arms = {"plain": BatchTopK(features=SMALL["features"], k=3)}
+        for name, settings in {"token": {}, "both": {"past": ("previous",)}, "null": {"permuted": True}}.items():
+            expectation = ExpectationPolicy(embedding=False, **settings)
+            arms[name] = BatchTopK(features=SMALL["features"], k=3, expectation=expectation)
+        runs = [ArmRun(name, arm, 0) for name, arm in arms.items()]
+        policy_of_training = TrainingPolicy(steps=300, batch_size=256, learning_rate=0.005)
+        trained = {name: run.dictionary for name, run in train_arms(store, runs, policy_of_training, tmp_path / "arms").items()}
+        table = trained["token"].expectation.token.float().numpy()
+        assert np.linalg.norm(table - truth.said) / np.linalg.norm(truth.said) < 0.1
+        held_out = store.split(0.1, 0).held_out
+        fve = {name: evaluate_reconstruction(dictionary, store, held_out, 1.0).fve for name, dictionary in trained.items()}
+        assert fve["token"] > fve["plain"] + 0.05
+        assert fve["both"] > fve["token"] + 0.01
+        assert fve["null"] == pytest.approx(fve["plain"], abs=0.01)

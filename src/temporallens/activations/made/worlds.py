@@ -1,8 +1,9 @@
 """Worlds with known answers: activations made of feature directions whose rates by position are written down.
 
 A row is `x = sum_f a_f d_f + offset[p] + noise`: feature f is active with probability `rate[f, p]`, independently, with a positive
-amplitude. A feature's rate averaged over positions 1 to P - 1 depends on its Zipf rank and never on its class, so that no class
-is easier for being more frequent. Position 0 holds no feature. Everything random comes from generators keyed by seed, purpose and
+amplitude. Where tokens mean something `said[token]` is added, and where features last what `carried` makes of the row before, less what
+position and token say of it. A feature's rate averaged over positions 1 to P - 1 depends on its Zipf rank and never on its class, so that
+no class is easier for being more frequent. Position 0 holds no feature. Everything random comes from generators keyed by seed, purpose and
 document, so that `true_codes` gives back what was active in any sequence of a finished store. The truth is written beside the
 store (`docs/formats.md`), before its manifest.
 """
@@ -43,7 +44,7 @@ RAMP_FLOOR = 0.1
 """The low end of a ramp, as a share of its high end: a ramp is never silent."""
 SINK_NORM = 100.0
 """Norm of the sink at position 0, in norms of the signal (SmolLM2: 180)."""
-DIRECTIONS, PROFILES, OFFSET, LENGTHS, ROWS = range(5)
+DIRECTIONS, PROFILES, OFFSET, LENGTHS, ROWS, TOKENS, CARRIED = range(7)
 """Purposes of the generators."""
 PUSHES = 2000
 """Repulsion steps after which feature directions are given up."""
@@ -57,9 +58,10 @@ class WorldPolicy(Settings):
     source: Literal["world"] = "world"
     """Says that these activations are made, not harvested."""
 
-    variant: Literal["known", "null", "shifted", "growing"] = "known"
+    variant: Literal["known", "null", "shifted", "growing", "token", "dynamic"] = "known"
     """`known`: all five classes. `null`: every feature is global. `shifted`: the clock behind rates and offset starts elsewhere and
-    wraps around, while the position column does not know. `growing`: rows of lengths from a quarter to all of the positions."""
+    wraps around, while the position column does not know. `growing`: rows of lengths from a quarter to all of the positions.
+    `token`: as known, and every row has a token that says part of it. `dynamic`: part of a row is carried over to the next, too."""
 
     width: int = Field(96, ge=2)
     """Dimensions of an activation."""
@@ -96,6 +98,15 @@ class WorldPolicy(Settings):
 
     shift: int | None = Field(None, ge=1)
     """Positions by which the clock of a shifted world runs ahead; None: a quarter of them. For `shifted` only."""
+
+    vocabulary: int = Field(256, ge=2, le=1 << 20, exclude_if=lambda size: size == 256)
+    """Tokens, the one of rank j being as frequent as 1 / (j + 2). This and the two below: for `token` and `dynamic` only."""
+
+    said: float = Field(1.0, ge=0, le=1e6, exclude_if=lambda norm: norm == 1.0)
+    """Norm of what tokens say, in norms of the signal; 0: tokens mean nothing."""
+
+    carried: float = Field(0.5, ge=0, lt=1, exclude_if=lambda share: share == 0.5)
+    """Norm of what is carried over to the next row, turned to other directions, in norms of what it was; for `dynamic`."""
 
     growth: float = Field(1.0, ge=1)
     """How many times as often a feature is active at the last position as at the first, on top of its class's profile and at the
@@ -171,6 +182,8 @@ class Truth(NamedTuple):
     directions: Float[np.ndarray, "F D"]  # float32, unit rows
     profiles: Profiles
     offset: Float[np.ndarray, "P D"]  # float32, mean offset by position
+    said: Float[np.ndarray, "V D"] | None  # float32, by token; None where there are none
+    carried: Float[np.ndarray, "D D"] | None  # float32, from a row to the next; None where nothing is
 
     @property
     def open(self) -> Bool[np.ndarray, "P F"]:
@@ -293,7 +306,31 @@ def _offset(policy: WorldPolicy) -> Float[np.ndarray, "P D"]:
 
 def truth_of(policy: WorldPolicy) -> Truth:
     """The world that a policy describes. Raises TemporalLensError when its directions cannot be as incoherent as asked."""
-    return Truth(policy, _directions(policy), _profiles(policy), _offset(policy))
+    return Truth(policy, _directions(policy), _profiles(policy), _offset(policy), _said(policy), _carried(policy))
+
+
+def token_rates(policy: WorldPolicy) -> Float[np.ndarray, " V"]:
+    """How frequent each token is."""
+    weights = 1 / (np.arange(policy.vocabulary) + 2)
+    return np.asarray(weights / weights.sum())
+
+
+def _said(policy: WorldPolicy) -> Float[np.ndarray, "V D"] | None:
+    """What tokens say: 0 on average, of the stated root mean square norm."""
+    if policy.variant not in ("token", "dynamic"):
+        return None
+    rates, table = token_rates(policy), _generator(policy, TOKENS).normal(size=(policy.vocabulary, policy.width))
+    table -= rates @ table
+    norm = np.sqrt(rates @ np.square(table).sum(1))
+    return (table * (policy.said * signal_norm(policy) / norm)).astype(np.float32)
+
+
+def _carried(policy: WorldPolicy) -> Float[np.ndarray, "D D"] | None:
+    """A random rotation, shrunk."""
+    if policy.variant != "dynamic":
+        return None
+    rotation = np.linalg.qr(_generator(policy, CARRIED).normal(size=(policy.width, policy.width)))[0]
+    return (policy.carried * rotation).astype(np.float32)
 
 
 def _lengths(policy: WorldPolicy) -> Int[np.ndarray, " n"]:
@@ -333,11 +370,18 @@ def _rows(truth: Truth, documents: range) -> Rows:
     x = np.empty((len(documents), DOCUMENT, policy.positions, policy.width), dtype=np.float32)
     for number, document in enumerate(documents):
         generator, codes = _active(policy, rate, document)
-        x[number] = codes @ truth.directions + truth.offset
+        x[number] = codes @ truth.directions
+        if truth.carried is not None:
+            for position in range(1, policy.positions):
+                x[number, :, position] += x[number, :, position - 1] @ truth.carried
+        x[number] += truth.offset
         x[number] += np.float32(noise) * generator.standard_normal(x[number].shape, dtype=np.float32)
     if policy.sink:
         x[:, :, 0] += SINK_NORM * signal_norm(policy) * _sink_direction(policy)
     x = x.reshape(-1, policy.positions, policy.width)[: len(lengths)]
+    token = _tokens(policy, documents)[: len(lengths)]
+    if truth.said is not None:
+        x += truth.said[token]
     present = np.arange(policy.positions) < lengths[:, None]
     index = torch.from_numpy(np.broadcast_to(np.arange(policy.positions), present.shape)[present])
     sequence = torch.from_numpy(np.repeat(np.arange(len(lengths)) + documents.start * DOCUMENT, lengths))
@@ -348,9 +392,18 @@ def _rows(truth: Truth, documents: range) -> Rows:
         document_position=index,
         sequence=sequence,
         document=sequence // DOCUMENT,
-        token=torch.full_like(index, -1),
+        token=torch.from_numpy(token[present]),
         excluded=(index == 0).to(torch.uint8) * FIRST,
     )
+
+
+def _tokens(policy: WorldPolicy, documents: range) -> Int[np.ndarray, "n P"]:
+    """Those of the sequences of these documents, -1 where tokens mean nothing in this world."""
+    shape = (DOCUMENT, policy.positions)
+    if policy.variant not in ("token", "dynamic"):
+        return np.full((len(documents) * DOCUMENT, policy.positions), -1)
+    rates = token_rates(policy)
+    return np.concatenate([_generator(policy, TOKENS, document).choice(len(rates), shape, p=rates) for document in documents])
 
 
 def _sink_direction(policy: WorldPolicy) -> Float[np.ndarray, " D"]:
@@ -403,8 +456,15 @@ def harvest_world(policy: WorldPolicy, out: Path | str) -> ActivationStore:
 
 def _tensors(truth: Truth) -> dict[str, np.ndarray]:
     """The arrays of `truth.safetensors`, by name."""
-    named = {"directions": truth.directions, **truth.profiles._asdict(), "offset": truth.offset}
-    return {"class" if name == "kind" else name: np.ascontiguousarray(array) for name, array in named.items()}
+    named = {
+        "directions": truth.directions,
+        **truth.profiles._asdict(),
+        "offset": truth.offset,
+        "said": truth.said,
+        "carried": truth.carried,
+    }
+    present = {name: array for name, array in named.items() if array is not None}
+    return {"class" if name == "kind" else name: np.ascontiguousarray(array) for name, array in present.items()}
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:
@@ -452,6 +512,9 @@ def read_truth(folder: Path) -> Truth:
     try:
         policy = WorldPolicy.model_validate(content["policy"])
         profiles = Profiles(**{name: tensors["class" if name == "kind" else name] for name in Profiles._fields})
-        return Truth(policy, tensors["directions"], profiles, tensors["offset"])
+        said, carried = tensors.get("said"), tensors.get("carried")
+        if (said is None) != (_said(policy) is None) or (carried is None) != (_carried(policy) is None):
+            raise KeyError("said" if said is None else "carried")
+        return Truth(policy, tensors["directions"], profiles, tensors["offset"], said, carried)
     except (KeyError, ValidationError) as error:
         raise TemporalLensError(f"{path} is damaged ({error}); {remedy}") from error
