@@ -18,12 +18,12 @@ from unittest.mock import patch
 import torch
 
 from temporallens.activations.language.corpora import open_corpus
-from temporallens.activations.language.harvest import Batch, HarvestPolicy, harvest_policy, schedule
+from temporallens.activations.language.harvest import HarvestPolicy, TokenBatch, harvest_policy, schedule
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import row_shape, token_rows
 
 
-def batches_of(model: LanguageModel, policy: HarvestPolicy) -> list[Batch]:
+def batches_of(model: LanguageModel, policy: HarvestPolicy) -> list[TokenBatch]:
     """The batches that the harvest of `policy` computes."""
     corpus = open_corpus(policy.text)
     shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
@@ -36,7 +36,7 @@ def batches_of(model: LanguageModel, policy: HarvestPolicy) -> list[Batch]:
     return list(schedule(rows, policy.batch_size, model.padding_token, left=False))
 
 
-def bare_seconds(model: LanguageModel, batches: list[Batch], layer: int) -> float:
+def bare_seconds(model: LanguageModel, batches: list[TokenBatch], layer: int) -> float:
     start = time.perf_counter()
     for batch in batches:
         model.residuals(batch.tokens, batch.mask, [layer])

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from temporallens.dictionaries.kinds import kinds_of
 from temporallens.evaluation.results import ArmSettings, RunResult, by_arm
 from temporallens.evaluation.statistics import Estimate, difference_of, mean_of
 from temporallens.figures import style
@@ -83,7 +84,7 @@ def draw_mask_strictness(
         handles = [
             Line2D([], [], linestyle="none", marker=marker, color=style.INK, markersize=6, label=label) for marker, label in MEASURES
         ]
-        note = f"{'a: dashed line BatchTopK without a mask; ' if reference else ''}{_seeds_said(rows)}; b, c:"
+        note = f"{f'a: dashed line {reference} without a mask; ' if reference else ''}{_seeds_note(rows)}; b, c:"
         figure.legend(handles=handles, loc="outside lower center", ncols=len(MEASURES), title=note)
     return figure
 
@@ -150,7 +151,7 @@ def _dot(axes: Axes, y: float, values: Sequence[Estimate], colour: str, marker: 
     axes.plot([mean.value], [y], color=colour, marker=marker, markersize=6, markerfacecolor=face, markeredgewidth=1.2)
 
 
-def _plain(values: Sequence[float]) -> list[Estimate]:
+def _without_intervals(values: Sequence[float]) -> list[Estimate]:
     """Values of seeds, of which no interval over documents is known."""
     return [Estimate(value, None, None, 1) for value in values]
 
@@ -163,16 +164,16 @@ def _look(strictness: str) -> tuple[str, str]:
 # a
 
 
-def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Retained]) -> bool:
-    """Whether the dashed line of a dictionary without a mask is there."""
+def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Retained]) -> str:
+    """The arms without a mask whose mean the dashed line shows; empty where there is none."""
     for y, (_, row, before) in enumerate(lines):
         colour, marker = _look(row.strictness)
         values = list(_before(row, hardening).values()) if before else [run.fve for run in row.runs]
-        _dot(axes, y, _plain(values), style.MUTED if before else colour, marker)
-    unmasked = [run.fve for run in runs if run.kind == "batchtopk"]
-    reference = bool(unmasked) and len({run.level for run in runs}) == 1
+        _dot(axes, y, _without_intervals(values), style.MUTED if before else colour, marker)
+    unmasked = [run for run in runs if run.kind in kinds_of("baseline") and run.kind in kinds_of("ordinary")]
+    reference = ", ".join(dict.fromkeys(run.family for run in unmasked)) if len({run.level for run in runs}) == 1 else ""
     if reference:
-        axes.axvline(mean_of(unmasked).value, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
+        axes.axvline(mean_of([run.fve for run in unmasked]).value, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
     _line_axis(axes, lines, named=True)
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -181,7 +182,7 @@ def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hard
     return reference
 
 
-def _seeds_said(rows: Sequence[Row]) -> str:
+def _seeds_note(rows: Sequence[Row]) -> str:
     if {len(row.runs) for row in rows} == {1}:
         return "one seed: no interval over seeds"
     return f"bars: 95{SPACE}% interval over seeds, of one seed (hollow) over documents"

@@ -24,7 +24,7 @@ from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
-from temporallens.evaluation.positions.retention import Pattern
+from temporallens.evaluation.positions.retention import ProfileRetention
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
@@ -255,7 +255,7 @@ def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
     return None if gates is None else gates.detach().numpy()
 
 
-def _retained(patterns: Sequence[Pattern]) -> Retained:
+def _retained(patterns: Sequence[ProfileRetention]) -> Retained:
     """One comparison, or the mean of several; the mean of several has no interval of its own."""
     return Retained(
         profile=_mean_estimate([pattern.profile for pattern in patterns]),

@@ -200,8 +200,8 @@ def labels(fields: dict[str, tuple[int, ...]], positions: int) -> Int[np.ndarray
 
 def shuffled(label: Int[np.ndarray, " P"], seen: Bool[np.ndarray, " P"], generator: np.random.Generator) -> Int[np.ndarray, " P"]:
     """The same runs of columns in another order: as many, as long, with the same names, over the columns that are seen."""
-    out, worn = np.full_like(label, -1), label[seen]
-    runs = np.split(worn, np.flatnonzero(np.diff(worn)) + 1)
+    out, labels_seen = np.full_like(label, -1), label[seen]
+    runs = np.split(labels_seen, np.flatnonzero(np.diff(labels_seen)) + 1)
     out[seen] = np.concatenate([runs[place] for place in generator.permutation(len(runs))])
     return out
 
@@ -211,14 +211,14 @@ def score_layout(columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F
     inside = (label == np.arange(fields)[:, None]).astype(np.float64)  # [C, P]
     entries = columns.astype(np.float64)
     overlap, size = inside @ entries, entries.sum(0)
-    own = overlap > 0.5 * size
-    reached = inside * (own @ entries.T > 0)
+    members = overlap > 0.5 * size
+    reached = inside * (members @ entries.T > 0)
     codes = inside @ fired
     return Scores(
-        group=own.sum(1),
-        precision=quotient((overlap * own).sum(1), (own * size).sum(1)),
+        group=members.sum(1),
+        precision=quotient((overlap * members).sum(1), (members * size).sum(1)),
         recall=np.nan_to_num(quotient(reached.sum(1), inside.sum(1))),
-        own_share=np.nan_to_num(quotient((codes * own).sum(1), codes.sum(1))),
+        own_share=np.nan_to_num(quotient((codes * members).sum(1), codes.sum(1))),
     )
 
 
