@@ -44,10 +44,8 @@ def draw_temporal_clustering(measures: ClusterMeasures | None, title: str = "") 
         tree, strip, profiles = (figure.add_subplot(panels[0, column]) for column in range(3))
         if measures is None or measures.bins is None or measures.drawing is None:
             strip.set_axis_off()
-            style.panel_title(tree, "a", "Tree of features", TREE_TITLE)
-            style.panel_title(profiles, "b", "Profiles in its order", MAP_TITLE)
-            for axes in (tree, profiles):
-                style.say_missing(axes, missing(measures))
+            style.empty_panel(tree, "a", "Tree of features", TREE_TITLE, missing(measures))
+            style.empty_panel(profiles, "b", "Profiles in its order", MAP_TITLE, missing(measures))
             return figure
         labels = np.array(measures.drawing.cluster)[measures.drawing.order]
         _draw_tree(tree, measures, measures.drawing)

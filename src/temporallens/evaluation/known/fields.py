@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from temporallens.activations.made.records import read_layout
 from temporallens.activations.store import ActivationStore
@@ -60,13 +58,6 @@ class FieldScores(NamedTuple):
     null_mean_own_share: float
     mean_f1_p_value: float
     mean_own_share_p_value: float
-
-
-class CharacterShares(NamedTuple):
-    """Of the variance in each column, about that column's mean: what characters explain, None where nothing varies."""
-
-    read: list[float | None]  # [P] the character that was just read
-    to_come: list[float | None]  # [P] the character that is about to be predicted
 
 
 class Scores(NamedTuple):
@@ -168,26 +159,6 @@ def compare(
         mean_f1_p_value=_mean_p_value(found.f1, null_f1),
         mean_own_share_p_value=_mean_p_value(found.own_share, null_share),
     )
-
-
-def shares_of_characters(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> CharacterShares:
-    """Why a field's columns are those in which it is read: what the characters around a column explain of what varies there."""
-    rows = store.read(sequences)
-    x, tokens = rows.x.double().view(-1, store.positions, store.width), rows.token.view(-1, store.positions)
-    read = [_explained(x[:, column], tokens[:, column]) for column in range(store.positions)]
-    to_come = [_explained(x[:, column], tokens[:, column + 1]) for column in range(store.positions - 1)]
-    return CharacterShares(read, [*to_come, None])
-
-
-def _explained(x: Float[Tensor, "N D"], label: Int[Tensor, " N"]) -> float | None:
-    """eta^2 of `label`; None where `x` does not vary."""
-    _, group = label.unique(return_inverse=True)
-    counts = torch.bincount(group).double()
-    total = (x - x.mean(0)).square().sum()
-    if total <= 1e-9 * x.square().sum():
-        return None
-    means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
-    return float((counts @ (means - x.mean(0)).square()).sum() / total)
 
 
 def labels(fields: dict[str, tuple[int, ...]], positions: int) -> Int[np.ndarray, " P"]:
