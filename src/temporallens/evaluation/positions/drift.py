@@ -59,7 +59,7 @@ class DriftPolicy(Settings):
     """Held-out documents at most, evenly spaced among those that have longer rows."""
     rows_per_document: int = Field(2, ge=1)
     """Longer rows of each document at most, evenly spaced through it, and no more than it has in the store. 64 rows of 512 tokens, with
-    what stands beyond 128 once more in short rows, take a 135 M model about two minutes on two cores as far as its middle; other
+    what stands beyond 128 once more in short rows, take a 135 M model one to two minutes on two cores as far as its middle; other
     dictionaries of the layer use the same activations."""
     resamples: int = Field(1000, ge=2)
     """Bootstrap resamples of the documents behind every interval."""
