@@ -43,17 +43,14 @@ def draw_scan(scans: Sequence[Scan]) -> Figure:
 
 
 def _draw_model(row: SubFigure, scan: Scan) -> None:
-    row.suptitle(_heading(scan), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+    heading = f"{plain(scan.model)}  ·  {scan.sequences:,} sequences of up to {scan.context_length:,} tokens"
+    row.suptitle(heading, x=0.008, ha="left", fontsize=11.5, fontweight="bold")
     panels = row.add_gridspec(2, 3, width_ratios=(1.0, 1.1, 1.05), height_ratios=(2.6, 1))
     _draw_depth(row.add_subplot(panels[:, 0]), scan)
     _draw_share(row.add_subplot(panels[:, 1]), scan)
     norms = row.add_subplot(panels[0, 2])
     _draw_norms(norms, scan)
     _draw_sinks(row.add_subplot(panels[1, 2]), scan)
-
-
-def _heading(scan: Scan) -> str:
-    return f"{plain(scan.model)}  ·  {scan.sequences:,} sequences of up to {scan.context_length:,} tokens"
 
 
 def layer_name(layer: str) -> str:

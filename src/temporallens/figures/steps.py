@@ -17,8 +17,6 @@ COLUMNS = 400
 """Steps drawn side by side at most; of longer runs, neighbours are averaged."""
 LAST_SHARE = 10
 """The end of a run is the mean over the last one in so many of its logged steps."""
-
-
 EVEN = 1.15
 """A quantity within this factor of its median over positions is called even."""
 

@@ -29,8 +29,6 @@ HIDDEN = {
 """Bases other than ten, and the numbers that YAML 1.1 reads in them."""
 EXACT = 1 << 53
 """Below it floats are whole where they look so."""
-
-
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
@@ -47,8 +45,6 @@ for kind in (Loader, Dumper):
 
 LARGEST_FILE = 1 << 20
 """Bytes; a study is a page of text, so more is a mistake (or an attack) that is refused before it is parsed."""
-
-
 SEAL = "# A copy that a run keeps; to change it, edit the study file and run that. SHA-256 of the lines below: "
 
 
