@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -209,8 +208,7 @@ def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
     mesh = style.heatmap(axes, edges, np.arange(len(rows) + 1) - 0.5, drawn, norm)
     style.position_axis(axes, "x", positions, zero)
     _row_axis(axes, rows)
-    scale = " (log scale)" if isinstance(norm, LogNorm) else ""
-    style.colour_bar(mesh, axes, drawn, f"held-out loss / the run's median{scale}")
+    style.colour_bar(mesh, axes, drawn, "held-out loss / the run's median")
     style.panel_title(axes, "c", _pattern_statement(values), TITLE_CHARACTERS)
 
 

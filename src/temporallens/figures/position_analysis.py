@@ -150,7 +150,7 @@ def _weight_lines(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
         colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), style.MAP)
         for position in shown:
             axes.plot(steps, weight[:, position], color=colours.to_rgba(position), linewidth=1.2)
-        style.colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+        style.colour_bar(colours, axes, shown.astype(float), "position")
         low, high = min(np.nanmin(weight[:, live]), 1.0), max(np.nanmax(weight[:, live]), 1.0)  # position 0 does not set the scale
         axes.set_ylim(low - 0.08 * (high - low), high + 0.2 * (high - low))
     if np.isfinite(weight[:, 0]).any():

@@ -107,7 +107,7 @@ def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None
     axes.set_ylabel(f"movement in {span:,.0f} steps, % (log scale)")
     style.open_grid(axes)
     axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
-    style.colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+    style.colour_bar(colours, axes, shown.astype(float), "position")
     style.panel_title(axes, "2", _convergence_statement(moved[-1, 1:], float(median[-1]), span), NARROW)
 
 
@@ -139,7 +139,7 @@ def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, cor
     axes.set_xlabel("variance left unexplained at the position, %, held-out documents")
     axes.set_ylabel("weight at the end of training (mean 1)")
     style.open_grid(axes)
-    style.colour_bar(colours, axes, known.astype(float), "position (log scale)")
+    style.colour_bar(colours, axes, known.astype(float), "position")
     style.panel_title(axes, "3", _correlation_statement(correlation), NARROW)
 
 

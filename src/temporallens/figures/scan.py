@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
@@ -154,8 +153,7 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
     excess = _excess(scan)
     for row in np.flatnonzero(excess <= 0):
         axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
-    label = f"share of what the index explains, %{' (log scale)' if isinstance(norm, LogNorm) else ''}"
-    style.colour_bar(mesh, axes, drawn, label, as_percent=True)
+    style.colour_bar(mesh, axes, drawn, "share of what the index explains, %", as_percent=True)
     if (excess <= 0).any():
         axes.set_xlabel(axes.get_xlabel() + "\nhatched: η² is not above its noise floor")
     style.panel_title(axes, "b", _share_statement(layers, edges + 0.5, share, excess), TITLE_CHARACTERS)

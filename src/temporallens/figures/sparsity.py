@@ -149,7 +149,7 @@ def _draw_activity(axes: Axes, activity: Activity | None) -> None:
     style.position_axis(axes, "x", positions, zero=False)
     axes.yaxis.set_major_locator(FixedLocator([1, features]))
     axes.set_ylabel(f"{features:,} of {len(activity.firings):,} features, by their peak in the other half of the documents", labelpad=-8)
-    style.colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate (log scale)")
+    style.colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate")
     style.panel_title(axes, "3", _activity_statement(ordered), TITLE_CHARACTERS)
 
 

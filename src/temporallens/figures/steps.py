@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from temporallens.evaluation.bins import drawn_starts
@@ -80,11 +78,9 @@ def step_axis(axes: Axes, steps: Float[np.ndarray, " T"]) -> None:
     axes.set_xlabel("training step")
 
 
-def draw_over_steps(
-    axes: Axes, steps: Float[np.ndarray, " T"], values: Float[np.ndarray, "T P"], label: str, zero: bool | None = None
-) -> ScalarMappable:
-    """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set; `zero`: draw that too."""
-    zero, positions = has_zero(values) if zero is None else zero, values.shape[1]
+def draw_over_steps(axes: Axes, steps: Float[np.ndarray, " T"], values: Float[np.ndarray, "T P"], label: str) -> None:
+    """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set where it is known."""
+    zero, positions = has_zero(values), values.shape[1]
     starts, columns = drawn_starts(positions), np.unique(np.linspace(0, len(steps), min(COLUMNS, len(steps)), endpoint=False).astype(int))
     drawn = style.blocks(style.blocks(values, starts, 1), columns, 0).T
     x_edges = step_edges(steps)[np.append(columns, len(steps))]
@@ -97,8 +93,7 @@ def draw_over_steps(
     style.position_axis(axes, "y", positions, zero)
     step_axis(axes, steps)
     axes.set_xlim(x_edges[0], x_edges[-1])
-    style.colour_bar(mesh, axes, drawn, label + (" (log scale)" if isinstance(norm, LogNorm) else ""))
-    return mesh
+    style.colour_bar(mesh, axes, drawn, label)
 
 
 def at_the_end(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T P"] | None) -> tuple[Float[np.ndarray, " P"], int]:

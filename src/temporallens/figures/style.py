@@ -268,7 +268,7 @@ def heatmap(axes: Axes, x_edges: np.ndarray, y_edges: np.ndarray, values: np.nda
 
 
 def colour_bar(mappable: ScalarMappable, axes: Axes | Sequence[Axes], values: np.ndarray, label: str, as_percent: bool = False) -> None:
-    """The scale beside a heatmap; its ends are pointed where values (position 0, outliers) lie beyond them."""
+    """The scale beside a heatmap, which says where it is logarithmic; its ends are pointed where values lie beyond them (position 0)."""
     low, high = (float(end) for end in mappable.get_clim())
     known = values[np.isfinite(values)]
     below, above = bool((known < low * (1 - 1e-9)).any()), bool((known > high * (1 + 1e-9)).any())
@@ -282,5 +282,5 @@ def colour_bar(mappable: ScalarMappable, axes: Axes | Sequence[Axes], values: np
     bar.formatter = FuncFormatter((lambda value, _: f"{100 * value:.3g}") if as_percent else _short)
     bar.minorlocator = NullLocator()
     bar.update_ticks()
-    bar.set_label(label)
+    bar.set_label(f"{label} (log scale)" if isinstance(mappable.norm, LogNorm) else label)
     bar.outline.set_visible(False)

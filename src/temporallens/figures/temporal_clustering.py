@@ -166,7 +166,7 @@ def _draw_profiles(axes: Axes, measures: ClusterMeasures, bins: BinsOfProfiles, 
     bin_axis(axes, bins, "position (0 is left out)")
     shown, kept = len(values), measures.kept
     axes.set_ylabel(f"{shown:,} of {kept:,} features, evenly along the tree" if shown < kept else f"{kept:,} features")
-    style.colour_bar(mesh, axes, values, "mean activation, 1 = the feature's own level if it were flat (log scale)")
+    style.colour_bar(mesh, axes, values, "mean activation, 1 = the feature's own level if it were flat")
     style.panel_title(axes, "b", statement(measures, bins), MAP_TITLE)
 
 
