@@ -9,61 +9,24 @@ docs/performance.md and its picture. Other libraries take part where `make peers
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import memory, openness, scaling, training_step
-from benchmarks.harvest import bare_seconds, batches_of, harvest_seconds
+from benchmarks import harvest, memory, openness, scaling, training_step
 from benchmarks.report import as_text, write_docs
-from benchmarks.timing import Section, Settings, Sizes, busy, interleaved, processor
-from temporallens.activations.language.harvest import HarvestPolicy
-from temporallens.activations.language.models import LanguageModel
-from temporallens.errors import TemporalLensError
-
-HARVEST_KEY = "harvest.vs_bare_forward"
-
-
-def measure_harvest(settings: Settings) -> Section:
-    """The harvest, from text to store, against the bare forward pass over the same batches."""
-    policy = HarvestPolicy(
-        model=settings.model,
-        layer=settings.layer,
-        text=settings.text,
-        context_length=settings.context_length,
-        max_tokens=settings.tokens,
-        dtype="bfloat16",
-        batch_size=32,
-    )
-    try:
-        model = LanguageModel.load(policy.model, up_to=policy.layer, dtype=policy.precision)
-        batches = batches_of(model, policy)
-    except TemporalLensError as error:
-        return Section("harvest", {HARVEST_KEY: None}, notes={HARVEST_KEY: str(error)})
-    tokens = sum(batch.size for batch in batches)
-    bare, whole = f"bare forward pass of {settings.model} to layer {settings.layer}", "harvest into a store"
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = count()
-        turns: dict[str, Callable[[int], float]] = {
-            bare: lambda repeats: sum(bare_seconds(model, batches, settings.layer) for _ in range(repeats)),
-            whole: lambda repeats: sum(harvest_seconds(policy, Path(folder) / str(next(fresh))) for _ in range(repeats)),
-        }
-        times = interleaved(turns, settings.rounds, settings.turn_seconds)
-    return Section("harvest", {HARVEST_KEY: times.speed_ratio(whole, bare)}, times.seconds, dict.fromkeys(times.seconds, tokens))
-
+from benchmarks.timing import Section, Settings, Sizes, busy, processor
 
 SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "training_step": training_step.measure,
     "openness": openness.measure,
     "scaling": scaling.measure,
     "memory": memory.measure,
-    "harvest": measure_harvest,
+    "harvest": harvest.measure,
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.memory import RESET, status_bytes
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST
 from temporallens.activations.store import ActivationStore
@@ -27,7 +28,6 @@ from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
 
 LENGTH, WIDTH, APPENDED = 128, 576, 64
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def write_store(folder: Path, size: int) -> None:
@@ -44,20 +44,14 @@ def write_store(folder: Path, size: int) -> None:
     writer.finish()
 
 
-def resident(name: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most since the mark was set back."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
-
-
 def train(store_folder: Path, out: Path, steps: int) -> tuple[int, float]:
     """Peak bytes above the start, and seconds, of a training on the store."""
     arms = [ArmRun("small", BatchTopK(features=64, k=8), 0)]
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # the libraries' own buffers are there before the measurement
     RESET.write_text("5")
-    before, started = resident("VmRSS"), time.perf_counter()
+    before, started = status_bytes("VmRSS"), time.perf_counter()
     train_arms(ActivationStore(store_folder), arms, TrainingPolicy(steps=steps, batch_size=1024), out)
-    return resident("VmHWM") - before, time.perf_counter() - started
+    return status_bytes("VmHWM") - before, time.perf_counter() - started
 
 
 def main() -> None:

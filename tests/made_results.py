@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from temporallens.evaluation.comparison import Comparison, Measured, compare
+from temporallens.evaluation.comparison import Comparison, RunScores, compare
 from temporallens.evaluation.results import ActivationsResult, RunResult, TimedResults, TimedRun
 from temporallens.evaluation.scan import ClockScan, Scan
 
@@ -128,7 +128,8 @@ def make_scan(
 
 def make_comparison(runs: Sequence[RunResult], levels: Sequence[float] = ()) -> Comparison:
     """What the evaluation says of these runs at equal L0."""
-    return compare([Measured(*(getattr(run, name) for name in Measured._fields)) for run in runs], levels)
+    scores = [RunScores(run.family, run.kind, run.seed, run.l0, run.fve, run.fve_within_position) for run in runs]
+    return compare(scores, levels)
 
 
 def make_results(levels: Sequence[float] = (), **changes: Any) -> TimedResults:

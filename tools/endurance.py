@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from benchmarks.loader_memory import resident
+from benchmarks.memory import status_bytes
 
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
@@ -38,7 +38,7 @@ def train(steps: int, folder: Path) -> list[tuple[int, int, int]]:
     def log(self: Trainee, step: int, *rest: Any) -> None:
         original(self, step, *rest)
         if self.run.name == ARMS[0].name and (step + 1) % (steps // 10) == 0:
-            seen.append((step + 1, resident("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
+            seen.append((step + 1, status_bytes("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
             print(f"step {step + 1:>7,}: {seen[-1][1] / 1e6:7.1f} MB resident, {seen[-1][2]} open files", flush=True)
 
     with patch.object(Trainee, "log", log):

@@ -100,7 +100,7 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it to `path`."""
     make_folder(path.parent)
     with explained(path):
@@ -126,14 +126,6 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda temporary: _write(temporary, content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
 def link_or_copy(source: Path, path: Path) -> None:
     """The content of `source` at `path` too: without taking its space again where the file system has links."""
 
@@ -148,7 +140,7 @@ def link_or_copy(source: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
 
 
 def canonical_json(value: Any) -> str:

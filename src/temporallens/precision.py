@@ -12,8 +12,8 @@ from pydantic import AliasChoices, Field
 from temporallens.errors import TemporalLensError, first_line
 
 Precision = Literal["float32", "bfloat16"]
-AskedPrecision = Literal["auto", "float32", "bfloat16"]
-ComputeDtype = Annotated[AskedPrecision, Field(validation_alias=AliasChoices("compute_dtype", "dtype"))]
+RequestedPrecision = Literal["auto", "float32", "bfloat16"]
+ComputeDtype = Annotated[RequestedPrecision, Field(validation_alias=AliasChoices("compute_dtype", "dtype"))]
 """The setting of what only computes and stores nothing, where `dtype` can mean nothing else and is taken too."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
 
@@ -32,21 +32,23 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_for(asked: str | None) -> str:
-    """`asked`, or by default a GPU where there is one. Raises TemporalLensError for a device that is not here."""
-    if asked is None:
+def device_for(requested: str | None) -> str:
+    """`requested`, or by default a GPU where there is one. Raises TemporalLensError for a device that is not here."""
+    if requested is None:
         return default_device()
     try:
-        torch.empty(0, device=asked, dtype=torch.float32)
+        torch.empty(0, device=requested, dtype=torch.float32)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise TemporalLensError(f"there is no device {asked!r} here ({first_line(error)}); the default is {default_device()}") from error
-    return asked
+        raise TemporalLensError(
+            f"there is no device {requested!r} here ({first_line(error)}); the default is {default_device()}"
+        ) from error
+    return requested
 
 
-def precision(asked: str, device: str | torch.device | None = None) -> Precision:
-    """What `asked` means on `device` (None: the one that models run on). Raises TemporalLensError for anything else than a precision."""
-    if asked == "auto":
+def precision(requested: str, device: str | torch.device | None = None) -> Precision:
+    """What `requested` means on `device` (None: the one that models run on). Raises TemporalLensError for anything but a precision."""
+    if requested == "auto":
         return "bfloat16" if has_bfloat16(device or default_device()) else "float32"
-    if asked not in get_args(Precision):
-        raise TemporalLensError(f"there is no precision '{asked}': choose auto, {' or '.join(get_args(Precision))}")
-    return cast(Precision, asked)
+    if requested not in get_args(Precision):
+        raise TemporalLensError(f"there is no precision '{requested}': choose auto, {' or '.join(get_args(Precision))}")
+    return cast(Precision, requested)

@@ -86,8 +86,8 @@ def complaint(error: ValidationError, settings: type[BaseModel], fields: dict[st
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{name}: {message}" if name else message
-    messages = [_lower(details["msg"]) for details in found if _name(details["loc"], fields) == name]
-    return f"{name} is {_short(first['input'])}: {' or '.join(dict.fromkeys(messages))}"
+    messages = [lower(details["msg"]) for details in found if _name(details["loc"], fields) == name]
+    return f"{name} is {short(first['input'])}: {' or '.join(dict.fromkeys(messages))}"
 
 
 def _name(location: tuple[int | str, ...], fields: Any) -> str:
@@ -101,10 +101,12 @@ def _name(location: tuple[int | str, ...], fields: Any) -> str:
     return ".".join(names)
 
 
-def _lower(message: str) -> str:
+def lower(message: str) -> str:
+    """A sentence of pydantic's as a part of one."""
     return message[:1].lower() + message[1:]
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as Python writes it, as far as a sentence has room."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

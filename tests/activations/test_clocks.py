@@ -28,14 +28,14 @@ def _row(tokens: list[int], sentences: list[int], lines: list[int], documents: l
 
 def test_sentence_and_newline_restart_where_the_text_does_behind_special_tokens_and_with_documents() -> None:
     row = _row([SPECIAL, *[WORD] * 6, SPECIAL, WORD, WORD, WORD], [3, 9], [5], documents=[0] * 10 + [1])
-    assert CLOCKS["sentence"].tell(row, MARKS).tolist() == [0, 0, 1, 0, 1, 2, 3, 4, 0, 0, 0]
-    assert CLOCKS["newline"].tell(row, MARKS).tolist() == [0, 0, 1, 2, 3, 0, 1, 2, 0, 1, 0]
+    assert CLOCKS["sentence"].times(row, MARKS).tolist() == [0, 0, 1, 0, 1, 2, 3, 4, 0, 0, 0]
+    assert CLOCKS["newline"].times(row, MARKS).tolist() == [0, 0, 1, 2, 3, 0, 1, 2, 0, 1, 0]
 
 
 def test_index_and_document_are_columns_of_the_row() -> None:
     row = _row([WORD] * 5, [2], [3])
-    assert CLOCKS["index"].tell(row, MARKS).tolist() == [0, 1, 2, 3, 4]
-    assert CLOCKS["document"].tell(row, MARKS).tolist() == [1000, 1001, 1002, 1003, 1004]
+    assert CLOCKS["index"].times(row, MARKS).tolist() == [0, 1, 2, 3, 4]
+    assert CLOCKS["document"].times(row, MARKS).tolist() == [1000, 1001, 1002, 1003, 1004]
     assert CLOCKS["document"].position(_row([WORD] * 30, [], []), MARKS, 30).max() == 1023
 
 
@@ -58,7 +58,7 @@ def test_positions_lie_within_the_clock(row: TokenRow, name: str, room: int) -> 
 
 @given(rows, st.sampled_from(["sentence", "newline"]))
 def test_restarting_clocks_count_by_one_or_restart(row: TokenRow, name: str) -> None:
-    times = CLOCKS[name].tell(row, MARKS)
+    times = CLOCKS[name].times(row, MARKS)
     assert times[0] == 0
     assert all(after in (0, before + 1) for before, after in pairwise(times))
     assert (times <= np.arange(len(row.tokens))).all()
@@ -68,7 +68,7 @@ def _told(clock: str, tokenizer: Tokenizer | PreTrainedTokenizerFast, text: str)
     """Every token, as it is spelled, with its time."""
     model = Encoding(tokenizer)
     (row,) = token_rows(model, [text], RowShape(200, None, None, None), "document")
-    times = CLOCKS[clock].tell(row, TokenMarks.of(model.tokenizer))
+    times = CLOCKS[clock].times(row, TokenMarks.of(model.tokenizer))
     return list(zip(model.tokenizer.convert_ids_to_tokens(row.tokens), times.tolist(), strict=True))
 
 

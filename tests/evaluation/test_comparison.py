@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from made_results import make_comparison, make_entry, make_results, make_run
-from temporallens.evaluation.comparison import REACH, Comparison, Measured, Point, baselines_among, compare, read_curve
+from temporallens.evaluation.comparison import REACH, Comparison, Point, RunScores, baselines_among, compare, read_curve
 from temporallens.evaluation.statistics import difference_of, mean_of, ratio_of
 from temporallens.figures.frontier import draw_frontier
 from temporallens.figures.save import save
@@ -25,9 +25,9 @@ def curve(slope: float = 0.1, start: float = 0.3, levels: tuple[float, ...] = LE
     return [Point(l0, start + slope * math.log(l0), start / 2 + slope * math.log(l0)) for l0 in levels]
 
 
-def measured(family: str, seed: int = 0, gain: float = 0.0, kind: str = "", levels: tuple[float, ...] = LEVELS) -> list[Measured]:
+def measured(family: str, seed: int = 0, gain: float = 0.0, kind: str = "", levels: tuple[float, ...] = LEVELS) -> list[RunScores]:
     return [
-        Measured(family, kind or family, seed, point.l0, point.fve + gain, point.fve_within_position + gain)
+        RunScores(family, kind or family, seed, point.l0, point.fve + gain, point.fve_within_position + gain)
         for point in curve(levels=levels)
     ]
 
@@ -175,9 +175,9 @@ def test_a_baseline_is_the_family_of_that_name_or_the_first_of_that_kind() -> No
 
 def test_without_levels_arms_are_compared_only_where_their_l0_agree() -> None:
     runs = [
-        Measured("batchtopk", "batchtopk", 0, 32.0, 0.80, 0.79),
-        Measured("positional", "positional", 0, 33.0, 0.79, 0.78),
-        Measured("standard", "standard", 0, 40.5, 0.95, 0.94),
+        RunScores("batchtopk", "batchtopk", 0, 32.0, 0.80, 0.79),
+        RunScores("positional", "positional", 0, 33.0, 0.79, 0.78),
+        RunScores("standard", "standard", 0, 40.5, 0.95, 0.94),
     ]
     found = compare(runs, ())
     assert found.l0 == [32.0]
@@ -186,5 +186,5 @@ def test_without_levels_arms_are_compared_only_where_their_l0_agree() -> None:
 
 
 def test_what_explains_everything_has_no_ratio() -> None:
-    runs = [Measured(family, family, 0, 32.0, 1.0, 1.0) for family in ("batchtopk", "positional")]
+    runs = [RunScores(family, family, 0, 32.0, 1.0, 1.0) for family in ("batchtopk", "positional")]
     assert only(compare(runs, (32,)), family="positional").unexplained is None

@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from made_results import make_scan
 from temporallens import wording
 from temporallens.errors import TemporalLensError
-from temporallens.figures import draw_position_analysis, draw_scan, save, style as look
+from temporallens.figures import style as look
+from temporallens.figures.position_analysis import draw_position_analysis
+from temporallens.figures.save import save
+from temporallens.figures.scan import draw_scan
 
 SIGNATURES = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 

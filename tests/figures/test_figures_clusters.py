@@ -14,8 +14,8 @@ from test_figures import colour_bars, meshes, panels, texts
 from made_firings import box, comb, flat, sampled
 from temporallens.evaluation.clusters.policy import ClustersPolicy
 from temporallens.evaluation.clusters.section import ClusterMeasures, cluster_firings
-from temporallens.figures import save
 from temporallens.figures.cluster_patterns import correlations, draw_cluster_patterns
+from temporallens.figures.save import save
 from temporallens.figures.temporal_clustering import bin_edges, draw_temporal_clustering
 
 FEW: dict[str, Any] = {"draws": 19, "bootstraps": 2, "sample": 40}

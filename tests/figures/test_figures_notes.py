@@ -334,7 +334,7 @@ def test_strictness_compares_arms_that_differ_in_nothing_else() -> None:
     assert lines == ["hard: hard", "same runs, before hardening", "soft: soft", "straight: straight through"]
     assert "FVE" in fve.get_xlabel() and "share" in kept.get_xlabel() and texts(figure).count("never hardens") == 2
     assert "from seed to seed (evaluation.positions, two seeds or more)" in texts(figure)
-    assert "dashed line BatchTopK without a mask" in texts(figure)
+    assert "dashed line batchtopk without a mask" in texts(figure)
     assert not between.lines
 
 

@@ -87,7 +87,7 @@ class Clock:
 
     name: str
     label: str  # in figures
-    tell: Callable[[TokenRow, TokenMarks], Int[np.ndarray, " S"]]
+    times: Callable[[TokenRow, TokenMarks], Int[np.ndarray, " S"]]
     longest: int | None = None  # positions worth telling apart; None: as many as a row has
     within_row: bool = True  # whether it never exceeds the token's index in its row
     reads_text: bool = False  # whether rows must know for it where sentences and lines begin
@@ -105,7 +105,7 @@ class Clock:
 
     def position(self, row: TokenRow, marks: TokenMarks, context_length: int) -> Int[np.ndarray, " S"]:
         """What the clock says of every token of `row`, later times counted as the last position."""
-        return np.minimum(self.tell(row, marks), self.size(context_length) - 1)
+        return np.minimum(self.times(row, marks), self.size(context_length) - 1)
 
 
 CLOCKS: dict[str, Clock] = {

@@ -71,7 +71,7 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
 
 def _file_and_name(text: str) -> tuple[Path, str | None]:
     """`FILE` or `FILE:NAME`. Colons may belong to either; the longest FILE that there is counts."""
-    ends = [len(text), *(place for place in reversed(range(len(text))) if text[place] == ":")]
+    ends = [len(text), *(index for index in reversed(range(len(text))) if text[index] == ":")]
     end = next((end for end in ends if _is_file(text[:end])), len(text))
     return user_path(text[:end]), text[end + 1 :] if end < len(text) else None
 

@@ -58,7 +58,7 @@ class Comparison(Part):
     against: list[Against]
 
 
-class Measured(NamedTuple):
+class RunScores(NamedTuple):
     """What the comparison needs to know of one dictionary."""
 
     family: str
@@ -78,7 +78,7 @@ class Point(NamedTuple):
     fve_within_position: float
 
 
-def compare(runs: Sequence[Measured], levels: Sequence[float]) -> Comparison:
+def compare(runs: Sequence[RunScores], levels: Sequence[float]) -> Comparison:
     """Compare the families among `runs` at the L0 values `levels`; without any, at those of the baselines."""
     curves: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
@@ -98,12 +98,12 @@ def compare(runs: Sequence[Measured], levels: Sequence[float]) -> Comparison:
     return Comparison(l0=common, baselines=baselines, reached=reached, against=against)
 
 
-def baselines_among(runs: Sequence[Measured]) -> list[str]:
+def baselines_among(runs: Sequence[RunScores]) -> list[str]:
     """The families that others are compared with (`dictionaries.base.Role`): one for each kind of baseline, or else of fallback."""
     return _families_of("baseline", runs) or _families_of("fallback", runs)
 
 
-def _families_of(role: Role, runs: Sequence[Measured]) -> list[str]:
+def _families_of(role: Role, runs: Sequence[RunScores]) -> list[str]:
     """For each kind of a role the family of that name, or else the first of that kind."""
     by_kind = [(kind, list(dict.fromkeys(run.family for run in runs if run.kind == kind and run.plain))) for kind in kinds_of(role)]
     return [kind if kind in families else families[0] for kind, families in by_kind if families]

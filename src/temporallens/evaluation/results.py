@@ -23,7 +23,7 @@ from pydantic import (
 
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.comparison import Comparison, Measured, Part, compare
+from temporallens.evaluation.comparison import Comparison, Part, RunScores, compare
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import fingerprint, read_json, write_json
@@ -290,7 +290,7 @@ def _comparison(results: Results, activations: str) -> Comparison:
     levels = results.study.levels
     known = {family for family, arm in results.study.arms.items() if arm.expectation}
     runs = [
-        Measured(run.family, run.kind, run.seed, run.l0, run.fve, run.fve_within_position, run.family not in known)
+        RunScores(run.family, run.kind, run.seed, run.l0, run.fve, run.fve_within_position, run.family not in known)
         for run in results.runs
         if run.activations == activations
     ]

@@ -22,7 +22,7 @@ from torch.nn.functional import embedding_bag
 
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.language.corpora import at_commit, open_corpus
-from temporallens.activations.language.harvest import Batch, schedule
+from temporallens.activations.language.harvest import TokenBatch, schedule
 from temporallens.activations.language.model_check import check_finite
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.language.token_rows import RowShape, row_shape, token_rows
@@ -184,8 +184,8 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
         dtype=model.precision,
         layers=[str(layer) for layer in layers],
         clocks=clocks,
-        norm=[_plain(layer.by_index[1] / layer.by_index[0]) for layer in sums],
-        sinks=[_plain(layer.by_index[2] / layer.by_index[0]) for layer in sums],
+        norm=[_finite_or_none(layer.by_index[1] / layer.by_index[0]) for layer in sums],
+        sinks=[_finite_or_none(layer.by_index[2] / layer.by_index[0]) for layer in sums],
         sequences=len(rows),
         tokens=sum(len(row.tokens) for row in rows),
         context_length=policy.context_length,
@@ -217,7 +217,7 @@ def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) 
     groupings: list[Grouping] = []
     groups = 0
     for name, clock in CLOCKS.items():
-        times = [clock.tell(row, marks) for row in rows]
+        times = [clock.times(row, marks) for row in rows]
         exact = EXACT_INDEX if name == "index" else EXACT_TIMES
         bins[name] = growing_starts(max(int(row.max()) for row in times), exact, BIN_GROWTH)
         labels = [np.searchsorted(bins[name], row, side="right") - 1 for row in times]
@@ -236,7 +236,7 @@ def shuffled(labels: Sequence[Int[np.ndarray, " _"]], generator: np.random.Gener
 
 def _add_batch(
     model: LanguageModel,
-    batch: Batch,
+    batch: TokenBatch,
     layers: Sequence[Layer],
     sums: Sequence[LayerSums],
     groupings: Sequence[Grouping],
@@ -256,7 +256,7 @@ def _add_batch(
         layer_sums.add(x, text, index, bags, norm_multiple)
 
 
-def _bags(batch: Batch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:
+def _bags(batch: TokenBatch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:
     """Sort the batch's tokens by group, for all groupings at once."""
     late = groups * (index >= LATE).numpy()
     rows = batch.sequences.tolist()
@@ -274,7 +274,7 @@ def _clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Gr
         values=values.tolist(),
         eta2=[share_of_total for share_of_total, _ in found],
         floor=[_mean([explained(layer.sums[:, null].sum(0), layer.squares.sum())[0] for null in nulls]) for layer in sums],
-        share=[_plain(shares) for _, shares in found],
+        share=[_finite_or_none(shares) for _, shares in found],
         late_eta2=[share_of_total for share_of_total, _ in late],
         late_floor=[_mean([explained(layer.sums[1, null], layer.squares[1])[0] for null in nulls]) for layer in sums],
     )
@@ -296,6 +296,6 @@ def _mean(values: Sequence[Share]) -> Share:
     return sum(known) / len(known) if known else None
 
 
-def _plain(values: Float[Tensor, " n"]) -> list[Share]:
+def _finite_or_none(values: Float[Tensor, " n"]) -> list[Share]:
     """As JSON holds it: null where there was no token."""
     return [value if np.isfinite(value) else None for value in values.tolist()]

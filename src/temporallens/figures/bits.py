@@ -11,7 +11,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from temporallens.evaluation.bits.section import NAMES, BitsMeasures, Saved, in_words
 from temporallens.evaluation.statistics import Estimate, Mean, mean_of
@@ -48,8 +48,7 @@ def draw_bits(arms: Sequence[Arm], title: str = "") -> Figure:
         style.head(figure, title)
         axes = figure.subplots()
         if not names:
-            style.panel_title(axes, "a", "What is known beforehand", TITLE_CHARACTERS)
-            style.say_missing(axes, NOTHING)
+            style.empty_panel(axes, "a", "What is known beforehand", TITLE_CHARACTERS, NOTHING)
             return figure
         for order, arm in enumerate(shown):
             _draw_arm(axes, order, arm, names, len(shown))
@@ -58,9 +57,8 @@ def draw_bits(arms: Sequence[Arm], title: str = "") -> Figure:
         handles = [Patch(color=style.COLOURS[order], label=_described(arm)) for order, arm in enumerate(shown)]
         handles.append(Patch(color=style.MUTED, alpha=0.45, label="below each bar: its null"))
         left_out = f"; {len(arms) - len(shown)} more arms are not drawn" if len(arms) > len(shown) else ""
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), title=f"{_intervals_of(shown)}{left_out}"
-        )
+        note = f"black: {style.rests_on(len(arm.seeds) for arm in shown)}{left_out}"
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), title=note)
     return figure
 
 
@@ -96,19 +94,14 @@ def _percent(share: float | None) -> str:
 
 
 def _axes(axes: Axes, names: Sequence[str]) -> None:
-    axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
-    axes.yaxis.set_major_formatter(FixedFormatter([NAMES[name] for name in names]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelcolor=style.INK, labelsize=9)
+    style.name_rows(axes, [NAMES[name] for name in names])
+    axes.tick_params(axis="y", labelsize=9)
     low, high = axes.dataLim.x0, axes.dataLim.x1
     axes.set_xlim(min(0.0, 1.1 * low), 1.22 * high if high > 0 else 1.0)
     axes.axvline(0, color=style.MUTED, linewidth=0.9)
-    axes.xaxis.set_major_locator(MaxNLocator(8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{100 * value:.3g}{SPACE}%")))
+    style.ticks_at(axes.xaxis, MaxNLocator(8), lambda value: minus(f"{100 * value:.3g}{SPACE}%"))
     axes.set_xlabel("share of the held-out bits of which features fire that is saved when this is known")
-    axes.grid(True, axis="x")
-    axes.set_axisbelow(True)
+    style.open_grid(axes, "x")
 
 
 def _statement(arms: Sequence[Arm]) -> str:
@@ -118,9 +111,3 @@ def _statement(arms: Sequence[Arm]) -> str:
 def _described(arm: Arm) -> str:
     plain_bits = mean_of([measures.plain.value for measures in arm.seeds if measures.plain.value is not None]).value
     return f"{plain(arm.name, NAME)}: {number(plain_bits)} bits per token by rates alone"
-
-
-def _intervals_of(arms: Sequence[Arm]) -> str:
-    counts = {min(len(arm.seeds), 2) for arm in arms}
-    rests_on = {1: "one seed: over documents", 2: "several seeds: over seeds"}
-    return f"black: 95{SPACE}% intervals; {'; '.join(rests_on[count] for count in sorted(counts))}"

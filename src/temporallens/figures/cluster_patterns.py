@@ -45,12 +45,8 @@ def draw_cluster_patterns(measures: ClusterMeasures | None, title: str = "") -> 
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(HEADS + ROW * lines, LOWER))[:, 0]
         below = lower.subplots(1, 2, width_ratios=(1, 1))
         if measures is None or measures.bins is None or measures.drawing is None:
-            patterns = upper.subplots()
-            for axes, letter, name in zip(
-                (patterns, *below), "abc", ("Mean pattern of each cluster", "Consistency", "Specialised features"), strict=True
-            ):
-                style.panel_title(axes, letter, name, HALF)
-                style.say_missing(axes, missing(measures))
+            names = ("Mean pattern of each cluster", "Consistency", "Specialised features")
+            style.empty_panels((upper.subplots(), *below), "abc", names, HALF, missing(measures))
             return figure
         _draw_patterns(upper, measures, measures.bins, lines)
         _draw_consistency(below[0], measures, measures.drawing)

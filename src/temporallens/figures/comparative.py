@@ -11,9 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from temporallens.evaluation.bins import drawn_starts, octaves
 from temporallens.evaluation.comparison import REACH
@@ -34,7 +33,6 @@ NAME = 30
 ROW_HEIGHT, LEAST_HEIGHT, AROUND = 0.21, 2.5, 2.1
 """Inches: of one row, of a panel at least, and of titles, axes and legends."""
 TITLE_CHARACTERS = 52
-DASHES = ("-", (0, (5, 2)))
 ALIKE = 1e-3
 """Weights that differ by less than this are drawn as one line: runs that repeat each other."""
 
@@ -87,21 +85,14 @@ def _families(rows: Sequence[Row]) -> dict[str, str]:
 
 def _row_axis(axes: Axes, rows: Sequence[Row], named: bool = True) -> None:
     """One line per arm; where names stand to the left of the same rows already, they are not repeated."""
-    names = [plain(row.name, NAME) if named else "" for row in rows]
-    axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
-    axes.yaxis.set_major_formatter(FixedFormatter(names))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelcolor=style.INK)
+    style.name_rows(axes, [plain(row.name, NAME) if named else "" for row in rows])
 
 
 def _bar_axis(axes: Axes, top: float, label: str) -> None:
     axes.set_xlim(0, top if top > 0 else 1)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    style.ticks_at(axes.xaxis, MaxNLocator(6), "{:,.12g}".format)
     axes.set_xlabel(label)
-    axes.grid(True, axis="x")
-    axes.set_axisbelow(True)
+    style.open_grid(axes, "x")
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row], means: Sequence[Mean]) -> float:
@@ -206,8 +197,7 @@ def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
     values = np.stack([pattern(row) for row in rows])
     positions = values.shape[1]
     if not np.isfinite(values[:, 1:]).any():
-        style.panel_title(axes, "c", "Loss by position and run", TITLE_CHARACTERS)
-        style.say_missing(axes, "no run of these activations was evaluated by position")
+        style.empty_panel(axes, "c", "Loss by position and run", TITLE_CHARACTERS, "no run of these activations was evaluated by position")
         return
     zero, starts = steps.has_zero(values), drawn_starts(positions, BINS)
     drawn, edges = style.blocks(values, starts, 1), np.append(starts, positions) - 0.5
@@ -218,8 +208,7 @@ def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
     mesh = style.heatmap(axes, edges, np.arange(len(rows) + 1) - 0.5, drawn, norm)
     style.position_axis(axes, "x", positions, zero)
     _row_axis(axes, rows)
-    scale = " (log scale)" if isinstance(norm, LogNorm) else ""
-    style.colour_bar(mesh, axes, drawn, f"held-out loss / the run's median{scale}")
+    style.colour_bar(mesh, axes, drawn, "held-out loss / the run's median")
     style.panel_title(axes, "c", _pattern_statement(values), TITLE_CHARACTERS)
 
 
@@ -270,15 +259,15 @@ def _alike(names: Sequence[str]) -> str:
 def _draw_weights(axes: Axes, rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[np.ndarray, " P"]]) -> None:
     curves = weight_curves(rows, weights)
     if not curves:
-        style.panel_title(axes, "d", "Adaptive weights by position", TITLE_CHARACTERS)
-        style.say_missing(axes, "no arm of these activations weighs positions by how hard they are (position_weights)")
+        missing = "no arm of these activations weighs positions by how hard they are (position_weights)"
+        style.empty_panel(axes, "d", "Adaptive weights by position", TITLE_CHARACTERS, missing)
         return
     shown = sorted(curves, key=_spread, reverse=True)[:LINES]
     for order, curve in enumerate(shown):
-        colour = style.COLOURS[order % len(style.COLOURS)]
-        steps.draw_curve(axes, curve, color=colour, linestyle=DASHES[order // len(style.COLOURS)], linewidth=1.4)
+        look = style.look(order)
+        steps.draw_curve(axes, curve, color=look.colour, linestyle=look.dash, linewidth=1.4)
         if np.isfinite(curve.value[0]):
-            axes.plot([0], curve.value[:1], color=colour, clip_on=False, **style.ZERO)
+            axes.plot([0], curve.value[:1], color=look.colour, clip_on=False, **style.ZERO)
     beyond = np.concatenate([curve.value[1:] for curve in shown])
     low, high = min(float(np.nanmin(beyond)), 1.0), max(float(np.nanmax(beyond)), 1.0)
     axes.set_ylim(low - 0.06 * (high - low), high + (0.1 + 0.09 * len(shown)) * (high - low))  # position 0 does not set it; room for names

@@ -12,19 +12,18 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from temporallens.evaluation.model.fidelity import FidelityMeasures, ShiftFidelity
 from temporallens.evaluation.statistics import Estimate, mean_of
 from temporallens.figures import style
-from temporallens.wording import SPACE, minus, number, percent, plain
+from temporallens.wording import minus, number, percent, plain
 
 HEIGHT = 4.9
 MOST_ARMS = 10
 LEGEND_COLUMNS = 5
 DODGE = 1.035
 """Arms at one shift stand so far apart, as a factor."""
-DASHES = ("-", (0, (5, 2)))
 OPEN = (0, (1, 1.5))
 """The dash of a masked dictionary with its mask opened."""
 TITLE_CHARACTERS = 38
@@ -73,39 +72,23 @@ def draw_fidelity(arms: Sequence[Arm], title: str = "") -> Figure:
         style.head(figure, title)
         panels = figure.subplots(1, 3)
         if not arms:
-            for axes, letter, name in zip(panels, "abc", ("Index or token", "Firings that stay", "FVE under shifts"), strict=True):
-                style.panel_title(axes, letter, name, TITLE_CHARACTERS)
-                style.say_missing(axes, NOTHING)
+            style.empty_panels(panels, "abc", ("Index or token", "Firings that stay", "FVE under shifts"), TITLE_CHARACTERS, NOTHING)
             return figure
         shown = arms[:MOST_ARMS]
         _draw_index(panels[0], shown)
         _draw_content(panels[1], shown)
         opened = _draw_fve(panels[2], shown)
-        handles = [_handle(order, plain(arm.name, NAME)) for order, arm in enumerate(shown)]
+        handles = [_handle(style.look(order), plain(arm.name, NAME)) for order, arm in enumerate(shown)]
         if opened:
             handles.append(Line2D([], [], color=style.MUTED, linestyle=OPEN, label="c: the same with its mask open"))
         left_out = f"; {len(arms) - len(shown)} more arms are not drawn" if len(arms) > len(shown) else ""
-        note = f"{_intervals_of(shown)}{left_out}"
+        note = f"bars: {style.rests_on((len(arm.seeds) for arm in shown), 'one seed, hollow')}{left_out}"
         figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), handlelength=3, title=note)
     return figure
 
 
-def _intervals_of(arms: Sequence[Arm]) -> str:
-    counts = {min(len(arm.seeds), 2) for arm in arms}
-    rests_on = {1: "one seed, hollow: over documents", 2: "several seeds: over seeds"}
-    return f"bars: 95{SPACE}% intervals; {'; '.join(rests_on[count] for count in sorted(counts))}"
-
-
-def _handle(order: int, label: str) -> Line2D:
-    return Line2D([], [], color=_colour(order), marker=style.MARKERS[order % len(style.MARKERS)], linestyle=_dash(order), label=label)
-
-
-def _colour(order: int) -> str:
-    return style.COLOURS[order % len(style.COLOURS)]
-
-
-def _dash(order: int) -> Any:
-    return DASHES[order // len(style.COLOURS) % len(DASHES)]
+def _handle(look: style.Look, label: str) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=label)
 
 
 def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[ShiftFidelity], Estimate | None]) -> list[list[Point]]:
@@ -115,19 +98,14 @@ def _draw_arms(axes: Axes, arms: Sequence[Arm], of: Callable[[ShiftFidelity], Es
         if not points:
             continue
         x = [point.shift * DODGE ** (order - (len(arms) - 1) / 2) for point in points]
-        colour, face = _colour(order), _colour(order) if len(arm.seeds) > 1 else style.PAPER
-        axes.plot(x, [point.value for point in points], color=colour, linestyle=_dash(order), linewidth=1.2)
+        look = style.look(order)
+        face = look.colour if len(arm.seeds) > 1 else style.PAPER
+        axes.plot(x, [point.value for point in points], color=look.colour, linestyle=look.dash, linewidth=1.2)
         for at, point in zip(x, points, strict=True):
             if point.low is not None and point.high is not None:
-                axes.plot([at, at], [point.low, point.high], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
-        axes.plot(
-            x,
-            [point.value for point in points],
-            color=colour,
-            linestyle="none",
-            marker=style.MARKERS[order % len(style.MARKERS)],
-            markerfacecolor=face,
-        )
+                style.interval(axes, [at, at], [point.low, point.high], look.colour)
+        values = [point.value for point in points]
+        axes.plot(x, values, color=look.colour, linestyle="none", marker=look.marker, markerfacecolor=face)
     return curves
 
 
@@ -136,12 +114,9 @@ def _shift_axis(axes: Axes, arms: Sequence[Arm]) -> None:
     room = DODGE ** (len(arms) / 2 + 1)
     axes.set_xscale("log")
     axes.set_xlim(shifts[0] / room, shifts[-1] * room)
-    axes.xaxis.set_major_locator(FixedLocator(shifts))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    style.ticks_at(axes.xaxis, shifts)
     axes.set_xlabel("shift: tokens inserted before the text (log scale)")
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
+    style.ticks_at(axes.yaxis, MaxNLocator(6), lambda value: minus(f"{value:.12g}"))
     axes.margins(y=0.12)
     style.open_grid(axes)
 
@@ -216,7 +191,7 @@ def _draw_fve(axes: Axes, arms: Sequence[Arm]) -> bool:
         if points:
             opened = True
             x = [point.shift * DODGE ** (order - (len(arms) - 1) / 2) for point in points]
-            axes.plot(x, [point.value for point in points], color=_colour(order), linestyle=OPEN, linewidth=1.2)
+            axes.plot(x, [point.value for point in points], color=style.look(order).colour, linestyle=OPEN, linewidth=1.2)
     axes.axhline(0, color=style.MUTED, linewidth=0.9)
     _shift_axis(axes, arms)
     axes.set_ylabel("change of FVE on the same tokens")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.results import Results, RunResult, by_family
@@ -47,16 +47,6 @@ VERDICTS = {
     "mixed": "above or below, by L0,",
 }
 """How a title says what the comparison found, in this order."""
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
-"""Each palette of colours again in another dash, where a study has more arms than there are colours."""
-
-
-class Look(NamedTuple):
-    """How one arm is drawn, in every panel alike."""
-
-    colour: str
-    marker: str
-    dash: Any
 
 
 class Level(NamedTuple):
@@ -70,7 +60,7 @@ class Level(NamedTuple):
 def draw_frontier(results: Results) -> Figure:
     """FVE against L0, all arms of one activations entry in a panel."""
     runs = [run for run in results.runs if run.l0 > 0]
-    looks = {family: _look(order) for order, family in enumerate(by_family(runs))}
+    looks = {family: style.look(order) for order, family in enumerate(by_family(runs))}
     entries, comparisons = list(results.activations), results.comparison
     strips = any(comparison.against for comparison in comparisons.values())
     columns = min(COLUMNS, max(len(entries), 1))
@@ -130,7 +120,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} arms" if len(names) > NAMED else listed(names)
 
 
-def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[str, Look]) -> None:
+def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[str, style.Look]) -> None:
     """Unexplained variance of each arm against that of the first baseline, on the axis of the panel above it."""
     baseline = comparison.baselines[0] if comparison.baselines else ""
     rows = [(row, row.unexplained) for row in comparison.against if row.baseline == baseline and row.unexplained and row.family in looks]
@@ -144,15 +134,13 @@ def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[
         x = row.l0 * DODGE ** (families.index(row.family) - (len(families) - 1) / 2)
         if ratio.low is not None and ratio.high is not None:
             ends = [100 * (ratio.low - 1), 100 * (ratio.high - 1)]
-            axes.plot([x, x], ends, color=look.colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+            style.interval(axes, [x, x], ends, look.colour)
         face = look.colour if ratio.seeds > 1 else style.PAPER
         axes.plot([x], [100 * (ratio.value - 1)], color=look.colour, marker=look.marker, markersize=4.5, markerfacecolor=face)
     axes.axhline(0, color=style.MUTED, linewidth=0.9)
     axes.set_xscale("log")
     axes.set_xlim(panel.get_xlim())
-    axes.xaxis.set_major_locator(FixedLocator(list(panel.get_xticks())))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    style.ticks_at(axes.xaxis, list(panel.get_xticks()))
     panel.set_xlabel("")
     _strip_scale(axes, [100 * (ratio.value - 1) for _, ratio in rows])
     axes.set_ylabel("unexplained\nvariance, %")
@@ -165,22 +153,12 @@ def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:
     """Linear, or from 5 % on logarithmic where one arm is far from all others."""
     if max(map(abs, changes)) > 40 and statistics.median(map(abs, changes)) < 10:
         axes.set_yscale("symlog", linthresh=5, linscale=0.8)
-        axes.yaxis.set_major_locator(FixedLocator([-50, -20, -5, 0, 5, 20, 100, 500]))
-        axes.yaxis.set_minor_locator(NullLocator())
+        marks: Locator | list[float] = [-50, -20, -5, 0, 5, 20, 100, 500]
         axes.set_ylim(2 * min(*changes, -2.5), 2 * max(*changes, 2.5))
     else:
         axes.margins(y=0.16)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:+g}") if value else "0"))
-
-
-def _look(order: int) -> Look:
-    colour = order % len(style.COLOURS)
-    return Look(
-        style.COLOURS[colour],
-        style.MARKERS[(colour + order // len(style.COLOURS)) % len(style.MARKERS)],
-        DASHES[order // len(style.COLOURS) % len(DASHES)],
-    )
+        marks = MaxNLocator(4)
+    style.ticks_at(axes.yaxis, marks, lambda value: minus(f"{value:+g}") if value else "0")
 
 
 def levels_of(runs: Sequence[RunResult]) -> dict[str, list[Level]]:
@@ -195,7 +173,7 @@ def _level(seeds: list[tuple[float, float]]) -> Level:
     return Level(sum(l0 for l0, _ in seeds) / len(seeds), mean_of([fve for _, fve in seeds]), seeds)
 
 
-def _draw_panel(axes: Axes, runs: Sequence[RunResult], looks: Mapping[str, Look]) -> None:
+def _draw_panel(axes: Axes, runs: Sequence[RunResult], looks: Mapping[str, style.Look]) -> None:
     if not runs:
         style.say_missing(axes, "no arm was trained on these activations")
         return
@@ -215,11 +193,10 @@ def _draw_panel(axes: Axes, runs: Sequence[RunResult], looks: Mapping[str, Look]
     style.open_grid(axes)
 
 
-def _draw_level(axes: Axes, level: Level, height: float, look: Look) -> None:
+def _draw_level(axes: Axes, level: Level, height: float, look: style.Look) -> None:
     mean, face = level.fve, look.colour if level.fve.seeds > 1 else style.PAPER
     if mean.low is not None and mean.high is not None:
-        bar: dict[str, Any] = {"linewidth": 3, "alpha": 0.35, "solid_capstyle": "butt"}
-        axes.plot([level.l0] * 2, [_height(mean.low), _height(mean.high)], color=look.colour, **bar)
+        style.interval(axes, [level.l0] * 2, [_height(mean.low), _height(mean.high)], look.colour)
         axes.plot(*zip(*((l0, _height(fve)) for l0, fve in level.seeds), strict=True), ".", color=look.colour, markersize=2.5, alpha=0.7)
     axes.plot([level.l0], [height], color=look.colour, marker=look.marker, markersize=5, markerfacecolor=face, markeredgewidth=1.1)
 
@@ -245,23 +222,18 @@ def _ticks(axes: Axes, l0: Sequence[float]) -> None:
     marks = [mark for mark in marks if low / room <= mark <= high * room]
     if len(marks) < 2:
         marks = list(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low / room, high * room))
-    axes.xaxis.set_major_locator(FixedLocator(marks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    style.ticks_at(axes.xaxis, marks)
     bottom, top = sorted(axes.get_ylim())
     span = top / bottom
-    if span < FEW:
-        axes.yaxis.set_major_locator(FixedLocator([1 - fve for fve in MaxNLocator(7).tick_values(1 - top, 1 - bottom) if fve < 1]))
-    else:
-        axes.yaxis.set_major_locator(LogLocator(10, subs=tuple(np.arange(1, 10)) if span < 12 else (1.0, 2.0, 5.0), numticks=20))
-    axes.yaxis.set_major_formatter(FuncFormatter(_as_fve))
-    axes.yaxis.set_minor_locator(NullLocator())
+    few = [1 - fve for fve in MaxNLocator(7).tick_values(1 - top, 1 - bottom) if fve < 1]
+    many = LogLocator(10, subs=tuple(np.arange(1, 10)) if span < 12 else (1.0, 2.0, 5.0), numticks=20)
+    style.ticks_at(axes.yaxis, few if span < FEW else many, _as_fve)
 
 
-def _as_fve(height: float, _: object = None) -> str:
+def _as_fve(height: float) -> str:
     return minus(f"{1 - height:.10f}".rstrip("0").rstrip(".")) or "0"
 
 
-def _handle(axes: Axes, family: str, look: Look) -> Any:
+def _handle(axes: Axes, family: str, look: style.Look) -> Any:
     (handle,) = axes.plot([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=plain(family, 40))
     return handle

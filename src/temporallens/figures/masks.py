@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from temporallens.figures import style
 from temporallens.figures.steps import History, step_axis
@@ -88,8 +88,7 @@ def draw_masks(
 
 def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) -> None:
     if after is None:
-        style.panel_title(axes, "a", "Openness by position", PAIR_CHARACTERS)
-        style.say_missing(axes, "this run's dictionary has no mask")
+        style.empty_panel(axes, "a", "Openness by position", PAIR_CHARACTERS, "this run's dictionary has no mask")
         return
     known = [("before hardening", before, style.COLOURS[1], (0, (4, 2))), ("as trained", after, style.COLOURS[0], "-")]
     for label, gates, colour, dash in known:
@@ -107,16 +106,14 @@ def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) 
 
 def _share_axis(axes: Axes, label: str) -> None:
     axes.set_ylim(0, 1.05)
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    style.ticks_at(axes.yaxis, [0, 0.25, 0.5, 0.75, 1], percent)
     axes.set_ylabel(label)
     style.open_grid(axes)
 
 
 def _draw_annealing(axes: Axes, history: History, masked: bool) -> None:
     if not masked or not {"step", "openness", "temperature"} <= history.keys():
-        style.panel_title(axes, "b", "Openness over training", PAIR_CHARACTERS)
-        style.say_missing(axes, "this run's history does not hold the openness of a mask")
+        style.empty_panel(axes, "b", "Openness over training", PAIR_CHARACTERS, "this run's history does not hold the openness of a mask")
         return
     steps, openness, temperature = (style.array(history[name]) for name in ("step", "openness", "temperature"))
     axes.plot(steps, openness, color=style.COLOURS[0])
@@ -208,8 +205,7 @@ def _draw_openness(axes: Axes, gates: Float[np.ndarray, "P L"], letter: str, cas
     openness = gates.mean(1)
     axes.plot(np.arange(1, len(gates) + 1), openness, color=style.COLOURS[0], marker="o" if len(gates) <= 64 else None, markersize=2.5)
     axes.set_ylim(0, 1.05)
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    style.ticks_at(axes.yaxis, [0, 0.5, 1], percent)
     axes.set_ylabel("features\nopen")
     style.open_grid(axes)
     statement = f"{plain(case.name)}: {percent(float(openness.mean()))} of the mask is open"

@@ -33,7 +33,7 @@ from temporallens.figures.steps import (
 )
 from temporallens.wording import minus, number, percent
 
-LOSS = Followed("squared error per token", "loss", "Loss by position over training")
+LOSS = Followed("squared error per token", "loss", "Loss by position over training", "Final loss over the sequence")
 HEIGHT = 7.4
 LINES = 24
 WIDE, NARROW = 110, 58
@@ -51,7 +51,8 @@ def draw_position_analysis(history: History, title: str = "", held_out: ByPositi
         loss, count = column(history, "position_loss"), column(history, "position_count")
         draw_evolution(figure.add_subplot(panels[0, :]), steps, loss, LOSS, _evolution_statement, WIDE)
         final = figure.add_subplot(panels[1, 0])
-        _draw_final(final, [held_out_curve(held_out), None if loss is None else training_curve(loss, count)])
+        known = [held_out_curve(held_out), None if loss is None else training_curve(loss, count)]
+        draw_final(final, known, LOSS, _loss_axis, _final_statement, NARROW)
         if first_fve is not None:
             _name_the_first(final, first_fve)
         _draw_weights(figure.add_subplot(panels[1, 1]), steps, known_weights(history))
@@ -74,21 +75,9 @@ def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
 # Panel 2
 
 
-def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
-    curves = draw_final(axes, known, LOSS)
-    if not curves:
-        style.panel_title(axes, "2", "Final loss over the sequence", NARROW)
-        return
-    _loss_axis(axes, curves)
-    style.position_axis(axes, "x", max(len(curve.value) for curve in curves), any(has_zero(curve.value) for curve in curves))
-    axes.set_ylabel(LOSS.unit)
-    style.open_grid(axes)
-    axes.legend(loc="upper right", borderaxespad=0.2)
-    style.panel_title(axes, "2", _final_statement(curves), NARROW)
-
-
-def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
-    """Scale the loss to positions 1 and later; position 0 is a star, at the edge with its value beside it when it lies beyond."""
+def _loss_axis(axes: Axes, curves: list[Curve]) -> bool:
+    """Scale the loss to positions 1 and later; position 0 is a star, at the edge with its value beside it when it lies beyond. Whether
+    there is one."""
     everything = np.concatenate([curve.value[1:] for curve in curves])
     low, high = float(np.nanmin(everything)), float(np.nanmax(everything))
     if low > 0 and high / low > 20:
@@ -112,6 +101,7 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> None:
             arrow, alignment = ("↑", "top") if value > top else ("↓", "bottom")
             how: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "center", "va": alignment}
             axes.annotate(f"{number(value)} {arrow}", (0, edge), (0, -7 if value > top else 7), fontsize=7.5, color=style.MUTED, **how)
+    return any(has_zero(curve.value) for curve in curves)
 
 
 def _name_the_first(axes: Axes, fve: float) -> None:
@@ -133,8 +123,7 @@ def _final_statement(curves: list[Curve]) -> str:
 
 def _draw_weights(axes: Axes, steps: np.ndarray, weight: np.ndarray | None) -> None:
     if weight is None:
-        style.panel_title(axes, "3", "Position weights over training", NARROW)
-        style.say_missing(axes, "this run's history does not hold the position weights")
+        style.empty_panel(axes, "3", "Position weights over training", NARROW, "this run's history does not hold the position weights")
         return
     known = weight[np.isfinite(weight)]
     if np.allclose(known, 1.0, atol=1e-6):
@@ -161,7 +150,7 @@ def _weight_lines(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
         colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), style.MAP)
         for position in shown:
             axes.plot(steps, weight[:, position], color=colours.to_rgba(position), linewidth=1.2)
-        style.colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+        style.colour_bar(colours, axes, shown.astype(float), "position")
         low, high = min(np.nanmin(weight[:, live]), 1.0), max(np.nanmax(weight[:, live]), 1.0)  # position 0 does not set the scale
         axes.set_ylim(low - 0.08 * (high - low), high + 0.2 * (high - low))
     if np.isfinite(weight[:, 0]).any():

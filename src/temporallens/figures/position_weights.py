@@ -17,6 +17,8 @@ from temporallens.figures import style
 from temporallens.figures.steps import History, draw_over_steps, known_weights, step_axis
 from temporallens.wording import SPACE, fixed, number, percent
 
+CONVERGENCE, DIFFICULTY = "Convergence of the weights", "Weights and what is hard"
+"""Of panels whose titles would say more, if there were data."""
 HEIGHT, EMPTY_HEIGHT = 7.6, 3.2
 LINES = 16
 WIDE, NARROW = 110, 56
@@ -43,20 +45,14 @@ def draw_position_weights(
         panels = figure.add_gridspec(2, 2, height_ratios=(1.1, 1))
         evolution, convergence, scatter = (figure.add_subplot(panels[cell]) for cell in (np.s_[0, :], np.s_[1, 0], np.s_[1, 1]))
         if weight is None or missing:
-            _say_missing((evolution, convergence, scatter), missing)
+            names = ("Position weights over training", CONVERGENCE, DIFFICULTY)
+            style.empty_panels((evolution, convergence, scatter), "123", names, NARROW, missing)
         else:
             _draw_evolution(evolution, steps, weight)
             _draw_convergence(convergence, steps, weight)
             known = np.empty(0) if difficulty is None else style.array(difficulty)
             _draw_difficulty(scatter, weight[-1], known, correlation)
     return figure
-
-
-def _say_missing(panels: tuple[Axes, ...], sentence: str) -> None:
-    names = ("Position weights over training", "Convergence of the weights", "Weights and what is hard")
-    for axes, letter, name in zip(panels, "123", names, strict=True):
-        style.panel_title(axes, letter, name, NARROW)
-        style.say_missing(axes, sentence)
 
 
 # Panel 1
@@ -93,8 +89,7 @@ def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None
     moved, lag = movement(weight)
     live = np.flatnonzero(np.isfinite(weight[:, 1:]).any(0)) + 1
     if not len(moved) or not (moved[:, live] > 0).any():
-        style.panel_title(axes, "2", "Convergence of the weights", NARROW)
-        style.say_missing(axes, "this run logged too few steps to see weights settle")
+        style.empty_panel(axes, "2", CONVERGENCE, NARROW, "this run logged too few steps to see weights settle")
         return
     floor = max(float(moved[:, live][moved[:, live] > 0].min()), 1e-5)
     shown = log_spaced(live, LINES)
@@ -112,7 +107,7 @@ def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None
     axes.set_ylabel(f"movement in {span:,.0f} steps, % (log scale)")
     style.open_grid(axes)
     axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
-    style.colour_bar(colours, axes, shown.astype(float), "position (log scale)")
+    style.colour_bar(colours, axes, shown.astype(float), "position")
     style.panel_title(axes, "2", _convergence_statement(moved[-1, 1:], float(median[-1]), span), NARROW)
 
 
@@ -130,8 +125,8 @@ def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, cor
     difficulty = difficulty if len(difficulty) == len(weight) else np.full(len(weight), np.nan)
     known = np.flatnonzero(np.isfinite(weight[1:]) & np.isfinite(difficulty[1:])) + 1
     if len(known) < 3:
-        style.panel_title(axes, "3", "Weights and what is hard", NARROW)
-        style.say_missing(axes, "this run was not evaluated by position: what is hard on held-out documents is not known")
+        unknown = "this run was not evaluated by position: what is hard on held-out documents is not known"
+        style.empty_panel(axes, "3", DIFFICULTY, NARROW, unknown)
         return
     colours = ScalarMappable(LogNorm(1, max(known[-1], 2)), style.MAP)
     axes.scatter(100 * difficulty[known], weight[known], c=colours.to_rgba(known), s=22, edgecolors=style.INK, linewidths=0.3)
@@ -144,7 +139,7 @@ def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, cor
     axes.set_xlabel("variance left unexplained at the position, %, held-out documents")
     axes.set_ylabel("weight at the end of training (mean 1)")
     style.open_grid(axes)
-    style.colour_bar(colours, axes, known.astype(float), "position (log scale)")
+    style.colour_bar(colours, axes, known.astype(float), "position")
     style.panel_title(axes, "3", _correlation_statement(correlation), NARROW)
 
 

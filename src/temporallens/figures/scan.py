@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from temporallens.activations.clocks import CLOCKS
 from temporallens.evaluation.bins import sink_starts
@@ -24,6 +23,7 @@ ROW_HEIGHT = 4.5
 LAYERS_SHOWN = 5
 SINK_BINS = 14
 TITLE_CHARACTERS = 41
+SHARE = "Where along the row the index explains"
 LEAST_SHARE = 1e-3
 """Shares below this are drawn alike: what happens there is noise."""
 
@@ -42,17 +42,14 @@ def draw_scan(scans: Sequence[Scan]) -> Figure:
 
 
 def _draw_model(row: SubFigure, scan: Scan) -> None:
-    row.suptitle(_heading(scan), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
+    heading = f"{plain(scan.model)}  ·  {scan.sequences:,} sequences of up to {scan.context_length:,} tokens"
+    row.suptitle(heading, x=0.008, ha="left", fontsize=11.5, fontweight="bold")
     panels = row.add_gridspec(2, 3, width_ratios=(1.0, 1.1, 1.05), height_ratios=(2.6, 1))
     _draw_depth(row.add_subplot(panels[:, 0]), scan)
     _draw_share(row.add_subplot(panels[:, 1]), scan)
     norms = row.add_subplot(panels[0, 2])
     _draw_norms(norms, scan)
     _draw_sinks(row.add_subplot(panels[1, 2]), scan)
-
-
-def _heading(scan: Scan) -> str:
-    return f"{plain(scan.model)}  ·  {scan.sequences:,} sequences of up to {scan.context_length:,} tokens"
 
 
 def layer_name(layer: str) -> str:
@@ -63,9 +60,8 @@ def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     stride = max(1, -(-len(layers) // 9))
     ticks = [depth for depth, layer in enumerate(layers) if layer.isdigit() and int(layer) % stride == 0]
-    axis.set_major_locator(FixedLocator(sorted({*ticks, *([0] if layers[0] == "embed" and stride == 1 else [])})))
-    axis.set_major_formatter(FuncFormatter(lambda depth, _: layers[round(depth)] if 0 <= round(depth) < len(layers) else ""))
-    axis.set_minor_locator(NullLocator())
+    shown = sorted({*ticks, *([0] if layers[0] == "embed" and stride == 1 else [])})
+    style.ticks_at(axis, shown, lambda depth: layers[round(depth)] if 0 <= round(depth) < len(layers) else "")
     axis.set_label_text("layer (output of block n)")
 
 
@@ -75,8 +71,7 @@ def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
 def _draw_depth(axes: Axes, scan: Scan) -> None:
     layers, found = scan.layers, _clocks(scan)
     if not found:
-        style.panel_title(axes, "a", "Variance explained by each clock", TITLE_CHARACTERS)
-        style.say_missing(axes, "this scan holds no clock")
+        style.empty_panel(axes, "a", "Variance explained by each clock", TITLE_CHARACTERS, "this scan holds no clock")
         return
     depth = np.arange(len(layers))
     for order, clock in enumerate(found):
@@ -137,8 +132,7 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
     layers, clock = scan.layers, scan.clocks.get("index")
     share = np.empty(0) if clock is None else style.array(clock.share)
     if clock is None or not np.isfinite(share).any():
-        style.panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
-        style.say_missing(axes, "this scan does not hold the index clock's variance by position")
+        style.empty_panel(axes, "b", SHARE, TITLE_CHARACTERS, "this scan does not hold the index clock's variance by position")
         return
     values = style.array(clock.values)
     end = max(float(scan.context_length), values[-1] + 1)
@@ -147,8 +141,7 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
     scale = np.maximum(share[:, ~apart], LEAST_SHARE)
     norm = style.colour_norm(style.extent(scale))
     if norm is None:
-        style.panel_title(axes, "b", "Where along the row the index explains", TITLE_CHARACTERS)
-        style.say_missing(axes, "this scan holds no position but 0")
+        style.empty_panel(axes, "b", SHARE, TITLE_CHARACTERS, "this scan holds no position but 0")
         return
     zero = bool(apart.any() and np.nansum(np.abs(share[:, apart])) > 0)
     columns = slice(None) if zero else ~apart
@@ -160,13 +153,7 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
     excess = _excess(scan)
     for row in np.flatnonzero(excess <= 0):
         axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
-    style.colour_bar(
-        mesh,
-        axes,
-        drawn,
-        "share of what the index explains, % (log scale)" if isinstance(norm, LogNorm) else "share of what the index explains, %",
-        as_percent=True,
-    )
+    style.colour_bar(mesh, axes, drawn, "share of what the index explains, %", as_percent=True)
     if (excess <= 0).any():
         axes.set_xlabel(axes.get_xlabel() + "\nhatched: η² is not above its noise floor")
     style.panel_title(axes, "b", _share_statement(layers, edges + 0.5, share, excess), TITLE_CHARACTERS)
@@ -207,8 +194,7 @@ def _known(by_index: Sequence[Sequence[float | None]]) -> Float[np.ndarray, "L S
 def _draw_norms(axes: Axes, scan: Scan) -> None:
     layers, norm = scan.layers, _known(scan.norm)
     if norm is None:
-        style.panel_title(axes, "c", "Mean norm by index", TITLE_CHARACTERS)
-        style.say_missing(axes, "this scan does not hold the norms by index")
+        style.empty_panel(axes, "c", "Mean norm by index", TITLE_CHARACTERS, "this scan does not hold the norms by index")
         return
     shown, index = _shown(layers), np.arange(norm.shape[1])
     for depth, colour in zip(shown, _colours(len(shown)), strict=True):
@@ -263,9 +249,7 @@ def _draw_sinks(axes: Axes, scan: Scan) -> None:
         axes.plot([0], binned[depth, :1], color=colour, clip_on=False, **style.ZERO)
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     axes.set_ylim(0, 130)
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.1, 1, 10, 100]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    style.ticks_at(axes.yaxis, [0, 0.1, 1, 10, 100])
     style.position_axis(axes, "x", length, zero=True, label="index in the row")
     axes.set_ylabel("sinks, % of\ntokens (log)")
     style.open_grid(axes)

@@ -33,7 +33,7 @@ from temporallens.figures.steps import (
 )
 from temporallens.wording import number, percent
 
-L0 = Followed("codes in use per token", "L0", "Sparsity by position over training")
+L0 = Followed("codes in use per token", "L0", "Sparsity by position over training", "Final sparsity over positions")
 HEIGHT = 8.0
 BINS = 24
 """Of positions, in the heatmap of features, where there are more positions than twice this: rates of single ones are noise."""
@@ -65,7 +65,8 @@ def draw_sparsity_analysis(
         steps = style.array(history["step"])
         active, count = column(history, "position_l0"), column(history, "position_count")
         draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS)
-        _draw_final(figure.add_subplot(panels[1, 0]), [held_out_curve(held_out), None if active is None else training_curve(active, count)])
+        known = [held_out_curve(held_out), None if active is None else training_curve(active, count)]
+        draw_final(figure.add_subplot(panels[1, 0]), known, L0, _l0_axis, _final_statement, TITLE_CHARACTERS)
         _draw_activity(figure.add_subplot(panels[:, 1]), activity)
     return figure
 
@@ -86,18 +87,10 @@ def _evolution_statement(_steps: np.ndarray, active: np.ndarray) -> str:
 # Panel 2
 
 
-def _draw_final(axes: Axes, known: list[Curve | None]) -> None:
-    curves = draw_final(axes, known, L0)
-    if not curves:
-        style.panel_title(axes, "2", "Final sparsity over positions", TITLE_CHARACTERS)
-        return
+def _l0_axis(axes: Axes, curves: list[Curve]) -> bool:
     top = max(float(np.nanmax(curve.value[1:])) for curve in curves)
     axes.set_ylim(0, 1.32 * top if top > 0 else 1)  # room for the legend
-    style.position_axis(axes, "x", max(len(curve.value) for curve in curves), zero=False)
-    axes.set_ylabel(L0.unit)
-    style.open_grid(axes)
-    axes.legend(loc="upper right", borderaxespad=0.2)
-    style.panel_title(axes, "2", _final_statement(curves), TITLE_CHARACTERS)
+    return False
 
 
 def _final_statement(curves: list[Curve]) -> str:
@@ -156,7 +149,7 @@ def _draw_activity(axes: Axes, activity: Activity | None) -> None:
     style.position_axis(axes, "x", positions, zero=False)
     axes.yaxis.set_major_locator(FixedLocator([1, features]))
     axes.set_ylabel(f"{features:,} of {len(activity.firings):,} features, by their peak in the other half of the documents", labelpad=-8)
-    style.colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate (log scale)")
+    style.colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate")
     style.panel_title(axes, "3", _activity_statement(ordered), TITLE_CHARACTERS)
 
 

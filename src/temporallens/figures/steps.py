@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from temporallens.evaluation.bins import drawn_starts
 from temporallens.figures import style
@@ -17,8 +15,6 @@ COLUMNS = 400
 """Steps drawn side by side at most; of longer runs, neighbours are averaged."""
 LAST_SHARE = 10
 """The end of a run is the mean over the last one in so many of its logged steps."""
-
-
 EVEN = 1.15
 """A quantity within this factor of its median over positions is called even."""
 
@@ -35,6 +31,7 @@ class Followed(NamedTuple):
     unit: str  # as an axis says it
     name: str  # as a sentence does: the `name` by position
     title: str  # of its panel over the steps, where nothing is known
+    final: str  # of that of the end of the run
 
 
 class Curve(NamedTuple):
@@ -77,16 +74,13 @@ def step_edges(steps: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T+1"]:
 def step_axis(axes: Axes, steps: Float[np.ndarray, " T"]) -> None:
     """From the first step to the last one logged."""
     axes.set_xlim(0 if steps[0] >= 0 else steps[0], steps[-1] if steps[-1] > 0 else 1)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    style.ticks_at(axes.xaxis, MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]), "{:,.0f}".format)
     axes.set_xlabel("training step")
 
 
-def draw_over_steps(
-    axes: Axes, steps: Float[np.ndarray, " T"], values: Float[np.ndarray, "T P"], label: str, zero: bool | None = None
-) -> ScalarMappable:
-    """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set; `zero`: draw that too."""
-    zero, positions = has_zero(values) if zero is None else zero, values.shape[1]
+def draw_over_steps(axes: Axes, steps: Float[np.ndarray, " T"], values: Float[np.ndarray, "T P"], label: str) -> None:
+    """`values` as a heatmap of position by step with its colour bar, whose scale position 0 does not set where it is known."""
+    zero, positions = has_zero(values), values.shape[1]
     starts, columns = drawn_starts(positions), np.unique(np.linspace(0, len(steps), min(COLUMNS, len(steps)), endpoint=False).astype(int))
     drawn = style.blocks(style.blocks(values, starts, 1), columns, 0).T
     x_edges = step_edges(steps)[np.append(columns, len(steps))]
@@ -99,8 +93,7 @@ def draw_over_steps(
     style.position_axis(axes, "y", positions, zero)
     step_axis(axes, steps)
     axes.set_xlim(x_edges[0], x_edges[-1])
-    style.colour_bar(mesh, axes, drawn, label + (" (log scale)" if isinstance(norm, LogNorm) else ""))
-    return mesh
+    style.colour_bar(mesh, axes, drawn, label)
 
 
 def at_the_end(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T P"] | None) -> tuple[Float[np.ndarray, " P"], int]:
@@ -151,21 +144,34 @@ def draw_evolution(
 ) -> None:
     """The first panel of a run: position by step, under what `state` says of steps and values in lines of so many characters."""
     if values is None or not np.isfinite(values[:, 1:]).any():
-        style.panel_title(axes, "1", what.title, width)
-        style.say_missing(axes, f"this run's history does not hold the {what.name} by position")
+        style.empty_panel(axes, "1", what.title, width, f"this run's history does not hold the {what.name} by position")
         return
     draw_over_steps(axes, steps, values, what.unit)
     style.panel_title(axes, "1", state(steps, values), width)
 
 
-def draw_final(axes: Axes, known: Sequence[Curve | None], what: Followed) -> list[Curve]:
-    """The run's end over positions, as training and held-out documents say it: those curves of which something is known."""
+def draw_final(
+    axes: Axes,
+    known: Sequence[Curve | None],
+    what: Followed,
+    scale: Callable[[Axes, list[Curve]], bool],
+    state: Callable[[list[Curve]], str],
+    width: int,
+) -> None:
+    """The second panel of a run: its end over positions, as training and held-out documents say it, under what `state` says of the
+    curves of which something is known; `scale` sets the limits and says whether position 0 is drawn."""
     curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
-    for curve, colour, width in zip(curves, style.COLOURS, (1.8, 1.1), strict=False):
-        draw_curve(axes, curve, color=colour, linewidth=width)
     if not curves:
-        style.say_missing(axes, f"neither the history nor the evaluation holds the {what.name} by position")
-    return curves
+        missing = f"neither the history nor the evaluation holds the {what.name} by position"
+        style.empty_panel(axes, "2", what.final, width, missing)
+        return
+    for curve, colour, linewidth in zip(curves, style.COLOURS, (1.8, 1.1), strict=False):
+        draw_curve(axes, curve, color=colour, linewidth=linewidth)
+    style.position_axis(axes, "x", max(len(curve.value) for curve in curves), scale(axes, curves))
+    axes.set_ylabel(what.unit)
+    style.open_grid(axes)
+    axes.legend(loc="upper right", borderaxespad=0.2)
+    style.panel_title(axes, "2", state(curves), width)
 
 
 def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:

@@ -7,13 +7,15 @@ one, is a bootstrap over documents.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from temporallens.dictionaries.kinds import kinds_of
 from temporallens.evaluation.results import ArmSettings, RunResult, by_arm
 from temporallens.evaluation.statistics import Estimate, difference_of, mean_of
 from temporallens.figures import style
@@ -24,6 +26,7 @@ STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight thro
 BEFORE = "same runs, before hardening"
 MEASURES = (("o", "profiles: mean Spearman's correlation"), ("s", "specialised features that stay so"), ("|", "that share by chance"))
 MISSING = {
+    "arms": "no arm of these activations has a mask whose strictness can be chosen",
     "hardening": "this run does not hold what its dictionaries keep when they harden (evaluation.positions)",
     "seeds": "this run does not hold what its dictionaries keep from seed to seed (evaluation.positions, two seeds or more)",
 }
@@ -73,9 +76,8 @@ def draw_mask_strictness(
         style.head(figure, title)
         panels = figure.subplots(1, 3)
         if not rows:
-            for axes, letter, name in zip(panels, "abc", ("FVE", "Kept when hardening", "Kept from seed to seed"), strict=True):
-                style.panel_title(axes, letter, name, TITLE_CHARACTERS)
-                style.say_missing(axes, "no arm of these activations has a mask whose strictness can be chosen")
+            names = ("FVE", "Kept when hardening", "Kept from seed to seed")
+            style.empty_panels(panels, "abc", names, TITLE_CHARACTERS, MISSING["arms"])
             return figure
         reference = _draw_fve(panels[0], lines, runs, hardening)
         _draw_retained(panels[1], lines, hardening, "b", "hardening", "when masks harden")
@@ -83,7 +85,7 @@ def draw_mask_strictness(
         handles = [
             Line2D([], [], linestyle="none", marker=marker, color=style.INK, markersize=6, label=label) for marker, label in MEASURES
         ]
-        note = f"{'a: dashed line BatchTopK without a mask; ' if reference else ''}{_seeds_said(rows)}; b, c:"
+        note = f"{f'a: dashed line {reference} without a mask; ' if reference else ''}{_seeds_note(rows)}; b, c:"
         figure.legend(handles=handles, loc="outside lower center", ncols=len(MEASURES), title=note)
     return figure
 
@@ -126,13 +128,8 @@ def rows_of(runs: Sequence[RunResult], arms: Mapping[str, ArmSettings]) -> list[
 
 def _line_axis(axes: Axes, lines: Sequence[Line], named: bool) -> None:
     """One place per line; where names stand to the left already, they are not repeated."""
-    axes.yaxis.set_major_locator(FixedLocator(range(len(lines))))
-    axes.yaxis.set_major_formatter(FixedFormatter([line.name if named else "" for line in lines]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelcolor=style.INK)
-    axes.grid(True, axis="both")
-    axes.set_axisbelow(True)
+    style.name_rows(axes, [line.name if named else "" for line in lines])
+    style.open_grid(axes, "both")
 
 
 def _dot(axes: Axes, y: float, values: Sequence[Estimate], colour: str, marker: str) -> None:
@@ -143,14 +140,14 @@ def _dot(axes: Axes, y: float, values: Sequence[Estimate], colour: str, marker: 
     mean = mean_of(known)
     low, high = (mean.low, mean.high) if len(known) > 1 else (values[0].low, values[0].high)
     if low is not None and high is not None:
-        axes.plot([low, high], [y, y], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        style.interval(axes, [low, high], [y, y], colour)
     if len(known) > 1:
         axes.plot(known, [y] * len(known), ".", color=colour, markersize=2.5, alpha=0.7)
     face = colour if len(known) > 1 else style.PAPER
     axes.plot([mean.value], [y], color=colour, marker=marker, markersize=6, markerfacecolor=face, markeredgewidth=1.2)
 
 
-def _plain(values: Sequence[float]) -> list[Estimate]:
+def _without_intervals(values: Sequence[float]) -> list[Estimate]:
     """Values of seeds, of which no interval over documents is known."""
     return [Estimate(value, None, None, 1) for value in values]
 
@@ -163,16 +160,16 @@ def _look(strictness: str) -> tuple[str, str]:
 # a
 
 
-def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Retained]) -> bool:
-    """Whether the dashed line of a dictionary without a mask is there."""
+def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hardening: Mapping[tuple[str, int], Retained]) -> str:
+    """The arms without a mask whose mean the dashed line shows; empty where there is none."""
     for y, (_, row, before) in enumerate(lines):
         colour, marker = _look(row.strictness)
         values = list(_before(row, hardening).values()) if before else [run.fve for run in row.runs]
-        _dot(axes, y, _plain(values), style.MUTED if before else colour, marker)
-    unmasked = [run.fve for run in runs if run.kind == "batchtopk"]
-    reference = bool(unmasked) and len({run.level for run in runs}) == 1
+        _dot(axes, y, _without_intervals(values), style.MUTED if before else colour, marker)
+    unmasked = [run for run in runs if run.kind in kinds_of("baseline") and run.kind in kinds_of("ordinary")]
+    reference = ", ".join(dict.fromkeys(run.family for run in unmasked)) if len({run.level for run in runs}) == 1 else ""
     if reference:
-        axes.axvline(mean_of(unmasked).value, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
+        axes.axvline(mean_of([run.fve for run in unmasked]).value, color=style.MUTED, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0.5)
     _line_axis(axes, lines, named=True)
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -181,7 +178,7 @@ def _draw_fve(axes: Axes, lines: Sequence[Line], runs: Sequence[RunResult], hard
     return reference
 
 
-def _seeds_said(rows: Sequence[Row]) -> str:
+def _seeds_note(rows: Sequence[Row]) -> str:
     if {len(row.runs) for row in rows} == {1}:
         return "one seed: no interval over seeds"
     return f"bars: 95{SPACE}% interval over seeds, of one seed (hollow) over documents"
@@ -221,8 +218,7 @@ def _draw_retained(
 ) -> None:
     known = [[] if line.before else [retained[_key(run)] for run in line.row.runs if _key(run) in retained] for line in lines]
     if not any(known):
-        style.panel_title(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS)
-        style.say_missing(axes, MISSING[between])
+        style.empty_panel(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS, MISSING[between])
         return
     for y, (line, seeds) in enumerate(zip(lines, known, strict=True)):
         colour, _ = _look(line.row.strictness)
@@ -235,7 +231,7 @@ def _draw_retained(
             if values:
                 _dot(axes, y + shift, values, colour, marker)
         if chance:
-            axes.plot([_mean(chance)] * 2, [y + 0.02, y + 0.3], color=style.INK, linewidth=1.4)
+            axes.plot([fmean(chance)] * 2, [y + 0.02, y + 0.3], color=style.INK, linewidth=1.4)
     _line_axis(axes, lines, named=False)
     axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1.04)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:.12g}")))
@@ -247,10 +243,6 @@ def _given(seeds: Sequence[Retained], of: Callable[[Retained], Estimate | None])
     return [one for seed in seeds if (one := of(seed)) is not None and one.value is not None]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _retained_statement(seeds: Sequence[Retained], when: str) -> str:
     chances = [seed.chance for seed in seeds if seed.chance is not None]
     shares, profiles = (
@@ -258,8 +250,8 @@ def _retained_statement(seeds: Sequence[Retained], when: str) -> str:
     )
     clauses = []
     if shares:
-        by_chance = f" ({percent(_mean(chances))} by chance)" if chances else ""
-        clauses.append(f"{percent(_mean(shares))} of specialised features stay so{by_chance}")
+        by_chance = f" ({percent(fmean(chances))} by chance)" if chances else ""
+        clauses.append(f"{percent(fmean(shares))} of specialised features stay so{by_chance}")
     if profiles:
-        clauses.append(f"profiles correlate at {fixed(_mean(profiles), 2)}")
+        clauses.append(f"profiles correlate at {fixed(fmean(profiles), 2)}")
     return f"{'; '.join(clauses) or 'Nothing is known'} {when}"

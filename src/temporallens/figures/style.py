@@ -6,19 +6,20 @@ position axis is `u = log(1 + p)`, which gives position 0 a place of its own; it
 
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from temporallens.wording import plain
+from temporallens.wording import SPACE, plain
 
 WIDTH = 12.0
 """Inches; with DPI, 1,800 pixels: still legible where a page shows the picture at 1,200."""
@@ -29,6 +30,7 @@ INK, MUTED, FAINT, PAPER = "#1b1f24", "#5b6570", "#d5dae0", "#ffffff"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
 """Okabe and Ito's palette, for things without an order; always together with a marker, so that grey prints keep them apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 ZERO: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": "none", "markeredgecolor": INK, "markeredgewidth": 0.4}
 """How position 0 is drawn where other positions are a line."""
 LINEAR_UP_TO = 16
@@ -88,12 +90,53 @@ def head(figure: Figure, title: str, limit: int = 110) -> None:
         figure.suptitle(plain(title, limit), x=0.008, ha="left", fontsize=11.5, fontweight="bold")
 
 
+# Arms
+
+
+class Look(NamedTuple):
+    """How one arm is drawn, in every panel alike."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+def look(order: int) -> Look:
+    """Of the arm that is number `order`: each palette of colours again in another dash, where there are more arms than colours."""
+    colour, turn = order % len(COLOURS), order // len(COLOURS)
+    return Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
+
+
+def interval(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+    """A pale bar from end to end."""
+    axes.plot(x, y, color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+
+
+def rests_on(seeds: Iterable[int], alone: str = "one seed") -> str:
+    """What the intervals of arms of so many seeds are over."""
+    counts = {min(count, 2) for count in seeds}
+    words = {1: f"{alone}: over documents", 2: "several seeds: over seeds"}
+    return f"95{SPACE}% intervals; {'; '.join(words[count] for count in sorted(counts))}"
+
+
 # Text
 
 
 def panel_title(axes: Axes, letter: str, statement: str, characters: int) -> None:
     """What the panel shows, as a sentence of lines of at most `characters`."""
     axes.set_title(textwrap.fill(f"{letter}  {statement}", characters), loc="left")
+
+
+def empty_panel(axes: Axes, letter: str, title: str, characters: int, sentence: str) -> None:
+    """A panel without data under its title."""
+    panel_title(axes, letter, title, characters)
+    say_missing(axes, sentence)
+
+
+def empty_panels(panels: Iterable[Axes], letters: str, titles: Iterable[str], characters: int, sentence: str) -> None:
+    """The panels of a figure that has no data at all."""
+    for axes, letter, title in zip(panels, letters, titles, strict=True):
+        empty_panel(axes, letter, title, characters, sentence)
 
 
 def say_missing(axes: Axes, sentence: str) -> None:
@@ -126,13 +169,27 @@ def position_axis(axes: Axes, which: Literal["x", "y"], positions: int, zero: bo
         ticks = [0, *powers, last] if zero else [*powers, last]
     else:
         ticks = list(range(start, last + 1, 1 if last <= 8 else 2))
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ticks_at(axis, ticks, "{:,.0f}".format)
     (axes.set_xlim if which == "x" else axes.set_ylim)(start - 0.5, last + 0.5)
     axis.set_label_text(f"{label} (log scale)" if logarithmic else label)
     if zero and last >= 1:
         (axes.axvline if which == "x" else axes.axhline)(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+
+
+def ticks_at(axis: Axis, where: Locator | Sequence[float], write: Callable[[float], str] = "{:g}".format) -> None:
+    """Ticks at some values, or where a locator puts them, none between them; `write` gives their labels."""
+    axis.set_major_locator(where if isinstance(where, Locator) else FixedLocator(where))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One line of the y axis for each name, the first at the top."""
+    axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
+    axes.yaxis.set_major_formatter(FixedFormatter(names))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
 
 
 def plain_log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -150,9 +207,9 @@ def _short(value: float, _: object = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
-def open_grid(axes: Axes) -> None:
+def open_grid(axes: Axes, axis: Literal["x", "y", "both"] = "y") -> None:
     """Light lines behind curves, so that a value can be read off."""
-    axes.grid(True, axis="y")
+    axes.grid(True, axis=axis)
     axes.set_axisbelow(True)
 
 
@@ -211,7 +268,7 @@ def heatmap(axes: Axes, x_edges: np.ndarray, y_edges: np.ndarray, values: np.nda
 
 
 def colour_bar(mappable: ScalarMappable, axes: Axes | Sequence[Axes], values: np.ndarray, label: str, as_percent: bool = False) -> None:
-    """The scale beside a heatmap; its ends are pointed where values (position 0, outliers) lie beyond them."""
+    """The scale beside a heatmap, which says where it is logarithmic; its ends are pointed where values lie beyond them (position 0)."""
     low, high = (float(end) for end in mappable.get_clim())
     known = values[np.isfinite(values)]
     below, above = bool((known < low * (1 - 1e-9)).any()), bool((known > high * (1 + 1e-9)).any())
@@ -225,5 +282,5 @@ def colour_bar(mappable: ScalarMappable, axes: Axes | Sequence[Axes], values: np
     bar.formatter = FuncFormatter((lambda value, _: f"{100 * value:.3g}") if as_percent else _short)
     bar.minorlocator = NullLocator()
     bar.update_ticks()
-    bar.set_label(label)
+    bar.set_label(f"{label} (log scale)" if isinstance(mappable.norm, LogNorm) else label)
     bar.outline.set_visible(False)

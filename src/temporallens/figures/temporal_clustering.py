@@ -44,10 +44,8 @@ def draw_temporal_clustering(measures: ClusterMeasures | None, title: str = "") 
         tree, strip, profiles = (figure.add_subplot(panels[0, column]) for column in range(3))
         if measures is None or measures.bins is None or measures.drawing is None:
             strip.set_axis_off()
-            style.panel_title(tree, "a", "Tree of features", TREE_TITLE)
-            style.panel_title(profiles, "b", "Profiles in its order", MAP_TITLE)
-            for axes in (tree, profiles):
-                style.say_missing(axes, missing(measures))
+            style.empty_panel(tree, "a", "Tree of features", TREE_TITLE, missing(measures))
+            style.empty_panel(profiles, "b", "Profiles in its order", MAP_TITLE, missing(measures))
             return figure
         labels = np.array(measures.drawing.cluster)[measures.drawing.order]
         _draw_tree(tree, measures, measures.drawing)
@@ -168,7 +166,7 @@ def _draw_profiles(axes: Axes, measures: ClusterMeasures, bins: BinsOfProfiles, 
     bin_axis(axes, bins, "position (0 is left out)")
     shown, kept = len(values), measures.kept
     axes.set_ylabel(f"{shown:,} of {kept:,} features, evenly along the tree" if shown < kept else f"{kept:,} features")
-    style.colour_bar(mesh, axes, values, "mean activation, 1 = the feature's own level if it were flat (log scale)")
+    style.colour_bar(mesh, axes, values, "mean activation, 1 = the feature's own level if it were flat")
     style.panel_title(axes, "b", statement(measures, bins), MAP_TITLE)
 
 

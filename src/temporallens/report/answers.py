@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Against, Comparison
-from temporallens.evaluation.results import ActivationsResult, Results, RunResult, by_family
+from temporallens.evaluation.results import ActivationsResult, Results, RunResult, TimedResults, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
 from temporallens.wording import ONE_SEED, average, counted, fixed, listed, percent, plus
@@ -96,6 +96,11 @@ def question(results: Results) -> str:
 
 
 # Answers
+
+
+def answers(results: TimedResults) -> list[Answer]:
+    """One for each activations entry."""
+    return [answer(name, entry, results.runs_of(name), results.comparison[name]) for name, entry in results.activations.items()]
 
 
 def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparison) -> Answer:

@@ -20,7 +20,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import ActivationsResult, TimedResults
 from temporallens.evaluation.scan import Scan
 from temporallens.files import write_text
-from temporallens.report.answers import answer, late_clock, question
+from temporallens.report.answers import answers, late_clock, question
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.measured import measured_sections
 from temporallens.report.tables import section
@@ -65,15 +65,14 @@ def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, 
     """The page as text; the same arguments give the same text."""
     code, code_hash = script()
     study, entries, comparison = results.study, results.activations, results.comparison
-    runs = {name: results.runs_of(name) for name in entries}
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             name=results.name,
             question=question(results),
-            answers=[answer(name, entry, runs[name], comparison[name]) for name, entry in entries.items()],
-            arms=[section(name, entry, runs[name], comparison[name], study.notes) for name, entry in entries.items()],
+            answers=answers(results),
+            arms=[section(name, entry, results.runs_of(name), comparison[name], study.notes) for name, entry in entries.items()],
             pictures=list(pictures),
             measured=measured_sections(results),
             browsers=list(browsers),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from temporallens.evaluation.results import TimedResults, by_family
 from temporallens.files import write_text
-from temporallens.report.answers import Answer, answer
+from temporallens.report.answers import Answer, answers
 from temporallens.report.page import environment, read_picture, script
 from temporallens.report.tables import fixed_l0, mean_cell, seeds_of
 from temporallens.wording import UNKNOWN, Row, Table, average, fixed, setting
@@ -43,7 +43,7 @@ def write_side_by_side(runs: Sequence[Compared], out: Path) -> None:
         out,
         page.render(
             name=" · ".join(run.title for run in runs),
-            runs=[RunAnswers(run.title, _answers(run.results)) for run in runs],
+            runs=[RunAnswers(run.title, answers(run.results)) for run in runs],
             arms=arms_table(runs),
             settings=settings_table(runs),
             pictures=pictures,
@@ -51,10 +51,6 @@ def write_side_by_side(runs: Sequence[Compared], out: Path) -> None:
             script_hash=code_hash,
         ),
     )
-
-
-def _answers(results: TimedResults) -> list[Answer]:
-    return [answer(name, entry, results.runs_of(name), results.comparison[name]) for name, entry in results.activations.items()]
 
 
 def arms_table(runs: Sequence[Compared]) -> Table:

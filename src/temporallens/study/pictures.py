@@ -9,7 +9,7 @@ and captions alone.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,10 +24,11 @@ from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
-from temporallens.evaluation.positions.retention import Pattern
+from temporallens.evaluation.positions.retention import ProfileRetention
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
 from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
+from temporallens.evaluation.section import Section
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures.bits import Arm as BitsArm, draw_bits
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
@@ -49,6 +50,9 @@ from temporallens.layout import RunFolder
 from temporallens.progress import progress
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import soft_of
+from temporallens.wording import average
+
+A = TypeVar("A")
 
 
 class Picture(NamedTuple):
@@ -141,10 +145,10 @@ class _Files(NamedTuple):
             found.append(Picture(f"mask_strictness{suffix}", f"{entry}: mask strictness", lambda: self.mask_strictness(entry, runs)))
         if any(BITS.name in run.measures for run in runs):
             known = f"{entry}: what is known of codes beforehand"
-            found.append(Picture(f"bits{suffix}", known, lambda: draw_bits(bits_of(runs), known)))
+            found.append(Picture(f"bits{suffix}", known, lambda: draw_bits(arms_of(BITS, runs, BitsArm), known)))
         if any(FIDELITY.name in run.measures for run in runs):
             title = f"{entry}: text pushed to later positions"
-            found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(fidelity_of(runs), title)))
+            found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(arms_of(FIDELITY, runs, Arm), title)))
         return found
 
     # What one run holds
@@ -238,16 +242,10 @@ def positions_of(run: RunResult) -> PositionMeasures | None:
     return POSITIONS.read(run.measures[POSITIONS.name]) if POSITIONS.name in run.measures else None
 
 
-def bits_of(runs: Sequence[RunResult]) -> list[BitsArm]:
-    """What the section `bits` found, arm by arm, of those for which it was requested."""
-    measured = by_arm(run for run in runs if BITS.name in run.measures)
-    return [BitsArm(arm, [BITS.read(run.measures[BITS.name]) for run in seeds]) for arm, seeds in measured.items()]
-
-
-def fidelity_of(runs: Sequence[RunResult]) -> list[Arm]:
-    """What the section `fidelity` found, arm by arm, of those for which it was requested."""
-    measured = by_arm(run for run in runs if FIDELITY.name in run.measures)
-    return [Arm(arm, [FIDELITY.read(run.measures[FIDELITY.name]) for run in seeds]) for arm, seeds in measured.items()]
+def arms_of(section: Section, runs: Sequence[RunResult], arm: Callable[[str, list[Any]], A]) -> list[A]:
+    """What a section found in each seed, arm by arm, of those for which it was requested."""
+    measured = by_arm(run for run in runs if section.name in run.measures)
+    return [arm(name, [section.read(run.measures[section.name]) for run in seeds]) for name, seeds in measured.items()]
 
 
 def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
@@ -255,21 +253,16 @@ def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
     return None if gates is None else gates.detach().numpy()
 
 
-def _retained(patterns: Sequence[Pattern]) -> Retained:
+def _retained(patterns: Sequence[ProfileRetention]) -> Retained:
     """One comparison, or the mean of several; the mean of several has no interval of its own."""
     return Retained(
         profile=_mean_estimate([pattern.profile for pattern in patterns]),
         specialised=_mean_estimate([pattern.set_retention for pattern in patterns]),
-        chance=_mean([pattern.set_chance for pattern in patterns]),
+        chance=average(pattern.set_chance for pattern in patterns),
     )
 
 
 def _mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     if len(estimates) == 1:
         return estimates[0]
-    return Estimate(_mean([estimate.value for estimate in estimates]), None, None, sum(estimate.n for estimate in estimates))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return Estimate(average(estimate.value for estimate in estimates), None, None, sum(estimate.n for estimate in estimates))

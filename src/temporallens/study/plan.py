@@ -155,21 +155,13 @@ def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     return Amount(tokens, None, None if tokens is None or width is None else encodings * tokens * width * features / speeds.products())
 
 
-def _drawing(_stage: Stage, _study: Study, _speeds: Speeds) -> Amount:
-    return Amount(None, None, DRAWING_SECONDS)
-
-
-def _writing(_stage: Stage, _study: Study, _speeds: Speeds) -> Amount:
-    return Amount(None, None, WRITING_SECONDS)
-
-
 SIZES: dict[str, Callable[[Stage, Study, Speeds], Amount]] = {
     "scan": _scan,
     "harvest": _harvest,
     "train": _train,
     "evaluate": _evaluate,
-    "figures": _drawing,
-    "report": _writing,
+    "figures": lambda *_: Amount(None, None, DRAWING_SECONDS),
+    "report": lambda *_: Amount(None, None, WRITING_SECONDS),
 }
 
 

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from temporallens.activations.language.readers import MARK
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_text
+from temporallens.settings import lower, short
 from temporallens.study.config import Study
 from temporallens.study.sources import TAG
 
@@ -28,8 +29,6 @@ HIDDEN = {
 """Bases other than ten, and the numbers that YAML 1.1 reads in them."""
 EXACT = 1 << 53
 """Below it floats are whole where they look so."""
-
-
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
@@ -46,8 +45,6 @@ for kind in (Loader, Dumper):
 
 LARGEST_FILE = 1 << 20
 """Bytes; a study is a page of text, so more is a mistake (or an attack) that is refused before it is parsed."""
-
-
 SEAL = "# A copy that a run keeps; to change it, edit the study file and run that. SHA-256 of the lines below: "
 
 
@@ -225,7 +222,7 @@ def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
         names, line = _locate(root, details["loc"])
         problems.append((details["type"] == "missing", line, ".".join(names), details))
     _, line, setting, first = min(problems, key=lambda problem: problem[:2])
-    alternatives = [_lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == setting and details is not first]
+    alternatives = [lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == setting and details is not first]
     where = str(path) if first["type"] == "value_error" and not setting else f"{path}:{line}"
     return f"{where}: {' or '.join([_explain(setting, first), *alternatives])}{_plainly(first)}"
 
@@ -256,7 +253,7 @@ def _explain(setting: str, details: ErrorDetails) -> str:
     if kind == "missing":
         return f"the key '{details['loc'][-1]}' is missing" + (f" in {setting}" if setting else "")
     if kind == "union_tag_not_found":
-        return f"{setting} needs the key 'kind', which says what arm it is; it is one of: {_options(_tags_at(details['loc']))}"
+        return f"{setting} needs the key 'kind', which says what arm it is; it is one of: {', '.join(sorted(_tags_at(details['loc'])))}"
     if kind == "union_tag_invalid":
         word, tag = ("source" if context["tag"].startswith(TAG) else "kind"), context["tag"].removeprefix(TAG)
         return f"{setting} has the unknown {word} '{tag}'{did_you_mean(tag, _tags_at(details['loc']))}"
@@ -272,11 +269,7 @@ def _explain(setting: str, details: ErrorDetails) -> str:
         return f"{setting} is read as {_short(value)}, which is no text: put it in quotes"
     if kind == "value_error":
         return f"{setting}: {details['msg'].removeprefix('Value error, ')}" if setting else details["msg"].removeprefix("Value error, ")
-    return f"{setting} is {_short(value)}: {_lower(details['msg'])}"
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
+    return f"{setting} is {_short(value)}: {lower(details['msg'])}"
 
 
 def _short(value: object) -> str:
@@ -284,12 +277,9 @@ def _short(value: object) -> str:
         return "empty"
     if isinstance(value, date):
         return f"the date {value}"
-    text = repr(value) if not isinstance(value, dict | tuple) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _options(names: list[str]) -> str:
-    return ", ".join(sorted(names))
+    if isinstance(value, dict | tuple):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return short(value)
 
 
 def _locate(root: yaml.Node, location: tuple[int | str, ...]) -> tuple[list[str], int]:

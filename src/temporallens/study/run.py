@@ -112,7 +112,8 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     with locked(folder):
         write_copy(run.paths.study, text)
         write_pins(folder, pins)
-        _fix_threads(study.threads)
+        if study.threads is not None:  # their number decides how sums are split, and so their last bits
+            torch.set_num_threads(study.threads)
         for name, pinned in pins.items():
             say(f"{name}: read as {pinned}")
         for stage in stages:
@@ -134,12 +135,6 @@ def _models_read(study: Study, stages: Iterable[Stage]) -> set[tuple[str, str | 
         ) and stage.activations in policies:
             read.add((policies[stage.activations].model, policies[stage.activations].revision))
     return read
-
-
-def _fix_threads(threads: int | None) -> None:
-    """The number of threads decides how sums are split, and so their last bits."""
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def _do(stages: list[Stage], run: Run, kind: Kind) -> None:

@@ -69,7 +69,7 @@ def stages_of(study: Study, study_text: str) -> list[Stage]:
     measures = [stage for run in study.measured() for stage in _measure_stages(study, run, trainings)]
     gained = [stage for entry in study.activations if (stage := _gains_stage(study, entry, measures))]
     before = [*scans, *harvests.values(), *trainings, *evaluations, *measures, *gained]
-    results = _stage("evaluate", "results", PATHS.results, {"study": _plain(study)}, before)
+    results = _stage("evaluate", "results", PATHS.results, {"study": _as_json(study)}, before)
     figures = _stage("figures", "figures", PATHS.figures, None, [results], proof=PATHS.figures / HEADLINE_FIGURE)
     report = _stage("report", "report", PATHS.report, {"study_text": study_text}, [results, figures])
     return [*before, results, figures, report]
@@ -78,7 +78,7 @@ def stages_of(study: Study, study_text: str) -> list[Stage]:
 def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
     name = as_file_name(policy.model)
     shaped_by = {
-        "policy": _plain(policy),
+        "policy": _as_json(policy),
         "threads": study.threads,
         "model": models[policy.model],
         "text": open_corpus(policy.text).fingerprint,
@@ -88,7 +88,7 @@ def _scan_stage(study: Study, policy: ScanPolicy, models: Contents) -> Stage:
 
 def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
     policy = study.activations[name]
-    shaped_by: dict[str, Any] = {"policy": _plain(policy), "threads": study.threads}
+    shaped_by: dict[str, Any] = {"policy": _as_json(policy), "threads": study.threads}
     if isinstance(policy, HarvestPolicy):
         if policy.compute_dtype == "auto":
             del shaped_by["policy"]["compute_dtype"]  # a store that was made on another machine, or before there was a choice, stays
@@ -101,7 +101,7 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
 
 
 def _train_stage(study: Study, harvest: Stage, run: RunId, variant: Variant) -> Stage:
-    shaped_by = {"arm": _plain(variant.arm), "seed": run.seed, "training": _plain(study.training), "threads": study.threads}
+    shaped_by = {"arm": _as_json(variant.arm), "seed": run.seed, "training": _as_json(study.training), "threads": study.threads}
     folder = PATHS.arm(run)
     return _stage("train", f"train/{run.path}", folder, shaped_by, [harvest], proof=folder / "training.json", **_of(run))
 
@@ -119,7 +119,7 @@ def _measure_stages(study: Study, run: RunId, trainings: list[Stage]) -> list[St
     stages = []
     for name, policy in study.evaluation.sections(of_model=run.activations in study.from_models()).items():
         section = SECTIONS[name]
-        shaped_by = {"policy": _plain(policy), "version": section.version, "text": section.content(policy)}
+        shaped_by = {"policy": _as_json(policy), "version": section.version, "text": section.content(policy)}
         builds_on = alike if section.across_seeds else alone
         output = PATHS.measurement(name, run)
         stages.append(_stage("evaluate", f"measure/{name}/{run.path}", output, shaped_by, builds_on, section=name, **_of(run)))
@@ -153,7 +153,7 @@ def _stage(
     return Stage(kind, name, fingerprint(whole), output.as_posix(), (proof or output).as_posix(), **belongs_to)
 
 
-def _plain(section: Any) -> Any:
+def _as_json(section: Any) -> Any:
     return section.model_dump(mode="json")
 
 

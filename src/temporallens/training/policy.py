@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from temporallens.precision import AskedPrecision
+from temporallens.precision import RequestedPrecision
 from temporallens.settings import Seed, Settings
 
 
@@ -36,7 +36,7 @@ class TrainingPolicy(Settings):
     auxiliary: float = Field(1 / 32, ge=0)
     """Weight of the AuxK loss (Gao et al. 2024)."""
 
-    encoder_dtype: AskedPrecision = "auto"
+    encoder_dtype: RequestedPrecision = "auto"
     """Of the product that nominates codes: bfloat16 where the processor multiplies it natively ("auto"). Codes, gradients and
     weights are float32 either way, and the selection is exact (`docs/performance.md`)."""
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from torch import Tensor
 
 from temporallens.activations.made import records as r
 from temporallens.activations.made.records import FIELDS, RecordsPolicy, harvest_records, make_records, read_layout
@@ -260,11 +261,30 @@ def test_fields_are_scored_from_a_store(store: ActivationStore) -> None:
         f.score_fields(dictionary, store, split.held_out)
 
 
+def explained(x: Tensor, label: Tensor) -> float | None:
+    """eta^2 of `label`, the characters of one column; None where `x` does not vary."""
+    _, group = label.unique(return_inverse=True)
+    counts = torch.bincount(group).double()
+    total = (x - x.mean(0)).square().sum()
+    if total <= 1e-9 * x.square().sum():
+        return None
+    means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
+    return float((counts @ (means - x.mean(0)).square()).sum() / total)
+
+
+def shares_of_characters(store: ActivationStore) -> tuple[list[float | None], list[float | None]]:
+    """Of the variance in each column, what the character explains that was just read, and what the one explains that is to come."""
+    rows = store.read(np.arange(store.sequences))
+    x, tokens = rows.x.double().view(-1, store.positions, store.width), rows.token.view(-1, store.positions)
+    read = [explained(x[:, column], tokens[:, column]) for column in range(store.positions)]
+    return read, [explained(x[:, column], tokens[:, column + 1]) for column in range(store.positions - 1)]
+
+
 def test_shares_of_characters_tell_what_was_read_from_what_is_to_come(store: ActivationStore) -> None:
-    shares = f.shares_of_characters(store, np.arange(store.sequences))
-    assert len(shares.read) == len(shares.to_come) == 43 and shares.to_come[42] is None
-    assert shares.read[0] is None and shares.read[4] is not None and 0 <= shares.read[4] <= 1
-    assert shares.read[16] > 0.5 > shares.to_come[16]  # type: ignore[operator]  # known at these columns
+    read, to_come = shares_of_characters(store)
+    assert len(read) == len(to_come) + 1 == 43
+    assert read[0] is None and read[4] is not None and 0 <= read[4] <= 1
+    assert read[16] > 0.5 > to_come[16]  # type: ignore[operator]  # known at these columns
 
 
 # The picture

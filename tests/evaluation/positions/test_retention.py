@@ -12,7 +12,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.heldout import HeldOut, errors_by_document
-from temporallens.evaluation.positions.retention import Change, Measured, compare_patterns, compare_seeds, compare_states, measure
+from temporallens.evaluation.positions.retention import Change, Examined, compare_patterns, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, measure_specialisation
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
@@ -47,21 +47,21 @@ def held_out(store: ActivationStore) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def states(store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray) -> tuple[Measured, Measured]:
+def states(store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray) -> tuple[Examined, Examined]:
     """Soft and hard."""
     soft = load_dictionary(seeds[0].folder / "soft")
     return tuple(measure(one, HeldOut(store, held_out), POLICY) for one in (soft, seeds[0].dictionary))
 
 
 class TestHardening:
-    def test_nothing_is_lost_where_nothing_changes(self, states: tuple[Measured, Measured]) -> None:
+    def test_nothing_is_lost_where_nothing_changes(self, states: tuple[Examined, Examined]) -> None:
         change = compare_states(states[1], states[1], POLICY)
         assert change.pattern.profile.value == pytest.approx(1) and change.pattern.set_retention.value == 1
         assert change.firing_overlap.value == 1 and change.strength.value == pytest.approx(1)
         assert change.fve_gap == (0, 0, 0, states[1].specialisation.tokens) and change.l0_gap.value == 0
         assert change.pattern.specialised_before == change.pattern.specialised_after > 0
 
-    def test_soft_and_hard_are_two_states_of_one_dictionary(self, states: tuple[Measured, Measured], held_out: np.ndarray) -> None:
+    def test_soft_and_hard_are_two_states_of_one_dictionary(self, states: tuple[Examined, Examined], held_out: np.ndarray) -> None:
         change = compare_states(*states, POLICY)
         assert 0.5 < change.firing_overlap.value < 1 and change.fve_before != change.fve_after
         assert change.pattern.profile.value > 0.8 and change.pattern.set_retention.value > 0.8
@@ -81,7 +81,7 @@ class TestHardening:
 
 class TestSeeds:
     def test_a_dictionary_agrees_with_its_own_shuffled_copy(
-        self, store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray, states: tuple[Measured, Measured]
+        self, store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray, states: tuple[Examined, Examined]
     ) -> None:
         one = seeds[0].dictionary
         order = torch.randperm(one.features, generator=torch.Generator().manual_seed(0))
@@ -96,7 +96,7 @@ class TestSeeds:
         assert agreement.pattern.set_retention.value > 0.9  # shifts are the same, features only stand elsewhere
 
     def test_another_seed_finds_most_of_the_world_again(
-        self, store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray, states: tuple[Measured, Measured]
+        self, store: ActivationStore, seeds: list[TrainedArm], held_out: np.ndarray, states: tuple[Examined, Examined]
     ) -> None:
         first, second = (arm.dictionary for arm in seeds)
         agreement = compare_seeds((first, states[1]), (second, measure(second, HeldOut(store, held_out), POLICY)), POLICY)
@@ -107,10 +107,10 @@ class TestSeeds:
 
 
 class TestPatterns:
-    def of(self, codes: np.ndarray) -> Measured:
+    def of(self, codes: np.ndarray) -> Examined:
         firings = firings_of(codes.reshape(-1, codes.shape[2]), codes.shape[1])
         one = np.ones((40, codes.shape[1]))
-        return Measured(firings, measure_specialisation(firings, POLICY), DocumentErrors(one, one, one, one, one))
+        return Examined(firings, measure_specialisation(firings, POLICY), DocumentErrors(one, one, one, one, one))
 
     def test_sets_and_profiles_are_compared_pair_by_pair(self) -> None:
         """Three windows and three flat features; afterwards, one window has opened, and two features have changed places."""

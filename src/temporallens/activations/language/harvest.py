@@ -35,7 +35,7 @@ from temporallens.activations.writer import PROGRESS_FILE, Rows, StoreWriter
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path
-from temporallens.precision import AskedPrecision, Precision
+from temporallens.precision import Precision, RequestedPrecision
 from temporallens.progress import note, progress
 from temporallens.settings import Length, Settings
 
@@ -80,7 +80,7 @@ class HarvestPolicy(Settings):
     """Tokens of more than so many times the median norm of 32 rows together are excluded as sinks; None: no such rule."""
     dtype: Precision = "bfloat16"
     """Of the store. Never float16: it ends at 65,504, and sinks go beyond."""
-    compute_dtype: AskedPrecision = "auto"
+    compute_dtype: RequestedPrecision = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively and the store holds no more, else float32."""
     batch_size: int = Field(32, ge=1)
     """Rows in a forward pass; changes nothing but the time and the last bits."""
@@ -100,12 +100,12 @@ class HarvestPolicy(Settings):
         return self
 
     @property
-    def precision(self) -> AskedPrecision:
+    def precision(self) -> RequestedPrecision:
         """What is asked of the model: no less than what the store holds, where nothing else is said."""
         return "float32" if self.compute_dtype == "auto" and self.dtype == "float32" else self.compute_dtype
 
 
-class Batch(NamedTuple):
+class TokenBatch(NamedTuple):
     """Rows that are read together, padded to the longest."""
 
     tokens: Int[Tensor, "B S"]
@@ -335,7 +335,7 @@ def rows_together(batch_size: int) -> int:
     return min(WINDOW_ROWS, -(-batch_size // NORM_ROWS) * NORM_ROWS)
 
 
-def schedule(rows: Iterable[TokenRow], batch_size: int, padding_token: int, left: bool) -> Iterator[Batch]:
+def schedule(rows: Iterable[TokenRow], batch_size: int, padding_token: int, left: bool) -> Iterator[TokenBatch]:
     """Cut rows into batches of similar lengths: windows in order, longest rows first inside a window."""
     numbered = enumerate(rows)
     while window := list(itertools.islice(numbered, WINDOW_ROWS)):
@@ -344,7 +344,7 @@ def schedule(rows: Iterable[TokenRow], batch_size: int, padding_token: int, left
             yield _batch(window[first : first + batch_size], padding_token, left)
 
 
-def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bool) -> Batch:
+def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bool) -> TokenBatch:
     rows = [row for _, row in entries]
     longest = max(len(row.tokens) for row in rows)
     tokens = np.full((len(rows), longest), padding_token, dtype=np.int64)
@@ -353,10 +353,10 @@ def _batch(entries: Sequence[tuple[int, TokenRow]], padding_token: int, left: bo
         start = longest - len(row.tokens) if left else 0
         tokens[number, start : start + len(row.tokens)] = row.tokens
         mask[number, start : start + len(row.tokens)] = True
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), rows, torch.tensor([number for number, _ in entries]))
+    return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask), rows, torch.tensor([number for number, _ in entries]))
 
 
-def read_streams(model: LanguageModel, batch: Batch, layers: Sequence[Layer], batch_size: int) -> dict[Layer, Float[Tensor, "N D"]]:
+def read_streams(model: LanguageModel, batch: TokenBatch, layers: Sequence[Layer], batch_size: int) -> dict[Layer, Float[Tensor, "N D"]]:
     """The streams of a batch's rows, row after row without padding, from passes of `batch_size` rows as long as their longest."""
     found: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
     for first in range(0, len(batch.rows), batch_size):
@@ -369,7 +369,7 @@ def read_streams(model: LanguageModel, batch: Batch, layers: Sequence[Layer], ba
     return {layer: parts[0] if len(parts) == 1 else torch.cat(parts) for layer, parts in found.items()}
 
 
-def columns_of(batch: Batch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
+def columns_of(batch: TokenBatch, clock: Clock, marks: TokenMarks, context_length: int) -> dict[str, Tensor]:
     """The columns of a batch's rows, padding left out; the same for every layer."""
     lengths = torch.tensor([len(row.tokens) for row in batch.rows])
     token = _joined([row.tokens for row in batch.rows])
@@ -390,7 +390,7 @@ def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[Tensor, " N"]:
     return torch.from_numpy(np.concatenate(parts)).long()
 
 
-def store_rows(x: Float[Tensor, "N D"], batch: Batch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
+def store_rows(x: Float[Tensor, "N D"], batch: TokenBatch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
     """The rows of one layer: its streams, and the columns with the norm rule's verdict added."""
     excluded = columns["excluded"]
     if norm_multiple is not None:

@@ -197,9 +197,9 @@ def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dt
     dtypes = {parameter.dtype for parameter in whole.parameters()}
     ignored = getattr(config, "quantization_config", None) is not None and getattr(whole, "hf_quantizer", None) is None
     if scales or ignored or not dtypes <= DENSE:
-        told = f"its weights have the scale {scales[0]}" if scales else "its configuration or its weights say so"
+        reason = f"its weights have the scale {scales[0]}" if scales else "its configuration or its weights say so"
         raise TemporalLensError(
-            f"{source.title} is quantised ({told}) in a way that transformers does not undo here; take the model in float32 or bfloat16 "
+            f"{source.title} is quantised ({reason}) in a way that transformers does not undo here; take the model in float32 or bfloat16 "
             "that it was made from"
         )
     return whole, made[-1], set(report["missing_keys"])

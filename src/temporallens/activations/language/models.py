@@ -40,7 +40,7 @@ from temporallens.activations.language.model_files import (
 )
 from temporallens.activations.language.readers import refuse_half_character
 from temporallens.errors import TemporalLensError
-from temporallens.precision import DTYPES, AskedPrecision, Precision, device_for, precision
+from temporallens.precision import DTYPES, Precision, RequestedPrecision, device_for, precision
 
 
 class SpannedTokens(NamedTuple):
@@ -92,7 +92,7 @@ class LanguageModel:
         model: str,
         *,
         up_to: Layer | None = None,
-        dtype: AskedPrecision = "float32",
+        dtype: RequestedPrecision = "float32",
         device: str | None = None,
         revision: str | None = None,
         head: bool = False,

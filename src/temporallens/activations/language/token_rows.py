@@ -68,10 +68,10 @@ def token_rows(
         yield from _packed(texts, shape)
         return
     for document, text in enumerate(texts):
-        placed = _placed(text, document)
+        columns = _columns(text, document)
         count = 1 if rows == "document" else -(-text.shape[1] // shape.room)
         for row in evenly_spaced(count, rows_per_document):
-            yield _enclosed(placed[:, row * shape.room : (row + 1) * shape.room], shape)
+            yield _enclosed(columns[:, row * shape.room : (row + 1) * shape.room], shape)
 
 
 def tokenised(model: LanguageModel, documents: Iterable[str], starts: bool = True) -> Iterator[Int[np.ndarray, "3 T"]]:
@@ -107,7 +107,7 @@ def evenly_spaced(count: int, wanted: int | None) -> Iterator[int]:
         yield from ((2 * part + 1) * count // (2 * wanted) for part in range(wanted))
 
 
-def _placed(text: Int[np.ndarray, "3 T"], document: int) -> Int[np.ndarray, "5 T"]:
+def _columns(text: Int[np.ndarray, "3 T"], document: int) -> Int[np.ndarray, "5 T"]:
     """The columns of a TokenRow: tokens, documents, positions in the document, and what begins there."""
     length = text.shape[1]
     return np.stack([text[0], np.full(length, document), np.arange(length), *text[1:]]).astype(np.int32)
@@ -124,7 +124,7 @@ def _packed(texts: Iterable[Int[np.ndarray, "3 T"]], shape: RowShape) -> Iterato
     length = 0  # of the document before, whose end a separator marks
     for document, text in enumerate(texts):
         separators = [_inserted(shape.separator, document - 1, length)] if document else []
-        stream = np.concatenate([stream, *separators, _placed(text, document)], axis=1)
+        stream = np.concatenate([stream, *separators, _columns(text, document)], axis=1)
         length = text.shape[1]
         whole = stream.shape[1] // shape.room * shape.room
         for start in range(0, whole, shape.room):

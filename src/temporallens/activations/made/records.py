@@ -84,37 +84,26 @@ class RecordsPolicy(Settings):
 
     source: Literal["records"] = "records"
     """Says that these activations come from the record network, which is trained on the spot."""
-
     records: int = Field(8192, ge=2, le=1 << 26)
     """Records to harvest, of 43 tokens each; drawn anew, not those trained on."""
-
     records_per_document: int = Field(8, ge=1)
     """Records of a document, the unit that training and held-out data divide."""
-
     layer: int = Field(1, ge=0)
     """The residual stream after this block, counted from 0."""
-
     layers: int = Field(3, ge=1, le=96)
     """Blocks of the network."""
-
     width: int = Field(128, ge=1, le=8192)
     """Dimensions of the residual stream."""
-
     heads: int = Field(4, ge=1)
     """Attention heads of a block."""
-
     steps: int = Field(500, ge=1)
     """Training steps of the network."""
-
     batch_size: int = Field(64, ge=1)
     """Records in a training step; every step sees new ones."""
-
     learning_rate: float = Field(1e-3, gt=0)
     """Of AdamW, at its height."""
-
     largest_excess: float = Field(0.1, gt=0)
     """The network is refused when its loss on new records is more than this above the known floor, in nats per character."""
-
     seed: Seed = 0
     """Of the network's weights and of all records."""
 
@@ -352,22 +341,11 @@ def _rows(policy: RecordsPolicy, network: Network) -> Iterator[Rows]:
 
 
 def _description(policy: RecordsPolicy) -> StoreDescription:
+    where = {"model": "record network", "layer": policy.layer, "hook": "resid_post", "layers_total": policy.layers}
+    policies = {"rows": "records", "clock": "index", "context_length": COLUMNS, "position_zero": "excluded", "norm_multiple": None}
     return StoreDescription(
-        source={
-            "kind": "records",
-            "model": "record network",
-            "layer": policy.layer,
-            "hook": "resid_post",
-            "layers_total": policy.layers,
-            "policy": policy.model_dump(mode="json"),
-        },
-        policies={
-            "rows": "records",
-            "clock": "index",
-            "context_length": COLUMNS,
-            "position_zero": "excluded",
-            "norm_multiple": None,
-        },
+        source={"kind": "records", **where, "policy": policy.model_dump(mode="json")},
+        policies=policies,
         width=policy.width,
         dtype="float32",
         positions=COLUMNS,

@@ -57,70 +57,49 @@ class WorldPolicy(Settings):
 
     source: Literal["world"] = "world"
     """Says that these activations are made, not harvested."""
-
     variant: Literal["known", "null", "shifted", "growing", "token", "dynamic"] = "known"
     """`known`: all five classes. `null`: every feature is global. `shifted`: the clock behind rates and offset starts elsewhere and
     wraps around, while the position column does not know. `growing`: rows of lengths from a quarter to all of the positions.
     `token`: as known, and every row has a token that says part of it. `dynamic`: part of a row is carried over to the next, too."""
-
     width: int = Field(96, ge=2)
     """Dimensions of an activation."""
-
     features: int = Field(256, ge=len(CLASSES))
     """True features; classes take turns, rank by rank."""
-
     positions: int = Field(64, ge=8)
     """Tokens in a full row; position 0 holds no feature and is excluded from training."""
-
     sequences: int = Field(6400, ge=2 * DOCUMENT, le=1 << 26)
     """Rows of the world; four in a document."""
-
     coherence: float = Field(0.4, gt=0, lt=1)
     """Largest cosine, either sign, between two feature directions: random ones are pushed apart until it holds."""
-
     active: float = Field(6.0, gt=0)
     """Features active in a token, on average over positions 1 and later."""
-
     zipf: float = Field(0.5, ge=0, le=10)
     """Exponent of the rates: the five features of rank j have a mean rate proportional to j to the power of minus this."""
-
     highest_rate: float = Field(0.06, gt=0, le=1)
     """Where the head of the Zipf law is cut off: a feature that lives at few positions cannot have a high mean rate."""
-
     start: int = Field(16, ge=1)
     """Start-only features live at positions 1 to this."""
-
     windows: tuple[float, ...] = Field((0.125, 0.25, 0.5), min_length=1)
     """Widths of windows, as shares of the positions; the centres of each width are log-spaced."""
-
     periods: tuple[int, ...] = Field((4, 8), min_length=1)
     """Periodic features are active at every so manieth position, at evenly spread phases."""
-
     shift: int | None = Field(None, ge=1)
     """Positions by which the clock of a shifted world runs ahead; None: a quarter of them. For `shifted` only."""
-
     vocabulary: int = Field(256, ge=2, le=1 << 20, exclude_if=lambda size: size == 256)
     """Tokens, the one of rank j being as frequent as 1 / (j + 2). This and the two below: for `token` and `dynamic` only."""
-
     said: float = Field(1.0, ge=0, le=1e6, exclude_if=lambda norm: norm == 1.0)
     """Norm of what tokens say, in norms of the signal; 0: tokens mean nothing."""
-
     carried: float = Field(0.5, ge=0, lt=1, exclude_if=lambda share: share == 0.5)
     """Norm of what is carried over to the next row, turned to other directions, in norms of what it was; for `dynamic`."""
-
     growth: float = Field(1.0, ge=1)
     """How many times as often a feature is active at the last position as at the first, on top of its class's profile and at the
     same mean rate; with 1 only the classes shape L0 by position."""
-
     offset: float = Field(0.3, ge=0, le=1e6)
     """Norm of the mean offset, which moves smoothly with position, in norms of the signal (root mean square)."""
-
     noise: float = Field(0.05, ge=0, le=1e6)
     """Norm of the Gaussian noise, in norms of the signal."""
-
     sink: bool = False
     """Whether position 0 is an attention sink of 100 times the signal's norm."""
-
     seed: Seed = 0
     """Of everything random here."""
 

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from temporallens.activations.made.records import read_layout
 from temporallens.activations.store import ActivationStore
@@ -60,13 +58,6 @@ class FieldScores(NamedTuple):
     null_mean_own_share: float
     mean_f1_p_value: float
     mean_own_share_p_value: float
-
-
-class CharacterShares(NamedTuple):
-    """Of the variance in each column, about that column's mean: what characters explain, None where nothing varies."""
-
-    read: list[float | None]  # [P] the character that was just read
-    to_come: list[float | None]  # [P] the character that is about to be predicted
 
 
 class Scores(NamedTuple):
@@ -170,26 +161,6 @@ def compare(
     )
 
 
-def shares_of_characters(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> CharacterShares:
-    """Why a field's columns are those in which it is read: what the characters around a column explain of what varies there."""
-    rows = store.read(sequences)
-    x, tokens = rows.x.double().view(-1, store.positions, store.width), rows.token.view(-1, store.positions)
-    read = [_explained(x[:, column], tokens[:, column]) for column in range(store.positions)]
-    to_come = [_explained(x[:, column], tokens[:, column + 1]) for column in range(store.positions - 1)]
-    return CharacterShares(read, [*to_come, None])
-
-
-def _explained(x: Float[Tensor, "N D"], label: Int[Tensor, " N"]) -> float | None:
-    """eta^2 of `label`; None where `x` does not vary."""
-    _, group = label.unique(return_inverse=True)
-    counts = torch.bincount(group).double()
-    total = (x - x.mean(0)).square().sum()
-    if total <= 1e-9 * x.square().sum():
-        return None
-    means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
-    return float((counts @ (means - x.mean(0)).square()).sum() / total)
-
-
 def labels(fields: dict[str, tuple[int, ...]], positions: int) -> Int[np.ndarray, " P"]:
     """Number of the field that each column belongs to, -1 where it belongs to none."""
     label = np.full(positions, -1)
@@ -200,8 +171,8 @@ def labels(fields: dict[str, tuple[int, ...]], positions: int) -> Int[np.ndarray
 
 def shuffled(label: Int[np.ndarray, " P"], seen: Bool[np.ndarray, " P"], generator: np.random.Generator) -> Int[np.ndarray, " P"]:
     """The same runs of columns in another order: as many, as long, with the same names, over the columns that are seen."""
-    out, worn = np.full_like(label, -1), label[seen]
-    runs = np.split(worn, np.flatnonzero(np.diff(worn)) + 1)
+    out, labels_seen = np.full_like(label, -1), label[seen]
+    runs = np.split(labels_seen, np.flatnonzero(np.diff(labels_seen)) + 1)
     out[seen] = np.concatenate([runs[place] for place in generator.permutation(len(runs))])
     return out
 
@@ -211,14 +182,14 @@ def score_layout(columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F
     inside = (label == np.arange(fields)[:, None]).astype(np.float64)  # [C, P]
     entries = columns.astype(np.float64)
     overlap, size = inside @ entries, entries.sum(0)
-    own = overlap > 0.5 * size
-    reached = inside * (own @ entries.T > 0)
+    members = overlap > 0.5 * size
+    reached = inside * (members @ entries.T > 0)
     codes = inside @ fired
     return Scores(
-        group=own.sum(1),
-        precision=quotient((overlap * own).sum(1), (own * size).sum(1)),
+        group=members.sum(1),
+        precision=quotient((overlap * members).sum(1), (members * size).sum(1)),
         recall=np.nan_to_num(quotient(reached.sum(1), inside.sum(1))),
-        own_share=np.nan_to_num(quotient((codes * own).sum(1), codes.sum(1))),
+        own_share=np.nan_to_num(quotient((codes * members).sum(1), codes.sum(1))),
     )
 
 

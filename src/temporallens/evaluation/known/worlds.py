@@ -97,7 +97,7 @@ class Hits(NamedTuple):
     fve: float  # of the truth itself
 
 
-class Profile(NamedTuple):
+class FiringCounts(NamedTuple):
     """How often a dictionary's features fire by position."""
 
     fired: Float[np.ndarray, "P F"]
@@ -157,7 +157,7 @@ def true_cosines(dictionary: Dictionary, truth: Truth) -> Float[np.ndarray, "T F
     return truth.directions.astype(np.float64) @ directions_of(dictionary).T
 
 
-def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"]) -> Profile:
+def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"]) -> FiringCounts:
     """Count in which rows each feature fires, by position, over the kept rows of these sequences."""
     fired = torch.zeros(store.positions, dictionary.features, dtype=torch.float64)
     count = torch.zeros(store.positions, dtype=torch.float64)
@@ -169,7 +169,7 @@ def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[
             fired.index_add_(0, position, in_use.double())
             count += torch.bincount(position, minlength=store.positions)
             advance(len(rows.x))
-    return Profile(fired.numpy(), count.numpy())
+    return FiringCounts(fired.numpy(), count.numpy())
 
 
 def _hits(firings: Firings, store: ActivationStore, held_out: Int[np.ndarray, " n"], truth: Truth, match: Match) -> Hits:
@@ -223,7 +223,7 @@ def groups_of(gates: Float[np.ndarray, "P F"]) -> Int[np.ndarray, " P"]:
     return np.concatenate([[0, 0], np.cumsum(changes)])
 
 
-def _posthoc(profile: Profile, gates: Float[np.ndarray, "P F"] | None, truth: Truth, match: Match) -> dict[str, Any]:
+def _posthoc(profile: FiringCounts, gates: Float[np.ndarray, "P F"] | None, truth: Truth, match: Match) -> dict[str, Any]:
     groups = {"positions": None, **({} if gates is None else {"groups": groups_of(gates)})}
     return {name: _posthoc_scores(profile.rates(group)[:, match.feature], truth, match) for name, group in groups.items()}
 

@@ -160,7 +160,7 @@ def measure_fidelity(
         raise TemporalLensError(
             f"no feature fires {policy.least_firings} times on these {len(chosen.length)} rows; give more rows or a lower least_firings"
         )
-    most = int(torch.bincount(chosen.rows.index[chosen.asked]).max())
+    most = int(torch.bincount(chosen.rows.index[chosen.selected]).max())
     comparison = _Comparison(dictionary, base, documents, weights, features, LEAST_SHARE * most)
 
     def behind(shift: int) -> PrefixRun:
@@ -217,8 +217,8 @@ class _Comparison:
             fve=fve,
             open_fve=open_fve,
             mask_change=mask_change,
-            feature_absolute_index=_plain(absolute[0]),
-            feature_distance=_plain(scores.distance[0]),
+            feature_absolute_index=_finite_or_none(absolute[0]),
+            feature_distance=_finite_or_none(scores.distance[0]),
             feature_content=feature_content,
             position_content=position_content,
             position_count=_behind((self.base.kept & run.kept).sum(0), run.shift).tolist(),
@@ -239,7 +239,7 @@ class _Comparison:
         by_feature = quotient(*counts(lambda events: events % features, features))[self.features]
         by_index = quotient(*counts(lambda events: events // features % both.shape[1], both.shape[1]))
         estimate = estimate_of(float(overall[0]), overall[1:], int(union.sum()), limits=(0, 1))
-        return estimate, _plain(by_feature), _plain(_behind(by_index, run.shift))
+        return estimate, _finite_or_none(by_feature), _finite_or_none(_behind(by_index, run.shift))
 
     def explained(self, run: PrefixRun) -> tuple[Explained, Explained | None, Estimate | None]:
         """FVE on the tokens that are kept with and without the prefix, the same with the mask open, and what the mask adds to the
@@ -250,7 +250,7 @@ class _Comparison:
         for before, after in zip(self.errors, squared_errors(self.dictionary, run), strict=True):
             pairs = list(zip((before, after), spreads, strict=True))
             overall = [self._fve(np.where(both, error, 0.0), spread) for error, spread in pairs]
-            by_index = [_plain(_behind(_index_fve(np.where(both, error, 0.0), spread), run.shift)) for error, spread in pairs]
+            by_index = [_finite_or_none(_behind(_index_fve(np.where(both, error, 0.0), spread), run.shift)) for error, spread in pairs]
             estimates = [estimate_of(float(fve[0]), fve[1:], int(both.sum())) for fve in (*overall, overall[1] - overall[0])]
             found.append((Explained(estimates[0], estimates[1], estimates[2], by_index[0], by_index[1]), overall[1] - overall[0]))
         if len(found) == 1:
@@ -289,7 +289,7 @@ class _Comparison:
         number = np.full(self.dictionary.features, -1)
         number[features] = np.arange(len(features))
         own = number[run.feature] >= 0
-        cell = (self.documents[run.row[own]] * len(features) + number[run.feature[own]]) * length + run.place[own] + shift
+        cell = (self.documents[run.row[own]] * len(features) + number[run.feature[own]]) * length + run.text_index[own] + shift
         sums = np.bincount(cell, weights=run.value[own], minlength=documents * len(features) * length).reshape(documents, -1)
         counts = np.zeros((documents, length))
         np.add.at(counts, self.documents, kept)
@@ -340,7 +340,7 @@ def _behind(values: np.ndarray, shift: int) -> np.ndarray:
     return moved
 
 
-def _plain(values: Float[np.ndarray, " n"]) -> list[float | None]:
+def _finite_or_none(values: Float[np.ndarray, " n"]) -> list[float | None]:
     """As JSON holds it."""
     return [value if np.isfinite(value) else None for value in values.tolist()]
 

@@ -23,12 +23,12 @@ from temporallens.errors import TemporalLensError
 
 
 class TokenRows(NamedTuple):
-    """Some sequences of a store with all their rows, excluded ones too, longest first, and which parts of them are asked about: of packed
+    """Some sequences of a store with all their rows, excluded ones too, longest first, and which parts of them are selected: of packed
     sequences, some documents only. R sequences, N rows, E parts."""
 
     length: Int[np.ndarray, " R"]
     rows: Rows  # sequence after sequence
-    asked: Bool[Tensor, " N"]  # the rows of the parts
+    selected: Bool[Tensor, " N"]  # the rows of the parts
     entry: Int[np.ndarray, " E"]  # of each part, sequence after sequence, in the store's sequence table
     number: Int[np.ndarray, " E"]  # which of the R sequences it is of
     document: Int[np.ndarray, " E"]
@@ -60,8 +60,8 @@ def harvest_of(store: ActivationStore) -> HarvestPolicy:
     """The policy under which the store was harvested, at the very revision that its model had. Before version 0.2 a model computed in what
     its store held."""
     description = store.manifest.description
-    told = {"position_zero", "text_rule", ACROSS_DOCUMENTS}  # of every harvest, of some clocks, and of packed rows: no choices
-    chosen = {name: value for name, value in description.policies.items() if name not in told}
+    no_choices = {"position_zero", "text_rule", ACROSS_DOCUMENTS}  # of every harvest, of some clocks, and of packed rows: no choices
+    chosen = {name: value for name, value in description.policies.items() if name not in no_choices}
     policies = {"compute_dtype": description.dtype} | chosen
     source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}
     return HarvestPolicy(**source, **policies, dtype=description.dtype)
@@ -78,7 +78,7 @@ def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:
 
 def choose_rows(store: ActivationStore, entries: Int[np.ndarray, " n"], wanted: int, least: int, purpose: str) -> TokenRows:
     """About `wanted` of the sequences of these entries of the sequence table, evenly spaced among those of at least `least` tokens, which
-    `purpose` needs; longest first. Sequences are whole, as the model read them; the entries say which parts are asked about.
+    `purpose` needs; longest first. Sequences are whole, as the model read them; the entries say which parts are selected.
 
     Raises TemporalLensError where no sequence is as long.
     """
@@ -93,14 +93,14 @@ def choose_rows(store: ActivationStore, entries: Int[np.ndarray, " n"], wanted: 
     chosen = chosen[np.argsort(-length[chosen], kind="stable")]
     parts = np.bincount(whole)[chosen]
     every = np.concatenate([np.arange(first, first + count) for first, count in zip(np.searchsorted(whole, chosen), parts, strict=True)])
-    asked = np.isin(every, entries)
+    selected = np.isin(every, entries)
     return TokenRows(
         length=length[chosen],
         rows=store.read(every),
-        asked=torch.from_numpy(np.repeat(asked, table.length[every])),
-        entry=every[asked],
-        number=np.repeat(np.arange(len(chosen)), parts)[asked],
-        document=documents[every[asked]],
+        selected=torch.from_numpy(np.repeat(selected, table.length[every])),
+        entry=every[selected],
+        number=np.repeat(np.arange(len(chosen)), parts)[selected],
+        document=documents[every[selected]],
     )
 
 

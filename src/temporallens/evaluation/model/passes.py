@@ -27,7 +27,7 @@ from temporallens.activations.language.token_rows import RowShape, row_shape
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import fingerprint, locked, read_tensors, user_path, write_tensors
-from temporallens.precision import AskedPrecision
+from temporallens.precision import RequestedPrecision
 from temporallens.progress import progress
 
 FORMAT = "temporallens.pass/1"
@@ -131,13 +131,13 @@ def rule_positions(live: Bool[Tensor, "B S"], bos: bool) -> Int[Tensor, "B S"]:
     return (index - first + (first > 0).long() * int(bos)).clamp(min=0)
 
 
-def open_model(model: str, layer: Layer, dtype: AskedPrecision = "float32", revision: str | None = None) -> LanguageModel:
+def open_model(model: str, layer: Layer, dtype: RequestedPrecision = "float32", revision: str | None = None) -> LanguageModel:
     """`model` up to `layer`, loaded once per process however many measurements ask for it, as long as its files stay."""
     return _opened(model, layer, dtype, revision, content_stamp(model))
 
 
 @lru_cache(maxsize=2)
-def _opened(model: str, layer: Layer, dtype: AskedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
+def _opened(model: str, layer: Layer, dtype: RequestedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
     return LanguageModel.load(model, up_to=layer, dtype=dtype, revision=revision)
 
 
@@ -147,7 +147,7 @@ def text_activations(
     layer: Layer,
     texts: Sequence[str],
     context_length: int = 128,
-    dtype: AskedPrecision = "float32",
+    dtype: RequestedPrecision = "float32",
     batch_size: int = 32,
     *,
     cache: Path | str,

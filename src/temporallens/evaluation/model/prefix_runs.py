@@ -26,7 +26,7 @@ class PrefixRun(NamedTuple):
     shift: int
     kept: Bool[np.ndarray, "R S"]  # by the index of a token in the unshifted row: whether no rule excludes it, and it is text
     row: Int[np.ndarray, " K"]  # of the firings on those tokens
-    place: Int[np.ndarray, " K"]  # index in the unshifted row
+    text_index: Int[np.ndarray, " K"]  # index in the unshifted row
     feature: Int[np.ndarray, " K"]
     value: Float[np.ndarray, " K"]
     error: Float[np.ndarray, "R S"]  # squared, of the reconstruction of kept tokens; 0 elsewhere
@@ -54,7 +54,7 @@ class _Tokens(NamedTuple):
     x: Float[Tensor, "n D"]
     position: Int[Tensor, " n"]  # what the clock says
     row: Int[np.ndarray, " n"]
-    place: Int[np.ndarray, " n"]  # index in the unshifted row
+    text_index: Int[np.ndarray, " n"]  # index in the unshifted row
     context: Context
 
 
@@ -99,7 +99,7 @@ def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndar
     for tokens in _tokens(run, run.kept):
         codes = dictionary.ungated(tokens.x, tokens.position, tokens.context)
         difference = tokens.x - dictionary.decode(codes, tokens.position, tokens.context)
-        open_error[tokens.row, tokens.place] = difference.square().sum(1, dtype=torch.float64).numpy()
+        open_error[tokens.row, tokens.text_index] = difference.square().sum(1, dtype=torch.float64).numpy()
     return [run.error, open_error]
 
 
@@ -109,7 +109,7 @@ def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np
     sums = [(torch.zeros(size, width, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)) for size in groups]
     for tokens in _tokens(run, chosen):
         x = tokens.x.double()
-        for (rows, squares), number in zip(sums, (documents[tokens.row], tokens.place), strict=True):
+        for (rows, squares), number in zip(sums, (documents[tokens.row], tokens.text_index), strict=True):
             rows.index_add_(0, torch.from_numpy(number).long(), x)
             squares.index_add_(0, torch.from_numpy(number).long(), x.square().sum(1))
     (total, square), (index_total, index_square) = ([part.numpy() for part in pair] for pair in sums)
@@ -119,5 +119,5 @@ def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np
 
 def events_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], features: int) -> Int[np.ndarray, " E"]:
     """The firings on the chosen tokens, each as one number: `(row * S + index) * F + feature`."""
-    own = chosen[run.row, run.place]
-    return (run.row[own] * chosen.shape[1] + run.place[own]) * features + run.feature[own]
+    own = chosen[run.row, run.text_index]
+    return (run.row[own] * chosen.shape[1] + run.text_index[own]) * features + run.feature[own]

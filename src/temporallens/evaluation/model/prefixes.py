@@ -6,6 +6,7 @@ text stands `s` places further on. The rows run through the model as the harvest
 is excluded), and their activations are a store of their own, kept in a cache.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,9 @@ def shifted_store(model: LanguageModel, store: ActivationStore, chosen: TokenRow
     """The chosen rows behind `prefix`, as a store whose sequences have the numbers of the chosen rows; made where `cache` has none."""
     description = _describe(model, store, chosen, prefix)
     folder = cache / "prefixes" / fingerprint(description.model_dump(mode="json"))[:32]
-    if not (folder / "manifest.json").exists():
-        with locked(folder):
-            _fill(StoreWriter(folder, description), model, harvest_of(store), _shifted_rows(store, chosen, prefix))
-    return ActivationStore(folder)
+    if (folder / "manifest.json").exists():
+        return ActivationStore(folder)
+    return read_rows(folder, description, model, harvest_of(store), _shifted_rows(store, chosen, prefix), "shifted rows")
 
 
 def parts_in(shifted: ActivationStore, chosen: TokenRows) -> Int[np.ndarray, " E"]:
@@ -112,14 +112,18 @@ def _shifted(row: TokenRow, prefix: list[int], opening: int, closing: int) -> To
     )
 
 
-def _fill(writer: StoreWriter, model: LanguageModel, policy: HarvestPolicy, rows: list[TokenRow]) -> None:
-    """Run the rows through the model, from where an interruption left them, and finish the store."""
-    marks, done, left = TokenMarks.of(model.tokenizer), writer.appends_done, policy.padding == "left"
-    with progress(f"Reading shifted rows with {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
+def read_rows(
+    folder: Path, description: StoreDescription, model: LanguageModel, policy: HarvestPolicy, rows: Sequence[TokenRow], title: str
+) -> ActivationStore:
+    """Run rows through the model as a harvest would, from where an interruption left them, into a store; sequences have their numbers."""
+    marks, left = TokenMarks.of(model.tokenizer), policy.padding == "left"
+    with locked(folder), progress(f"Reading {title} with {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
+        writer = StoreWriter(folder, description)
+        done = writer.appends_done
         for number, batch in enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left)):
             if number >= done:
                 stream = read_streams(model, batch, [policy.layer], policy.batch_size)[policy.layer]
                 columns = columns_of(batch, CLOCKS[policy.clock], marks, policy.context_length)
                 writer.append(store_rows(stream, batch, columns, policy.norm_multiple))
             advance(batch.size)
-    writer.finish()
+        return ActivationStore(writer.finish())

@@ -35,7 +35,7 @@ from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, padded
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
-from temporallens.precision import AskedPrecision
+from temporallens.precision import RequestedPrecision
 from temporallens.progress import progress
 from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, estimated
@@ -99,11 +99,11 @@ class SplicingMeasures(NamedTuple):
     tokens: int  # at which predictions are compared
 
 
-class _Place(NamedTuple):
+class _Batch(NamedTuple):
     """A batch on its way through the model; B sequences of at most S tokens."""
 
     rows: Rows
-    asked: Bool[Tensor, " N"]  # rows of held-out documents: all, but where documents are packed
+    selected: Bool[Tensor, " N"]  # rows of held-out documents: all, but where documents are packed
     tokens: Int[Tensor, "B S"]
     mask: Bool[Tensor, "B S"]
     counted: Bool[Tensor, "B S"]  # tokens at which predictions are compared
@@ -157,7 +157,7 @@ def measure_splicing(
 
 
 @lru_cache(maxsize=1)
-def _whole_model(model: str, dtype: AskedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
+def _whole_model(model: str, dtype: RequestedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
     """All layers of `model` and its head, loaded once for all dictionaries of a study."""
     return LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
 
@@ -170,50 +170,50 @@ class _Splicing:
         number = np.repeat(np.arange(len(chosen.length)), chosen.length)
         last = np.append(number[1:] != number[:-1], True)
         followed = ~last if model.has_head else np.ones(len(number), dtype=bool)
-        self.counted = chosen.asked & (chosen.rows.excluded == 0) & torch.from_numpy(followed)
+        self.counted = chosen.selected & (chosen.rows.excluded == 0) & torch.from_numpy(followed)
         counted = self.counted.numpy()
         self.document = np.searchsorted(np.unique(chosen.document), chosen.rows.document.numpy()[counted])  # of the counted tokens
         self.index = chosen.rows.index.numpy()[counted]
 
-    def places(self) -> Iterator[_Place]:
+    def batches(self) -> Iterator[_Batch]:
         first = 0
         for part in self.chosen.parts(self.batch_size):
             rows, lengths = self.chosen.of(part), self.chosen.length[part]
             mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
             own = slice(first, first + len(rows.x))
-            yield _Place(rows, self.chosen.asked[own], padded(rows.token, lengths), mask, padded(self.counted[own], lengths), lengths)
+            yield _Batch(rows, self.chosen.selected[own], padded(rows.token, lengths), mask, padded(self.counted[own], lengths), lengths)
             first += len(rows.x)
 
-    def stream(self, place: _Place, instead: Float[Tensor, "N D"] | None, scope: Scope) -> Float[Tensor, "B S D"]:
+    def stream(self, batch: _Batch, instead: Float[Tensor, "N D"] | None, scope: Scope) -> Float[Tensor, "B S D"]:
         """The stored stream, with `instead` in its place: at kept rows of held-out documents, or at all rows of them."""
-        x = place.rows.x
+        x = batch.rows.x
         if instead is not None:
-            replaced = place.asked & ((place.rows.excluded == 0) | (scope == "all"))
+            replaced = batch.selected & ((batch.rows.excluded == 0) | (scope == "all"))
             x = torch.where(replaced[:, None], instead.to(x.dtype), x)
-        return padded(x, place.lengths)
+        return padded(x, batch.lengths)
 
-    def last_stream(self, place: _Place) -> Float[Tensor, "N D"]:
+    def last_stream(self, batch: _Batch) -> Float[Tensor, "N D"]:
         """What the last block makes of the stored stream, at all rows of a batch."""
-        stream = self.stream(place, None, "kept")
-        return self.model.carried(stream, self.layer, self.model.layers - 1, place.tokens, place.mask).cpu()[place.mask]
+        stream = self.stream(batch, None, "kept")
+        return self.model.carried(stream, self.layer, self.model.layers - 1, batch.tokens, batch.mask).cpu()[batch.mask]
 
-    def clean(self, place: _Place, last: Float[Tensor, "N D"]) -> Float[Tensor, "M V"]:
+    def clean(self, batch: _Batch, last: Float[Tensor, "N D"]) -> Float[Tensor, "M V"]:
         """Logits, or last hidden states, that end a pass whose last block gives `last`, at all B x S places of a batch."""
-        stream = padded(last, place.lengths)
-        return self.model.continued(stream, self.model.layers - 1, place.tokens, place.mask).cpu().flatten(0, 1)
+        stream = padded(last, batch.lengths)
+        return self.model.continued(stream, self.model.layers - 1, batch.tokens, batch.mask).cpu().flatten(0, 1)
 
-    def changed(self, place: _Place, instead: Float[Tensor, "N D"], scope: Scope) -> Float[Tensor, "M V"]:
+    def changed(self, batch: _Batch, instead: Float[Tensor, "N D"], scope: Scope) -> Float[Tensor, "M V"]:
         """The same with `instead` in place of the stream."""
-        stream = self.stream(place, instead, scope)
-        return self.model.continued(stream, self.layer, place.tokens, place.mask).cpu().flatten(0, 1)
+        stream = self.stream(batch, instead, scope)
+        return self.model.continued(stream, self.layer, batch.tokens, batch.mask).cpu().flatten(0, 1)
 
     def compare(
-        self, place: _Place, clean: Float[Tensor, "M V"], changed: dict[str, Float[Tensor, "M V"]]
+        self, batch: _Batch, clean: Float[Tensor, "M V"], changed: dict[str, Float[Tensor, "M V"]]
     ) -> Iterator[tuple[str, Float[Tensor, " n"]]]:
         """Losses and KLs of the counted tokens under their names, a few tokens at a time, whose predictions stay near the processor.
         Hidden states are compared by squared distance, and `clean` are the states themselves."""
-        following = place.tokens.roll(-1, 1).flatten()
-        for tokens in place.counted.flatten().nonzero()[:, 0].split(TOKENS_TOGETHER):
+        following = batch.tokens.roll(-1, 1).flatten()
+        for tokens in batch.counted.flatten().nonzero()[:, 0].split(TOKENS_TOGETHER):
             if not self.model.has_head:
                 states = clean[tokens].float()
                 yield "clean", states.double()
@@ -235,9 +235,9 @@ def _last_streams(work: _Splicing) -> Float[Tensor, "N D"]:
     """What the last block makes of the stored stream, at all rows; so the model's blocks are run once for all dictionaries."""
     with progress(f"Reading with {work.model.title}", int(work.chosen.length.sum()), "tokens") as advance, torch.no_grad():
         parts = []
-        for place in work.places():
-            parts.append(work.last_stream(place))
-            advance(len(place.rows.x))
+        for batch in work.batches():
+            parts.append(work.last_stream(batch))
+            advance(len(batch.rows.x))
     return torch.cat(parts)
 
 
@@ -246,16 +246,16 @@ def _losses(work: _Splicing, last: Float[Tensor, "N D"], substitutes: dict[str, 
     found: dict[str, list[Tensor]] = {}
     read = 0
     with progress(f"Splicing into {work.model.title}", int(work.chosen.length.sum()), "tokens") as advance, torch.no_grad():
-        for place in work.places():
-            clean = work.clean(place, last[read : read + len(place.rows.x)])
+        for batch in work.batches():
+            clean = work.clean(batch, last[read : read + len(batch.rows.x)])
             changed: dict[str, Tensor] = {}
             for name, substitute in substitutes.items():
-                instead = substitute(place.rows)
-                changed |= {f"{name}/{scope}": work.changed(place, instead, scope) for scope in SCOPES}
-            for name, loss in work.compare(place, clean, changed):
+                instead = substitute(batch.rows)
+                changed |= {f"{name}/{scope}": work.changed(batch, instead, scope) for scope in SCOPES}
+            for name, loss in work.compare(batch, clean, changed):
                 found.setdefault(name, []).append(loss)
-            read += len(place.rows.x)
-            advance(len(place.rows.x))
+            read += len(batch.rows.x)
+            advance(len(batch.rows.x))
     losses = {name: torch.cat(parts) for name, parts in found.items()}
     if not work.model.has_head:  # squared distances become shares of the variance of the clean states
         states = losses["clean"]

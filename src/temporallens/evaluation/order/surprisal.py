@@ -16,7 +16,7 @@ from torch.nn import functional
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.cache import Cache
 from temporallens.evaluation.model.passes import TextActivations
-from temporallens.precision import AskedPrecision
+from temporallens.precision import RequestedPrecision
 from temporallens.progress import progress
 
 FORMAT = "temporallens.surprisal/1"
@@ -28,7 +28,7 @@ def text_surprisal(
     model: str,
     layer: Layer,
     activations: TextActivations,
-    dtype: AskedPrecision,
+    dtype: RequestedPrecision,
     cache: Path,
     revision: str | None = None,
 ) -> list[Float[Tensor, " _"]] | None:

@@ -1,13 +1,15 @@
 """How a dictionary reconstructs beyond the context length that it was trained on (`docs/method.md`, "Drift").
 
-The first tokens of held-out documents are read again in one longer row each, by the same model at the same layer. With E the squared
-errors and S the squares about the mean, both summed over the tokens of an octave of positions, `FVE = 1 - E / S`; L0 is the mean number of
-codes in use. An octave ends where training ended, so that each lies on one side. A mask has nothing to say of later positions but what it
-says of its last.
+Held-out documents are read again in longer rows, taken from them as the rows of training were, by the same model at the same layer. Other
+positions hold other tokens, which are harder or easier: openings of texts are unlike the rest of them. So every token that stands beyond
+the trained positions is read once more, in a row of the trained length in which it stands in the later half, and is compared with itself.
+With E the squared errors and S the squares about the mean, both summed over tokens, `FVE = 1 - E / S`; L0 is the mean number of codes in
+use. An octave ends where training ended, so that each lies on one side. A mask has nothing to say of later positions but what it says of
+its last.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,26 +17,31 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
+from temporallens.activations.clocks import TokenRow
 from temporallens.activations.language.block_stack import Layer
 from temporallens.activations.language.corpora import Corpus, open_corpus
-from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
+from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.models import LanguageModel
-from temporallens.activations.language.token_rows import evenly_spaced, grouped
+from temporallens.activations.language.token_rows import RowShape, evenly_spaced, grouped, row_shape, token_rows
 from temporallens.activations.store import ActivationStore
+from temporallens.cache import machine
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.document_errors import DocumentErrors
-from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.heldout import errors_by_document
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import check_origin, check_unchanged, harvest_of
 from temporallens.evaluation.model.passes import open_model
+from temporallens.evaluation.model.prefixes import read_rows
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.files import fingerprint
 from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, estimated, span
+
+FORMAT = "temporallens.drift/2"
 
 GIVEN = "given"
 """What a store calls the text that it was handed in Python."""
@@ -49,8 +56,11 @@ class DriftPolicy(Settings):
     context_length: int | None = Field(None, ge=4)
     """Tokens in the longer rows; None: four times those of training, or as many as the model takes."""
     documents: int = Field(32, ge=2)
-    """Held-out documents at most, evenly spaced among those that are longer than a trained row. 32 rows of 512 tokens take a 135 M
-    model about half a minute on two cores as far as its middle; other dictionaries of the layer use the same activations."""
+    """Held-out documents at most, evenly spaced among those that have longer rows."""
+    rows_per_document: int = Field(2, ge=1)
+    """Longer rows of each document at most, evenly spaced through it, and no more than it has in the store. 64 rows of 512 tokens, with
+    what stands beyond 128 once more in short rows, take a 135 M model one to two minutes on two cores as far as its middle; other
+    dictionaries of the layer use the same activations."""
     resamples: int = Field(1000, ge=2)
     """Bootstrap resamples of the documents behind every interval."""
     seed: Seed = 0
@@ -73,8 +83,9 @@ class DriftMeasures(NamedTuple):
     trained: int  # positions that training knew
     context_length: int  # of the longer rows
     documents: int
-    octaves: list[Octave]
-    fve_change: Estimate  # beyond the trained positions less their last octave; n tokens beyond
+    octaves: list[Octave]  # of the longer rows
+    as_trained: Octave  # the tokens beyond, in rows of the trained length
+    fve_change: Estimate  # of the tokens beyond, less the same tokens as trained; n tokens
     l0_change: Estimate
 
 
@@ -97,42 +108,46 @@ def measure_drift(
     check_origin(dictionary, store, model, layer)
     if (clock := store.manifest.description.policies["clock"]) != "index":
         raise TemporalLensError(f"drift goes by the index in the row, and {store.folder} has the clock '{clock}': leave drift out")
-    longer, trained = longer_store(store, held_out, policy, cache), store.positions
-    seen = HeldOut(longer, np.arange(longer.sequences), cache)
-    errors = seen.errors(seen.encoded(dictionary))
-    documents = len(errors.tokens)
-    resamples = resampled_documents(documents, policy.resamples, np.random.default_rng(policy.seed))
-    weights = np.concatenate([np.ones((1, documents)), resamples])
-    runs = _runs(trained, longer.positions)
-    found = {run: _sums(errors, weights, *run) for run in (*runs, (trained, longer.positions))}
-    last, beyond = found[max(run for run in runs if run[1] <= trained)], found[trained, longer.positions]
+    read, trained = longer_store(store, held_out, policy, cache), store.positions
+    table, documents = read.sequence_table, np.unique(read.sequence_table.document)
+    resamples = resampled_documents(len(documents), policy.resamples, np.random.default_rng(policy.seed))
+    weights = np.concatenate([np.ones((1, len(documents))), resamples])
+    longer = np.bincount(table.whole, weights=table.length)[table.whole] > trained
+    entries = [np.flatnonzero(own) for own in (longer, ~longer)]
+    long, short = (
+        _Errors(errors_by_document(dictionary, read, own, cache), weights[:, np.isin(documents, table.document[own])]) for own in entries
+    )
+    later_half = _later_half(trained)
+    beyond, before = long.sums(trained, read.positions), short.sums(later_half, trained)
+    octaves = [_octave(*run, run[0] >= trained, long.sums(*run)) for run in _runs(trained, read.positions)]
     return DriftMeasures(
         trained=trained,
-        context_length=longer.positions,
-        documents=documents,
-        octaves=[
-            Octave(first, end - 1, first >= trained, _estimate(sums.fve, sums.tokens), _estimate(sums.l0, sums.tokens))
-            for (first, end), sums in ((run, found[run]) for run in runs)
-            if sums.tokens
-        ],
-        fve_change=_estimate(beyond.fve - last.fve, beyond.tokens),
-        l0_change=_estimate(beyond.l0 - last.l0, beyond.tokens),
+        context_length=read.positions,
+        documents=len(documents),
+        octaves=[octave for octave in octaves if octave.fve.n],
+        as_trained=_octave(later_half, trained, False, before),
+        fve_change=_estimate(beyond.fve - before.fve, beyond.tokens),
+        l0_change=_estimate(beyond.l0 - before.l0, beyond.tokens),
     )
 
 
 def longer_store(store: ActivationStore, held_out: Int[np.ndarray, " n"], policy: DriftPolicy, cache: Path) -> ActivationStore:
-    """The first tokens of held-out documents in one longer row each, as the harvest of `store` would have read them."""
-    key = {"store": store_fingerprint(store), "entries": held_out.tolist(), **policy.model_dump(include={"context_length", "documents"})}
-    folder = cache / "drift" / fingerprint(key)[:32]
+    """Held-out documents in longer rows, and the tokens that stand beyond the trained positions once more in rows that are no longer than
+    those of training, all read as the harvest of `store` would have read them."""
+    asked = policy.model_dump(include={"context_length", "documents", "rows_per_document"})
+    source = {"kind": "longer", "format": FORMAT, "store": store_fingerprint(store), "entries": held_out.tolist(), **asked, **machine()}
+    folder = cache / "drift" / fingerprint(source)[:32]
     if (folder / "manifest.json").exists():
         return ActivationStore(folder)
     harvest = harvest_of(store)
     network = open_model(harvest.model, harvest.layer, harvest.compute_dtype, harvest.revision)
     check_unchanged(network, store)
-    length = _length(policy, harvest, network)
-    texts = _texts(store, held_out, harvest, network, policy.documents)
-    as_read = {"context_length": length, "rows": "document", "rows_per_document": None, "max_tokens": None}
-    return harvest_policy([harvest.model_copy(update=as_read)], [folder], texts)[0]
+    longer = harvest.model_copy(update={"context_length": _length(policy, harvest, network)})
+    rows = _rows(store, held_out, longer, network, policy)
+    description = store.manifest.description
+    policies = {**description.policies, "context_length": longer.context_length}
+    description = description.model_copy(update={"source": source, "policies": policies, "positions": longer.context_length})
+    return read_rows(folder, description, network, longer, rows, "longer rows")
 
 
 def _length(policy: DriftPolicy, harvest: HarvestPolicy, network: LanguageModel) -> int:
@@ -146,19 +161,47 @@ def _length(policy: DriftPolicy, harvest: HarvestPolicy, network: LanguageModel)
     return length
 
 
-def _texts(store: ActivationStore, held_out: Int[np.ndarray, " n"], harvest: HarvestPolicy, network: LanguageModel, most: int) -> Corpus:
-    """Held-out documents that are longer than a trained row."""
+def _rows(
+    store: ActivationStore, held_out: Int[np.ndarray, " n"], longer: HarvestPolicy, network: LanguageModel, policy: DriftPolicy
+) -> list[TokenRow]:
+    """Longer rows of held-out documents, each followed by what it holds in rows of the trained length."""
+    trained, shape = store.positions, row_shape(network, longer.context_length, longer.bos, longer.rows)
+    rows = token_rows(network, _texts(store, held_out, longer, network, policy.documents), shape, longer.rows, starts=False)
+    long_enough = [row for row in rows if len(row.tokens) > trained]
+    documents = [list(group) for _, group in groupby(long_enough, key=lambda row: row.document[0])]
+    if len(documents) < 2:
+        raise TemporalLensError(
+            f"{len(documents)} of the held-out documents of {store.folder} give rows of more than {trained} tokens, the length of trained "
+            "rows: drift needs two that do"
+        )
+    most = min(policy.rows_per_document, longer.rows_per_document or policy.rows_per_document)
+    spread = [document[index] for document in documents for index in evenly_spaced(len(document), most)]
+    return [row for long in spread for row in (long, *as_trained(long, shape, trained))]
+
+
+def as_trained(row: TokenRow, shape: RowShape, trained: int) -> Iterator[TokenRow]:
+    """Every token of a longer row that stands beyond the trained positions, in the later half of a row of so many; the half before it
+    holds what goes before in the text."""
+    opening, closing = int(shape.opening is not None), int(shape.closing is not None)
+    half, length = trained - _later_half(trained), len(row.tokens)
+    for start in range(half, length - closing - trained + half, max(half - closing, 1)):
+        text = np.arange(start + opening, min(start + trained, length) - closing)
+        chosen = np.r_[0:opening, text, length - closing : length]
+        yield TokenRow(*(column[chosen] for column in row))
+
+
+def _later_half(trained: int) -> int:
+    """The first of the later half of the trained positions."""
+    return trained - trained // 2
+
+
+def _texts(store: ActivationStore, held_out: Int[np.ndarray, " n"], harvest: HarvestPolicy, network: LanguageModel, most: int) -> list[str]:
+    """Held-out documents that are longer than a trained row; of packed ones, any."""
     numbers = set(store.documents_of(held_out).tolist())
     read = enumerate(islice(_documents(_text_of(store, harvest), network), max(numbers) + 1))  # a harvest may have stopped early
     own = [document for number, document in read if number in numbers]
-    long_enough = [text for text, length in own if length > harvest.context_length]
-    if len(long_enough) < 2:
-        longest = max((length for _, length in own), default=0)
-        raise TemporalLensError(
-            f"the longest held-out document of {store.folder} has {longest} tokens: drift needs two of more than "
-            f"{harvest.context_length}, the length of trained rows"
-        )
-    return open_corpus([long_enough[index] for index in evenly_spaced(len(long_enough), most)])
+    long_enough = [text for text, length in own if length > store.positions or harvest.rows == "packed"]
+    return [long_enough[index] for index in evenly_spaced(len(long_enough), most)]
 
 
 def _documents(text: Corpus, network: LanguageModel) -> Iterator[tuple[str, int]]:
@@ -196,10 +239,21 @@ class _Sums(NamedTuple):
     tokens: int
 
 
-def _sums(errors: DocumentErrors, weights: Float[np.ndarray, "B1 D"], first: int, end: int) -> _Sums:
-    tokens, error, square, active = (values[:, first:end].sum(1) for values in (errors.tokens, errors.error, errors.square, errors.active))
-    fve = 1 - quotient(weights @ error, weights @ square)
-    return _Sums(fve, quotient(weights @ active, weights @ tokens), int(tokens.sum()))
+class _Errors(NamedTuple):
+    """Of some rows, with how often each of their documents counts: once, and in every resample."""
+
+    errors: DocumentErrors
+    weights: Float[np.ndarray, "B1 D"]
+
+    def sums(self, first: int, end: int) -> _Sums:
+        errors = (self.errors.tokens, self.errors.error, self.errors.square, self.errors.active)
+        tokens, error, square, active = (values[:, first:end].sum(1) for values in errors)
+        fve = 1 - quotient(self.weights @ error, self.weights @ square)
+        return _Sums(fve, quotient(self.weights @ active, self.weights @ tokens), int(tokens.sum()))
+
+
+def _octave(first: int, end: int, beyond: bool, sums: _Sums) -> Octave:
+    return Octave(first, end - 1, beyond, _estimate(sums.fve, sums.tokens), _estimate(sums.l0, sums.tokens))
 
 
 def _estimate(values: Float[np.ndarray, " B1"], tokens: int) -> Estimate:
@@ -212,18 +266,20 @@ def _of_subject(subject: Subject, policy: DriftPolicy) -> DriftMeasures:
 
 
 def tables(found: Mapping[str, DriftMeasures]) -> list[Table]:
-    """FVE and L0 by octave, and how they change where training ended."""
+    """FVE and L0 by octave, and how they change beyond where training ended."""
     rows = []
     for head, measured in found.items():
         rows += [
-            Row(f"{head}: {span(octave.first, octave.last)}{' (beyond)' if octave.beyond else ''}", [*_cells(octave.fve, octave.l0)])
+            Row(f"{head}: {span(octave.first, octave.last)}{' (beyond)' if octave.beyond else ''}", _cells(octave.fve, octave.l0))
             for octave in measured.octaves
         ]
-        rows.append(Row(f"{head}: beyond, less the last trained octave", _cells(measured.fve_change, measured.l0_change), summary=True))
+        again = measured.as_trained
+        rows.append(Row(f"{head}: the tokens beyond at {span(again.first, again.last)}", _cells(again.fve, again.l0)))
+        rows.append(Row(f"{head}: beyond, less the same tokens there", _cells(measured.fve_change, measured.l0_change), summary=True))
     first = next(iter(found.values()))
     note = (
         f"Held-out documents in rows of up to {first.context_length:,} tokens; trained rows had positions up to {first.trained - 1:,}. "
-        "Intervals are over documents."
+        "What stands beyond is read once more in rows of the trained length. Intervals are over documents."
     )
     return [Table("Beyond the trained context", ["dictionary: positions", "tokens", "FVE", "L0"], rows, note)]
 
@@ -235,7 +291,7 @@ def _cells(fve: Estimate, l0: Estimate) -> list[str]:
 SECTION = Section(
     name="drift",
     policy=DriftPolicy,
-    version=1,
+    version=2,
     measure=_of_subject,
     measures=DriftMeasures,
     reads_model=True,

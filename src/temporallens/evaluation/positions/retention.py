@@ -32,7 +32,7 @@ from temporallens.evaluation.positions.specialisation import (
 from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, half_samples, resampled_documents
 
 
-class Measured(NamedTuple):
+class Examined(NamedTuple):
     """One dictionary on held-out documents."""
 
     firings: Firings
@@ -40,7 +40,7 @@ class Measured(NamedTuple):
     errors: DocumentErrors
 
 
-class Pattern(NamedTuple):
+class ProfileRetention(NamedTuple):
     """How alike position profiles are, before and after; `before` and `after` are states, or seeds."""
 
     pairs: int  # features measured in both
@@ -55,7 +55,7 @@ class Pattern(NamedTuple):
 class Change(NamedTuple):
     """What became of a dictionary between two states of one training run."""
 
-    pattern: Pattern
+    pattern: ProfileRetention
     firing_overlap: Estimate  # Jaccard index of (token, feature) firings; n is how many there are before
     strength: Estimate  # of common firings, sum after over sum before; n is how many are common
     fve_before: float
@@ -72,18 +72,18 @@ class SeedAgreement(NamedTuple):
     measured: int  # features of the first
     matched: int  # those with a partner of cosine .9 or more among measured features of the other
     cosine: float | None  # mean over partners, however far apart
-    pattern: Pattern  # over all partners
-    pattern_matched: Pattern  # over matched ones; the others count as lost
+    pattern: ProfileRetention  # over all partners
+    pattern_matched: ProfileRetention  # over matched ones; the others count as lost
 
 
-def measure(dictionary: Dictionary, documents: HeldOut, policy: PositionsPolicy) -> Measured:
+def measure(dictionary: Dictionary, documents: HeldOut, policy: PositionsPolicy) -> Examined:
     """Everything that comparisons need of one dictionary."""
     encoded = documents.encoded(dictionary)
     firings = usual_positions(encoded.firings, policy.least_tokens)
-    return Measured(firings, measure_specialisation(firings, policy), documents.errors(encoded))
+    return Examined(firings, measure_specialisation(firings, policy), documents.errors(encoded))
 
 
-def compare_states(before: Measured, after: Measured, policy: PositionsPolicy) -> Change:
+def compare_states(before: Examined, after: Examined, policy: PositionsPolicy) -> Change:
     """Compare two states of one dictionary: soft and hard, or a snapshot and the end."""
     paired = np.intersect1d(before.specialisation.features.feature, after.specialisation.features.feature)
     times = resampled_documents(len(after.errors.tokens), policy.resamples, policy.generator(RESAMPLES))
@@ -104,7 +104,7 @@ def compare_states(before: Measured, after: Measured, policy: PositionsPolicy) -
     )
 
 
-def compare_seeds(first: tuple[Dictionary, Measured], second: tuple[Dictionary, Measured], policy: PositionsPolicy) -> SeedAgreement:
+def compare_seeds(first: tuple[Dictionary, Examined], second: tuple[Dictionary, Examined], policy: PositionsPolicy) -> SeedAgreement:
     """Compare dictionaries of two training seeds on the same documents."""
     (one, before), (other, after) = first, second
     rows, columns = before.specialisation.features.feature, after.specialisation.features.feature
@@ -121,15 +121,15 @@ def compare_seeds(first: tuple[Dictionary, Measured], second: tuple[Dictionary, 
 
 
 def compare_patterns(
-    before: Measured, after: Measured, left: Int64[np.ndarray, " n"], right: Int64[np.ndarray, " n"], policy: PositionsPolicy
-) -> Pattern:
+    before: Examined, after: Examined, left: Int64[np.ndarray, " n"], right: Int64[np.ndarray, " n"], policy: PositionsPolicy
+) -> ProfileRetention:
     """Compare features `left` of one dictionary with features `right` of another, pair by pair; all are measured features."""
     (was, was_again), (now, now_again) = _specialised(before.specialisation, left), _specialised(after.specialisation, right)
     everywhere = before.specialisation.resampled.sum(1)
     total = int(before.specialisation.specialised.sum())
     kept = np.divide((was_again & now_again).sum(1), everywhere, out=np.full(len(everywhere), np.nan), where=everywhere > 0)
     alike, alike_again = _profile_correlations(before.firings, after.firings, left, right, policy)
-    return Pattern(
+    return ProfileRetention(
         pairs=len(left),
         profile=_mean_estimate(alike, alike_again),
         profile_specialised=_mean_estimate(alike[was], alike_again[:, was]),

@@ -19,7 +19,7 @@ from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.positions.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
-from temporallens.evaluation.positions.retention import Change, Pattern, SeedAgreement, compare_seeds, compare_states, measure
+from temporallens.evaluation.positions.retention import Change, ProfileRetention, SeedAgreement, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate
@@ -161,7 +161,7 @@ def _kept_tables(found: Mapping[str, PositionMeasures]) -> list[Table]:
     return [Table("Position specialisation retention", columns, rows, note)] if rows else []
 
 
-def _kept_row(head: str, pattern: Pattern, change: Change | None) -> Row:
+def _kept_row(head: str, pattern: ProfileRetention, change: Change | None) -> Row:
     cells = [
         f"{pattern.pairs:,}",
         estimated(pattern.profile, 2),

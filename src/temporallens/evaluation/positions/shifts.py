@@ -42,7 +42,7 @@ class Trains(NamedTuple):
     feature: Int64[np.ndarray, " K"]  # ascending
     base: Int64[np.ndarray, " K"]  # where the feature's row begins in a flattened `[F, P]` table
     value: Float64[np.ndarray, " K"]
-    place: Int64[np.ndarray, " N"]  # number of each row's position
+    number: Int64[np.ndarray, " N"]  # number of each row's position
     sequence: Int64[np.ndarray, " N"]  # ascending
     document: Int64[np.ndarray, " N"]
     features: int
@@ -109,14 +109,14 @@ def trains_of(firings: Firings, features: Int[np.ndarray, " F"]) -> Trains:
     feature = number[firings.feature]
     kept = np.flatnonzero(feature >= 0)
     order = kept[np.argsort(feature[kept], kind="stable")]
-    positions, place = np.unique(firings.position, return_inverse=True)
+    positions, position = np.unique(firings.position, return_inverse=True)
     documents, document = np.unique(firings.document, return_inverse=True)
     return Trains(
         row=firings.row[order].astype(np.int64),
         feature=feature[order],
         base=feature[order] * len(positions),
         value=firings.value[order].astype(np.float64),
-        place=place,
+        number=position,
         sequence=np.cumsum(np.diff(firings.stretch, prepend=firings.stretch[:1]) != 0),
         document=document,
         features=len(features),
@@ -127,7 +127,7 @@ def trains_of(firings: Firings, features: Int[np.ndarray, " F"]) -> Trains:
 
 def score(trains: Trains) -> Scores:
     """What firings say about position as they are."""
-    return _score_at(trains, trains.place, squares_of(trains))
+    return _score_at(trains, trains.number, squares_of(trains))
 
 
 def squares_of(trains: Trains) -> Float64[np.ndarray, " F"]:
@@ -139,8 +139,8 @@ def draw_null(trains: Trains, draws: int, generator: np.random.Generator) -> Nul
     """`draws` times what chance gives."""
     found, total = np.empty((draws, trains.features)), np.zeros((len(Scores._fields), trains.features))
     squares = squares_of(trains)
-    for draw, place in enumerate(_turned(trains, draws, generator)):
-        scores = _score_at(trains, place, squares)
+    for draw, number in enumerate(_turned(trains, draws, generator)):
+        scores = _score_at(trains, number, squares)
         found[draw] = scores.information
         total += np.stack(scores)
     return Null(found, Scores(*(total / draws)))
@@ -155,8 +155,8 @@ def judge_positions(
     again = (p <= PROMISING) & (p > SMALLEST)
     if again.any():
         part = trains.of_features(again)
-        count = np.bincount(part.place, minlength=part.positions)
-        draws = np.stack([information(_fired(part, cells(part, place)), count) for place in _turned(part, further, generator)])
+        count = np.bincount(part.number, minlength=part.positions)
+        draws = np.stack([information(_fired(part, cells(part, number)), count) for number in _turned(part, further, generator)])
         p[again], better = _judge(found[again], draws)
         for values, new in zip(tail, better, strict=True):
             values[again] = new
@@ -195,9 +195,9 @@ def eta2(mass: Float64[np.ndarray, "F P"], count: Int64[np.ndarray, " P"], squar
     return np.divide(between, total, out=np.zeros(len(mass)), where=total > 0)
 
 
-def cells(trains: Trains, place: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " K"]:
-    """Where every firing falls in a flattened `[F, P]` table, were the rows at the positions `place`."""
-    return trains.base + place[trains.row]
+def cells(trains: Trains, number: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " K"]:
+    """Where every firing falls in a flattened `[F, P]` table, were the rows at the positions `number`."""
+    return trains.base + number[trains.row]
 
 
 def by_position(trains: Trains, cell: Int64[np.ndarray, " K"], weight: Float64[np.ndarray, " K"]) -> Float64[np.ndarray, "F P"]:
@@ -210,9 +210,9 @@ def _fired(trains: Trains, cell: Int64[np.ndarray, " K"]) -> Int64[np.ndarray, "
     return np.bincount(cell, minlength=trains.features * trains.positions).reshape(trains.features, trains.positions)
 
 
-def _score_at(trains: Trains, place: Int64[np.ndarray, " N"], squares: Float64[np.ndarray, " F"]) -> Scores:
-    """Scores, were the rows at the positions `place`."""
-    cell, count = cells(trains, place), np.bincount(trains.place, minlength=trains.positions)
+def _score_at(trains: Trains, number: Int64[np.ndarray, " N"], squares: Float64[np.ndarray, " F"]) -> Scores:
+    """Scores, were the rows at the positions `number`."""
+    cell, count = cells(trains, number), np.bincount(trains.number, minlength=trains.positions)
     mass = by_position(trains, cell, trains.value)
     return Scores(information(_fired(trains, cell), count), specialisation(mass, count), eta2(mass, count, squares))
 
@@ -224,7 +224,7 @@ def _turned(trains: Trains, draws: int, generator: np.random.Generator) -> Itera
     turn, length = np.arange(len(trains.sequence)) - first, lengths[trains.sequence]
     for _ in range(draws):
         offset = generator.integers(0, lengths)[trains.sequence]
-        yield trains.place[first + (turn + offset) % length]
+        yield trains.number[first + (turn + offset) % length]
 
 
 def _judge(found: Float64[np.ndarray, " F"], draws: Float64[np.ndarray, "R F"]) -> Judgement:

@@ -221,13 +221,13 @@ def document_tables(trains: Trains) -> DocumentTables:
     """What each document adds to counts and sums."""
     documents, features, positions = trains.documents, trains.features, trains.positions
     of_firing = trains.document[trains.row]
-    cell = of_firing * (features * positions) + cells(trains, trains.place)
+    cell = of_firing * (features * positions) + cells(trains, trains.number)
 
     def summed(cell: np.ndarray, weight: np.ndarray | None, *shape: int) -> np.ndarray:
         return np.bincount(cell, weights=weight, minlength=math.prod(shape)).astype(np.float64).reshape(shape)
 
     return DocumentTables(
-        count=summed(trains.document * positions + trains.place, None, documents, positions),
+        count=summed(trains.document * positions + trains.number, None, documents, positions),
         fired=summed(cell, None, documents, features, positions),
         mass=summed(cell, trains.value, documents, features, positions),
         squares=summed(of_firing * features + trains.feature, trains.value**2, documents, features),
