@@ -35,6 +35,7 @@ from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.frontier import draw_frontier
+from temporallens.figures.known import draw_known, expecting
 from temporallens.figures.masks import NO_SOFT, draw_masks
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.position_weights import draw_position_weights
@@ -86,6 +87,8 @@ def pictures_of(folder: Path, results: Results) -> list[Picture]:
     if results.scans:
         pictures.append(Picture("scan", "Where position lives", lambda: draw_scan(list(results.scans.values()))))
     pictures.append(Picture("frontier", "FVE against L0", lambda: draw_frontier(results)))
+    if expecting(results) and any(comparison.baselines for comparison in results.comparison.values()):
+        pictures.append(Picture("known", "Codes needed, known beforehand", lambda: draw_known(results)))
     for entry in sorted(results.activations, key=lambda name: name != first.activations):
         suffix = "" if entry == first.activations else f"-{entry}"
         pictures += files.of_entry(entry, suffix)
