@@ -72,7 +72,7 @@ class Finishing:
         without = left_out(self.store, self.train)
         if without.any():
             others = self.expectations.of(arm, ~without)
-            measure_thresholds(dictionary, self.store, self.train[without], inputs, others)
+            measure_thresholds(dictionary, self.store, self.train[without], inputs, others, self.policy.batch_size)
 
     def save_snapshots(self, trainees: list[Trainee], steps: int, checkpoint: Path) -> None:
         """Calibrate and save the snapshots that were taken after so many steps."""

@@ -26,7 +26,8 @@ from temporallens.training.objective import Inputs
 from temporallens.training.views import without_itself
 
 SEQUENCES = 512
-"""Training sequences that maps are fitted on: 65,000 rows of 128, for maps of a few hundred thousand numbers that ridge keeps in bounds."""
+"""Sequences that maps are fitted on, and thresholds measured: 65,000 rows of 128, for maps of a few hundred thousand numbers that ridge
+keeps in bounds."""
 
 ROUNDS = 2
 """Of walking and fitting: the second sees reconstructions that the first one's maps are part of."""
@@ -55,25 +56,40 @@ def left_out(store: ActivationStore, train: Int[np.ndarray, " n"]) -> Bool[np.nd
 
 @torch.no_grad()
 def measure_thresholds(
-    dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndarray, " n"], inputs: Inputs, others: Expectation | None
+    dictionary: Dictionary,
+    store: ActivationStore,
+    entries: Int[np.ndarray, " n"],
+    inputs: Inputs,
+    others: Expectation | None,
+    batch_size: int,
 ) -> None:
     """Measure the thresholds of a dictionary in the units of training on documents that `others`, like its tables but fitted without
-    these, know nothing of."""
+    these, know nothing of; in batches that mix them, as those of training do."""
     own, dictionary.expectation = dictionary.expectation, others
-    for rows in sequential(store, entries):
-        x, position, context, kept = _on(inputs, rows)
-        left = dictionary.prepared(x, position, context)[kept]
-        order = position[kept].argsort(stable=True)
-        dictionary.finish(left[order], position[kept][order])
+    left, position = [], []
+    for rows in sequential(store, _spread(entries)):
+        chunk = _on(inputs, rows)
+        left.append(dictionary.prepared(chunk.x, chunk.position, chunk.context)[chunk.kept])
+        position.append(chunk.position[chunk.kept])
+    x, at = torch.cat(left), torch.cat(position)
+    mixed = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    for batch in mixed.split(batch_size)[: max(1, len(mixed) // batch_size)]:
+        ordered = batch[at[batch].argsort(stable=True)]
+        dictionary.finish(x[ordered], at[ordered])
     dictionary.finished()
     dictionary.expectation = own
+
+
+def _spread(entries: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+    """At most so many entries as bound time and memory, evenly spaced."""
+    return entries[np.linspace(0, len(entries) - 1, min(SEQUENCES, len(entries)), dtype=np.int64)]
 
 
 @torch.no_grad()
 def fit_past(dictionary: Dictionary, store: ActivationStore, train: Int[np.ndarray, " n"], inputs: Inputs) -> None:
     """Fit the maps of a dictionary in the units of training."""
     assert dictionary.past_map is not None
-    chosen = train[np.linspace(0, len(train) - 1, min(SEQUENCES, len(train)), dtype=np.int64)]
+    chosen = _spread(train)
     width = len(dictionary.past_map)
     for _ in range(ROUNDS):
         gram = torch.zeros(width, width, dtype=torch.float64, device=dictionary.past_map.device)
