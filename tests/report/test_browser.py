@@ -197,3 +197,9 @@ def test_4608_features_stay_small() -> None:
     for name in ("firings", "mean", "rate", "low", "high", "open", "contexts"):
         one[name] = (one[name] * 39)[:4608]
     assert len(packed(Browsed("large", one, None, None))) < 4e6
+
+
+def test_what_is_known_of_tokens_has_columns_of_its_own():
+    tokens = {"purities": [0.25] * (FEATURES - 1) + [None], "persistences": [0.5] * FEATURES}
+    columns = json.loads(packed(Browsed("plain", table(False), None, None, tokens)).replace("\\u003c", "<"))["columns"]
+    assert columns == {"purity": tokens["purities"], "persistence": tokens["persistences"]}

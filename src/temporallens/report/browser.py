@@ -25,6 +25,7 @@ class Browsed(NamedTuple):
     features: Content  # `measures/features`
     positions: Content | None  # `measures/positions`
     clusters: Content | None  # `measures/clusters`
+    tokens: Content | None = None  # `measures/tokens`
 
 
 def packed(browsed: Browsed) -> str:
@@ -76,4 +77,6 @@ def _columns(browsed: Browsed, features: int) -> dict[str, list[float | None]]:
             found[name] = column
     if browsed.clusters is not None and browsed.clusters["clusters"] is not None:
         found["cluster"] = list(browsed.clusters["labels"])
+    if browsed.tokens is not None:
+        found |= {name: list(browsed.tokens[of]) for name, of in (("purity", "purities"), ("persistence", "persistences"))}
     return found

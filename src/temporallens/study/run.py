@@ -291,7 +291,7 @@ def browsed_in(run: Run, results: Sequence[RunResult]) -> list[Browsed]:
     found = []
     for result in results:
         if (features := read(result, "features")) is not None:
-            found.append(Browsed(result.id.title, features, read(result, "positions"), read(result, "clusters")))
+            found.append(Browsed(result.id.title, features, *(read(result, name) for name in ("positions", "clusters", "tokens"))))
     return found
 
 

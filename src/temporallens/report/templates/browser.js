@@ -57,6 +57,8 @@
     { key: "specialisation", title: "specialisation", show: short, up: false, of: (data) => data.columns.specialisation },
     { key: "information", title: "information, bits", show: short, up: false, of: (data) => data.columns.information },
     { key: "q", title: "q", show: short, up: true, of: (data) => data.columns.q },
+    { key: "purity", title: "on one token", show: percent, up: false, of: (data) => data.columns.purity },
+    { key: "persistence", title: "fired before, too", show: percent, up: false, of: (data) => data.columns.persistence },
     { key: "openness", title: "open", show: percent, up: true, of: (data) => data.openness },
     { key: "cluster", title: "cluster", show: (value) => (value < 0 ? "scattered" : String(value + 1)), up: true, of: (data) => data.columns.cluster },
   ];
