@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import harvest, memory, openness, scaling, training_step
+from benchmarks import expectations, harvest, memory, openness, scaling, training_step
 from benchmarks.report import as_text, write_docs
 from benchmarks.timing import Section, Settings, Sizes, busy, processor
 
 SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "training_step": training_step.measure,
     "openness": openness.measure,
+    "expectations": expectations.measure,
     "scaling": scaling.measure,
     "memory": memory.measure,
     "harvest": harvest.measure,
