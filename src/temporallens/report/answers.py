@@ -50,6 +50,8 @@ Runs = Sequence[RunResult]
 
 def after(layer: int | str | None) -> str:
     """Where in a model a layer's activations are."""
+    if isinstance(layer, str) and layer != "embed" and not layer.isdigit():  # the name of a hook
+        return f"at {layer}"
     return "of the embedding" if layer == "embed" else f"after layer {layer}"
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from temporallens.activations.language.corpora import folder_content
 from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.language.hooks import block_of
 from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.evaluation.sections import SECTIONS
@@ -115,7 +116,7 @@ def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     tokens, sizes = harvest_tokens(policy), model_sizes(policy.model)
     if tokens is None or sizes is None:
         return Amount(tokens, None, None)
-    blocks = 0 if policy.layer == "embed" else policy.layer + 1
+    blocks = block_of(policy.layer) + 1
     element = 4 if policy.dtype == "float32" else 2
     seconds = tokens * blocks * speeds.block(sizes, precision(policy.precision)) if blocks else 0.0
     seconds += LOADING_SECONDS + (_text_size(policy)[0] or tokens) / TOKENISED_PER_SECOND

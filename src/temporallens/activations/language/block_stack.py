@@ -2,22 +2,23 @@
 
 Blocks are the largest list of modules that is as long as the model is deep. A network is always built whole, and what stands above the
 wanted block is dropped before weights are read: the number of layers in its configuration stays, since some models scale or share by it.
-A stream is `[B, S, D]` here, in whatever form a block hands it on (alone, first of a tuple or list, `[S, B, D]`).
+A stream is `[B, S, D]` here, in whatever form a block hands it on (alone, first of a tuple or list, `[S, B, D]`), and so is what a
+block adds to it, in whatever form the module that gives it does (`[B * S, D]`, too).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from temporallens.activations.language.hooks import Layer, block_of, hook_of
 from temporallens.errors import TemporalLensError
 
 Network = Any  # transformers' PreTrainedModel
-Layer = int | Literal["embed"]
 Streams = dict[Layer, Tensor]
 
 
@@ -69,6 +70,7 @@ class BlockStack:
         self.blocks = blocks
         self.transposed = False  # whether blocks hand on [S, B, D]
         self.wrapper: type | None = None  # what they wrap the stream in: tuple or list
+        self.adding: dict[Layer, str] = {}  # by hook, the module of its block that gives it, once that is known
         self.width: int = network.config.get_text_config().hidden_size
 
     @property
@@ -84,13 +86,12 @@ class BlockStack:
         return next(self.blocks.parameters()).dtype
 
     def streams(self, arguments: dict[str, Any], layers: Sequence[Layer]) -> Streams:
-        """The stream at each of `layers` in a forward pass that stops at the last of them."""
+        """The stream, or what is added to it, at each of `layers` in a forward pass that stops at the last of them."""
         streams: Streams = {}
-        deepest = max((layer for layer in layers if layer != "embed"), default=-1)
 
         def keep(layer: Layer, stream: Tensor) -> None:
             streams[layer] = stream
-            if layer == deepest or deepest < 0:
+            if streams.keys() >= set(layers):
                 raise _WantedBlocksDone
 
         with self.watched(keep, layers), torch.no_grad(), suppress(_WantedBlocksDone):
@@ -100,9 +101,7 @@ class BlockStack:
     @contextmanager
     def watched(self, see: Callable[[Layer, Float[Tensor, "B S D"]], None], layers: Sequence[Layer]) -> Iterator[None]:
         """Let `see` have the stream at each of `layers` in the passes made meanwhile."""
-        hooks = [self.after(layer, partial(see, layer)) for layer in layers if layer != "embed"]
-        if "embed" in layers:
-            hooks.append(self.before(0, partial(see, "embed")))
+        hooks = [hook for layer in layers for hook in self.at(layer, partial(see, layer))]
         try:
             yield
         finally:
@@ -112,16 +111,17 @@ class BlockStack:
     @contextmanager
     def replaced(self, stream: Float[Tensor, "B S D"], layer: Layer) -> Iterator[None]:
         """Let `stream` take the place of what stands at `layer` in the passes made meanwhile."""
-        hook = self.before(0, lambda _: stream) if layer == "embed" else self.after(layer, lambda _: stream)
+        hooks = self.at(layer, lambda _: stream)
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def skipped(self, stream: Float[Tensor, "B S D"], layer: Layer) -> Iterator[None]:
         """The same without running the blocks up to `layer`, whose stream is then all that those above get from them."""
-        blocks = [] if layer == "embed" else list(self.blocks[: layer + 1])
+        blocks = list(self.blocks[: block_of(layer) + 1])
         given = self._turned(stream)
         output = given if self.wrapper is None else self.wrapper([given])
         try:
@@ -135,6 +135,25 @@ class BlockStack:
 
     def _turned(self, stream: Tensor) -> Tensor:
         return stream.transpose(0, 1) if self.transposed else stream
+
+    def as_stream(self, values: Tensor, stream: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """What a module inside a block gives where `stream` enters the block."""
+        return self._turned(values.reshape(self._turned(stream).shape))
+
+    def at(self, layer: Layer, use: Callable[[Tensor], Tensor | None]) -> list[Any]:
+        """Hooks on what stands at `layer`; what `use` returns takes its place."""
+        hook = hook_of(layer)
+        if hook is None:
+            return [self.before(0, use) if layer == "embed" else self.after(block_of(layer), use)]
+        entered: list[Tensor] = []
+        module = self.blocks[hook.block].get_submodule(self.adding[layer])
+
+        def within(values: Tensor) -> Tensor | None:
+            stream = use(self.as_stream(values, entered[0]).clone())  # some blocks go on in place
+            return None if stream is None else self._turned(stream).reshape(values.shape).clone()
+
+        entering = self.before(hook.block, lambda stream: entered.__setitem__(slice(None), [stream]))
+        return [entering, _on_output(module, within)]
 
     def before(self, number: int, use: Callable[[Tensor], Tensor | None]) -> Any:
         """A hook on what block `number` is given; what `use` returns takes its place."""
@@ -151,12 +170,21 @@ class BlockStack:
     def after(self, number: int, use: Callable[[Tensor], Tensor | None]) -> Any:
         """A hook on what block `number` gives; what `use` returns takes its place."""
 
-        def hook(block: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-            several = isinstance(output, tuple | list)
-            stream = use(self._turned(output[0] if several else output))
-            if stream is None:
-                return None
-            given = self._turned(stream)
-            return type(output)([given, *output[1:]]) if several else given
+        def turned(values: Tensor) -> Tensor | None:
+            stream = use(self._turned(values))
+            return None if stream is None else self._turned(stream)
 
-        return self.blocks[number].register_forward_hook(hook)
+        return _on_output(self.blocks[number], turned)
+
+
+def _on_output(module: nn.Module, use: Callable[[Tensor], Tensor | None]) -> Any:
+    """A hook on what `module` gives, or the first of it; what `use` returns takes its place."""
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        several = isinstance(output, tuple | list)
+        given = use(output[0] if several else output)
+        if given is None:
+            return None
+        return type(output)([given, *output[1:]]) if several else given
+
+    return module.register_forward_hook(hook)

@@ -8,6 +8,7 @@ never interrupted. One thread writes while the model computes.
 """
 
 import itertools
+import operator
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named
 from temporallens.activations.language.corpora import Corpus, at_commit, open_corpus
+from temporallens.activations.language.hooks import SITES, Layer, block_of, layer_named, site_of
 from temporallens.activations.language.model_files import same_content
-from temporallens.activations.language.models import LanguageModel, Layer
+from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
@@ -52,7 +54,9 @@ class HarvestPolicy(Settings):
     model: str
     """A shipped name (smollm2-135m, minilm-l6), a hub name, a directory, or a .gguf file."""
     layer: Layer
-    """The residual stream after this block, counted from 0, or `embed`: the stream before block 0."""
+    """The residual stream after this block, counted from 0, or `embed`: the stream before block 0. In its place `hook` takes any name
+    of a place, such as `blocks.12.hook_mlp_out` or `model.layers.12.mlp`, and beside a number what is read there: `resid_pre`,
+    `resid_post`, `attn_out` or `mlp_out`."""
     revision: str | None = None
     """The hub's branch, tag or commit; None: its main branch."""
     text: str = "sotu"
@@ -84,6 +88,31 @@ class HarvestPolicy(Settings):
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively and the store holds no more, else float32."""
     batch_size: int = Field(32, ge=1)
     """Rows in a forward pass; changes nothing but the time and the last bits."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, fields: Any) -> Any:
+        """`hook` is another way to say `layer`."""
+        if not isinstance(fields, dict) or "hook" not in fields:
+            return fields
+        hook, layer = fields["hook"], fields.get("layer")
+        if layer is None and isinstance(hook, str):
+            place = hook
+        elif hook in SITES and isinstance(layer, SupportsIndex):
+            place = f"blocks.{operator.index(layer)}.hook_{hook}"
+        else:
+            raise ValueError(
+                f"hook {hook!r}, layer {layer!r}: hook is the name of a place, or beside a layer's number one of {', '.join(SITES)}"
+            )
+        return {name: value for name, value in fields.items() if name != "hook"} | {"layer": place}
+
+    @field_validator("layer")
+    @classmethod
+    def _known_layer(cls, layer: Layer) -> Layer:
+        try:
+            return layer_named(layer) if isinstance(layer, str) else layer
+        except TemporalLensError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("clock")
     @classmethod
@@ -152,7 +181,7 @@ def harvest(
     out: str | Path,
     **policy: Any,
 ) -> ActivationStore | dict[Layer, ActivationStore]:
-    """Harvest the residual stream of `model` at `layer` over `texts` into the folder `out`; `policy` has the fields of HarvestPolicy.
+    """Harvest the activations of `model` at `layer` over `texts` into the folder `out`; `policy` has the fields of HarvestPolicy.
 
     For a list of layers, each gets its own store, in `out/layer-<n>`, all from one pass, and a dictionary of stores is returned.
     A finished harvest with the same settings is opened instead of repeated; an interrupted one goes on. Texts of an iterator are never
@@ -190,7 +219,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     text = corpus or open_corpus(policy.text, policy.column, policy.split)
     if text.fingerprint is None:
         _refuse_stores_of_other_texts(text, outs)
-    deepest = max((one.layer for one in policies), key=lambda layer: -1 if layer == "embed" else layer)
+    deepest = max((one.layer for one in policies), key=block_of)
     model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
     clock = CLOCKS[policy.clock]
@@ -207,14 +236,15 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
 
 def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> StoreDescription:
     """What the store says about itself: stores of equal descriptions hold equal bytes."""
+    layer = model.named(policy.layer)
     return StoreDescription(
         source={
             "kind": "model",
             "model": policy.model,
             "revision": model.revision,
             "row_tokens": model.row_tokens,
-            "layer": policy.layer,
-            "hook": "embed" if policy.layer == "embed" else "resid_post",
+            "layer": layer,
+            "hook": site_of(layer),
             "layers_total": model.layers,
             "encoder": model.is_encoder,
             "tokenizer_sha256": model.tokenizer_sha256,

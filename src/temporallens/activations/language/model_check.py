@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from temporallens.activations.language.block_stack import BlockStack, Layer, Streams
+from temporallens.activations.language.block_stack import BlockStack, Streams
+from temporallens.activations.language.hooks import Layer
 from temporallens.errors import TemporalLensError, first_line
 
 Side = Literal["right", "left"]
@@ -105,11 +106,16 @@ def _lowest_in_float32(stack: BlockStack) -> Iterator[list[Layer]]:
 
 def _probe(stack: BlockStack, special: set[int], padding: int) -> _Probe:
     """Tokens that stand for text, as far as the vocabulary has enough of them."""
-    ordinary = _ordinary_tokens(stack, special)
-    picked = torch.tensor([ordinary[number * len(ordinary) // (2 * LONG)] for number in range(2 * LONG)], device=stack.device)
-    rows = torch.stack([picked[:LONG], torch.cat([picked[:1], picked[LONG + 1 :]])])
+    rows = probe_rows(stack, special)
     odd = torch.tensor([token for token in sorted(special) if token < embedded_tokens(stack)][: LONG - 1], dtype=torch.long)
-    return _Probe(rows, picked[1 : 1 + SHORT], odd.to(stack.device), padding)
+    return _Probe(rows, rows[0, 1 : 1 + SHORT], odd.to(stack.device), padding)
+
+
+def probe_rows(stack: BlockStack, special: Iterable[int]) -> Int[Tensor, "2 S"]:
+    """Rows of ordinary tokens, as far as the vocabulary has enough of them; both begin with the same."""
+    ordinary = _ordinary_tokens(stack, set(special))
+    picked = torch.tensor([ordinary[number * len(ordinary) // (2 * LONG)] for number in range(2 * LONG)], device=stack.device)
+    return torch.stack([picked[:LONG], torch.cat([picked[:1], picked[LONG + 1 :]])])
 
 
 def _ordinary_tokens(stack: BlockStack, special: set[int]) -> list[int]:

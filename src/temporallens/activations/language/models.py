@@ -1,7 +1,8 @@
 """Language models as sources of residual streams: loaded only up to the layer that is wanted, read with forward hooks.
 
 Any transformer of transformers will do, causal or encoder, whose blocks hand on one stream (`model_check` asks it a few tokens when it
-is loaded). Layers are counted from 0 and named by their output (`resid_post`); `embed` is the stream that enters block 0. Blocks above
+is loaded). Layers are counted from 0 and named by their output (`resid_post`); `embed` is the stream that enters block 0; what a block
+adds to the stream is read at its hooks (`hooks.py`). Blocks above
 the wanted depth are dropped before the weights are read, and the forward pass stops at the last wanted block: no final norm, no head.
 A model that was loaded whole can go on from a stream that it is given.
 """
@@ -18,8 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.clocks import Tokenizer
-from temporallens.activations.language.block_stack import BlockStack, Layer, Streams
+from temporallens.activations.language.additions import Addition, additions_of
+from temporallens.activations.language.block_stack import BlockStack, Streams
 from temporallens.activations.language.boundaries import Spans, spans_of
+from temporallens.activations.language.hooks import Hook, Layer, block_of, hook_of
 from temporallens.activations.language.model_check import (
     NOT_RUN,
     DoesNotRunError,
@@ -28,6 +31,7 @@ from temporallens.activations.language.model_check import (
     embedded_tokens,
     longest_row,
     padded_arguments,
+    probe_rows,
 )
 from temporallens.activations.language.model_files import (
     Networks,
@@ -58,7 +62,7 @@ def check_encodable(texts: Sequence[str]) -> None:
 
 def check_layer(layer: Layer, layers: int, title: str) -> None:
     """Raise TemporalLensError unless a model of `layers` layers has `layer`."""
-    if layer == "embed" or (isinstance(layer, int) and 0 <= layer < layers):
+    if layer == "embed" or (isinstance(layer, int | str) and 0 <= block_of(layer) < layers):
         return
     raise TemporalLensError(f"layer {layer} is out of range: {title} has layers 0 to {layers - 1}")
 
@@ -82,6 +86,7 @@ class LanguageModel:
         self._traits = check_network(self._stack, self.title, takes_positions, special, self.padding_token)
         del self._stack.blocks[kept:]
         self.width = self._stack.width
+        self._additions: dict[int, list[Addition]] = {}  # by block
         self._skips: dict[Layer, bool] = {}  # by layer, whether what is continued there can leave out the blocks below
         for limit in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
             limit()  # rows are cut and padded here, by policy
@@ -110,7 +115,7 @@ class LanguageModel:
         kept = layers
         if up_to is not None:
             check_layer(up_to, layers, source.title)
-            kept = 1 if up_to == "embed" else up_to + 1
+            kept = max(1, block_of(up_to) + 1)
         pinned, tokenizer = source._replace(revision=content_pin(source, config)), tokenizer_of(source)
 
         def opened(used: Precision) -> LanguageModel:
@@ -223,10 +228,10 @@ class LanguageModel:
     def residuals(
         self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"], layers: Sequence[Layer]
     ) -> dict[Layer, Float[Tensor, "B S D"]]:
-        """The residual stream at each of `layers`, in the model's dtype; what it holds where `mask` is False has no meaning.
+        """The stream, or what is added to it, at each of `layers`, in the model's dtype; where `mask` is False it has no meaning.
 
         Padding may stand on either side. Where it would change what the model gives, rows of one length are run together instead.
-        Raises TemporalLensError for a layer that was not loaded, and for a token that the model does not know.
+        Raises TemporalLensError for a layer that was not loaded, a hook that its block has not, and a token that the model does not know.
         """
         for layer in layers:
             self._check_loaded(layer)
@@ -266,7 +271,7 @@ class LanguageModel:
         self._check_loaded(layer)
         self._check_known(tokens)
         if layer not in self._skips:
-            self._skips[layer] = self._can_skip(layer)
+            self._skips[layer] = hook_of(layer) is None and self._can_skip(layer)
         enter = self._stack.skipped if self._skips[layer] else self._stack.replaced
         batch = _Batch(tokens.to(self.device), mask.to(self.device), stream.to(self.device, self.dtype))
 
@@ -338,8 +343,34 @@ class LanguageModel:
 
     def _check_loaded(self, layer: Layer) -> None:
         check_layer(layer, self.layers, self.title)
-        if layer != "embed" and layer >= len(self._stack.blocks):
+        if block_of(layer) >= len(self._stack.blocks):
             raise TemporalLensError(f"layer {layer} was not loaded: {self.title} was loaded up to layer {len(self._stack.blocks) - 1}")
+        hook = hook_of(layer)
+        if hook is not None and layer not in self._stack.adding:
+            self._stack.adding[layer] = self._addition(hook).modules[0]
+
+    def named(self, layer: Layer) -> Layer:
+        """`layer` by its one name, where it is named by a module. Raises TemporalLensError for a hook that its block has not."""
+        hook = hook_of(layer)
+        return layer if hook is None else str(Hook(hook.block, str(self._addition(hook).site)))
+
+    def additions(self, number: int) -> list[Addition]:
+        """What block `number` adds to the stream, as far as that is proven."""
+        if number not in self._additions:
+            self._additions[number] = additions_of(self._stack, number, probe_rows(self._stack, self.tokenizer.all_special_ids))
+        return self._additions[number]
+
+    def _addition(self, hook: Hook) -> Addition:
+        """What stands at `hook`. Raises TemporalLensError where its block adds no such thing."""
+        found = self.additions(hook.block)
+        own = [addition for addition in found if addition.site == hook.site or (addition.site and hook.site in addition.modules)]
+        if len(own) == 1:
+            return own[0]
+        added = [f"{one.modules[0]} ({str(Hook(hook.block, one.site)) if one.site else 'neither attention nor an MLP'})" for one in found]
+        raise TemporalLensError(
+            f"{self.title} cannot be read at {hook}: what its block {hook.block} adds to the residual stream "
+            + (f"is given by {' and by '.join(added)}" if found else "is not what any of its modules give, so that it cannot be told apart")
+        )
 
     def _check_known(self, tokens: Int[Tensor, "B S"]) -> None:
         """Raise TemporalLensError for a token without an embedding."""
