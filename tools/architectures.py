@@ -4,13 +4,15 @@
     python -m tools.architectures llama xlnet # prints the rows of these
 
 Every causal language model and every encoder that can be made small from its configuration is harvested, scanned and spliced into. What
-is stored must be what the model gives for each row alone, whatever rows stand beside it; what is not read is refused in a sentence.
+is stored must be what the model gives for each row alone, whatever rows stand beside it; what is not read is refused in a sentence. The
+same holds for what its blocks add to the stream, where that is told apart.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -25,8 +27,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from temporallens.activations.language import models
-from temporallens.activations.language.block_stack import Layer
+from temporallens.activations.language.block_stack import block_list, text_stack
 from temporallens.activations.language.harvest import harvest
+from temporallens.activations.language.hooks import Hook, Layer, Site, block_of
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
@@ -125,13 +128,14 @@ class Row(NamedTuple):
     padded: str = ""  # sides on which rows are padded; others are run by rows of one length
     positions: str = ""  # id of a row's first position, where ids are given
     continued: str = ""  # how it goes on from a stream
+    attention: str = ""  # modules that give what a block's attention adds to the stream
+    mlp: str = ""  # and what its MLP adds
     difference: float = 0.0  # largest, of anything, from a plain pass
 
     @property
     def line(self) -> str:
         """Of the table that it belongs to."""
-        cells = (self.kind, self.read, self.padded, self.positions, self.continued) if self.padded else (self.kind, self.read)
-        return f"| {' | '.join(cells)} |"
+        return f"| {' | '.join(self[:-1] if self.padded else self[:2])} |"
 
 
 KINDS = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES} - NOT_SMALL)
@@ -202,14 +206,16 @@ def _compared(kind: str, folder: Path) -> Row:
     except TemporalLensError as error:
         return Row(kind, str(error).replace(name, "the folder").replace("model ", "", 1).strip())
     plain = AutoModel.from_pretrained(name).eval()
-    differences = [*_harvested(plain, folder), _scanned(plain, name), *_continued(model)]
+    differences = [*_harvested(plain, folder), _scanned(plain, name), *_continued(model), *_added(plain, model)]
     traits = model._traits
     return Row(
         kind,
         "encoder" if traits.encoder else "causal",
         " and ".join(sorted(traits.padded, reverse=True)) or "no side",
         "" if traits.first_position is None else str(traits.first_position),
-        "above the layer" if all(model._skips.values()) else "whole pass",
+        "above the layer" if all(model._skips[layer] for layer in COMPARED) else "whole pass",
+        _adding(model, "attn_out"),
+        _adding(model, "mlp_out"),
         max(differences),
     )
 
@@ -281,16 +287,48 @@ def _continued(model: LanguageModel) -> Iterator[float]:
     with torch.no_grad():
         whole = (model._whole if model.has_head else model._stack.network)(input_ids=tokens)
     expected = whole.logits if model.has_head else whole.last_hidden_state
-    for layer in (*COMPARED, LAYERS - 1):
+    for layer in (*COMPARED, LAYERS - 1, *_hooks(model)):
         found = model.continued(model.residuals(tokens, mask, [layer])[layer], layer, tokens, mask)
         yield float((found - expected).abs().max())
+
+
+def _hooks(model: LanguageModel) -> list[Layer]:
+    """What the blocks add, as far as it is told apart."""
+    return [str(Hook(number, one.site)) for number in range(LAYERS) for one in model.additions(number) if one.site]
+
+
+def _adding(model: LanguageModel, site: Site) -> str:
+    """The modules that give it, and in how many blocks where not in all."""
+    found = [one.modules[0] for number in range(LAYERS) for one in model.additions(number) if one.site == site]
+    names = ", ".join(dict.fromkeys(found))
+    return f"{names} ({len(found)} of {LAYERS} blocks)" if 0 < len(found) < LAYERS else names
+
+
+def _added(plain: Any, model: LanguageModel) -> Iterator[float]:
+    """Of what the blocks add, in rows padded beside others, from what a plain hook sees of each row alone."""
+    tokens = torch.arange(4, 4 + 3 * CONTEXT).view(3, CONTEXT)
+    mask = torch.arange(CONTEXT) < torch.tensor([[CONTEXT], [13], [5]])
+    blocks, seen = block_list(text_stack(plain), "it"), dict[Layer, Tensor]()
+
+    def see(hook: Layer, _module: Any, _arguments: Any, out: Any) -> None:
+        own = out[0] if isinstance(out, tuple | list) else out
+        seen[hook] = own.reshape(-1, own.shape[-1]).clone()
+
+    streams = model.residuals(tokens, mask, _hooks(model)) if _hooks(model) else {}
+    for hook in streams:
+        module = blocks[block_of(hook)].get_submodule(model._stack.adding[hook])
+        module.register_forward_hook(partial(see, hook))
+    for number, own in enumerate(mask):
+        with torch.no_grad():
+            plain(input_ids=tokens[number, own][None], use_cache=False)
+        yield from (difference(stream[number, own], seen[hook]) for hook, stream in streams.items())
 
 
 def table(rows: list[Row]) -> str:
     """The table of `docs/models.md`."""
     read, refused = [row for row in rows if row.padded], [row for row in rows if not row.padded]
     lines = [f"{len(read)} architectures are read, {len(refused)} are refused.", ""]
-    lines += ["| architecture | | padded on | first position | continued by |", "|---|---|---|---|---|"]
+    lines += ["| architecture | | padded on | first position | continued by | attn_out | mlp_out |", "|---|---|---|---|---|---|---|"]
     lines += [row.line for row in read]
     lines += ["", "| refused | because |", "|---|---|", *(row.line for row in refused)]
     return "\n".join(lines)
