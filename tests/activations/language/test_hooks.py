@@ -12,7 +12,7 @@ from tools.architectures import save_model
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, MixtralConfig, PreTrainedTokenizerFast
 
-from headed_models import identity, store_of
+from headed_models import headed_model, identity, store_of
 from temporallens.activations.language import models
 from temporallens.activations.language.harvest import HarvestPolicy, harvest
 from temporallens.activations.language.hooks import Layer, block_of, layer_named, site_of
@@ -22,6 +22,7 @@ from temporallens.evaluation.model.fidelity import FidelityPolicy, measure_fidel
 from temporallens.evaluation.model.origin import harvest_of
 from temporallens.evaluation.model.passes import text_activations
 from temporallens.evaluation.model.splicing import SplicingPolicy, measure_splicing
+from temporallens.evaluation.order.surprisal import text_surprisal
 from tiny_models import FAMILIES, LAYERS, TEXTS, VOCABULARY, tiny_model, tiny_tokenizer
 
 BLOCK = 1
@@ -150,6 +151,7 @@ def test_a_number_and_a_hook_say_the_same() -> None:
         ),
         ({"layer": 3, "hook": "blocks.3.hook_mlp_out"}, "or beside a layer's number one of"),
         ({"layer": "embed", "hook": "mlp_out"}, "or beside a layer's number one of"),
+        ({"layer": "true", "hook": "mlp_out"}, "or beside a layer's number one of"),
         ({"hook": 3.5}, "hook 3.5, layer None: hook is the name of a place"),
         ({}, "HarvestPolicy needs the setting 'layer'"),
     ],
@@ -169,7 +171,7 @@ def test_places_that_a_model_has_not_are_refused_in_a_sentence(folders: dict[str
     assert refused("llama", "blocks.9.hook_mlp_out").startswith("layer blocks.9.hook_mlp_out is out of range: ")
     assert refused("gemma2", "model.layers.1.mlp").endswith(  # a norm follows
         "cannot be read at layers.1.mlp: what its block 1 adds to the residual stream is given by post_attention_layernorm "
-        "(blocks.1.hook_attn_out) and by post_feedforward_layernorm (blocks.1.hook_mlp_out)"
+        "(attn_out) and by post_feedforward_layernorm (mlp_out)"
     )
     assert "cannot be read at layers.1.attention" in refused("bert", "encoder.layer.1.attention")
     model = LanguageModel.load(str(folders["llama"]), up_to=1)
@@ -180,7 +182,8 @@ def test_places_that_a_model_has_not_are_refused_in_a_sentence(folders: dict[str
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("mamba", r"adds to the residual stream is given by mixer \(neither attention nor an MLP\)"),
+        ("mamba", r"adds to the residual stream is given by mixer \(neither attention nor a whole MLP\)"),
+        ("granitemoehybrid", r"is given by mamba \(neither attention nor a whole MLP\) and by block_sparse_moe \(neither"),
         ("minicpm3", "adds to the residual stream is not what any of its modules give"),
         ("xlnet", "adds to the residual stream is not what any of its modules give"),
     ],
@@ -251,3 +254,16 @@ def test_sections_put_the_reconstruction_back_where_it_was_read(family: str, fol
     own = texts.live_rows([0])
     alone = _seen(plain, module, texts.token[:1], attention_mask=(texts.token[:1] != model.padding_token).long())[0]
     torch.testing.assert_close(own.x, alone[own.index], atol=1e-5, rtol=1e-4)
+
+
+def test_a_texts_surprisal_is_the_same_from_wherever_it_goes_on(tmp_path: Path) -> None:
+    name = str(headed_model("gpt_neox", tmp_path / "model"))
+
+    def surprisal(layer: Layer) -> Tensor:
+        activations = text_activations(name, layer, TEXTS, 16, cache=tmp_path, padding_side="right")
+        found = text_surprisal(name, layer, activations, "float32", tmp_path)
+        assert found is not None
+        return torch.cat(found)
+
+    torch.testing.assert_close(surprisal(MLP), surprisal(BLOCK), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(surprisal(ATTENTION), surprisal(BLOCK), atol=1e-5, rtol=1e-5)

@@ -14,6 +14,7 @@ have no such chain, and none is made up for them.
 import re
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ KINDS: tuple[tuple[Site | None, re.Pattern[str]], ...] = (
 class Addition(NamedTuple):
     """One summand of a block."""
 
-    site: Site | None  # None: neither attention nor an MLP
+    site: Site | None  # None: neither attention nor a whole MLP
     modules: tuple[str, ...]  # paths in the block of those that give it, the outermost first
 
 
@@ -64,53 +65,64 @@ def additions_of(stack: BlockStack, number: int, tokens: Int[Tensor, "B S"]) -> 
     chain = None if trace is None else _chain(trace, trace.entered, MOST)
     if trace is None or chain is None:
         return []
-    return [Addition(_site(stack.blocks[number], source, trace), source.modules) for source in chain]
+    sites = [_site(stack.blocks[number], source, trace) for source in chain]
+    return [Addition(site if sites.count(site) == 1 else None, source.modules) for site, source in zip(sites, chain, strict=True)]
 
 
 def _traced(stack: BlockStack, number: int, tokens: Int[Tensor, "B S"]) -> _Trace | None:
     """A pass of `tokens`; None where the block is not run."""
-    ends: dict[str, Tensor] = {}
-    calls: Counter[str] = Counter()
-    given: list[tuple[str, Tensor]] = []
-    gave: dict[str, Tensor] = {}
-
-    def seen(value: Any) -> Tensor | None:
-        """A copy, for some add in place."""
-        while isinstance(value, tuple | list) and value:
-            value = value[0]
-        return stack.as_stream(value, ends["entered"]).clone() if _fits(value, ends["entered"]) else None
-
-    def before(path: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            calls[path] += 1
-            given.extend((path, stream) for value in (*arguments, *named.values()) if (stream := seen(value)) is not None)
-
-        return hook
-
-    def after(path: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            if (stream := seen(output)) is not None:
-                gave[path] = stream
-
-        return hook
-
-    inner = [(path, module) for path, module in stack.blocks[number].named_modules() if path]
-    hooks = [stack.before(number, lambda stream: ends.__setitem__("entered", stream.clone()))]
-    hooks += [module.register_forward_pre_hook(before(path), with_kwargs=True) for path, module in inner]
-    hooks += [module.register_forward_hook(after(path)) for path, module in inner]
-    hooks.append(stack.after(number, lambda stream: ends.__setitem__("left", stream.clone())))
+    recorder = _Recorder(stack)
+    hooks = [stack.before(number, partial(recorder.end, "entered"))]
+    for path, module in stack.blocks[number].named_modules():
+        if path:
+            hooks.append(module.register_forward_pre_hook(partial(recorder.given_to, path), with_kwargs=True))
+            hooks.append(module.register_forward_hook(partial(recorder.given_by, path)))
+    hooks.append(stack.after(number, partial(recorder.end, "left")))
     try:
         with torch.no_grad(), suppress(*NOT_RUN):  # one that lacks its upper blocks may not get to its end
             stack.network(input_ids=tokens)
     finally:
         for hook in hooks:
             hook.remove()
-    once = {path: stream for path, stream in gave.items() if calls[path] == 1}
-    return _Trace(ends["entered"], ends["left"], given, _sources(once)) if "left" in ends else None
+    return recorder.trace()
 
 
-def _fits(value: Any, stream: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.numel() == stream.numel() and value.ndim > 1 and value.shape[-1] == stream.shape[-1]
+class _Recorder:
+    """Takes copies of what passes by, as some blocks add in place. Modules that several blocks share are no block's own."""
+
+    def __init__(self, stack: BlockStack) -> None:
+        self._stack = stack
+        self._ends: dict[str, Tensor] = {}
+        self._calls: Counter[str] = Counter()
+        self._given: list[tuple[str, Tensor]] = []
+        self._gave: dict[str, Tensor] = {}
+
+    def end(self, which: str, stream: Float[Tensor, "B S D"]) -> None:
+        self._ends[which] = stream.clone()
+
+    def given_to(self, path: str, _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._calls[path] += 1
+        self._given += [(path, self._stream(value)) for value in (*arguments, *named.values()) if self._fits(value)]
+
+    def given_by(self, path: str, _module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple | list) else output
+        if self._fits(first):
+            self._gave[path] = self._stream(first)
+
+    def _fits(self, value: Any) -> bool:
+        """Whether it is as large as the stream: modules may flatten its rows."""
+        stream = self._ends.get("entered")
+        return stream is not None and isinstance(value, Tensor) and value.numel() == stream.numel() and value.shape[-1] == stream.shape[-1]
+
+    def _stream(self, value: Tensor) -> Float[Tensor, "B S D"]:
+        return self._stack.as_stream(value, self._ends["entered"]).clone()
+
+    def trace(self) -> _Trace | None:
+        """None where the block was not run to its end."""
+        if "left" not in self._ends:
+            return None
+        once = {path: stream for path, stream in self._gave.items() if self._calls[path] == 1}
+        return _Trace(self._ends["entered"], self._ends["left"], self._given, _sources(once))
 
 
 def _sources(gave: dict[str, Tensor]) -> list[_Source]:

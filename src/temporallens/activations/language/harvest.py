@@ -98,7 +98,7 @@ class HarvestPolicy(Settings):
         hook, layer = fields["hook"], fields.get("layer")
         if layer is None and isinstance(hook, str):
             place = hook
-        elif hook in SITES and isinstance(layer, SupportsIndex):
+        elif hook in SITES and isinstance(layer, SupportsIndex) and not isinstance(layer, bool):
             place = f"blocks.{operator.index(layer)}.hook_{hook}"
         else:
             raise ValueError(
@@ -183,6 +183,7 @@ def harvest(
 ) -> ActivationStore | dict[Layer, ActivationStore]:
     """Harvest the activations of `model` at `layer` over `texts` into the folder `out`; `policy` has the fields of HarvestPolicy.
 
+    A layer is a number (the residual stream after that block), `embed`, or the name of a place (`hooks.py`).
     For a list of layers, each gets its own store, in `out/layer-<n>`, all from one pass, and a dictionary of stores is returned.
     A finished harvest with the same settings is opened instead of repeated; an interrupted one goes on. Texts of an iterator are never
     taken for those of before; a hub data set is read at the commit that it now has, unless its name says which (`owner/name@commit`).

@@ -363,13 +363,17 @@ class LanguageModel:
     def _addition(self, hook: Hook) -> Addition:
         """What stands at `hook`. Raises TemporalLensError where its block adds no such thing."""
         found = self.additions(hook.block)
-        own = [addition for addition in found if addition.site == hook.site or (addition.site and hook.site in addition.modules)]
-        if len(own) == 1:
+        own = [one for one in found if one.site and hook.site in (one.site, *one.modules)]
+        if own:
             return own[0]
-        added = [f"{one.modules[0]} ({str(Hook(hook.block, one.site)) if one.site else 'neither attention nor an MLP'})" for one in found]
+        if not found:
+            raise TemporalLensError(
+                f"{self.title} cannot be read at {hook}: what its block {hook.block} adds to the residual stream is not what any of its "
+                "modules give, so that it cannot be told apart"
+            )
+        added = " and by ".join(f"{one.modules[0]} ({one.site or 'neither attention nor a whole MLP'})" for one in found)
         raise TemporalLensError(
-            f"{self.title} cannot be read at {hook}: what its block {hook.block} adds to the residual stream "
-            + (f"is given by {' and by '.join(added)}" if found else "is not what any of its modules give, so that it cannot be told apart")
+            f"{self.title} cannot be read at {hook}: what its block {hook.block} adds to the residual stream is given by {added}"
         )
 
     def _check_known(self, tokens: Int[Tensor, "B S"]) -> None:
