@@ -96,7 +96,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["run", "study.yaml", "-x"], "'root run' has no option '-x'; it is one of: --dry-run, --help, --model, --out"),
         (["run", "study.yaml", "other.yaml"], "got unexpected extra argument(s) (other.yaml); 'root run --help' says what belongs to it"),
         (["scan", "m", "--sequences", "few"], "invalid value for '--sequences': "),
-        (["evaluate", "x", "--probing", "--layer", "x"], "--layer is 'x': it should be a number or 'embed'"),
+        (["evaluate", "x", "--probing", "--layer", "x"], "'x' names no place in a model: a number is the residual stream"),
         (["evaluate", "x", "--part", ""], "--sets, --part, --layer and what else describes probing go with --probing"),
         (["run", "study.yaml", "--out", ""], "a path is empty: it should name a file or folder ('.' is the current one)"),
         (["run", ""], "a path is empty: it should name a file or folder"),

@@ -189,7 +189,7 @@ def evaluate(
         list[str] | None, typer.Option("--sets", help="With --probing: `embedded`, `saebench`, a table or a folder of them; repeatable.")
     ] = None,
     part: Annotated[str | None, typer.Option("--part", metavar="COLUMN", help="The column of tables that says train or test.")] = None,
-    layer: Annotated[str | None, typer.Option("--layer", help="Where the dictionary does not say: a number or `embed`.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Where the dictionary does not say: a number, `embed` or a hook.")] = None,
     train_size: Annotated[int | None, typer.Option("--train-size", help="Training texts of a task; by default up to 4000.")] = None,
     test_size: Annotated[int | None, typer.Option("--test-size", help="Test texts of a task; by default up to 1000.")] = None,
     k: Annotated[list[int] | None, typer.Option("--k", help="A number of features to probe; repeatable. By default 1, 2, 5 to 50.")] = None,
@@ -227,14 +227,13 @@ def evaluate(
 def _probe(
     dictionary: Path, out: Path, model: str | None, layer: str | None, names: list[str], part: str | None, given: dict[str, Any]
 ) -> None:
+    from temporallens.activations.language.hooks import layer_named
     from temporallens.evaluation.probing.saebench import SparseProbingPolicy, fitting_sizes
     from temporallens.evaluation.texts.labelled import Columns
     from temporallens.evaluation.texts.sets import open_sets
     from temporallens.interop.saebench import probe_folder
 
-    where: Any = layer if layer is None or layer == "embed" else int(layer) if layer.isdecimal() else None
-    if layer is not None and where is None:
-        raise TemporalLensError(f"--layer is '{layer}': it should be a number or 'embed'")
+    where = None if layer is None else layer_named(layer)
     sets = open_sets(names, Columns(part=part))
     policy = SparseProbingPolicy(**fitting_sizes(sets) | given)
     typer.echo(probe_folder(dictionary, sets, policy, out, model=model, layer=where))

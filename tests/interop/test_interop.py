@@ -272,7 +272,7 @@ def test_the_command_probes_tables_with_the_parts_that_they_name(saved: Path, tm
     [
         ([], "is a dictionary, not a study: give --probing"),
         (["--sets", "sst2"], "go with --probing"),
-        (["--probing", "--layer", "two"], "--layer is 'two': it should be a number or 'embed'"),
+        (["--probing", "--layer", "two"], "'two' names no place in a model: a number is the residual stream"),
         (["--probing", "--sets", "nowhere.csv"], "there is no labelled set 'nowhere.csv'"),
     ],
 )

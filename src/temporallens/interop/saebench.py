@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from temporallens import __version__
+from temporallens.activations.language.hooks import block_of, hook_of, layer_named
 from temporallens.activations.language.models import Layer
 from temporallens.dictionaries.base import Dictionary, known_policy
 from temporallens.dictionaries.saving import load_dictionary, read_config
@@ -150,6 +151,10 @@ def wrap(
     about = UNKNOWN
     if not isinstance(dictionary, Dictionary):
         about, dictionary = origin(dictionary), load_dictionary(dictionary)
+    if dictionary.config.expectation is not None:
+        raise TemporalLensError(
+            "this dictionary takes off what tokens say, and SAEBench hands no tokens over: measure it with the probing of this package"
+        )
     return SAEBenchSAE(dictionary, _config(dictionary, about, model_name, layer, prepend_bos, position_policy))
 
 
@@ -202,8 +207,8 @@ def _config(
         model_name=model_name,
         d_in=dictionary.width,
         d_sae=dictionary.features,
-        hook_layer=0 if layer == "embed" else int(layer),
-        hook_name="blocks.0.hook_resid_pre" if layer == "embed" else f"blocks.{layer}.hook_resid_post",
+        hook_layer=max(block_of(layer), 0),
+        hook_name="blocks.0.hook_resid_pre" if layer == "embed" else str(layer) if hook_of(layer) else f"blocks.{layer}.hook_resid_post",
         architecture=f"temporallens_{dictionary.kind}",
         prepend_bos=about.bos if prepend_bos is None else prepend_bos,
         position_policy=known_policy(dictionary.position_policy if position_policy is None else position_policy),
@@ -269,7 +274,7 @@ def probe_folder(
     """
     about, dictionary = origin(folder), load_dictionary(folder)
     cfg = _config(dictionary, about, model, layer, policy.bos, None)
-    where: Layer = "embed" if cfg.hook_name.endswith("resid_pre") else cfg.hook_layer
+    where = layer_named(cfg.hook_name)
     revision = about.revision if model is None else None
     probing = sparse_probing(dictionary, cfg.model_name, where, sets, policy, user_path(out) / "cache", revision)
     resolved = user_path(folder).resolve()
