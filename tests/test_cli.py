@@ -309,7 +309,7 @@ def test_a_full_disk_is_told_with_the_path(study: Path, tmp_path: Path, monkeypa
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("temporallens.files._write", full)
+    monkeypatch.setattr("temporallens.files.os.fsync", full)
     sentence = refusal("run", study, "--out", tmp_path / "out")
     assert sentence.startswith(f"cannot write {tmp_path / 'out' / 'study.yaml'}: no space is left on the disk")
     assert not (tmp_path / "out" / "study.yaml").exists()
