@@ -16,9 +16,12 @@ from transformers import AutoModelForCausalLM
 from headed_models import headed_model, identity, random_dictionary, store_of
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.dictionaries.kinds import BatchTopK
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.splicing import SplicingMeasures, SplicingPolicy, measure_splicing
+from temporallens.evaluation.model.splicing import SECTION, SplicingMeasures, SplicingPolicy, measure_splicing, tables
 from temporallens.serial import as_json
+from temporallens.training.trainer import train
 from tiny_models import FAMILIES, LAYERS, tiny_model
 
 LAYER = 1
@@ -202,3 +205,24 @@ def test_what_does_not_belong_together(stores: dict[str, ActivationStore], store
     headed_model("gpt2", model, seed=1)
     with pytest.raises(TemporalLensError, match=r"model has changed since .*store was harvested"):
         measure_splicing(random_dictionary(), str(model), LAYER, harvested, np.arange(4), POLICY)
+
+
+def test_what_is_known_without_codes_stands_beside(stores: dict[str, ActivationStore], tmp_path: Path) -> None:
+    store = stores["gpt2"]
+    arm = BatchTopK(features=16, k=2, expectation=ExpectationPolicy(embedding=False))
+    dictionary = train(store, arm, 10, tmp_path / "arm", batch_size=32).dictionary
+    headline = _splice(store, dictionary, cache=tmp_path / "cache").headline
+    assert headline.known is not None and headline.recovered_mean_known is not None and headline.recovered_zero_known is not None
+    dictionary.threshold.fill_(torch.inf)  # type: ignore[operator]
+    silent = _splice(store, dictionary, cache=tmp_path / "cache").headline
+    assert silent.spliced == silent.known == headline.known
+    assert _splice(store, random_dictionary(), cache=tmp_path / "cache").headline.known is None
+    assert "without codes (mean)" in tables({"arm": _splice(store, dictionary)})[0].columns
+
+
+def test_measurements_of_before_are_read(stores: dict[str, ActivationStore]) -> None:
+    content = as_json(_splice(stores["gpt2"], random_dictionary()))
+    for part in (content["headline"], content["everything"], *(one["measured"] for one in content["bins"])):
+        for name in ("known", "recovered_zero_known", "recovered_mean_known"):
+            del part[name]
+    assert SECTION.read(content).headline.known is None

@@ -10,7 +10,7 @@ cross-entropy. Intervals are by bootstrap over documents.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,6 +76,9 @@ class Spliced(NamedTuple):
     kl: Estimate | None  # of clean predictions from spliced ones, nats per token; None for encoders
     kl_zero: Estimate | None
     kl_mean: Estimate | None
+    known: Estimate | None = None  # with what an expectation says in its place, without codes; None where nothing is known beforehand
+    recovered_zero_known: Estimate | None = None
+    recovered_mean_known: Estimate | None = None
 
 
 class Bin(NamedTuple):
@@ -140,6 +143,8 @@ def measure_splicing(
     if not int(work.counted.sum()):
         raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
     substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long(), context_of(rows))}
+    if dictionary.config.expectation is not None:
+        substitutes["known"] = partial(_without_codes, dictionary)
     files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work)
     ablated = None if files is None else files.tensors(key)
     if ablated is None:
@@ -152,8 +157,19 @@ def measure_splicing(
             files.put_tensors(key | {"of": "last block"}, last)
     losses = {name: values.numpy() for name, values in (ablated or {}).items()} | _losses(work, last["stream"], substitutes)
     if ablated is None and files is not None:
-        files.put_tensors(key, {name: torch.from_numpy(values) for name, values in losses.items() if "spliced" not in name})
+        files.put_tensors(key, {name: torch.from_numpy(values) for name, values in losses.items() if not _of_dictionary(name)})
     return _summarise(work, losses, policy)
+
+
+def _of_dictionary(name: str) -> bool:
+    """Whether a loss is that of a dictionary, not the same for all of them."""
+    return "spliced" in name or "known" in name
+
+
+def _without_codes(dictionary: Dictionary, rows: Rows) -> Float[Tensor, "N D"]:
+    """What is decoded where no code is in use."""
+    nothing = torch.zeros(len(rows.x), dictionary.features, dtype=torch.float32)
+    return dictionary.decode(nothing, rows.position.long(), context_of(rows))
 
 
 @lru_cache(maxsize=1)
@@ -316,7 +332,7 @@ class _Means:
 
 def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray, " n"]) -> Spliced:
     """The comparison over the tokens `own`."""
-    tokens = int(own.sum())
+    tokens, is_known = int(own.sum()), f"known/{scope}" in losses
 
     def mean(name: str) -> Float[np.ndarray, " B1"]:
         return means.of(losses[name], own)
@@ -324,9 +340,9 @@ def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray,
     def estimate(values: Float[np.ndarray, " B1"]) -> Estimate:
         return estimate_of(float(values[0]), values[1:], tokens)
 
-    def recovered(ablation: str) -> Estimate:
+    def recovered(ablation: str, by: str = "spliced") -> Estimate:
         ablated, cost = mean(f"{ablation}/{scope}"), mean(f"{ablation}/{scope}") - mean("clean")
-        return estimate(quotient(ablated - mean(f"spliced/{scope}"), cost))
+        return estimate(quotient(ablated - mean(f"{by}/{scope}"), cost))
 
     def kl(name: str) -> Estimate | None:
         return estimate(mean(f"kl/{name}/{scope}")) if f"kl/{name}/{scope}" in losses else None
@@ -341,6 +357,9 @@ def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray,
         kl=kl("spliced"),
         kl_zero=kl("zero"),
         kl_mean=kl("mean"),
+        known=estimate(mean(f"known/{scope}")) if is_known else None,
+        recovered_zero_known=recovered("zero", "known") if is_known else None,
+        recovered_mean_known=recovered("mean", "known") if is_known else None,
     )
 
 
@@ -349,30 +368,32 @@ def _of_subject(subject: Subject, policy: SplicingPolicy) -> SplicingMeasures:
     return measure_splicing(subject.dictionary, model, layer, subject.store, subject.held_out, policy, subject.cache)
 
 
+COLUMNS: dict[str, Callable[[SplicingMeasures], str]] = {
+    "tokens": lambda measure: f"{measure.tokens:,}",
+    "clean": lambda measure: estimated(measure.headline.clean),
+    "spliced": lambda measure: estimated(measure.headline.spliced),
+    "recovered (zeros)": lambda measure: estimated(measure.headline.recovered_zero),
+    "recovered (mean)": lambda measure: estimated(measure.headline.recovered_mean),
+    "KL, nats": lambda measure: estimated(measure.headline.kl),
+    "recovered, position 0 too": lambda measure: estimated(measure.everything.recovered_zero),
+}
+WITHOUT_CODES: dict[str, Callable[[SplicingMeasures], str]] = {
+    "without codes (zeros)": lambda measure: estimated(measure.headline.recovered_zero_known),
+    "without codes (mean)": lambda measure: estimated(measure.headline.recovered_mean_known),
+}
+"""Where something is known beforehand: the floor beside what is recovered."""
+
+
 def tables(found: Mapping[str, SplicingMeasures]) -> list[Table]:
     """What the model loses when it goes on from reconstructions."""
-    rows = []
-    for head, measure in found.items():
-        headline, everything = measure.headline, measure.everything
-        rows.append(
-            Row(
-                head,
-                [
-                    f"{measure.tokens:,}",
-                    estimated(headline.clean),
-                    estimated(headline.spliced),
-                    estimated(headline.recovered_zero),
-                    estimated(headline.recovered_mean),
-                    estimated(headline.kl),
-                    estimated(everything.recovered_zero),
-                ],
-            )
-        )
     first = next(iter(found.values()))
+    columns = COLUMNS | (WITHOUT_CODES if any(measure.headline.known for measure in found.values()) else {})
+    rows = [Row(head, [cell(measure) for cell in columns.values()]) for head, measure in found.items()]
     loss = "cross-entropy" if first.loss == "cross-entropy" else "share of the last hidden states' variance lost"
-    columns = ["dictionary", "tokens", "clean", "spliced", "recovered (zeros)", "recovered (mean)", "KL, nats", "recovered, position 0 too"]
     note = f"Loss: {loss}. Recovered: share of what zeros, or the mean activation, in place of the layer would cost."
-    return [Table("Spliced into the model", columns, rows, f"{note} {first.reason}." if first.reason else note)]
+    if columns.keys() & WITHOUT_CODES.keys():
+        note += " Without codes: the same of what is known beforehand alone."
+    return [Table("Spliced into the model", ["dictionary", *columns], rows, f"{note} {first.reason}." if first.reason else note)]
 
 
 SECTION = Section(
