@@ -97,8 +97,8 @@ def fit_past(dictionary: Dictionary, store: ActivationStore, train: Int[np.ndarr
         for chunk in _chunks(dictionary, store, chosen, inputs):
             found = dictionary.walked(chunk.x, chunk.position, chunk.context, keep=True)
             assert found.features is not None
-            offered, wanted = found.features[chunk.kept].double(), chunk.x[chunk.kept].double()
-            gram += offered.T @ offered
+            offered, wanted = found.features[chunk.kept], chunk.x[chunk.kept]
+            gram += offered.T @ offered  # of a few thousand rows in float32, of all of them in float64: products in float64 take long
             target += offered.T @ wanted
         penalty = (RIDGE * gram.diagonal().mean()).clamp(min=torch.finfo(torch.float32).tiny)
         dictionary.past_map.copy_(torch.linalg.solve(gram + penalty * torch.eye(width, dtype=gram.dtype, device=gram.device), target))
