@@ -3,7 +3,6 @@
 Whatever precision a file has, the dictionary has float32. Sizes that a file states, and those of its tensors, must agree.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,9 +134,9 @@ def number(config: Any, key: str, path: Path, kind: type[int] | type[float] = in
     if value is None:
         return None
     right = isinstance(value, int) if kind is int else isinstance(value, int | float)
-    if not right or isinstance(value, bool) or not math.isfinite(value) or value < least or value >= 1 << 62:
+    if not right or isinstance(value, bool) or not least <= value < 1 << 62:
         raise TemporalLensError(
-            f"{path} says {key} = {str(value)[:60]}: it should be a {'whole ' if kind is int else ''}number from {least:g}"
+            f"{path} says {key} = {repr(value)[:60]}: it should be a {'whole ' if kind is int else ''}number from {least:g}"
         )
     return value
 

@@ -2,7 +2,7 @@
 piece by piece.
 
 Nothing is unpickled but what PyTorch's `weights_only` allows. A file may not promise more than it holds. No more than one piece
-of a file is in memory at a time (of a .pt the system may keep pages that it has read, as long as it needs them for nothing else).
+of a file is in memory at a time.
 """
 
 import json
@@ -171,28 +171,34 @@ def _pt(path: Path) -> Entries:
             if info.compress_type != ZIP_STORED:
                 raise ValueError("its parts are packed, which torch.save does not do")
             _refuse_overfull(path, info)
+    return {name: _tensor(path, name, tensor) for name, tensor in _state(path).items()}
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What torch.save kept, as tensors that are mapped."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # its own words say in many lines how to run what the file holds
         raise ValueError("it holds more than tensors, or is damaged; nothing but tensors is read from it") from error
     state = state["ae"] if isinstance(state, dict) and isinstance(state.get("ae"), dict) else state
-    if not isinstance(state, dict):
-        raise ValueError(f"it should hold tensors by name, and holds a {type(state).__name__}")
-    return {str(name): _tensor(path, str(name), tensor) for name, tensor in state.items()}
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError("it should hold tensors by their names")
+    return state
 
 
 def _tensor(path: Path, name: str, tensor: Any) -> Entry:
-    if (
-        not isinstance(tensor, Tensor)
-        or not is_dense(tensor)
-        or tensor.is_complex()
-        or tensor.numel() * tensor.element_size() > path.stat().st_size
-    ):
+    wrong = not isinstance(tensor, Tensor) or not is_dense(tensor) or tensor.is_complex()
+    if wrong or tensor.numel() * tensor.element_size() > path.stat().st_size:
         raise TemporalLensError(f"{path}: '{name}' is no ordinary tensor of numbers that lies in this file")
-    tensor = tensor.detach()
-    row = math.prod(tensor.shape[1:]) * tensor.element_size()
-    rows = max(1, CHUNK_BYTES // max(1, row))
-    return Entry(path, name, tuple(tensor.shape), lambda: iter(tensor.split(rows) if tensor.ndim else [tensor]))
+    shape = tuple(tensor.shape)
+    rows = max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * tensor.element_size()))
+
+    def pieces() -> Iterator[Tensor]:
+        for first in range(0, shape[0] if shape else 1, rows):  # mapped anew each time: what was read before is given back
+            whole = _state(path)[name].detach()
+            yield whole[first : first + rows] if shape else whole
+
+    return Entry(path, name, shape, pieces)
 
 
 OPENERS: dict[str, Callable[[Path], Entries]] = {".safetensors": _safetensors, ".npz": _npz, ".pt": _pt}

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 
 from temporallens.activations.language.model_files import _hub_is_known
+from temporallens.activations.language.shipped import quiet_transformers
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries import saving
 from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
@@ -77,7 +78,7 @@ def _is_ours(folder: Path) -> bool:
 @own_defaults()
 def read_pretrained(request: Pretrained) -> PretrainedDictionary:
     """The dictionary of a foreign file. Raises TemporalLensError where there is none, or none that is known."""
-    place = _place(request)
+    place, request = _place(request)
     for reader in READERS:
         folder = place if place.is_dir() else place.parent
         if (place.is_dir() or (place.name in reader.files and not request.tensors)) and all(
@@ -90,30 +91,32 @@ def read_pretrained(request: Pretrained) -> PretrainedDictionary:
     raise TemporalLensError(f"{request.path} holds no dictionary of a format that is known here: {known}, or a file of named tensors")
 
 
-def _place(request: Pretrained) -> Path:
-    """The folder or file, fetched from the hub where it is there."""
+def _place(request: Pretrained) -> tuple[Path, Pretrained]:
+    """The folder or file, fetched from the hub where it is there, and the request, with the hub's commit."""
     path = user_path(request.path)
     if path.exists():
-        return path
+        return path, request
     name = request.path
     if path.is_absolute() or name.startswith((".", "~")) or ".." in name or not HUB_NAME.fullmatch(name):
         raise TemporalLensError(f"there is no dictionary at {name}: no such file or folder")
-    return _fetched(name, request.revision)
+    place, commit = _fetched(name, request.revision)
+    return place, request.model_copy(update={"revision": commit})
 
 
-def _fetched(name: str, revision: str | None) -> Path:
-    """The files of all formats in a folder of the hub, or one file, in the hub's cache on this machine."""
+def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
+    """The files of all formats in a folder of the hub, or one file, in the hub's cache on this machine, and the commit they are of."""
     user, repository, *inner = name.split("/")
     inside = "/".join(inner)
     files = [file for reader in READERS for file in (*reader.files, *reader.beside)]
     wanted = [inside] if Path(inside).suffix in OPENERS else [posixpath.normpath(posixpath.join(inside, file)) for file in files]
     try:
-        folder = snapshot_download(
-            f"{user}/{repository}",
-            revision=revision,
-            allow_patterns=[file for file in wanted if not file.startswith("..")],
-            local_files_only=not _hub_is_known(),
-        )
+        with quiet_transformers():
+            folder = snapshot_download(
+                f"{user}/{repository}",
+                revision=revision,
+                allow_patterns=[file for file in wanted if not file.startswith("..")],
+                local_files_only=not _hub_is_known(),
+            )
     except (OSError, ValueError, HTTPError) as error:
         pinned = f" at revision {revision}" if revision else ""
         raise TemporalLensError(
@@ -124,4 +127,4 @@ def _fetched(name: str, revision: str | None) -> Path:
         raise TemporalLensError(
             f"{user}/{repository} on the hub has no folder or file {inside} with a dictionary of a format that is known here"
         )
-    return place
+    return place, Path(folder).name

@@ -48,7 +48,7 @@ def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
     agree(path, {"num_latents": _latents(config, path), "d_in": number(config, "d_in", path)}, parts["encoder"])
     said: dict[str, Any] = {
         "k": k,
-        "groups": activation == "groupmax",
+        "grouped": activation == "groupmax",
         "subtracts_bias": not transcodes,
         "skip": skip,
         "transcodes": transcodes,

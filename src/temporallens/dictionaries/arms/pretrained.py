@@ -2,7 +2,7 @@
 
     x'     x, (x - mean) / (std + 1e-5), or sqrt(D) x / |x|                                                   (`input`)
     pre    (x' - b_dec) W_enc + b_enc, or x' W_enc + b_enc                                                    (`subtracts_bias`)
-    z      pre [pre > theta_f], or of relu(pre) the k largest of a token, or the largest of each of k groups  (`k`, `groups`)
+    z      pre [pre > theta_f], or of relu(pre) the k largest of a token, or the largest of each of k groups  (`k`, `grouped`)
     x_hat  z W_dec + b_dec, taken back from x' to x; with a skip connection, + x W_skip
 
 A ReLU has thresholds of 0; what selects over a batch in training has one threshold for all features at inference; a gated encoder is a
@@ -65,7 +65,7 @@ class Pretrained(ArmConfig):
     """Whether the decoder's bias is taken off the input."""
     k: int | None = Field(None, ge=1)
     """Codes per token, where the largest are kept; None where thresholds decide."""
-    groups: bool = False
+    grouped: bool = False
     """Whether the largest of each of k groups of neighbouring features is kept, not the k largest of all."""
     input: Literal["raw", "layer_norm", "unit_norm"] = "raw"
     """What is done to each token's activation first: nothing, its own mean and deviation taken off, or its norm made sqrt(D)."""
@@ -83,13 +83,13 @@ class Pretrained(ArmConfig):
         for name in ("centre", "position_weights", "permuted"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"a pretrained dictionary is taken as it is, and is not trained: leave out {name}")
-        if self.groups and self.k is None:
-            raise ValueError("groups are k groups of features: give k")
+        if self.grouped and self.k is None:
+            raise ValueError("grouped means k groups of features: give k")
         return self
 
     def check(self, positions: int) -> None:
-        if self.k is not None and (self.k > self.features or (self.groups and self.features % self.k)):
-            what = "groups of one size" if self.groups else "codes per token"
+        if self.k is not None and (self.k > self.features or (self.grouped and self.features % self.k)):
+            what = "groups of one size" if self.grouped else "codes per token"
             raise TemporalLensError(f"k = {self.k} {what} cannot come from {self.features} features")
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "PretrainedDictionary":
@@ -100,7 +100,7 @@ class _Taken(NamedTuple):
     """What of the last rows that were encoded is needed to decode them."""
 
     x: Float[Tensor, "N D"] | None  # for a skip connection
-    mean: Float[Tensor, "N 1"] | float
+    mean: Float[Tensor, "N 1"] | None
     scale: Float[Tensor, "N 1"] | None  # None where nothing was done to them
 
 
@@ -122,7 +122,7 @@ class PretrainedDictionary(Dictionary):
         return {"apply_b_dec_to_input": bool(self.config.subtracts_bias)}
 
     def centre(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N D"]:
-        raw, mean, scale = x if self.config.skip else None, torch.zeros(()), None
+        raw, mean, scale = x if self.config.skip else None, None, None
         if self.config.input == "layer_norm":
             mean = x.mean(1, keepdim=True)
             x = x - mean
@@ -147,7 +147,7 @@ class PretrainedDictionary(Dictionary):
                 f"{rows or 'none'}: encode them right before"
             )
         if taken.scale is not None and not self.config.transcodes:  # a transcoder's output is in no unit of its input
-            x = x * taken.scale + taken.mean
+            x = x * taken.scale if taken.mean is None else x * taken.scale + taken.mean
         return x if taken.x is None or self.skip is None else x + taken.x @ self.skip
 
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N F"]:
@@ -163,7 +163,7 @@ class PretrainedDictionary(Dictionary):
         if self.threshold is not None:
             return dense_of(*entries_above(x, *weights, [Block(None, [Floor(0, len(x), self.threshold)])]))
         assert self.config.k
-        if not self.config.groups:
+        if not self.config.grouped:
             return dense_of(*largest_of_rows(x, *weights, self.config.k, torch.float32))
         memory = Scratch(x)
         largest = [self._of_groups(plain_product(rows, *weights, memory)) for rows in x.split(CHUNK_ROWS)]
@@ -175,7 +175,7 @@ class PretrainedDictionary(Dictionary):
         if self.threshold is not None:
             return pre * (pre > self.threshold)
         assert self.config.k
-        values, feature = self._of_groups(pre) if self.config.groups else pre.topk(self.config.k, dim=1, sorted=False)
+        values, feature = self._of_groups(pre) if self.config.grouped else pre.topk(self.config.k, dim=1, sorted=False)
         return torch.zeros_like(pre).scatter(1, feature, values.relu())
 
     def _of_groups(self, pre: Float[Tensor, "N F"]) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
