@@ -112,7 +112,7 @@ def _of_version_6(config: dict[str, Any]) -> dict[str, Any]:
     if not version.partition(".")[0].isdecimal() or int(version.partition(".")[0]) < 6:
         config["metadata"] = {**config, "hook_name": config.get("hook_name") or config.get("hook_point")}
         chosen = config.get("activation_fn_kwargs")
-        if "topk" in {config.get("activation_fn"), config.get("activation_fn_str")} and isinstance(chosen, dict):
+        if "topk" in (config.get("activation_fn"), config.get("activation_fn_str")) and isinstance(chosen, dict):
             config |= {"architecture": "topk", "k": chosen.get("k", config.get("k"))}
     normalised = config.get("normalize_activations")
     if normalised is None or isinstance(normalised, bool):

@@ -26,7 +26,7 @@ def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
     path, weights = folder / FILES[0], folder / FILES[1]
     config = mapping(read_json(path, "the settings of a sparsify dictionary", foreign=True), path)
     activation, k = config.get("activation", "topk"), number(config, "k", path)
-    if activation not in {"topk", "groupmax"}:
+    if activation not in ("topk", "groupmax"):
         raise TemporalLensError(f"{path} says activation = {str(activation)[:60]}: it should be topk or groupmax")
     if flag(config, "signed", path):
         raise TemporalLensError(f"{path} is marked signed: its codes may be negative, and a feature fires here where its code is above 0")
