@@ -7,6 +7,7 @@ of a file is in memory at a time.
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,7 +178,9 @@ def _pt(path: Path) -> Entries:
 def _state(path: Path) -> dict[str, Any]:
     """What torch.save kept, as tensors that are mapped."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what a damaged file seems to be
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # its own words say in many lines how to run what the file holds
         raise ValueError("it holds more than tensors, or is damaged; nothing but tensors is read from it") from error
     state = state["ae"] if isinstance(state, dict) and isinstance(state.get("ae"), dict) else state

@@ -87,12 +87,10 @@ class Pretrained(ArmConfig):
             raise ValueError("grouped means k groups of features: give k")
         return self
 
-    def check(self, positions: int) -> None:
+    def build(self, width: int, positions: int, generator: torch.Generator) -> "PretrainedDictionary":
         if self.k is not None and (self.k > self.features or (self.grouped and self.features % self.k)):
             what = "groups of one size" if self.grouped else "codes per token"
             raise TemporalLensError(f"k = {self.k} {what} cannot come from {self.features} features")
-
-    def build(self, width: int, positions: int, generator: torch.Generator) -> "PretrainedDictionary":
         return PretrainedDictionary(width, self, generator)
 
 
