@@ -180,7 +180,7 @@ def _named(folder: Path) -> Path:
 
 
 def _read_named(folder: Path) -> Any:
-    return _read_foreign(folder, tensors={"encoder": "w_enc", "decoder": "w_dec", "threshold": "threshold"})
+    return _read_foreign(folder, encoder="w_enc", decoder="w_dec", threshold="threshold")
 
 
 def _checkpoint(folder: Path) -> Path:

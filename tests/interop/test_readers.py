@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import temporallens as tl
+from temporallens.cli import app
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained, PretrainedDictionary
 from temporallens.dictionaries.saving import load_dictionary as load_ours, save_dictionary
 from temporallens.errors import TemporalLensError
@@ -179,7 +181,7 @@ def test_a_file_of_named_tensors_is_read_whichever_way_its_matrices_lie(
     if turned:
         release |= {name: release[name].T for name in ("W_enc", "W_dec")}
     path = written(tmp_path / f"x.{ending}", release)
-    dictionary = tl.load_dictionary(path, tensors={**PARTS, "threshold": "threshold"}, subtracts_bias=True)
+    dictionary = tl.load_dictionary(path, **PARTS, threshold="threshold", subtracts_bias=True)
     torch.testing.assert_close(dictionary.encode(expected["x"]), expected["codes"])
     torch.testing.assert_close(dictionary(expected["x"]), expected["reconstruction"])
     assert dictionary.config.origin == Origin(format=f"tensors of a .{ending} file")
@@ -188,22 +190,21 @@ def test_a_file_of_named_tensors_is_read_whichever_way_its_matrices_lie(
 def test_of_named_tensors_the_request_says_the_rest(release: dict[str, Tensor], tmp_path: Path) -> None:
     path, x = written(tmp_path / "x.safetensors", release), torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     bare = {"encoder": "W_enc", "decoder": "W_dec"}
-    torch.testing.assert_close(tl.load_dictionary(path, tensors=bare).encode(x), (x @ release["W_enc"]).relu())
-    assert (tl.load_dictionary(path, tensors=bare, k=3).encode(x) > 0).sum(1).tolist() == [3] * 5
-    scaled = tl.load_dictionary(path, tensors={**PARTS}, subtracts_bias=False, input_scale=0.5)
+    torch.testing.assert_close(tl.load_dictionary(path, **bare).encode(x), (x @ release["W_enc"]).relu())
+    assert (tl.load_dictionary(path, **bare, k=3).encode(x) > 0).sum(1).tolist() == [3] * 5
+    scaled = tl.load_dictionary(path, **PARTS, subtracts_bias=False, input_scale=0.5)
     codes = (0.5 * x @ release["W_enc"] + release["b_enc"]).relu()
     torch.testing.assert_close(scaled.encode(x), codes)
     torch.testing.assert_close(scaled.decode(codes), (codes @ release["W_dec"] + release["b_dec"]) / 0.5)
     for request, sentence in (
         ({}, "name its encoder and its decoder, which are among 'W_dec', 'W_enc'"),
-        ({"tensors": {"encoder": "W_enc"}}, "name its encoder and its decoder"),
-        ({"tensors": {**bare, "encoder_bia": "b_enc"}}, "no part 'encoder_bia'; did you mean 'encoder_bias'"),
-        ({"tensors": {**bare, "encoder_bias": "b_en"}}, "has no tensor 'b_en'; did you mean"),
-        ({"tensors": PARTS}, "say with subtracts_bias whether it is taken off the input too"),
-        ({"tensors": {**bare, "threshold": "threshold"}, "k": 3}, "both k and a threshold"),
-        ({"tensors": {**PARTS, "encoder_bias": "b_dec"}, "subtracts_bias": True}, "should have shape"),
-        ({"tensors": bare, "k": 17}, "k = 17 codes per token cannot come from 16 features"),
-        ({"tensor": bare}, "has no setting 'tensor'; did you mean 'tensors'"),
+        ({"encoder": "W_enc"}, "name its encoder and its decoder"),
+        ({**bare, "encoder_bia": "b_enc"}, "has no setting 'encoder_bia'; did you mean 'encoder_bias'"),
+        ({**bare, "encoder_bias": "b_en"}, "has no tensor 'b_en'; did you mean"),
+        (PARTS, "say with subtracts_bias whether it is taken off the input too"),
+        ({**bare, "threshold": "threshold", "k": 3}, "both k and a threshold"),
+        ({**PARTS, "encoder_bias": "b_dec", "subtracts_bias": True}, "should have shape"),
+        ({**bare, "k": 17}, "k = 17 codes per token cannot come from 16 features"),
     ):
         with pytest.raises(TemporalLensError, match=sentence):
             tl.load_dictionary(path, **request)
@@ -212,7 +213,7 @@ def test_of_named_tensors_the_request_says_the_rest(release: dict[str, Tensor], 
 def test_a_square_encoder_has_no_sides(tmp_path: Path) -> None:
     path = written(tmp_path / "x.safetensors", {"a": torch.ones(4, 4), "b": torch.ones(4, 4)})
     with pytest.raises(TemporalLensError, match="cannot be told apart"):
-        tl.load_dictionary(path, tensors={"encoder": "a", "decoder": "b"})
+        tl.load_dictionary(path, encoder="a", decoder="b")
 
 
 # Strangers' files
@@ -462,6 +463,27 @@ def test_what_is_no_dictionary_is_refused_in_a_sentence(tmp_path: Path) -> None:
             tl.load_dictionary(path)
 
 
+# The command line
+
+
+def test_the_command_says_what_a_dictionary_is_and_saves_it_as_ours(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    found = run(app, ["dictionary", str(FIXTURES / "saelens-topk"), "--out", str(tmp_path / "ours")])
+    assert found.exit_code == 0, found.output
+    assert "SAELens: 16 features, width 6; the 2 largest codes of each token are kept" in found.output and "layer: 3" in found.output
+    expected = loaded("saelens-topk")[1]
+    assert torch.equal(load_ours(tmp_path / "ours").encode(expected["x"]), loaded("saelens-topk")[0].encode(expected["x"]))
+    about = tl.interop.saebench.origin(tmp_path / "ours")
+    assert (about.model, about.layer, about.bos) == ("tiny", 3, True)
+    again = run(app, ["dictionary", str(tmp_path / "ours")])
+    assert again.output == found.output.replace(f"{tmp_path / 'ours'}\n", "")
+    weights = str(FIXTURES / "saelens-jumprelu" / "sae_weights.safetensors")
+    named = run(app, ["dictionary", weights, "--encoder", "W_enc", "--decoder", "W_dec", "--decoder-bias", "b_dec", "--keeps-bias"])
+    assert "tensors of a .safetensors file: 16 features, width 6; codes above a threshold of each token are kept" in named.output
+    refused = run(app, ["dictionary", weights, "--encoder", "W_en", "--decoder", "W_dec"])
+    assert refused.exit_code == 2 and "has no tensor 'W_en'; did you mean 'W_enc'" in refused.output
+
+
 # The hub
 
 
@@ -538,7 +560,7 @@ def test_one_file_on_the_hub_is_read_by_its_names(hub: None, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     parts = {"encoder": "w_enc", "decoder": "w_dec"}
     name = "user/name/gemma_scope_2/resid_post/layer_3_width_16k_l0_small/params.safetensors"
-    assert tl.load_dictionary(name, tensors=parts).features == 16
+    assert tl.load_dictionary(name, **parts).features == 16
 
 
 def test_what_the_hub_has_not_is_said_in_a_sentence(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

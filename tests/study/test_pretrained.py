@@ -23,12 +23,14 @@ STUDY = """\
 name: judged
 threads: 1
 activations:
-  world: {{source: world, width: 6, features: 24, positions: 16, sequences: 200, start: 3, periods: [4], active: 2, highest_rate: 0.2, coherence: 0.9}}
+  world:
+    {{source: world, width: 6, features: 24, positions: 16, sequences: 200, start: 3, periods: [4], active: 2, highest_rate: 0.2,
+      coherence: 0.9}}
 arms:
   batchtopk: {{kind: batchtopk, features: 16, k: 2}}
   positional: {{kind: positional, features: 16, k: 2, groups: 3}}
   theirs: {{kind: pretrained, path: {path}}}
-  named: {{kind: pretrained, path: {named}, tensors: {{encoder: W_enc, decoder: W_dec}}, k: 3}}
+  named: {{kind: pretrained, path: {named}, encoder: W_enc, decoder: W_dec, k: 3}}
 levels: {{k: [2, 4]}}
 seeds: [0, 1]
 training: {{steps: 12, batch_size: 64, learning_rate: 0.005, log_every: 6, held_out: 0.25}}
@@ -60,6 +62,10 @@ def test_a_dictionary_that_is_trained_already_takes_part_in_everything_but_train
     assert (theirs.kind, theirs.features, theirs.training_steps, theirs.tokens_seen) == ("pretrained", 16, 0, 0)
     assert theirs.mse_loss == theirs.final_loss > 0 and theirs.measures.keys() >= {"positions", "clusters"}
     assert runs["named-seed0"].l0 == 3.0
+    compared = results.comparison["world"]
+    assert compared.l0 == sorted({2.0, 3.0, 4.0, theirs.l0})  # each at its own
+    assert {(row.family, row.l0): row.fve.value for row in compared.reached}["theirs", theirs.l0] == theirs.fve
+    assert any((row.family, row.baseline, row.l0) == ("named", "batchtopk", 3.0) for row in compared.against)
     saved = load_ours(RunFolder(out).arm(RunId("world", "theirs", 0)))
     expected = load_file(FIXTURES / "saelens-jumprelu" / "expected.safetensors")
     assert torch.equal(saved.encode(expected["x"]), expected["codes"])
@@ -79,7 +85,7 @@ def test_a_dictionary_that_is_trained_already_takes_part_in_everything_but_train
     [
         ({"width: 6,": "width: 8,"}, "arms.theirs is .*, for activations of width 6, and those of activations.world have 8"),
         ({"path: {path}}}": "revision: a}}"}, "a path is empty"),
-        ({"tensors: {{encoder: W_enc, decoder: W_dec}}, k: 3": "k: 3"}, "has no k, and k = 3 was requested"),
+        ({"encoder: W_enc, decoder: W_dec, k: 3": "k: 3"}, "has no k, and k = 3 was requested"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_done(replaced: dict[str, str], sentence: str, tmp_path: Path) -> None:

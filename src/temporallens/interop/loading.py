@@ -55,7 +55,7 @@ def load_dictionary(path: Path | str, arm: type[ArmConfig] | None = None, **opti
     another library, with the codes that its publisher computes.
 
     `path` is a folder, a file, or `user/name/folder` on the hub, whose `revision` may be given. Options are fields of `Pretrained`; they
-    say what a file does not: `input_scale`, `k`, of a file of named tensors `tensors={"encoder": "W_enc", "decoder": "W_dec"}`.
+    say what a file does not: `input_scale`, `k`, of a file of named tensors `encoder="W_enc"`, `decoder="W_dec"`.
     Raises TemporalLensError for missing, unknown or damaged files.
     """
     given = str(path)
@@ -81,7 +81,7 @@ def read_pretrained(request: Pretrained) -> PretrainedDictionary:
     place, request = _place(request)
     for reader in READERS:
         folder = place if place.is_dir() else place.parent
-        if (place.is_dir() or (place.name in reader.files and not request.tensors)) and all(
+        if (place.is_dir() or (place.name in reader.files and not request.named)) and all(
             (folder / file).is_file() for file in reader.files
         ):
             return reader.read(folder, request)
@@ -128,3 +128,42 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
             f"{user}/{repository} on the hub has no folder or file {inside} with a dictionary of a format that is known here"
         )
     return place, Path(folder).name
+
+
+def described(dictionary: Dictionary) -> list[str]:
+    """What a dictionary is, in a few lines."""
+    config = dictionary.config
+    if not isinstance(config, Pretrained):
+        return [f"a '{config.kind}' dictionary that was saved here: {dictionary.features:,} features, width {dictionary.width:,}"]
+    kept = (
+        "codes above a threshold"
+        if config.k is None
+        else f"the largest of each of {config.k} groups"
+        if config.grouped
+        else f"the {config.k} largest codes"
+    )
+    about = config.origin.model_dump(exclude_none=True)
+    form = about.pop("format", "a dictionary")
+    lines = [f"{form}: {dictionary.features:,} features, width {dictionary.width:,}; {kept} of each token are kept"]
+    normalised = {"layer_norm": "mean and deviation of its own taken off", "unit_norm": "its norm made sqrt(D)"}.get(config.input)
+    if normalised:
+        lines.append(f"each activation has {normalised} first")
+    if config.transcodes:
+        lines.append("a transcoder: it gives activations of another point")
+    return [*lines, *(f"{name.replace('_', ' ')}: {value}" for name, value in about.items())]
+
+
+def save_as_ours(dictionary: Dictionary, folder: Path | str) -> None:
+    """Save a dictionary of another library as one of ours, with what its file says of its model. Raises TemporalLensError for one that is
+    ours already."""
+    config = dictionary.config
+    if not isinstance(config, Pretrained):
+        raise TemporalLensError("this dictionary was saved here: copy its folder")
+    origin = config.origin
+    source = (
+        {"kind": "model", "model": origin.model, "revision": None, "layer": origin.layer}
+        if origin.model and origin.layer is not None
+        else {}
+    )
+    about = {"source": source, "policies": {} if origin.bos is None else {"bos": origin.bos}}
+    saving.save_dictionary(dictionary, folder, config, origin.context_length or 1, about)

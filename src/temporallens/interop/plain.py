@@ -14,15 +14,11 @@ from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.interop.assembling import assemble, completed, settled
 from temporallens.interop.foreign import Entry, open_tensors
 
-PARTS = ("encoder", "decoder", "encoder_bias", "decoder_bias", "threshold")
-
 
 def read(path: Path, request: Pretrained) -> PretrainedDictionary:
     """The dictionary in a file. Raises TemporalLensError where a name is missing or unknown, or a setting that nothing says."""
     tensors, parts = open_tensors(path), {}
-    for ours, theirs in request.tensors.items():
-        if ours not in PARTS:
-            raise TemporalLensError(f"a dictionary has no part '{ours}'{did_you_mean(ours, PARTS)}")
+    for ours, theirs in request.named.items():
         if theirs not in tensors:
             raise TemporalLensError(f"{path} has no tensor '{theirs}'{did_you_mean(theirs, tensors)}")
         parts[ours] = tensors[theirs]

@@ -59,8 +59,16 @@ class Pretrained(ArmConfig):
     """Of a hub name: a commit, tag or branch."""
     features: int = Field(1, ge=1, le=1 << 24)
     """Width of the dictionary: the file says it."""
-    tensors: dict[str, str] = Field({})
-    """Of a file that is no library's: the names in it of `encoder`, `decoder`, and of `encoder_bias`, `decoder_bias`, `threshold`."""
+    encoder: str | None = None
+    """Of a file that is no library's: the name in it of the encoder's matrix."""
+    decoder: str | None = None
+    """The name in it of the decoder's matrix."""
+    encoder_bias: str | None = None
+    """The name in it of the encoder's bias; 0 without one."""
+    decoder_bias: str | None = None
+    """The name in it of the decoder's bias; 0 without one."""
+    threshold: str | None = None
+    """The name in it of the thresholds, one number or one for each feature; 0 without any, as of a ReLU."""
     subtracts_bias: bool | None = None
     """Whether the decoder's bias is taken off the input."""
     k: int | None = Field(None, ge=1)
@@ -77,6 +85,12 @@ class Pretrained(ArmConfig):
     """Whether the input, through a matrix, is added to what is decoded."""
     origin: Origin = Origin()
     """What the file says of its model; what is given here stands over that."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The tensors that are named, by our names."""
+        given = {name: getattr(self, name) for name in ("encoder", "decoder", "encoder_bias", "decoder_bias", "threshold")}
+        return {name: theirs for name, theirs in given.items() if theirs is not None}
 
     @model_validator(mode="after")
     def _taken_as_it_is(self) -> "Pretrained":
