@@ -4,6 +4,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -568,6 +570,48 @@ def test_what_the_hub_has_not_is_said_in_a_sentence(hub: None, tmp_path: Path, m
     for name, sentence in (("user/other", "found neither here nor on the hub"), ("user/name/none", "has no folder or file none")):
         with pytest.raises(TemporalLensError, match=sentence):
             tl.load_dictionary(name)
+
+
+MEASURED = """
+import sys
+import temporallens as tl
+
+def resident(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key)) << 10
+
+tl.load_dictionary(sys.argv[1])  # a small one: what loading imports
+with open("/proc/self/clear_refs", "w") as refs:
+    refs.write("5")  # the peak begins here
+before = resident("VmRSS")
+dictionary = tl.load_dictionary(sys.argv[2])
+size = sum(tensor.numel() * 4 for tensor in dictionary.state_dict().values())
+print((resident("VmHWM") - before) / size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is told by Linux")
+@pytest.mark.parametrize(
+    ("case", "file"), [("saelens-jumprelu", "sae_weights.safetensors"), ("dictionary_learning-JumpReluAutoEncoder", "ae.pt")]
+)
+def test_a_large_dictionary_is_not_held_twice_while_it_is_loaded(case: str, file: str, tmp_path: Path) -> None:
+    width, features = 2304, 16_384
+    weights = torch.randn(width, features, generator=torch.Generator().manual_seed(0))
+    tensors = {
+        "W_enc": weights,
+        "W_dec": weights.T,
+        "b_enc": torch.zeros(features),
+        "b_dec": torch.zeros(width),
+        "threshold": torch.ones(features),
+    }
+    written(tmp_path / file, tensors)
+    if case.startswith("saelens"):
+        config = {"architecture": "jumprelu", "d_in": width, "d_sae": features, "metadata": {"sae_lens_version": "6.0.0"}}
+        (tmp_path / "cfg.json").write_text(json.dumps(config))
+    command = [sys.executable, "-c", MEASURED, str(FIXTURES / case), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3
 
 
 # The other libraries themselves
