@@ -25,6 +25,7 @@ from temporallens.cli import app
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained, PretrainedDictionary
 from temporallens.dictionaries.saving import load_dictionary as load_ours, save_dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.interop.loading import read_pretrained
 from temporallens.interop.points import layer_of
 from tools import interop
 
@@ -492,7 +493,7 @@ def test_the_command_says_what_a_dictionary_is_and_saves_it_as_ours(tmp_path: Pa
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as fetching files needs: one repository, `user/name`, at one commit."""
 
-    root: Path
+    root = FIXTURES
     commit = "0123456789" * 4
 
     def do_GET(self) -> None:
@@ -530,8 +531,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     from huggingface_hub import constants
 
-    handler = type("Handler", (Hub,), {"root": FIXTURES})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -556,6 +556,33 @@ def test_a_hub_name_is_fetched_and_read(case: str, hub: None, tmp_path: Path, mo
     assert fetched and "expected.safetensors" not in fetched  # nothing but the files of a format
     if case == "sparsify-topk":
         assert dictionary.config.origin.model == "tiny"
+
+
+def test_one_of_ours_is_fetched_and_read_as_what_it_is(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm, own = tl.Positional(features=20, k=3, groups=4), tmp_path / "own"
+    dictionary = arm.make(6, 8, torch.Generator().manual_seed(0))
+    save_dictionary(dictionary, own / "mask", arm, 8)
+    monkeypatch.setattr(Hub, "root", own)
+    x = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(1))
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert torch.equal(tl.load_dictionary("user/name/mask").encode(x), dictionary.eval().encode(x))
+    with pytest.raises(TemporalLensError, match="needs positions: it can be no arm of kind pretrained"):
+        read_pretrained(Pretrained(path="user/name/mask"))
+
+
+def test_what_was_saved_as_ours_is_an_arm_that_is_trained_already(tmp_path: Path) -> None:
+    dictionary, expected = loaded("saelens-standard-layer_norm")
+    save_dictionary(dictionary, tmp_path / "ours", dictionary.config, 8)
+    again = read_pretrained(Pretrained(path=str(tmp_path / "ours"), origin=Origin(model="other")))
+    assert torch.equal(again(expected["x"]), dictionary(expected["x"]))
+    assert again.config.origin == dictionary.config.origin.model_copy(update={"model": "other"})
+    arm = tl.BatchTopK(features=20, k=3)
+    trained = arm.make(6, 8, torch.Generator().manual_seed(0)).eval()
+    trained.threshold.fill_(0.3)
+    save_dictionary(trained, tmp_path / "blind", arm, 8)
+    blind = read_pretrained(Pretrained(path=str(tmp_path / "blind")))
+    torch.testing.assert_close(blind.encode(expected["x"]), trained.encode(expected["x"]))
 
 
 def test_one_file_on_the_hub_is_read_by_its_names(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

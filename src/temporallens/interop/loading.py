@@ -16,7 +16,7 @@ from temporallens.activations.language.model_files import _hub_is_known
 from temporallens.activations.language.shipped import quiet_transformers
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries import saving
-from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
+from temporallens.dictionaries.arms.pretrained import Origin, Pretrained, PretrainedDictionary
 from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.errors import TemporalLensError, first_line
 from temporallens.files import read_json, user_path
@@ -58,11 +58,10 @@ def load_dictionary(path: Path | str, arm: type[ArmConfig] | None = None, **opti
     say what a file does not: `input_scale`, `k`, of a file of named tensors `encoder="W_enc"`, `decoder="W_dec"`.
     Raises TemporalLensError for missing, unknown or damaged files.
     """
-    given = str(path)
-    folder = user_path(path)
-    if not options and _is_ours(folder):
-        return saving.load_dictionary(folder, arm)
-    return read_pretrained(Pretrained(path=given, **options))
+    place, request = _place(Pretrained(path=str(user_path(path)), **options))
+    if not options.keys() - {"revision"} and _is_ours(place):
+        return saving.load_dictionary(place, arm)
+    return _read(place, request)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -77,13 +76,30 @@ def _is_ours(folder: Path) -> bool:
 
 @own_defaults()
 def read_pretrained(request: Pretrained) -> PretrainedDictionary:
-    """The dictionary of a foreign file. Raises TemporalLensError where there is none, or none that is known."""
+    """What an arm that is trained already stands for. Raises TemporalLensError where there is none, or none that is known, and for one of
+    ours that needs positions."""
     place, request = _place(request)
+    if not _is_ours(place):
+        return _read(place, request)
+    ours = saving.load_dictionary(place)
+    if isinstance(ours, PretrainedDictionary):
+        origin = {**ours.config.origin.model_dump(), **request.origin.model_dump(exclude_unset=True)}
+        ours.config = ours.config.model_copy(update={"path": request.path, "origin": Origin(**origin)})
+        return ours
+    if ours.position_aware:
+        raise TemporalLensError(
+            f"{request.path} is a '{ours.kind}' dictionary that was trained here, and needs positions: it can be no arm of kind "
+            "pretrained; name its own arm, and the study trains it"
+        )
+    return _read(place, request)  # laid out as SAELens' are
+
+
+def _read(place: Path, request: Pretrained) -> PretrainedDictionary:
+    """By the first reader whose files are there."""
+    folder = place if place.is_dir() else place.parent
     for reader in READERS:
-        folder = place if place.is_dir() else place.parent
-        if (place.is_dir() or (place.name in reader.files and not request.named)) and all(
-            (folder / file).is_file() for file in reader.files
-        ):
+        is_one = place.is_dir() or (place.name in reader.files and not request.named)
+        if is_one and all((folder / file).is_file() for file in reader.files):
             return reader.read(folder, request)
     if place.is_file() and place.suffix in OPENERS:
         return plain.read(place, request)
@@ -107,7 +123,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
     """The files of all formats in a folder of the hub, or one file, in the hub's cache on this machine, and the commit they are of."""
     user, repository, *inner = name.split("/")
     inside = "/".join(inner)
-    files = [file for reader in READERS for file in (*reader.files, *reader.beside)]
+    files = [file for reader in READERS for file in (*reader.files, *reader.beside)]  # ours are those of SAELens
     wanted = [inside] if Path(inside).suffix in OPENERS else [posixpath.normpath(posixpath.join(inside, file)) for file in files]
     try:
         with quiet_transformers():
