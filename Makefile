@@ -11,7 +11,7 @@ MARKED := $(if $(SLOW),,-m "not slow")
 # Two test processes with one thread each use two cores; more threads would only fight for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint chaos peers parity clean
+.PHONY: quickstart test lint chaos peers interop parity clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/temporallens run studies/quickstart.yaml --out runs/quickstart
@@ -28,7 +28,7 @@ lint: $(INSTALLED)
 chaos: $(INSTALLED)
 	@$(ONE_THREAD) $(BIN)/python -m tools.chaos --kills $(or $(KILLS),200) $(ARGS)
 
-# Other libraries, for `python -m benchmarks`, in an environment of their own: their needs contradict ours and each other's.
+# Other libraries, for `python -m benchmarks` and `make interop`, in an environment of their own: their needs contradict ours and each other's.
 peers: $(PEERS)
 
 $(PEERS): benchmarks/peers-constraints.txt
@@ -41,6 +41,10 @@ $(PEERS): benchmarks/peers-constraints.txt
 		|| { echo "error: pip could not install the packages ($$(sed -n 's/^ *ERROR: //p' .venv-peers/install.log | head -n 1)); all that pip said:" \
 		     ".venv-peers/install.log" >&2; exit 1; }
 	@touch $@
+
+# Dictionaries that these libraries save, read here, against what they compute; the last line says how many formats agree.
+interop: $(INSTALLED) $(PEERS)
+	@$(BIN)/python -m tools.interop $(ARGS)
 
 # Our sparse probing against that of the unmodified sae_bench, which runs in an environment of its own; the last line is the largest
 # difference. The package declares more than sparse probing needs (torchvision for CUDA, clients of services), so it goes in without.

@@ -32,10 +32,10 @@ def floor_of(path: Path) -> str:
 
 
 def allowed_to(own: str) -> set[str]:
-    """Floors that a floor may import from; of all of them only the command line uses `interop`."""
+    """Floors that a floor may import from; of all of them only a study and the command line use `interop`."""
     if own == "interop":
         return INTEROP
-    return {name for name, height in HEIGHTS.items() if height < HEIGHTS[own]} | {own} | ({"interop"} if own == "cli" else set())
+    return {name for name, height in HEIGHTS.items() if height < HEIGHTS[own]} | {own} | ({"interop"} if own in {"study", "cli"} else set())
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:

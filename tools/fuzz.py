@@ -39,10 +39,12 @@ from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, sha256, tensor_digest, write_json
+from temporallens.interop.loading import load_dictionary as load_any
 from temporallens.layout import RunFolder
 from temporallens.study.reading import read_copy, read_study, write_copy
 from temporallens.training.checkpoint import load_checkpoint, save_checkpoint
 from temporallens.training.history import History, load_history
+from tools.interop import FIXTURES
 from tools.mutations import mutated, other_values, rewritten
 
 SECONDS, PATIENCE = 10, 300
@@ -147,6 +149,40 @@ def _read_dictionary(folder: Path) -> Any:
     return tensor_digest(dict(dictionary.state_dict())), repr(dictionary.position_policy), codes
 
 
+def _foreign(case: str, file: str) -> Callable[[Path], Path]:
+    """A file of a dictionary that another library wrote."""
+
+    def make(folder: Path) -> Path:
+        shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
+        return folder / _request(folder).get("folder", ".") / file
+
+    return make
+
+
+def _request(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "request.json").read_bytes()))
+
+
+@torch.no_grad()
+def _read_foreign(folder: Path, **request: Any) -> Any:
+    dictionary = load_any(folder / _request(folder).get("folder", "."), **request)
+    x = torch.ones(3, dictionary.width)
+    codes = dictionary.encode(x)
+    with suppress(TemporalLensError):  # finite weights may give what float32 has no number for
+        dictionary.decode(codes)
+    return tensor_digest(dict(dictionary.state_dict())), dictionary.config.model_dump_json(), codes.tolist()
+
+
+def _named(folder: Path) -> Path:
+    shutil.copy(FIXTURES / "gemma_scope_2" / "resid_post" / "layer_3_width_16k_l0_small" / "params.safetensors", folder / "x.safetensors")
+    (folder / "request.json").write_text('{"folder": "x.safetensors"}')
+    return folder / "x.safetensors"
+
+
+def _read_named(folder: Path) -> Any:
+    return _read_foreign(folder, encoder="w_enc", decoder="w_dec", threshold="threshold")
+
+
 def _checkpoint(folder: Path) -> Path:
     tensors = {"a/dictionary/encoder": torch.randn(12, WIDTH), "a/optimizer/0/step": torch.tensor(3.0)}
     save_checkpoint(folder / "checkpoint-0.safetensors", tensors, {"step": 30, "cursor": [0, 1, 64], "seconds": {"a": 1.5}})
@@ -240,6 +276,25 @@ def _read_text(ending: str) -> Callable[[Path], Any]:
     return lambda folder: list(documents(folder / f"x.{ending}"))
 
 
+FOREIGN = {
+    "SAELens cfg": ("saelens-topk", "cfg.json"),
+    "SAELens weights": ("saelens-gated", "sae_weights.safetensors"),
+    "SAELens scaler": ("saelens-standard-expected_average_only_in", "activation_scaler.json"),
+    "SAELens whitening": ("saelens-standard-covariance_whitening", "activation_whitening.safetensors"),
+    "dictionary_learning weights": ("dictionary_learning-MatryoshkaBatchTopKSAE", "ae.pt"),
+    "dictionary_learning config": ("dictionary_learning-AutoEncoderTopK", "config.json"),
+    "sparsify cfg": ("sparsify-topk", "cfg.json"),
+    "sparsify weights": ("sparsify-topk", "sae.safetensors"),
+    "Gemma Scope": ("gemma_scope", "params.npz"),
+    "Gemma Scope 2": ("gemma_scope_2-transcoder", "params.safetensors"),
+    "Gemma Scope 2 config": ("gemma_scope_2-transcoder", "config.json"),
+    "Llama Scope": ("llama_scope", "checkpoints/final.safetensors"),
+    "Llama Scope settings": ("llama_scope", "hyperparams.json"),
+}
+"""Files of other libraries' dictionaries, of which other files of theirs lie beside."""
+HOSTILE = {".json": rewritten, ".safetensors": other_values}
+
+
 FORMATS: dict[str, Format] = {
     "store manifest": Format(_store("manifest.json"), _read_store),
     "store shard": Format(_store("shard-00001.safetensors"), _read_store),
@@ -248,6 +303,8 @@ FORMATS: dict[str, Format] = {
     "harvest progress": Format(_progress, _read_progress),
     "dictionary cfg": Format(_dictionary("positional", "cfg.json"), _read_dictionary),
     "dictionary weights": Format(_dictionary("positional", "sae_weights.safetensors"), _read_dictionary),
+    **{name: Format(_foreign(*place), _read_foreign, sealed=False) for name, place in FOREIGN.items()},
+    "named tensors": Format(_named, _read_named, sealed=False),
     "checkpoint": Format(_checkpoint, _read_checkpoint),
     "history": Format(_history, _read_history),
     "record": Format(_record, lambda folder: read_json(folder / "x.json", "the record of a stage")),
@@ -264,6 +321,11 @@ FORMATS: dict[str, Format] = {
     "hostile shard": Format(_store("shard-00001.safetensors"), _read_store, sealed=False, change=other_values, mend=_mend_store),
     "hostile index": Format(_store("index.safetensors"), _read_store, sealed=False, change=other_values, mend=_mend_store),
     "hostile cfg": Format(_dictionary("posthoc", "cfg.json"), _read_dictionary, sealed=False, change=rewritten),
+    **{
+        f"hostile {name}": Format(_foreign(*place), _read_foreign, sealed=False, change=HOSTILE[Path(place[1]).suffix])
+        for name, place in FOREIGN.items()
+        if Path(place[1]).suffix in HOSTILE
+    },
 }
 
 
@@ -352,7 +414,7 @@ def limit_memory() -> None:
 # Coverage-guided
 
 
-READERS = ("files", "activations", "dictionaries.saving", "study.reading", "training.checkpoint", "training.history")
+READERS = ("files", "activations", "dictionaries.saving", "interop", "study.reading", "training.checkpoint", "training.history")
 PARSERS = ("numpy.lib._format_impl", "yaml", "zipfile", "json", "csv")
 GUIDED = (*(f"temporallens.{name}" for name in READERS), *PARSERS)
 """Modules whose branches guide the search: our readers, and the parsers in Python that they call."""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from temporallens.activations.language.harvest import harvest as harvest
     from temporallens.activations.store import ActivationStore as ActivationStore
     from temporallens.dictionaries.kinds import *
-    from temporallens.dictionaries.saving import load_dictionary as load_dictionary, save_dictionary as save_dictionary
+    from temporallens.dictionaries.saving import save_dictionary as save_dictionary
     from temporallens.evaluation.scan import scan as scan
+    from temporallens.interop.loading import load_dictionary as load_dictionary
     from temporallens.training.trainer import train as train
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ActivationStore": "activations.store",
     "harvest": "activations.language.harvest",
-    "load_dictionary": "dictionaries.saving",
+    "load_dictionary": "interop.loading",
     "save_dictionary": "dictionaries.saving",
     "scan": "evaluation.scan",
     "train": "training.trainer",

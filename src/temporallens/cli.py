@@ -342,6 +342,55 @@ def import_command(
     typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
 
 
+@app.command("dictionary")
+def dictionary_command(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A folder or file of any library's, or user/name/folder on the hub: docs/any-dictionary.md.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Save it as one of ours; without it, say what it is.", parser=user_path)
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of a hub name: a commit, tag or branch.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", metavar="NAME", help="Of a file of tensors: the encoder's.")] = None,
+    decoder: Annotated[str | None, typer.Option("--decoder", metavar="NAME", help="The decoder's.")] = None,
+    encoder_bias: Annotated[str | None, typer.Option("--encoder-bias", metavar="NAME", help="Its bias, where there is one.")] = None,
+    decoder_bias: Annotated[str | None, typer.Option("--decoder-bias", metavar="NAME", help="Its bias, where there is one.")] = None,
+    threshold: Annotated[str | None, typer.Option("--threshold", metavar="NAME", help="The thresholds, where there are any.")] = None,
+    subtracts_bias: Annotated[
+        bool | None, typer.Option("--subtracts-bias/--keeps-bias", help="Whether the decoder's bias is taken off the input.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Codes per token, where the largest are kept and the file does not say how many.")
+    ] = None,
+    input_scale: Annotated[float | None, typer.Option("--input-scale", help="By what activations are multiplied first.")] = None,
+) -> None:
+    """Read a dictionary of any library: SAELens, dictionary_learning, sparsify, Gemma Scope, Llama Scope, or named tensors."""
+    from temporallens.interop.loading import described, load_dictionary, save_as_ours
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "encoder": encoder,
+        "decoder": decoder,
+        "encoder_bias": encoder_bias,
+        "decoder_bias": decoder_bias,
+        "threshold": threshold,
+        "subtracts_bias": subtracts_bias,
+        "k": k,
+        "input_scale": input_scale,
+    }
+    dictionary = load_dictionary(path, **{name: value for name, value in options.items() if value is not None})
+    for line in described(dictionary):
+        typer.echo(line)
+    if out is not None:
+        save_as_ours(dictionary, out)
+        typer.echo(out)
+
+
 def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
     from temporallens.study.reading import read_copy, read_study
 

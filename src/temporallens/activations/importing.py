@@ -148,7 +148,7 @@ UNREADABLE = (
 def _map_npy(path: Path) -> np.ndarray:
     """The array of an .npy, mapped."""
     with path.open("rb") as file:
-        _check_header(file, path.stat().st_size)
+        read_npy_header(file, path.stat().st_size)
     return np.lib.format.open_memmap(path, mode="r")
 
 
@@ -157,23 +157,25 @@ def _read_npz(path: Path, name: str | None) -> np.ndarray:
     with ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         member = members[_only(path, list(members), name)]
-        _refuse_bomb(member, path)
+        refuse_bomb(member, path)
         with archive.open(member) as file:
-            _check_header(file, member.file_size)
+            read_npy_header(file, member.file_size)
         with archive.open(member) as file:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _check_header(file: Any, size: int) -> None:
-    """Raise ValueError where the header of an .npy promises more than its `size` bytes hold."""
+def read_npy_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and type of an .npy. Raises ValueError where its header promises more than its `size` bytes
+    hold."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, fortran, dtype = read(file)
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"its header promises an array of shape {shape}, which is more than it holds")
+    return shape, fortran, dtype
 
 
-def _refuse_bomb(member: ZipInfo, path: Path) -> None:
+def refuse_bomb(member: ZipInfo, path: Path) -> None:
     """Raise for a part of an archive that would unpack to more than it can hold, or than memory should."""
     if member.compress_type not in {ZIP_STORED, ZIP_DEFLATED}:
         raise ValueError("it is packed in a way that numpy does not use")

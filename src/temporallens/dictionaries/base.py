@@ -125,6 +125,9 @@ class ArmConfig(Settings):
     roles: ClassVar[tuple[Role, ...]] = ()
     """What the arm is for in a study; it may be of no such use."""
 
+    trained: ClassVar[bool] = True
+    """Whether a study trains it; one that is not comes from a file, and once for all seeds."""
+
     wants_weights: ClassVar[bool] = False
     """Whether the adaptive position weights are followed for its dictionary's `follow_weights`, even where no loss is weighed by them."""
 

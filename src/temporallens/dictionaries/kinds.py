@@ -16,6 +16,7 @@ from temporallens.dictionaries.arms.position_mean import PositionMean as Positio
 from temporallens.dictionaries.arms.positional import Positional as Positional
 from temporallens.dictionaries.arms.positional_relu import PositionalReLU as PositionalReLU
 from temporallens.dictionaries.arms.posthoc import PostHoc as PostHoc
+from temporallens.dictionaries.arms.pretrained import Pretrained as Pretrained
 from temporallens.dictionaries.arms.random_mask import RandomMask as RandomMask
 from temporallens.dictionaries.arms.sliced import Sliced as Sliced
 from temporallens.dictionaries.arms.standard import Standard as Standard
@@ -36,7 +37,8 @@ Arm = Annotated[
     | PositionalReLU
     | Sliced
     | PostHoc
-    | RandomMask,
+    | RandomMask
+    | Pretrained,
     Field(discriminator="kind"),
 ]
 

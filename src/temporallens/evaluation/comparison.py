@@ -15,11 +15,14 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from temporallens.dictionaries.base import Role
-from temporallens.dictionaries.kinds import kinds_of
+from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of, ratio_of
 
 REACH = 0.05
 """Share of an L0 within which two L0 count as equal: so far beyond its range a curve is read, along its nearest line."""
+
+
+UNTRAINED = {kind for kind, arm in ARMS.items() if not arm.trained}
 
 
 class Part(BaseModel):
@@ -79,13 +82,14 @@ class Point(NamedTuple):
 
 
 def compare(runs: Sequence[RunScores], levels: Sequence[float]) -> Comparison:
-    """Compare the families among `runs` at the L0 values `levels`; without any, at those of the baselines."""
+    """Compare the families among `runs` at the L0 values `levels` (without any, at those of the baselines), and at those of dictionaries
+    that were trained elsewhere."""
     curves: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.l0 > 0:
             curves[run.family][run.seed].append(Point(run.l0, run.fve, run.fve_within_position))
     baselines = baselines_among(runs)
-    common = [float(level) for level in levels] or _levels_of(baselines, curves)
+    common = _with_own([float(level) for level in levels] or _levels_of(baselines, curves), runs, curves)
     reached, against = [], []
     for l0 in common:
         at = {family: _read_all(by_seed, l0) for family, by_seed in curves.items()}
@@ -123,6 +127,13 @@ def _levels_of(baselines: Sequence[str], curves: dict[str, dict[int, list[Point]
         if points and not any(_equal(l0, other) for other in common):
             common.append(l0)
     return common
+
+
+def _with_own(common: list[float], runs: Sequence[RunScores], curves: dict[str, dict[int, list[Point]]]) -> list[float]:
+    """With the L0 of dictionaries that no level of the study sets."""
+    own = _levels_of(list(dict.fromkeys(run.family for run in runs if run.kind in UNTRAINED)), curves)
+    further = [l0 for l0 in own if not any(_equal(l0, other) for other in common)]
+    return sorted([*common, *further]) if further else common
 
 
 def _equal(l0: float, other: float) -> bool:

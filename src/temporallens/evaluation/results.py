@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.kinds import ARMS
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison, Part, RunScores, compare
 from temporallens.evaluation.scan import Scan
@@ -299,7 +300,7 @@ def _comparison(results: Results, activations: str) -> Comparison:
 
 def _run(paths: RunFolder, run: RunId, family: str, level: float | None) -> dict[str, Any]:
     summary = read_json(paths.arm(run) / "training.json", "the summary of a training run")
-    if summary["training_steps"] < 1:
+    if summary["training_steps"] < 1 and ARMS[summary["arm"]["kind"]].trained:
         raise TemporalLensError(f"{run.path} was trained for {summary['training_steps']} steps: that is no result")
     measured = read_json(paths.evaluation(run), "the evaluation of a dictionary")
     trained = {name: summary[name] for name in ("training_steps", "tokens_seen", "final_loss", "mse_loss", "sparsity_loss")}

@@ -171,7 +171,7 @@ def _known(dictionary: Dictionary, seen: HeldOut, halves: Int[np.ndarray, "B D"]
     document = []
     for rows in sequential(seen.store, seen.entries):
         kept = rows.excluded == 0
-        nothing = torch.zeros(len(rows.x), dictionary.features)
+        nothing = torch.zeros(len(rows.x), dictionary.features, dtype=torch.float32)
         said = dictionary.decode(nothing, rows.position.long(), context_of(rows))
         error.append((rows.x.float() - said).square().sum(1, dtype=torch.float64)[kept].numpy())
         document.append(rows.document[kept].numpy())

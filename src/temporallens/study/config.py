@@ -149,11 +149,12 @@ class Study(Settings):
         return dict(self._variants())
 
     def trainings(self) -> list[RunId]:
-        """Every dictionary that is trained, in order."""
+        """Every dictionary that is trained, or read, in order."""
         return [
             RunId(entry, name, seed)
             for entry, (name, variant), seed in product(self.activations, self._variants(), self.seeds)
-            if seed == self.seeds[0] or not (variant.family in self.one_seed.arms or entry in self.one_seed.activations)
+            if seed == self.seeds[0]
+            or not (variant.family in self.one_seed.arms or entry in self.one_seed.activations or not variant.arm.trained)
         ]
 
     def measured(self) -> list[RunId]:

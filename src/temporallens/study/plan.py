@@ -40,7 +40,7 @@ ENCODING_AND_DECODING = 2.0
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
 """Of all figures, and of the report."""
 LOADING_SECONDS = 3.0
-"""Of a model."""
+"""Of a model, or of a dictionary that is read."""
 TOKENISED_PER_SECOND = 600_000
 SCANNED_SECONDS = 2e-8
 """Of the sums by clock, for each token, layer and dimension."""
@@ -135,6 +135,8 @@ def _making(policy: WorldPolicy | RecordsPolicy, speeds: Speeds) -> float:
 def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     assert stage.run
     arm, width = study.variants()[stage.run.arm].arm, width_of(study.activations[stage.activations])
+    if not arm.trained:
+        return Amount(None, None, LOADING_SECONDS)
     tokens = study.training.steps * study.training.batch_size
     if width is None:
         return Amount(tokens, None, None)
@@ -152,8 +154,10 @@ def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     policy = study.activations[stage.activations]
     harvested, width = tokens_of(policy), width_of(policy)
     tokens = None if harvested is None else round(harvested * study.training.held_out)
-    features = study.variants()[stage.run.arm].arm.features
-    return Amount(tokens, None, None if tokens is None or width is None else encodings * tokens * width * features / speeds.products())
+    arm = study.variants()[stage.run.arm].arm
+    if tokens is None or width is None or not arm.trained:  # how wide one is that is not read yet, its file says
+        return Amount(tokens, None, None)
+    return Amount(tokens, None, encodings * tokens * width * arm.features / speeds.products())
 
 
 SIZES: dict[str, Callable[[Stage, Study, Speeds], Amount]] = {

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from temporallens.activations.language.harvest import harvest_policy
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
+from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
@@ -36,6 +37,7 @@ from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures
 from temporallens.study.pins import new_pins, pinned_study, read_pins, write_pins
+from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, Kind, Records, Stage, partners_of, remove, stages_of
@@ -107,7 +109,9 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
         pins = new_pins(study, pins)
     study = pinned_study(study, pins)
     stages = stages_of(study, text)
-    reach_models(_models_read(study, (stage for stage in stages if not records.finished(stage))))
+    pending = [stage for stage in stages if not records.finished(stage)]
+    reach_models(_models_read(study, pending))
+    check_pretrained(study, pending)
     run = Run(study, text, folder, stages, records, say)
     with locked(folder):
         write_copy(run.paths.study, text)
@@ -188,8 +192,16 @@ def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 
 
 def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
-    """Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time: passes are all alike."""
+    """What is trained already is read. Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time:
+    passes are all alike."""
     variants = run.study.variants()
+    read = {stage.name: variants[stage.run.arm].arm for stage in stages if stage.run}
+    for stage in stages:
+        if isinstance(arm := read[stage.name], Pretrained):
+            store = ActivationStore(run.paths.store(stage.activations))
+            save_pretrained(stage, arm, store, run.study.training, run.path(stage))
+            yield stage
+    stages = [stage for stage in stages if read[stage.name].trained]
     for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:
         arms = [ArmRun(stage.run.name, variants[stage.run.arm].arm, stage.run.seed) for stage in group if stage.run]
         entry = group[0].activations

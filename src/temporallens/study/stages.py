@@ -16,6 +16,7 @@ from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.evaluation.sections import SECTIONS
@@ -103,6 +104,9 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
 def _train_stage(study: Study, harvest: Stage, run: RunId, variant: Variant) -> Stage:
     shaped_by = {"arm": _as_json(variant.arm), "seed": run.seed, "training": _as_json(study.training), "threads": study.threads}
     folder = PATHS.arm(run)
+    if isinstance(variant.arm, Pretrained):
+        divided = study.training.model_dump(mode="json", include={"held_out", "data_seed", "batch_size"})
+        shaped_by = {"arm": _as_json(variant.arm), "content": content_of(variant.arm.path), "training": divided, "threads": study.threads}
     return _stage("train", f"train/{run.path}", folder, shaped_by, [harvest], proof=folder / "training.json", **_of(run))
 
 

@@ -112,7 +112,7 @@ class Expectation:
         inside = (context.token >= 0) & (context.token_before >= 0) & (context.token < size) & (context.token_before < size)
         key = torch.where(inside, context.token_before * size + context.token, UNKNOWN)
         if not len(self.pair):
-            return torch.full_like(key, -1), torch.zeros(len(key), self.width, device=key.device)
+            return torch.full_like(key, -1), torch.zeros(len(key), self.width, dtype=torch.float32, device=key.device)
         place = torch.searchsorted(self.pair_key, key).clamp(max=len(self.pair_key) - 1)
         found = torch.where(self.pair_key[place] == key, place, -1)
         return found, _rows(self.pair, found)

@@ -1,0 +1,142 @@
+"""Arms that are trained already: a study reads them instead of training them, once for all seeds, and measures them like any other.
+
+Whether one belongs to the activations that it is measured on is looked at before anything is harvested, and again when it is saved into the
+run's folder, where it is a dictionary of ours from then on. It has no history but the line that says so, and no times.
+"""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from temporallens.activations.language import shipped
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.loader import Loader
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
+from temporallens.dictionaries.saving import save_dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.files import write_json
+from temporallens.interop.loading import read_pretrained
+from temporallens.study.config import Study
+from temporallens.study.models import model_sizes
+from temporallens.study.stages import Stage
+from temporallens.training.finishing import CALIBRATION_BATCHES
+from temporallens.training.history import History
+from temporallens.training.objective import inputs_for
+from temporallens.training.policy import TrainingPolicy
+
+ALIASES = {"gpt2-small": "gpt2"}
+"""Names that TransformerLens has for models that the hub calls otherwise; most differ in their owner only."""
+
+
+class Place(NamedTuple):
+    """Activations, as far as they are known; None where they are not."""
+
+    title: str
+    width: int | None
+    model: str | None
+    layer: int | str | None
+
+
+def check_pretrained(study: Study, stages: Iterable[Stage]) -> None:
+    """Raise TemporalLensError where a dictionary that these stages read cannot be read, or belongs to other activations."""
+    for stage in stages:
+        arm = None if stage.kind != "train" or stage.run is None else study.variants()[stage.run.arm].arm
+        if isinstance(arm, Pretrained) and stage.run is not None:
+            _check_fit(read_pretrained(arm), f"arms.{stage.run.arm}", _planned(study, stage.activations))
+
+
+def _planned(study: Study, entry: str) -> Place:
+    policy = study.activations[entry]
+    if not isinstance(policy, HarvestPolicy):
+        return Place(f"activations.{entry}", policy.width, None, None)
+    sizes = model_sizes(policy.model)
+    return Place(f"activations.{entry}", sizes and sizes.width, policy.model, policy.layer)
+
+
+def _stored(store: ActivationStore, entry: str) -> Place:
+    model, layer = (store.manifest.description.source.get(name) for name in ("model", "layer"))
+    known = layer if isinstance(layer, int | str) else None
+    return Place(f"activations.{entry}", store.width, model if isinstance(model, str) else None, known)
+
+
+def _check_fit(dictionary: PretrainedDictionary, name: str, place: Place) -> None:
+    """Raise TemporalLensError where a dictionary is for other activations than those of a place, as far as both are known."""
+    origin = dictionary.config.origin
+    where = f"{name} is {dictionary.config.path}"
+    if dictionary.config.transcodes:
+        given = f"those at {origin.target}" if origin.target else "those of another point"
+        raise TemporalLensError(f"{where}, a transcoder: it gives {given}, and a study measures how its own activations are given back")
+    if place.width is not None and dictionary.width != place.width:
+        raise TemporalLensError(f"{where}, for activations of width {dictionary.width}, and those of {place.title} have {place.width}")
+    if place.model is None:
+        return
+    if origin.model is not None and not _same_model(origin.model, place.model):
+        raise TemporalLensError(
+            f"{where}, for the model {origin.model}, and {place.title} is of {place.model}; if these are the same, say so with "
+            f"origin: {{model: {place.model}}}"
+        )
+    found = f"layer {origin.layer}" if origin.layer is not None else f"the point {origin.point}"
+    if (origin.layer is not None or origin.point is not None) and origin.layer != place.layer:
+        raise TemporalLensError(
+            f"{where}, for {found}, and {place.title} is layer {place.layer}; if these are the same, say so with "
+            f"origin: {{layer: {place.layer}}}"
+        )
+
+
+def _same_model(first: str, second: str) -> bool:
+    names = {_short(first), *([_short(shipped.MODELS[first].title)] if first in shipped.MODELS else [])}
+    return bool(names & {_short(second), *([_short(shipped.MODELS[second].title)] if second in shipped.MODELS else [])})
+
+
+def _short(model: str) -> str:
+    """A model's name without its owner or folder."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return ALIASES.get(name, name)
+
+
+@torch.inference_mode()
+def save_pretrained(stage: Stage, arm: Pretrained, store: ActivationStore, policy: TrainingPolicy, folder: Path) -> None:
+    """Read the dictionary of a stage into the run's `folder`, as training leaves one there; `training.json`, the proof, comes last.
+
+    Its losses are the squared error on as many batches of the training documents as trained arms are calibrated on, in their units.
+    """
+    began = time.perf_counter()
+    assert stage.run is not None
+    dictionary = read_pretrained(arm)
+    _check_fit(dictionary, f"arms.{stage.run.arm}", _stored(store, stage.activations))
+    split = store.split(policy.held_out, policy.data_seed)
+    moments = store.moments_of(split.train)
+    scale = inputs_for(moments.pooled_mean(), moments.pooled_variance()).scale
+    loss = _squared_error(dictionary, store, policy) * scale**2
+    summary = {
+        "arm": dictionary.config.model_dump(mode="json"),
+        "seed": stage.run.seed,
+        "training_steps": 0,
+        "tokens_seen": 0,
+        "final_loss": loss,
+        "mse_loss": loss,
+        "sparsity_loss": 0.0,
+        "scale": scale,
+        "training": policy.model_dump(mode="json"),
+    }
+    source = store.manifest.description
+    about = {"source": source.source, "policies": source.policies, "training": summary}
+    save_dictionary(dictionary, folder, dictionary.config, store.positions, about)
+    history = History()
+    history.append({"step": 0, "tokens": 0, "position_weight": torch.ones(store.positions, dtype=torch.float32).numpy()})
+    history.save(folder / "history.safetensors")
+    write_json(folder / "timing.json", {"seconds": time.perf_counter() - began, "tokens_per_second": 0.0})
+    write_json(folder / "training.json", summary)
+
+
+def _squared_error(dictionary: PretrainedDictionary, store: ActivationStore, policy: TrainingPolicy) -> float:
+    """Per token, on documents that trained arms learn from."""
+    loader = Loader(store, store.split(policy.held_out, policy.data_seed).train, policy.batch_size, policy.data_seed)
+    batches = (next(loader).x.float() for _ in range(CALIBRATION_BATCHES))
+    errors = [float((x - dictionary(x)).square().sum(1).mean()) for x in batches]
+    loader.close()
+    return sum(errors) / len(errors)
