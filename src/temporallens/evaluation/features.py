@@ -186,5 +186,4 @@ SECTION = Section(
     measure=_of_subject,
     measures=FeatureTable,
     in_results=False,
-    encodings=1.0,
 )
