@@ -12,7 +12,8 @@ import torch
 TOGETHER = 8
 """Items for each thread that are taken at a time: what they are made of need not be held all at once."""
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def on_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
