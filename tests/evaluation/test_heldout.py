@@ -86,9 +86,9 @@ def test_a_whole_evaluation_encodes_every_document_once(tmp_path: Path, monkeypa
     opened: Counter[str] = Counter()
     encode = Dictionary.encode
 
-    def counted(dictionary: Dictionary, x: torch.Tensor, positions: Any = None) -> torch.Tensor:
+    def counted(dictionary: Dictionary, x: torch.Tensor, positions: Any = None, tokens: Any = None) -> torch.Tensor:
         encoded[dictionary_fingerprint(dictionary)] += len(x)
-        return encode(dictionary, x, positions)
+        return encode(dictionary, x, positions, tokens)
 
     def counted_open(*given: Any, original: Any = heldout._open) -> Any:
         opened[dictionary_fingerprint(given[0])] += 1

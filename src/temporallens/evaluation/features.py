@@ -26,6 +26,7 @@ from temporallens.evaluation.clusters.table import Context, Contexts
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import find_firings
 from temporallens.evaluation.section import Section, Subject
+from temporallens.evaluation.threads import on_threads
 from temporallens.settings import Seed, Settings
 
 DIGITS = 3
@@ -34,8 +35,8 @@ DIGITS = 3
 BAND = (0.025, 0.975)
 """Quantiles of the draws between which chance lies."""
 
-CELLS = 1 << 23
-"""Rates of one table of draws, by feature and bin; features are taken in parts that keep within it."""
+CELLS = 1 << 20
+"""Rates of one table of draws, by feature and bin; features are taken in parts that keep within it, one on each thread."""
 
 
 class FeaturesPolicy(Settings):
@@ -112,13 +113,14 @@ def _chance(
     """The band in which rates lie when positions mean nothing. Each part of the features is drawn anew from the same seed: turning
     positions costs little, and all draws of all features would fill the memory."""
     size = max(1, CELLS // (policy.draws * len(tokens)))
-    bands = []
-    for first in range(0, firings.features, size):
+
+    def band(first: int) -> Float32[np.ndarray, "2 f B"]:
         part = _part(firings, first, min(first + size, firings.features))
         generator = np.random.default_rng(policy.seed)
         turned = (bin_of[rotated(firings.position, firings.stretch, generator)] for _ in range(policy.draws))
-        bands.append(np.quantile(np.stack([_rates(part, row_bin, tokens) for row_bin in turned]), BAND, axis=0).astype(np.float32))
-    low, high = np.concatenate(bands, axis=1)
+        return np.quantile(np.stack([_rates(part, row_bin, tokens) for row_bin in turned]), BAND, axis=0).astype(np.float32)
+
+    low, high = np.concatenate(list(on_threads(band, range(0, firings.features, size))), axis=1)
     return low, high
 
 
@@ -184,5 +186,4 @@ SECTION = Section(
     measure=_of_subject,
     measures=FeatureTable,
     in_results=False,
-    encodings=1.0,
 )

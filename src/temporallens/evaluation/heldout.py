@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
-from temporallens.activations.context import context_of
+from temporallens.activations.context import Context, context_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.moments import FIRST, Moments, MomentSums
 from temporallens.activations.store import ActivationStore, SequenceTable
@@ -224,12 +224,20 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
     for rows in sequential(store, entries):
         kept = rows.excluded == 0
         position = rows.position[kept].long()
-        codes = dictionary.ungated(rows.x.float(), rows.position.long(), context_of(rows))[kept]
+        codes = codes_of_kept(dictionary, rows, dictionary.ungated)
         whole += codes.sum(dtype=torch.float64)
         removed += (codes * (1 - at_positions(gates, position))).sum(dtype=torch.float64)
         row, feature = (codes > 0).nonzero(as_tuple=True)
         fired += torch.bincount(position[row] * dictionary.features + feature, minlength=len(fired))
     return {"removed": removed, "whole": whole, "fired": fired.view(store.positions, dictionary.features)}
+
+
+def codes_of_kept(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, Tensor, Context], Tensor]) -> Float[Tensor, "N F"]:
+    """Codes of the rows that no rule excludes; where a past is walked, it goes through all of them."""
+    x, position, context, kept = rows.x, rows.position, context_of(rows), rows.excluded == 0
+    if dictionary.past_map is not None:
+        return encode(x.float(), position.long(), context)[kept]
+    return encode(x[kept].float(), position[kept].long(), context.rows(kept))
 
 
 def _refuse_none(kept: int, store: ActivationStore) -> None:

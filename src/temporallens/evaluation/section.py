@@ -64,7 +64,6 @@ class Section:
     tables: Callable[[Mapping[str, Any]], list[Table]] | None = None  # for the report, of measurements by dictionary
     gains: Gains | None = None
     content: Callable[[Any], str | None] = lambda policy: None  # what pins the content of files that its policy names
-    encodings: float | None = None  # its cost in encodings of the held-out documents; None: not known beforehand
 
     def summary(self, content: dict[str, Any]) -> dict[str, Any]:
         """What `results.json` holds of a measurement: all but the details."""

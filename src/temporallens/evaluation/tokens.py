@@ -221,5 +221,4 @@ SECTION = Section(
     measures=TokenMeasures,
     details=("purities", "tokens", "persistences"),
     tables=tables,
-    encodings=1.0,
 )

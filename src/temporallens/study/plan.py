@@ -14,7 +14,6 @@ from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.hooks import block_of
 from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
-from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import user_path
 from temporallens.precision import precision
 from temporallens.study.config import Study
@@ -24,7 +23,7 @@ from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
-from temporallens.study.stages import GAINS, Records, Stage, stages_of
+from temporallens.study.stages import Records, Stage, stages_of
 
 SHIPPED_TEXTS = {"sotu": (2_450_000, 249)}
 """Tokens and documents, as counted with SmolLM2's tokenizer."""
@@ -36,7 +35,8 @@ DENSE_PRODUCTS, SPARSE_PRODUCTS = 7.5, 2.7
 """A training step costs about so many products of the batch with a weight matrix: six, and what lies between, for dense codes, far fewer
 for sparse ones."""
 ENCODING_AND_DECODING = 2.0
-"""Encodings of the held-out documents that FVE costs."""
+"""Products of the held-out documents with a weight matrix in the one pass that FVE and all sections read (`evaluation/heldout.py`). What
+sections do beyond it is not known beforehand."""
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
 """Of all figures, and of the report."""
 LOADING_SECONDS = 3.0
@@ -146,8 +146,7 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
 
 
 def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
-    encodings = SECTIONS[stage.section].encodings if stage.section in SECTIONS else ENCODING_AND_DECODING
-    if encodings is None or stage.section == GAINS:
+    if stage.section:
         return Amount(None, None, None)
     if stage.run is None:  # the results, which are assembled, not computed
         return Amount(None, None, 0.0)
@@ -157,7 +156,7 @@ def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     arm = study.variants()[stage.run.arm].arm
     if tokens is None or width is None or not arm.trained:  # how wide one is that is not read yet, its file says
         return Amount(tokens, None, None)
-    return Amount(tokens, None, encodings * tokens * width * arm.features / speeds.products())
+    return Amount(tokens, None, ENCODING_AND_DECODING * tokens * width * arm.features / speeds.products())
 
 
 SIZES: dict[str, Callable[[Stage, Study, Speeds], Amount]] = {

@@ -74,7 +74,7 @@ class Gated(StandardDictionary):
         assert positions is not None
         return self.ungated(x, positions) * self._gates[positions]
 
-    def ungated(self, x: Tensor, positions: Tensor) -> Tensor:
+    def ungated(self, x: Tensor, positions: Tensor, tokens: object = None) -> Tensor:
         del positions
         return (self.pre_activations(x) - 0.6).relu()
 

@@ -14,7 +14,7 @@ from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.heldout import HeldOut, errors_by_document
 from temporallens.evaluation.positions.retention import Change, Examined, compare_patterns, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.section import measure_positions
-from temporallens.evaluation.positions.specialisation import PositionsPolicy, measure_specialisation
+from temporallens.evaluation.positions.specialisation import PositionsPolicy, discover
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.serial import as_json
 from temporallens.training.finishing import TrainedArm
@@ -58,7 +58,7 @@ class TestHardening:
         change = compare_states(states[1], states[1], POLICY)
         assert change.pattern.profile.value == pytest.approx(1) and change.pattern.set_retention.value == 1
         assert change.firing_overlap.value == 1 and change.strength.value == pytest.approx(1)
-        assert change.fve_gap == (0, 0, 0, states[1].specialisation.tokens) and change.l0_gap.value == 0
+        assert change.fve_gap == (0, 0, 0, states[1].errors.tokens.sum()) and change.l0_gap.value == 0
         assert change.pattern.specialised_before == change.pattern.specialised_after > 0
 
     def test_soft_and_hard_are_two_states_of_one_dictionary(self, states: tuple[Examined, Examined], held_out: np.ndarray) -> None:
@@ -110,7 +110,7 @@ class TestPatterns:
     def of(self, codes: np.ndarray) -> Examined:
         firings = firings_of(codes.reshape(-1, codes.shape[2]), codes.shape[1])
         one = np.ones((40, codes.shape[1]))
-        return Examined(firings, measure_specialisation(firings, POLICY), DocumentErrors(one, one, one, one, one))
+        return Examined(firings, discover(firings, POLICY), DocumentErrors(one, one, one, one, one))
 
     def test_sets_and_profiles_are_compared_pair_by_pair(self) -> None:
         """Three windows and three flat features; afterwards, one window has opened, and two features have changed places."""

@@ -90,7 +90,7 @@ def test_any_lengths_and_chunks_give_the_same(lengths: list[int], chunk: int, se
     own = [x[number, 1 : length + 1] for number, length in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pooling, "CHUNK_ROWS", chunk)
-        found = pool(activations, members, POOLINGS, BIN_OF, lambda rows, _: rows, 3)
+        found = pool(activations, members, POOLINGS, BIN_OF, lambda rows, *_: rows, 3)
     for name in POOLINGS:
         expected = by_hand(own, [torch.arange(1, length + 1) for length in lengths], name)
         np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from temporallens.activations.context import Context
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.base import Dictionary
@@ -255,12 +256,13 @@ def test_codes_see_their_positions_on_either_side_of_the_padding() -> None:
     x = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(0))
     right, left = torch.zeros(1, 9, WIDTH), torch.zeros(1, 9, WIDTH)
     right[:, 1:7], left[:, 3:] = x, x  # BOS is zero in both
+    untold = Context(torch.full((0,), -1), torch.full((0,), -1))  # no expectation asks for tokens
     wanted = made.encode(x, torch.arange(1, 7)[None])
     index = torch.arange(9)[None]
-    assert torch.allclose(padded_codes(made, right, index)[:, 1:7], wanted, atol=1e-6)
-    assert torch.allclose(padded_codes(made, left, (index - 2).clamp(min=0))[:, 3:], wanted, atol=1e-6)
-    assert not torch.allclose(padded_codes(made, left, (index - 3).clamp(min=0))[:, 3:], wanted, atol=1e-3)
-    assert torch.isfinite(padded_codes(made, torch.zeros(2, 9, WIDTH), index.expand(2, -1))).all()
+    assert torch.allclose(padded_codes(made, right, index, untold)[:, 1:7], wanted, atol=1e-6)
+    assert torch.allclose(padded_codes(made, left, (index - 2).clamp(min=0), untold)[:, 3:], wanted, atol=1e-6)
+    assert not torch.allclose(padded_codes(made, left, (index - 3).clamp(min=0), untold)[:, 3:], wanted, atol=1e-3)
+    assert torch.isfinite(padded_codes(made, torch.zeros(2, 9, WIDTH), index.expand(2, -1), untold)).all()
 
 
 def test_what_cannot_be_probed_is_refused_in_a_sentence(llama: str, tmp_path: Path) -> None:

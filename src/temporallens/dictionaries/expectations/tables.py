@@ -21,8 +21,8 @@ Tokenized SAEs (Dooms and Wilhelm 2025, arXiv 2502.17332) have a learned table o
 anything is computed with them.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ class Expectation:
 
     def scaled(self, scale: float) -> "Expectation":
         """The same in other units."""
-        return replace(self, scale=scale)
+        made = replace(self, scale=scale)
+        made.__dict__.update({name: value for name, value in self.__dict__.items() if name == "digest"})  # of the tables alone
+        return made
 
     def to(self, device: torch.device) -> "Expectation":
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors.items()}
@@ -134,8 +136,25 @@ def _rows(table: BFloat16[Tensor, "V D"], number: Int[Tensor, " N"]) -> Float[Te
     return found.masked_fill_((number < 0)[:, None], 0.0)
 
 
+@dataclass(frozen=True)
+class _Linked:
+    """A file, under whichever of its names."""
+
+    stamp: tuple[int, ...]  # changes with the content
+    path: Path = field(compare=False)
+
+
 def load_expectation(file: Path, width: int) -> Expectation:
-    """Read what `save` wrote. Raises TemporalLensError where the file is missing, damaged, or of another width."""
+    """Read what `save` wrote, links to one file once. Raises TemporalLensError where it is missing, damaged, or of another width."""
+    if not file.is_file():
+        raise TemporalLensError(f"{file} does not exist: it should be {WHAT}")
+    about = file.stat()
+    return _read(_Linked((about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns), file), width)
+
+
+@lru_cache(maxsize=4)
+def _read(linked: _Linked, width: int) -> Expectation:
+    file = linked.path
     tensors, said = read_tensors(file, WHAT)
     try:
         kappa, lambda_ = (float(number) for number in said["shrinkage"])

@@ -15,6 +15,7 @@ from temporallens.evaluation.clusters.policy import ClustersPolicy, DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Selection, Table, rotated, shuffled, table_of as tabulate
 from temporallens.evaluation.clusters.trees import Cuts, Tree, cophenetic_correlation, cut, grow
 from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.threads import on_threads
 from temporallens.progress import progress
 
 SIGNIFICANT = 0.05
@@ -73,8 +74,8 @@ def against_chance(
     with progress("clusters by chance", len(kinds) * policy.draws, "draws") as advance:
         for kind, draw in kinds.items():
             drawn = []
-            for _ in range(policy.draws):
-                drawn.append(statistics_of(clustered(draw(), bins, policy, policy.distance)))
+            for one in on_threads(lambda table: clustered(table, bins, policy, policy.distance), (draw() for _ in range(policy.draws))):
+                drawn.append(statistics_of(one))
                 advance(1)
             result[kind] = {name: chance_of(getattr(found, name), [getattr(one, name) for one in drawn]) for name in Statistics._fields}
     return result

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from temporallens.evaluation.clusters.motifs import Motifs, motifs_of
 from temporallens.evaluation.clusters.policy import DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Table, profiles_of, standardised
-from temporallens.progress import progress
 
 ROWS, COLUMNS = 64, 2048
 """Of a tile of pairs: its two buffers stay in a core's cache."""
@@ -69,12 +68,10 @@ def condensed(vectors: Float[np.ndarray, "n V"], distance: DistanceName, block: 
     count = len(vectors)
     out = np.empty(count * (count - 1) // 2)
     filled = 0
-    with progress("distances of features", len(out), "pairs") as advance:
-        for first in range(0, count, block):
-            part: Any = between(vectors[first : first + block], vectors[first:], distance)
-            for row in range(len(part)):
-                beyond = part[row, row + 1 :]
-                out[filled : filled + len(beyond)] = beyond
-                filled += len(beyond)
-            advance(sum(count - 1 - row for row in range(first, first + len(part))))
+    for first in range(0, count, block):
+        part: Any = between(vectors[first : first + block], vectors[first:], distance)
+        for row in range(len(part)):
+            beyond = part[row, row + 1 :]
+            out[filled : filled + len(beyond)] = beyond
+            filled += len(beyond)
     return out

@@ -22,6 +22,7 @@ from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.matching import directions_of, match_features
 from temporallens.evaluation.statistics import resampled_documents
+from temporallens.evaluation.threads import on_threads
 from temporallens.progress import progress
 
 
@@ -85,9 +86,9 @@ def over_documents(
         return Bootstraps(None, None, None, [], 0)
     found, shares = [], []
     with progress("clusters of other documents", len(resamples), "draws") as advance:
-        for times in resamples:
-            table = table_of(selection, firings.position, times[document].astype(np.float64))
-            labels = clustered(table, reference.bins, policy, policy.distance, reference.clusters).cuts.best.labels
+        tables = (table_of(selection, firings.position, times[document].astype(np.float64)) for times in resamples)
+        for one in on_threads(lambda table: clustered(table, reference.bins, policy, policy.distance, reference.clusters), tables):
+            labels = one.cuts.best.labels
             found.append(rand_index(reference.labels, labels))
             shares.append(jaccards(reference.labels, labels, reference.clusters))
             advance(1)

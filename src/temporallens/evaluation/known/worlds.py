@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from temporallens.activations.clocks import over_positions
-from temporallens.activations.context import context_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.made.worlds import CLASSES, LIMITED, WINDOW, Truth, extent, read_truth, true_codes
 from temporallens.activations.moments import MomentSums
@@ -23,7 +22,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.firings import Firings
-from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.heldout import HeldOut, codes_of_kept
 from temporallens.evaluation.matching import MATCH, Match, directions_of, match_features
 from temporallens.progress import progress
 
@@ -165,7 +164,7 @@ def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[
         for rows in sequential(store, entries):
             kept = rows.excluded == 0
             position = rows.position[kept].long()
-            in_use = dictionary.encode(rows.x.float(), rows.position.long(), context_of(rows))[kept] > 0
+            in_use = codes_of_kept(dictionary, rows, dictionary.encode) > 0
             fired.index_add_(0, position, in_use.double())
             count += torch.bincount(position, minlength=store.positions)
             advance(len(rows.x))

@@ -33,7 +33,8 @@ from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
 from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
 from temporallens.evaluation.section import Section, Subject
-from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, quotient, resampled_documents
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, quotient, ranks, resampled_documents
+from temporallens.evaluation.threads import on_threads
 from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, counted, estimated
 
@@ -121,11 +122,11 @@ class FidelityMeasures(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """By feature; the first row is the measurement, the others are its resamples."""
+    """By feature; the first row is the measurement, the others are its resamples, where there are any."""
 
-    index_correlation: Float[np.ndarray, "B1 F"]
-    content_correlation: Float[np.ndarray, "B1 F"]
-    distance: Float[np.ndarray, "B1 F"]
+    index_correlation: Float[np.ndarray, "*B1 F"]
+    content_correlation: Float[np.ndarray, "*B1 F"]
+    distance: Float[np.ndarray, "*B1 F"]
 
 
 @own_defaults()
@@ -276,9 +277,11 @@ class _Comparison:
         parts = []
         for first in range(0, len(self.features), size):
             features = self.features[first : first + size]
-            before = self._profiles(self.base, self.base.kept, 0, features)
-            after = self._profiles(run, shifted_kept, run.shift, features)[:, :, index]
-            parts.append(_compared(before[:, :, index], before[:, :, index - run.shift], after))
+            before, after = self._profiles(self.base, self.base.kept, 0, features), self._profiles(run, shifted_kept, run.shift, features)
+            compared = on_threads(
+                lambda pair: _compared(pair[0][:, index], pair[0][:, index - run.shift], pair[1][:, index]), zip(before, after, strict=True)
+            )
+            parts.append(_Scores(*map(np.stack, zip(*compared, strict=True))))
         return _Scores(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
     def _profiles(
@@ -303,15 +306,13 @@ def _index_fve(error: Float[np.ndarray, "R S"], spread: Spread) -> Float[np.ndar
     return 1 - quotient(error.sum(0), np.where(spread.index_tokens > 1, squares, 0.0))
 
 
-def _compared(same: Float[np.ndarray, "B1 f n"], moved: Float[np.ndarray, "B1 f n"], found: Float[np.ndarray, "B1 f n"]) -> _Scores:
+def _compared(same: Float[np.ndarray, "f n"], moved: Float[np.ndarray, "f n"], found: Float[np.ndarray, "f n"]) -> _Scores:
     """Profiles behind a prefix against those at the same indices and against those that moved with their tokens."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(profiles, axis=-1).reshape(-1, found.shape[-1]) for profiles in (same, moved, found)]
-    apart, apart_moved = (np.abs(other - found).sum(-1) for other in (same, moved))
+    ranked = ranks(found)
+    apart, apart_moved = (np.abs(other - found).sum(1) for other in (same, moved))
     return _Scores(
-        index_correlation=correlation(ranks[0], ranks[2]).reshape(apart.shape),
-        content_correlation=correlation(ranks[1], ranks[2]).reshape(apart.shape),
+        index_correlation=correlation(ranks(same), ranked),
+        content_correlation=correlation(ranks(moved), ranked),
         distance=quotient(apart_moved - apart, apart_moved + apart),
     )
 

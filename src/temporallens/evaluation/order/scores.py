@@ -84,6 +84,7 @@ class OrderGain(NamedTuple):
     verdict: Verdict  # above or below both, at q below 5 %
 
 
+@torch.inference_mode()
 def held_out_logits(table: Float[np.ndarray, "n W"], task: OrderTask, k_values: Sequence[int]) -> dict[str, Float[np.ndarray, "n C"]]:
     """Logits of each class for every item, by probes that were fitted without the item's fold: on k features each, and on all."""
     features, tasks = torch.from_numpy(table), fold_tasks(task)

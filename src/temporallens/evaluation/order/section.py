@@ -7,7 +7,7 @@ dictionaries of a layer and is kept in the cache.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from temporallens.evaluation.order.scores import (
     with_q_values,
 )
 from temporallens.evaluation.order.surprisal import text_surprisal
-from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks
+from temporallens.evaluation.order.tasks import TASKS, OrderTask, make_tasks, task_from_json, task_to_json
 from temporallens.evaluation.probing.pooling import Members, Pooling, every_token, pool_codes, pool_raw, single_tokens
 from temporallens.evaluation.section import Gains, Section, Subject, Tally, gains_table
 from temporallens.files import fingerprint
@@ -129,12 +129,16 @@ def poolings_of(task: OrderTask) -> tuple[Pooling, ...]:
     return ("mean", "last", "bins") if task.spans is None else ("last", "bins")
 
 
-@lru_cache(maxsize=1)
-def _tasks_of(
-    text: str, column: str | None, split: str | None, content: str | None, items: int, seed: int, names: tuple[str, ...] | None
-) -> list[OrderTask]:
-    """Tasks of a text, made once for all dictionaries of a study; `content` is the text's fingerprint."""
-    return make_tasks(open_corpus(text, column, split), items, seed, names)
+def _tasks_of(policy: OrderPolicy, files: Cache) -> list[OrderTask]:
+    """Tasks of a text, made once for all dictionaries of a study where the text is known to stay the same."""
+    corpus = open_corpus(policy.text, policy.column, policy.split)
+    key = {"tasks": corpus.fingerprint, **policy.model_dump(mode="json", include={"items", "seed", "tasks"})}
+    if corpus.fingerprint is not None and (known := files.json(key)) is not None:
+        return [task_from_json(content) for content in known]
+    tasks = make_tasks(corpus, policy.items, policy.seed, policy.tasks)
+    if corpus.fingerprint is not None:
+        files.put_json(key, [task_to_json(task) for task in tasks])
+    return tasks
 
 
 class _Work:
@@ -142,9 +146,8 @@ class _Work:
 
     def __init__(self, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None) -> None:
         self.model, self.layer, self.policy, self.cache, self.revision = model, layer, policy, cache, revision
-        content = open_corpus(policy.text, policy.column, policy.split).fingerprint
-        tasks_of = _tasks_of if content is not None else _tasks_of.__wrapped__  # what is not known to be the same is read again
-        self.tasks = tasks_of(policy.text, policy.column, policy.split, content, policy.items, policy.seed, policy.tasks)
+        self._files = Cache(cache / "order", FORMAT)
+        self.tasks = _tasks_of(policy, self._files)
         self.texts = list(dict.fromkeys(text for task in self.tasks for text in task.texts))
         self._number = {text: number for number, text in enumerate(self.texts)}
         self.activations: TextActivations = text_activations(
@@ -216,7 +219,7 @@ class _Work:
 
     def baselines(self) -> tuple[dict[str, list[OrderScore]], str | None]:
         """What is reached without a dictionary, by task, and why there is no surprisal; from the cache where it holds that."""
-        files, key = Cache(self.cache / "order", FORMAT), {"baselines": self.fingerprint}
+        files, key = self._files, {"baselines": self.fingerprint}
         if (known := files.json(key)) is not None:
             return from_json(dict[str, list[OrderScore]], known["scores"]), known["no_surprisal"]
         surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision)

@@ -8,7 +8,7 @@ documents are divided into folds, so a pair never comes apart and nothing of a d
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -61,6 +61,20 @@ class OrderTask(NamedTuple):
         spans = self.spans or [(0, len(text)) for text in self.texts]
         parts = [text[start:stop] for text, (start, stop) in zip(self.texts, spans, strict=True)]
         return [[word.strip(".,").casefold() for word in part.split()] for part in parts]
+
+
+COLUMNS = ("label", "group", "document", "fold")
+
+
+def task_to_json(task: OrderTask) -> dict[str, Any]:
+    return task._asdict() | {name: getattr(task, name).tolist() for name in COLUMNS}
+
+
+def task_from_json(content: dict[str, Any]) -> OrderTask:
+    """What `task_to_json` gave."""
+    spans = None if content["spans"] is None else [(start, stop) for start, stop in content["spans"]]
+    columns = {name: np.array(content[name]) for name in COLUMNS}
+    return OrderTask(**content | {"classes": tuple(content["classes"]), "spans": spans} | columns)
 
 
 class Item(NamedTuple):

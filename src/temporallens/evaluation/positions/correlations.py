@@ -18,7 +18,7 @@ from temporallens.evaluation.firings import Profile
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.known.worlds import groups_of
 from temporallens.evaluation.positions.specialisation import RESAMPLES, PositionsPolicy
-from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, resampled_documents
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, ranks, resampled_documents
 
 
 class PositionCorrelations(NamedTuple):
@@ -106,12 +106,10 @@ def _auroc(score: Float64[np.ndarray, "G f"], lives: Bool[np.ndarray, "G f"]) ->
 
 def _spearman(side: Float[np.ndarray, " p"] | None, values: Float64[np.ndarray, "B p"]) -> Estimate:
     """Of one side with the first row of values, and with each further one, which comes from resampled documents."""
-    from scipy.stats import rankdata
-
     usable = np.isfinite(values).all(0)
     if side is None or usable.sum() < 2:
         return Estimate(None, None, None, int(usable.sum()) if side is not None else 0)
-    ranks = rankdata(side[usable])[None].repeat(len(values), 0)
-    found = correlation(ranks, rankdata(values[:, usable], axis=1).astype(np.float64))
+    ranked = ranks(side[None, usable]).repeat(len(values), 0)
+    found = correlation(ranked, ranks(values[:, usable]))
     value = float(found[0])
     return estimate_of(value if math.isfinite(value) else math.nan, found[1:], int(usable.sum()), (-1.0, 1.0))

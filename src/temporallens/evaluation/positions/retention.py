@@ -16,27 +16,29 @@ from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.matching import directions_of, match_features
-from temporallens.evaluation.positions.shifts import trains_of
+from temporallens.evaluation.positions.shifts import Trains, trains_of
 from temporallens.evaluation.positions.specialisation import (
     HALVES,
     RESAMPLES,
-    DocumentTables,
+    Discoveries,
     PositionsPolicy,
-    Specialisation,
-    document_tables,
+    discover,
     in_parts,
     known_mean,
-    measure_specialisation,
+    resampled_sums,
+    rows_by_document,
+    sums_by_document,
     usual_positions,
 )
-from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, half_samples, resampled_documents
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, half_samples, ranks, resampled_documents
+from temporallens.evaluation.threads import on_threads
 
 
 class Examined(NamedTuple):
     """One dictionary on held-out documents."""
 
     firings: Firings
-    specialisation: Specialisation
+    found: Discoveries
     errors: DocumentErrors
 
 
@@ -80,12 +82,12 @@ def measure(dictionary: Dictionary, documents: HeldOut, policy: PositionsPolicy)
     """Everything that comparisons need of one dictionary."""
     encoded = documents.encoded(dictionary)
     firings = usual_positions(encoded.firings, policy.least_tokens)
-    return Examined(firings, measure_specialisation(firings, policy), documents.errors(encoded))
+    return Examined(firings, discover(firings, policy), documents.errors(encoded))
 
 
 def compare_states(before: Examined, after: Examined, policy: PositionsPolicy) -> Change:
     """Compare two states of one dictionary: soft and hard, or a snapshot and the end."""
-    paired = np.intersect1d(before.specialisation.features.feature, after.specialisation.features.feature)
+    paired = np.intersect1d(before.found.feature, after.found.feature)
     times = resampled_documents(len(after.errors.tokens), policy.resamples, policy.generator(RESAMPLES))
     overlap, strength = _overlap(before.firings, after.firings, policy)
     (fve_before,), (fve_after,) = before.errors.fve(), after.errors.fve()
@@ -107,7 +109,7 @@ def compare_states(before: Examined, after: Examined, policy: PositionsPolicy) -
 def compare_seeds(first: tuple[Dictionary, Examined], second: tuple[Dictionary, Examined], policy: PositionsPolicy) -> SeedAgreement:
     """Compare dictionaries of two training seeds on the same documents."""
     (one, before), (other, after) = first, second
-    rows, columns = before.specialisation.features.feature, after.specialisation.features.feature
+    rows, columns = before.found.feature, after.found.feature
     cosines = directions_of(one)[rows] @ directions_of(other)[columns].T
     match = match_features(cosines, np.ones(len(columns), dtype=bool))
     partner = columns[match.feature[match.assigned]], columns[match.feature[match.matched]]
@@ -124,9 +126,9 @@ def compare_patterns(
     before: Examined, after: Examined, left: Int64[np.ndarray, " n"], right: Int64[np.ndarray, " n"], policy: PositionsPolicy
 ) -> ProfileRetention:
     """Compare features `left` of one dictionary with features `right` of another, pair by pair; all are measured features."""
-    (was, was_again), (now, now_again) = _specialised(before.specialisation, left), _specialised(after.specialisation, right)
-    everywhere = before.specialisation.resampled.sum(1)
-    total = int(before.specialisation.specialised.sum())
+    (was, was_again), (now, now_again) = _specialised(before.found, left), _specialised(after.found, right)
+    everywhere = before.found.resampled.sum(1)
+    total = int(before.found.specialised.sum())
     kept = np.divide((was_again & now_again).sum(1), everywhere, out=np.full(len(everywhere), np.nan), where=everywhere > 0)
     alike, alike_again = _profile_correlations(before.firings, after.firings, left, right, policy)
     return ProfileRetention(
@@ -134,16 +136,16 @@ def compare_patterns(
         profile=_mean_estimate(alike, alike_again),
         profile_specialised=_mean_estimate(alike[was], alike_again[:, was]),
         specialised_before=total,
-        specialised_after=int(after.specialisation.specialised.sum()),
+        specialised_after=int(after.found.specialised.sum()),
         set_retention=estimate_of((was & now).sum() / total if total else math.nan, kept, total, (0.0, 1.0)),
         set_chance=float(now.mean()) if len(now) else None,
     )
 
 
-def _specialised(measured: Specialisation, features: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+def _specialised(found: Discoveries, features: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
     """Whether these features are specialised `[n]`, and as each half has it `[B, n]`."""
-    place = np.searchsorted(measured.features.feature, features)
-    return measured.specialised[place], measured.resampled[:, place]
+    place = np.searchsorted(found.feature, features)
+    return found.specialised[place], found.resampled[:, place]
 
 
 def _profile_correlations(
@@ -154,21 +156,19 @@ def _profile_correlations(
     documents = pair[0].documents
     every = np.ones((1, documents), dtype=np.int64)
     times = np.concatenate([every, half_samples(documents, policy.resamples, policy.generator(HALVES))])
-    parts = []
-    for one, other in zip(*map(in_parts, pair), strict=True):
-        tables = document_tables(one), document_tables(other)
-        ranks = [_ranked(table, times.astype(np.float64)).reshape(-1, table.count.shape[1]) for table in tables]
-        parts.append(correlation(*ranks).reshape(len(times), one.features))
-    found = np.concatenate(parts, axis=1)
+
+    def alike(part: tuple[Trains, ...]) -> Float64[np.ndarray, "B n"]:
+        levels = zip(*(_levels(trains, times) for trains in part), strict=True)
+        return np.stack([correlation(ranks(one), ranks(other)) for one, other in levels])
+
+    found = np.concatenate(list(on_threads(alike, zip(*map(in_parts, pair), strict=True))), axis=1)
     return found[0], found[1:]
 
 
-def _ranked(tables: DocumentTables, times: Float64[np.ndarray, "B D"]) -> Float64[np.ndarray, "B n P"]:
-    """Ranks of positions by mean activation, when each document counts so many times."""
-    from scipy.stats import rankdata
-
-    level = np.stack([np.tensordot(row, tables.mass, 1) / np.maximum(row @ tables.count, 1) for row in times])
-    return np.asarray(rankdata(level, axis=-1), dtype=np.float64) if level.size else level
+def _levels(trains: Trains, times: Int64[np.ndarray, "B D"]) -> Float64[np.ndarray, "B n P"]:
+    """Mean activation by position, when each document counts so many times."""
+    sums = resampled_sums(times.astype(np.float64), sums_by_document(trains, trains.value))
+    return sums / np.maximum(times @ rows_by_document(trains), 1)[:, None]
 
 
 def _overlap(before: Firings, after: Firings, policy: PositionsPolicy) -> tuple[Estimate, Estimate]:

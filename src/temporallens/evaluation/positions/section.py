@@ -20,7 +20,7 @@ from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.positions.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
 from temporallens.evaluation.positions.retention import Change, ProfileRetention, SeedAgreement, compare_seeds, compare_states, measure
-from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy
+from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy, describe
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate
 from temporallens.training.history import load_history
@@ -70,7 +70,7 @@ def measure_positions(
     """
     documents = HeldOut(store, held_out, cache)
     measured = measure(dictionary, documents, policy)
-    found = measured.specialisation
+    found = describe(measured.firings, measured.found, policy)
     gates = dictionary.gates_by_position()
     openness = None if gates is None else over_positions(gates.double().mean(1).cpu().numpy(), store.positions)
     return PositionMeasures(

@@ -10,13 +10,14 @@ the draws' mean, variance and skewness, for information is nearly a sum of squar
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
 
 from temporallens.evaluation.firings import Firings
+from temporallens.evaluation.threads import on_threads
 
 FITTED_BELOW = 10
 """Where fewer draws than this reach what was found, their share says little and the fitted tail is taken."""
@@ -58,18 +59,10 @@ class Trains(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What firings say about position, as counted: chance is not taken off."""
+    """What activations say about position, as counted: chance is not taken off."""
 
-    information: Float64[np.ndarray, " F"]  # I_f, bits per token
     specialisation: Float64[np.ndarray, " F"]  # PSI_f, 0 (alike everywhere) to 1 (at one position)
     eta2: Float64[np.ndarray, " F"]  # share of the variance of activations that the means of positions explain
-
-
-class Null(NamedTuple):
-    """What chance gives."""
-
-    information: Float64[np.ndarray, "R F"]  # of every draw
-    mean: Scores  # over draws
 
 
 class Tail(NamedTuple):
@@ -125,39 +118,35 @@ def trains_of(firings: Firings, features: Int[np.ndarray, " F"]) -> Trains:
     )
 
 
-def score(trains: Trains) -> Scores:
-    """What firings say about position as they are."""
-    return _score_at(trains, trains.number, squares_of(trains))
+def found_information(trains: Trains) -> Float64[np.ndarray, " F"]:
+    """I_f of firings as they are."""
+    return _informations(trains, [trains.number])[0]
 
 
-def squares_of(trains: Trains) -> Float64[np.ndarray, " F"]:
-    """Sum of squared activations, which no shift changes."""
-    return np.bincount(trains.feature, weights=trains.value**2, minlength=trains.features).astype(np.float64, copy=False)
-
-
-def draw_null(trains: Trains, draws: int, generator: np.random.Generator) -> Null:
+def drawn_information(trains: Trains, draws: int, generator: np.random.Generator) -> Float64[np.ndarray, "R F"]:
     """`draws` times what chance gives."""
-    found, total = np.empty((draws, trains.features)), np.zeros((len(Scores._fields), trains.features))
-    squares = squares_of(trains)
-    for draw, number in enumerate(_turned(trains, draws, generator)):
-        scores = _score_at(trains, number, squares)
-        found[draw] = scores.information
-        total += np.stack(scores)
-    return Null(found, Scores(*(total / draws)))
+    return _informations(trains, _turned(trains, draws, generator))
+
+
+def score(trains: Trains) -> Scores:
+    """What activations say about position as they are."""
+    return _mean_score(trains, [trains.number])
+
+
+def chance_score(trains: Trains, draws: int, generator: np.random.Generator) -> Scores:
+    """The same in the mean over draws of chance."""
+    return _mean_score(trains, _turned(trains, draws, generator))
 
 
 def judge_positions(
-    trains: Trains, found: Float64[np.ndarray, " F"], null: Null, further: int, generator: np.random.Generator
+    trains: Trains, found: Float64[np.ndarray, " F"], drawn: Float64[np.ndarray, "R F"], further: int, generator: np.random.Generator
 ) -> Judgement:
-    """P-values of what was `found`. Features that look promising are judged by `further` fresh draws, not by those that chose them;
-    so their p-values stay valid, and many tests can be told apart."""
-    p, tail = _judge(found, null.information)
+    """P-values of the information that was `found`. Features that look promising beside what was `drawn` are judged by `further` fresh
+    draws, not by those that chose them; so their p-values stay valid, and many tests can be told apart."""
+    p, tail = _judge(found, drawn)
     again = (p <= PROMISING) & (p > SMALLEST)
     if again.any():
-        part = trains.of_features(again)
-        count = np.bincount(part.number, minlength=part.positions)
-        draws = np.stack([information(_fired(part, cells(part, number)), count) for number in _turned(part, further, generator)])
-        p[again], better = _judge(found[again], draws)
+        p[again], better = _judge(found[again], drawn_information(trains.of_features(again), further, generator))
         for values, new in zip(tail, better, strict=True):
             values[again] = new
     return Judgement(p, tail)
@@ -210,11 +199,22 @@ def _fired(trains: Trains, cell: Int64[np.ndarray, " K"]) -> Int64[np.ndarray, "
     return np.bincount(cell, minlength=trains.features * trains.positions).reshape(trains.features, trains.positions)
 
 
-def _score_at(trains: Trains, number: Int64[np.ndarray, " N"], squares: Float64[np.ndarray, " F"]) -> Scores:
-    """Scores, were the rows at the positions `number`."""
-    cell, count = cells(trains, number), np.bincount(trains.number, minlength=trains.positions)
-    mass = by_position(trains, cell, trains.value)
-    return Scores(information(_fired(trains, cell), count), specialisation(mass, count), eta2(mass, count, squares))
+def _informations(trains: Trains, numbers: Iterable[Int64[np.ndarray, " N"]]) -> Float64[np.ndarray, "R F"]:
+    """Information, were the rows at each of these positions."""
+    count = np.bincount(trains.number, minlength=trains.positions)
+    return np.stack(list(on_threads(lambda number: information(_fired(trains, cells(trains, number)), count), numbers)))
+
+
+def _mean_score(trains: Trains, numbers: Iterable[Int64[np.ndarray, " N"]]) -> Scores:
+    """Mean scores, were the rows at each of these positions."""
+    count = np.bincount(trains.number, minlength=trains.positions)
+    squares = np.bincount(trains.feature, weights=trains.value**2, minlength=trains.features).astype(np.float64, copy=False)
+
+    def at(number: Int64[np.ndarray, " N"]) -> Scores:
+        mass = by_position(trains, cells(trains, number), trains.value)
+        return Scores(specialisation(mass, count), eta2(mass, count, squares))
+
+    return Scores(*(np.mean(column, axis=0) for column in zip(*on_threads(at, numbers), strict=True)))
 
 
 def _turned(trains: Trains, draws: int, generator: np.random.Generator) -> Iterator[Int64[np.ndarray, " N"]]:

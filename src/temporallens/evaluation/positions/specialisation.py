@@ -18,8 +18,10 @@ from temporallens.evaluation.positions.shifts import (
     Judgement,
     Trains,
     cells,
-    draw_null,
+    chance_score,
+    drawn_information,
     eta2,
+    found_information,
     information,
     judge_positions,
     score,
@@ -27,6 +29,7 @@ from temporallens.evaluation.positions.shifts import (
     trains_of,
 )
 from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, half_samples, q_values
+from temporallens.evaluation.threads import on_threads
 from temporallens.settings import Seed, Settings
 
 DIGITS = 5
@@ -103,11 +106,23 @@ class FeatureColumns(NamedTuple):
     reliability: list[float | None]
 
 
-class Halves(NamedTuple):
-    """What random halves of the documents say, one row per half."""
+class Discoveries(NamedTuple):
+    """The features that were asked whether they depend on position, and what they say: all that dictionaries are compared by."""
 
-    information: Float64[np.ndarray, "B f"]  # as counted, like those that follow
-    specialisation: Float64[np.ndarray, "B f"]
+    feature: Int64[np.ndarray, " f"]  # row in the dictionary, ascending
+    information: Float64[np.ndarray, " f"]  # as counted
+    chance: Float64[np.ndarray, " f"]  # mean of the null
+    halved: Float64[np.ndarray, "B f"]  # information in random halves of the documents
+    p: Float64[np.ndarray, " f"]
+    q: Float64[np.ndarray, " f"]
+    specialised: Bool[np.ndarray, " f"]
+    resampled: Bool[np.ndarray, "B f"]  # the same as each half has it
+
+
+class Halves(NamedTuple):
+    """What activations in random halves of the documents say, one row per half."""
+
+    specialisation: Float64[np.ndarray, "B f"]  # as counted
     eta2: Float64[np.ndarray, "B f"]
     correlation: Float64[np.ndarray, "B f"]  # of mean activations by position with those of the other half; NaN where one does not vary
 
@@ -117,7 +132,6 @@ class Specialisation(NamedTuple):
 
     features: FeaturePositions
     specialised: Bool[np.ndarray, " f"]
-    resampled: Bool[np.ndarray, "B f"]  # the same as half-samples of the documents have it
     share: Estimate  # of measured features that are specialised
     information: Estimate  # means over measured features
     specialisation: Estimate
@@ -130,32 +144,43 @@ class Specialisation(NamedTuple):
 
 
 def measure_specialisation(firings: Firings, policy: PositionsPolicy) -> Specialisation:
-    """Ask every feature with enough firings whether it depends on position. Raises TemporalLensError where no position has tokens
-    enough."""
+    """Ask every feature with enough firings whether it depends on position, and how much. Raises TemporalLensError where no position has
+    tokens enough."""
     firings = usual_positions(firings, policy.least_tokens)
+    return describe(firings, discover(firings, policy), policy)
+
+
+def discover(firings: Firings, policy: PositionsPolicy) -> Discoveries:
+    """Ask every feature with enough firings, at usual positions, whether it depends on position."""
     measured = np.flatnonzero(firings.counts >= policy.least_firings)
     trains = trains_of(firings, measured)
-    found, null = score(trains), draw_null(trains, policy.draws, policy.generator(NULL))
-    judged = judge_positions(trains, found.information, null, policy.further_draws, policy.generator(FURTHER))
+    found, drawn = found_information(trains), drawn_information(trains, policy.draws, policy.generator(NULL))
+    judged = judge_positions(trains, found, drawn, policy.further_draws, policy.generator(FURTHER))
+    q, halved = q_values(judged.p), halved_information(trains, policy)
+    again = found_again(found, halved, judged, q, policy.q)
+    return Discoveries(measured, found, drawn.mean(0), halved, judged.p, q, q < policy.q, again)
+
+
+def describe(firings: Firings, found: Discoveries, policy: PositionsPolicy) -> Specialisation:
+    """How much the features that were asked depend on position."""
+    trains = trains_of(firings, found.feature)
+    scores, chance = score(trains), chance_score(trains, policy.draws, policy.generator(NULL))
     halves = halve(trains, policy)
     features = FeaturePositions(
-        feature=measured,
-        firings=firings.counts[measured],
-        information=found.information - null.mean.information,
-        specialisation=found.specialisation - null.mean.specialisation,
-        eta2=found.eta2 - null.mean.eta2,
-        p=judged.p,
-        q=q_values(judged.p),
+        feature=found.feature,
+        firings=firings.counts[found.feature],
+        information=found.information - found.chance,
+        specialisation=scores.specialisation - chance.specialisation,
+        eta2=scores.eta2 - chance.eta2,
+        p=found.p,
+        q=found.q,
         reliability=known_mean(halves.correlation),
     )
-    specialised = features.q < policy.q
-    again = found_again(found.information, halves.information, judged, features.q, policy.q)
     return Specialisation(
         features=features,
-        specialised=specialised,
-        resampled=again,
-        share=_estimate(specialised, again, (0.0, 1.0)),
-        information=_estimate(features.information, halves.information),
+        specialised=found.specialised,
+        share=_estimate(found.specialised, found.resampled, (0.0, 1.0)),
+        information=_estimate(features.information, found.halved),
         specialisation=_estimate(features.specialisation, halves.specialisation),
         eta2=_estimate(features.eta2, halves.eta2),
         reliability=_estimate(features.reliability, halves.correlation, (-1.0, 1.0)),
@@ -178,11 +203,27 @@ def usual_positions(firings: Firings, least_tokens: int) -> Firings:
     return firings if len(kept) == len(firings.position) else firings.of_rows(kept)
 
 
+def halved_information(trains: Trains, policy: PositionsPolicy) -> Float64[np.ndarray, "B f"]:
+    """Information in random halves of the documents, some features at a time, to bound the memory."""
+    times, count = halves_of(trains, policy), rows_by_document(trains)
+
+    def of(part: Trains) -> Float64[np.ndarray, "B f"]:
+        halves = zip(resampled_sums(times, sums_by_document(part)), times @ count, strict=True)
+        return np.stack([information(fired.astype(np.int64), rows.astype(np.int64)) for fired, rows in halves])
+
+    return np.concatenate(list(on_threads(of, in_parts(trains))), axis=1)
+
+
 def halve(trains: Trains, policy: PositionsPolicy) -> Halves:
-    """Score random halves of the documents, and compare each with the other half; some features at a time, to bound the memory."""
-    times = half_samples(trains.documents, policy.resamples, policy.generator(HALVES))
-    parts = [_halve(part, times) for part in in_parts(trains)]
+    """Score activations in random halves of the documents, and compare each with the other half."""
+    times, count = halves_of(trains, policy), rows_by_document(trains)
+    parts = on_threads(lambda part: _halve(part, times, count), in_parts(trains))
     return Halves(*(np.concatenate(column, axis=1) for column in zip(*parts, strict=True)))
+
+
+def halves_of(trains: Trains, policy: PositionsPolicy) -> Float64[np.ndarray, "B D"]:
+    """Which documents are in each half."""
+    return half_samples(trains.documents, policy.resamples, policy.generator(HALVES)).astype(np.float64)
 
 
 def in_parts(trains: Trains) -> Iterator[Trains]:
@@ -193,45 +234,36 @@ def in_parts(trains: Trains) -> Iterator[Trains]:
         yield trains if at_once >= trains.features else trains.of_features((number >= first) & (number < first + at_once))
 
 
-def _halve(trains: Trains, times: Int64[np.ndarray, "B D"]) -> Halves:
-    tables = document_tables(trains)
-    out = Halves(*(np.empty((len(times), trains.features)) for _ in Halves._fields))
-    every = tables.count.sum(0), tables.mass.sum(0)
-    for number, half in enumerate(times.astype(np.float64)):
-        count, mass = half @ tables.count, np.tensordot(half, tables.mass, 1)
-        counted = count.astype(np.int64)
-        out.information[number] = information(np.tensordot(half, tables.fired, 1).astype(np.int64), counted)
-        out.specialisation[number] = specialisation(mass, counted)
-        out.eta2[number] = eta2(mass, counted, half @ tables.squares)
-        other = (every[1] - mass) / np.maximum(every[0] - count, 1)
-        out.correlation[number] = correlation(mass / np.maximum(count, 1), other)
-    return out
+def _halve(trains: Trains, times: Float64[np.ndarray, "B D"], count: Int64[np.ndarray, "D P"]) -> Halves:
+    masses = sums_by_document(trains, trains.value)
+    squares = np.bincount(
+        trains.document[trains.row] * trains.features + trains.feature, trains.value**2, trains.documents * trains.features
+    ).reshape(trains.documents, trains.features)
+    every, whole = masses.sum(0), count.sum(0)
+    found = []
+    for mass, rows, square in zip(resampled_sums(times, masses), (times @ count).astype(np.int64), times @ squares, strict=True):
+        other = (every - mass) / np.maximum(whole - rows, 1)
+        alike = correlation(mass / np.maximum(rows, 1), other)
+        found.append(Halves(specialisation(mass, rows), eta2(mass, rows, square), alike))
+    return Halves(*map(np.stack, zip(*found, strict=True)))
 
 
-class DocumentTables(NamedTuple):
-    """Sums of each of D documents, from which those of any resample are one product."""
-
-    count: Float64[np.ndarray, "D P"]  # type: ignore[assignment]  # rows (shadows a method of tuples)
-    fired: Float64[np.ndarray, "D f P"]
-    mass: Float64[np.ndarray, "D f P"]
-    squares: Float64[np.ndarray, "D f"]
+def rows_by_document(trains: Trains) -> Int64[np.ndarray, "D P"]:
+    """Rows of each document at each position."""
+    cell = trains.document * trains.positions + trains.number
+    return np.bincount(cell, minlength=trains.documents * trains.positions).reshape(trains.documents, trains.positions)
 
 
-def document_tables(trains: Trains) -> DocumentTables:
-    """What each document adds to counts and sums."""
-    documents, features, positions = trains.documents, trains.features, trains.positions
-    of_firing = trains.document[trains.row]
-    cell = of_firing * (features * positions) + cells(trains, trains.number)
+def sums_by_document(trains: Trains, weight: Float64[np.ndarray, " K"] | None = None) -> Float64[np.ndarray, "D f P"]:
+    """Firings of each document, each counting as much as its weight, or once."""
+    shape = trains.documents, trains.features, trains.positions
+    cell = trains.document[trains.row] * math.prod(shape[1:]) + cells(trains, trains.number)
+    return np.bincount(cell, weight, math.prod(shape)).astype(np.float64).reshape(shape)
 
-    def summed(cell: np.ndarray, weight: np.ndarray | None, *shape: int) -> np.ndarray:
-        return np.bincount(cell, weights=weight, minlength=math.prod(shape)).astype(np.float64).reshape(shape)
 
-    return DocumentTables(
-        count=summed(trains.document * positions + trains.number, None, documents, positions),
-        fired=summed(cell, None, documents, features, positions),
-        mass=summed(cell, trains.value, documents, features, positions),
-        squares=summed(of_firing * features + trains.feature, trains.value**2, documents, features),
-    )
+def resampled_sums(times: Float64[np.ndarray, "B D"], sums: Float64[np.ndarray, "D f P"]) -> Float64[np.ndarray, "B f P"]:
+    """Sums over documents, each of which counts so many times."""
+    return (times @ sums.reshape(len(sums), -1)).reshape(len(times), *sums.shape[1:])
 
 
 def found_again(
