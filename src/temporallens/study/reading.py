@@ -61,6 +61,11 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
     return _study_in(_unsealed(text, path) if text.startswith(SEAL) else text, path, model)
 
 
+def study_of(text: str, what: str) -> StudyFile:
+    """Validate the `text` of a study that stands in no file; sentences call it `what`."""
+    return _study_in(text, Path(what), None)
+
+
 def write_copy(path: Path, text: str) -> None:
     """Write the copy of a study in a run's folder, whose first line holds the digest of the others."""
     write_text(path, f"{SEAL}{_digest(text)}\n{text}")

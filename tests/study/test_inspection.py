@@ -1,0 +1,69 @@
+"""`temporallens inspect`: a dictionary that is trained already, judged on a small model."""
+
+from pathlib import Path
+
+import pytest
+
+import temporallens as tl
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.results import load_results
+from temporallens.study.inspection import SECTIONS, inspection
+from temporallens.study.run import run_study
+from tiny_models import tiny_model
+
+TEXT = "A line of words about the weather and the harvest of the year. "
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(" ".join(f"{TEXT}{number} {part}" for part in range(12)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inspected")
+    model = tiny_model("llama", root / "tiny")
+    store = tl.harvest(str(model), 1, str(texts), out=root / "store", context_length=32, norm_multiple=None)
+    return tl.train(store, tl.BatchTopK(features=32, k=4), 20, root / "theirs", batch_size=64).folder
+
+
+def test_a_dictionary_says_itself_where_it_belongs(trained: Path, texts: Path) -> None:
+    study = inspection([str(trained)], text=str(texts), tokens=2_000).study
+    (entry,) = study.activations.values()
+    assert (entry.layer, entry.context_length) == (1, 32)
+    assert {name for name in SECTIONS if getattr(study.evaluation, name) is not None} == set(SECTIONS)
+
+
+def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Path, tmp_path: Path) -> None:
+    study = inspection([str(trained), str(trained)], text=str(texts), tokens=4_000)
+    assert list(study.study.arms) == ["theirs", "theirs-2"]
+    evaluation = dict.fromkeys(("clusters", "features", "splicing", "fidelity", "drift", "positions"))
+    less = study.study.model_copy(update={"evaluation": study.study.evaluation.model_copy(update=evaluation)})
+    run_study(study._replace(study=less), tmp_path / "out")
+    results = load_results(tmp_path / "out")
+    assert [run.kind for run in results.runs] == ["pretrained", "pretrained"]
+    assert results.runs[0].fve == results.runs[1].fve
+    assert "theirs-2" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_no_file_says_is_asked_for(tmp_path: Path, trained: Path) -> None:
+    config = (trained / "cfg.json").read_text()
+    untold = tmp_path / "untold"
+    untold.mkdir()
+    (untold / "sae_weights.safetensors").write_bytes((trained / "sae_weights.safetensors").read_bytes())
+    (untold / "cfg.json").write_text(config.replace('"temporallens"', '"somebody"'))
+    with pytest.raises(TemporalLensError, match="does not say which model and layer it is of: give --model and --layer"):
+        inspection([str(untold)])
+    assert inspection([str(untold)], model="smollm2-135m", layer="blocks.3.hook_mlp_out").study.activations
+
+
+def test_a_dictionary_that_needs_tokens_is_refused(trained: Path, texts: Path, tmp_path: Path) -> None:
+    store = trained.parent / "store"
+    arm = tl.BatchTopK(features=32, k=4, expectation=ExpectationPolicy(embedding=False))
+    known = tl.train(store, arm, 5, tmp_path / "known", batch_size=64).folder
+    with pytest.raises(TemporalLensError, match="needs positions or tokens"):
+        inspection([str(known)])
