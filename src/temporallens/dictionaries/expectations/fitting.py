@@ -199,7 +199,7 @@ def sum_rows(chunks: Chunks, mean: Float64[Tensor, "P D"], policy: ExpectationPo
     return sums._replace(square=square, pair_square=pair_square)
 
 
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
     """Rows by what they have in common, and what is left of them to say."""
 
     count: Float64[Tensor, " G"]  # type: ignore[assignment]  # rows (shadows a method of tuples)
@@ -216,7 +216,7 @@ class _Groups(NamedTuple):
         return min(max(within / max(between, 1e-300), SMALLEST_SHRINKAGE), LARGEST_SHRINKAGE)
 
 
-def _square_left(square: float, groups: _Groups, said: Float64[Tensor, "G D"]) -> float:
+def _square_left(square: float, groups: Groups, said: Float64[Tensor, "G D"]) -> float:
     """The sum of squares of rows less what is said of their group."""
     return square - 2 * float((groups.total * said).sum()) + float((groups.count * said.square().sum(1)).sum())
 
@@ -310,14 +310,14 @@ def _means(maps: Maps, counts: Int64[Tensor, " V"], pairs: Pairs, chosen: Pairs,
     left = sums.token - counts[:, None] * maps.token
     if len(previous):
         left -= _neighbours(previous, pairs.key % size, pairs.key // size, pairs.count, size)
-    tokens = _Groups(counts.double(), left)
+    tokens = Groups(counts.double(), left)
     kappa = tokens.shrinkage(maps.square)
     single = maps.token + left / (counts[:, None] + kappa)
     before, behind = chosen.key // size, chosen.key % size
     if not len(chosen.key):
         return _Tables(single, sums.pair, (kappa, kappa))
     said_before = single[behind] + previous[before]
-    square = _square_left(sums.pair_square, _Groups(chosen.count.double(), sums.pair), said_before)
-    of_pairs = _Groups(chosen.count.double(), sums.pair - chosen.count[:, None] * said_before)
+    square = _square_left(sums.pair_square, Groups(chosen.count.double(), sums.pair), said_before)
+    of_pairs = Groups(chosen.count.double(), sums.pair - chosen.count[:, None] * said_before)
     lambda_ = of_pairs.shrinkage(square)
     return _Tables(single, of_pairs.total / (chosen.count[:, None] + lambda_), (kappa, lambda_))
