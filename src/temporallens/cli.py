@@ -293,21 +293,28 @@ def report(
 def scan_command(
     model: Annotated[str, typer.Argument(help="A shipped name, a hub name, a model directory or a .gguf file.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and figures/scan.png are written.", parser=user_path)
+        Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and its figures are written.", parser=user_path)
     ] = Path("runs/scan"),
     text: Annotated[str, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set.")] = "sotu",
     context_length: Annotated[int, typer.Option("--context-length", help="Tokens in a row, at least 2.")] = 128,
     sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
 ) -> None:
-    """Where does position live in MODEL? eta^2 of four clocks at every layer, with norms and sinks, before any training."""
+    """What is known of MODEL's activations before any training: from position by four clocks, from tokens and from the past, at every
+    layer, with norms and sinks."""
+    from temporallens.evaluation.beforehand import BeforehandPolicy, in_words
     from temporallens.evaluation.scan import ScanPolicy
     from temporallens.study.run import scan_and_draw
-    from temporallens.study.tables import scan_table
+    from temporallens.study.tables import beforehand_table, scan_table
 
-    policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences)
-    scan, picture = scan_and_draw(policy, out)
-    _print_table(scan_table(scan))
-    typer.echo(picture)
+    asked = BeforehandPolicy()
+    policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences, beforehand=asked)
+    scan, pictures = scan_and_draw(policy, out)
+    assert scan.beforehand is not None
+    for table in (scan_table(scan), beforehand_table(scan.model, scan.layers, scan.beforehand)):
+        _print_table(table)
+    typer.echo(in_words(scan.model, scan.layers, scan.beforehand))
+    for picture in pictures:
+        typer.echo(picture)
 
 
 @app.command("import")

@@ -1,5 +1,6 @@
 """`temporallens inspect`: a dictionary that is trained already, judged on a small model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,12 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
 
 
 def test_what_no_file_says_is_asked_for(tmp_path: Path, trained: Path) -> None:
-    config = (trained / "cfg.json").read_text()
+    config = json.loads((trained / "cfg.json").read_text())
+    config["metadata"] = {"sae_lens_version": "6.0.0"}
     untold = tmp_path / "untold"
     untold.mkdir()
     (untold / "sae_weights.safetensors").write_bytes((trained / "sae_weights.safetensors").read_bytes())
-    (untold / "cfg.json").write_text(config.replace('"temporallens"', '"somebody"'))
+    (untold / "cfg.json").write_text(json.dumps({key: value for key, value in config.items() if "sha256" not in key}))
     with pytest.raises(TemporalLensError, match="does not say which model and layer it is of: give --model and --layer"):
         inspection([str(untold)])
     assert inspection([str(untold)], model="smollm2-135m", layer="blocks.3.hook_mlp_out").study.activations

@@ -5,13 +5,18 @@ clock's means explain (method, section 1): with n_c, m_c the count and mean of t
 eta^2 = sum_c n_c |m_c - m|^2 / sum |x - m|^2. Its noise floor is the same number when every row takes the clock of another row,
 circularly shifted: whatever remains then is sampling noise. Index 0, sinks (norm rule) and special tokens are left out of eta^2 and
 shown by index beside it. Sums are kept about a typical activation, in float64; clock values that know no bound are binned.
+
+Where it is asked for, the same pass keeps the streams of all layers in a temporary file, and what is known of them beforehand from tokens
+and the past is measured layer by layer (`beforehand`).
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +34,9 @@ from temporallens.activations.language.token_rows import RowShape, row_shape, to
 from temporallens.activations.moments import beyond_norm
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.beforehand import FLOORS_EVERY, Beforehand, BeforehandPolicy, gather, measure, prepare
 from temporallens.evaluation.bins import growing_starts
+from temporallens.files import explained as written
 from temporallens.precision import ComputeDtype
 from temporallens.progress import note, progress
 from temporallens.settings import Length, Seed, Settings
@@ -42,6 +49,11 @@ BIN_GROWTH = 1.25  # beyond, each bin begins so much later than the one before
 LATE = 8  # "late" statistics leave out the first tokens of a row, which differ from all later ones
 
 Share = float | None  # None where there was no token
+
+
+def _not_asked(part: object) -> bool:
+    """Of what came after 0.1.0: where it is not asked for, it leaves no trace, so that what was finished stays so."""
+    return part is None
 
 
 class ScanPolicy(Settings):
@@ -63,6 +75,8 @@ class ScanPolicy(Settings):
     """Tokens of more than so many times the batch's median norm are sinks."""
     shuffles: int = Field(1, ge=1)
     """Shuffled clocks behind the noise floor; their mean is reported."""
+    beforehand: BeforehandPolicy | None = Field(None, exclude_if=_not_asked)
+    """What is known of activations beforehand: from tokens, position and the past, on held-out documents."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +110,22 @@ class Scan:
     excluded: dict[str, Any]  # the rules by which tokens are left out of eta2
     late_from: int = LATE
     format: str = field(default=FORMAT)
+    beforehand: Annotated[Beforehand | None, Field(exclude_if=_not_asked)] = None  # where it was asked for
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "beforehand" or value is not None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Scan":
         """Raises TemporalLensError when `content` is not a scan of this version."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TemporalLensError(f"this is not a scan in format '{FORMAT}'; run the scan again")
-        missing = sorted({entry.name for entry in fields(cls)} ^ content.keys())
+        missing = sorted(({entry.name for entry in fields(cls)} ^ content.keys()) - {"beforehand"})
         if missing:
             raise TemporalLensError(f"this scan is damaged: the field '{missing[0]}' is missing or unknown; run the scan again")
-        return cls(**{**content, "clocks": {name: ClockScan(**clock) for name, clock in content["clocks"].items()}})
+        clocks = {name: ClockScan(**clock) for name, clock in content["clocks"].items()}
+        found = content.get("beforehand")
+        return cls(**{**content, "clocks": clocks, "beforehand": None if found is None else Beforehand.from_json(found)})
 
 
 class Grouping(NamedTuple):
@@ -128,8 +145,11 @@ class LayerSums:
         self.squares = torch.zeros(2, dtype=torch.float64)  # early and late
         self.by_index = torch.zeros(3, context_length, dtype=torch.float64)  # tokens, norms, sinks
 
-    def add(self, x: Float[Tensor, "N D"], text: Bool[Tensor, " N"], index: Int[Tensor, " N"], bags: "Bags", norm_multiple: float) -> None:
-        """Count a batch in: `text` marks the tokens that stand for text, `bags` gives their groups; sinks are counted apart."""
+    def add(
+        self, x: Float[Tensor, "N D"], text: Bool[Tensor, " N"], index: Int[Tensor, " N"], bags: "Bags", norm_multiple: float
+    ) -> Bool[Tensor, " N"]:
+        """Count a batch in: `text` marks the tokens that stand for text, `bags` gives their groups; sinks are counted apart. Returns
+        which tokens are counted in eta^2."""
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
         sinks = beyond_norm(norms, index > 0, norm_multiple)
         for row, values in enumerate((torch.ones_like(norms), norms, sinks)):
@@ -144,6 +164,7 @@ class LayerSums:
         for when, late in enumerate((index < LATE, index >= LATE)):
             self.squares[when] += squares[late].sum()
         self.sums += embedding_bag(bags.tokens, centred, bags.starts, mode="sum").double().unflatten(0, (2, -1))
+        return text
 
 
 class Bags(NamedTuple):
@@ -172,10 +193,12 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
     bins, groupings, groups = _groupings(rows, marks, policy)
     layers: list[Layer] = ["embed", *range(model.layers)]
     sums = [LayerSums(groups, model.width, policy.context_length) for _ in layers]
-    with progress(f"Scanning {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
-        for batch in schedule(rows, max(1, BATCH_TOKENS // policy.context_length), model.padding_token, left=False):
-            _add_batch(model, batch, layers, sums, groupings, groups, marks, policy.norm_multiple)
-            advance(batch.size)
+    with _kept_streams(policy, len(layers), (len(rows), policy.context_length, model.width)) as streams:
+        with progress(f"Scanning {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
+            for batch in schedule(rows, max(1, BATCH_TOKENS // policy.context_length), model.padding_token, left=False):
+                _add_batch(model, batch, layers, sums, groupings, groups, marks, policy.norm_multiple, streams)
+                advance(batch.size)
+        known = None if streams is None else _known(streams, rows, groupings, model, policy)
     clocks = {name: _clock_scan(name, bins[name], groupings, sums) for name in bins}
     return Scan(
         model=policy.model,
@@ -191,7 +214,70 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
         context_length=policy.context_length,
         seed=policy.seed,
         excluded={"position_zero": True, "special_tokens": True, "norm_multiple": policy.norm_multiple},
+        beforehand=known,
     )
+
+
+class Streams:
+    """The streams of all layers, in a temporary file: `R` rows of `S` tokens, bfloat16, zeros behind the end of a row."""
+
+    def __init__(self, file: IO[bytes], layers: int, shape: tuple[int, int, int]) -> None:
+        self._file, self._shape, self.layers = file, shape, layers
+        self.kept = np.ones(shape[:2], dtype=bool)  # tokens that no layer leaves out
+
+    def add(self, layer: int, batch: TokenBatch, x: Float[Tensor, "N D"], kept: Bool[Tensor, " N"]) -> None:
+        """Write a batch's tokens of one layer, row after row."""
+        rows, length, width = self._shape
+        lengths = [len(row.tokens) for row in batch.rows]
+        for row, own, counted in zip(batch.sequences.tolist(), x.split(lengths), kept.split(lengths), strict=True):
+            self._file.seek(2 * width * length * (layer * rows + row))
+            self._file.write(own.bfloat16().contiguous().view(torch.int16).numpy().data)
+            self.kept[row, : len(own)] &= counted.numpy()
+            self.kept[row, len(own) :] = False
+
+    def read(self, layer: int) -> Float[Tensor, "R S D"]:
+        numbers = np.prod(self._shape)
+        self._file.seek(2 * numbers * layer)
+        content = bytearray(2 * numbers)
+        filled = self._file.readinto(content)  # type: ignore[attr-defined]
+        assert filled or not numbers
+        return torch.frombuffer(content, dtype=torch.bfloat16).view(self._shape)
+
+
+@contextmanager
+def _kept_streams(policy: ScanPolicy, layers: int, shape: tuple[int, int, int]) -> Iterator[Streams | None]:
+    """Where what is known beforehand is asked for."""
+    if policy.beforehand is None:
+        yield None
+        return
+    with written(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+        yield Streams(file, layers, shape)
+
+
+def _known(
+    streams: Streams, rows: Sequence[TokenRow], groupings: Sequence[Grouping], model: LanguageModel, policy: ScanPolicy
+) -> Beforehand:
+    """What is known of the streams beforehand, one layer after the other."""
+    assert policy.beforehand is not None
+    clocks = {}
+    for name in CLOCKS:
+        true, shuffled_once, *_ = [grouping.labels for grouping in groupings if grouping.clock == name]
+        clocks[name] = (true, shuffled_once)
+    text = prepare(rows, streams.kept, clocks, _embeddings(model), policy.beforehand, policy.seed)
+    with progress("what is known beforehand", streams.layers, "layers") as advance:
+        found = []
+        for layer in range(streams.layers):
+            found.append(measure(streams.read(layer), text, floors=layer % FLOORS_EVERY == 0))
+            advance(1)
+    return gather(found, text, encoder=model.is_encoder)
+
+
+def _embeddings(model: LanguageModel) -> Float[Tensor, "V E"] | None:
+    """None where the model has no table of them: means of tokens are then shrunk towards the mean of all."""
+    try:
+        return model.embeddings.cpu()
+    except TemporalLensError:
+        return None
 
 
 def choose_rows(
@@ -243,17 +329,20 @@ def _add_batch(
     groups: int,
     marks: TokenMarks,
     norm_multiple: float,
+    kept: Streams | None,
 ) -> None:
     index = torch.from_numpy(np.concatenate([np.arange(len(row.tokens)) for row in batch.rows]))
     tokens = np.concatenate([row.tokens for row in batch.rows])
     text = (index > 0) & ~torch.from_numpy(marks.special[tokens])
     bags = _bags(batch, groupings, groups, index)
     streams = model.residuals(batch.tokens, batch.mask, layers)
-    for layer, layer_sums in zip(layers, sums, strict=True):
+    for depth, (layer, layer_sums) in enumerate(zip(layers, sums, strict=True)):
         stream = streams.pop(layer)
         x = stream[batch.mask.to(stream.device)].cpu()
         check_finite(x, layer, model.title)
-        layer_sums.add(x, text, index, bags, norm_multiple)
+        counted = layer_sums.add(x, text, index, bags, norm_multiple)
+        if kept is not None:
+            kept.add(depth, batch, x, counted)
 
 
 def _bags(batch: TokenBatch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:

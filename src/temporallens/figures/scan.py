@@ -56,7 +56,7 @@ def layer_name(layer: str) -> str:
     return "the embedding" if layer == "embed" else f"layer{SPACE}{layer}"
 
 
-def _depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
+def depth_axis(axes: Axes, which: str, layers: Sequence[str]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     stride = max(1, -(-len(layers) // 9))
     ticks = [depth for depth, layer in enumerate(layers) if layer.isdigit() and int(layer) % stride == 0]
@@ -85,7 +85,7 @@ def _draw_depth(axes: Axes, scan: Scan) -> None:
     axes.set_xlim(-0.3, max(len(layers) - 0.7, 0.3))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_ylabel("η²: share of the variance, %")
-    _depth_axis(axes, "x", layers)
+    depth_axis(axes, "x", layers)
     style.open_grid(axes)
     axes.legend(loc="upper left", borderaxespad=0.2, handlelength=2.4, labelspacing=0.35)
     absent = [name for name in CLOCKS if name not in {clock.name for clock in found}]
@@ -149,7 +149,7 @@ def _draw_share(axes: Axes, scan: Scan) -> None:
     first = edges[0] if zero else edges[:-1][~apart][0]
     mesh = style.heatmap(axes, np.append(first, edges[1:][columns]), np.arange(len(layers) + 1) - 0.5, drawn, norm)
     style.position_axis(axes, "x", int(end), zero, "index in the row")
-    _depth_axis(axes, "y", layers)
+    depth_axis(axes, "y", layers)
     excess = _excess(scan)
     for row in np.flatnonzero(excess <= 0):
         axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
@@ -178,11 +178,11 @@ def _share_statement(layers: Sequence[str], edges: np.ndarray, share: np.ndarray
 # (c)
 
 
-def _shown(layers: Sequence[str]) -> list[int]:
+def layers_shown(layers: Sequence[str]) -> list[int]:
     return sorted({round(depth) for depth in np.linspace(0, len(layers) - 1, min(LAYERS_SHOWN, len(layers)))})
 
 
-def _colours(count: int) -> np.ndarray:
+def layer_colours(count: int) -> np.ndarray:
     return colormaps[style.MAP](np.linspace(0.0, 0.88, count))
 
 
@@ -196,8 +196,8 @@ def _draw_norms(axes: Axes, scan: Scan) -> None:
     if norm is None:
         style.empty_panel(axes, "c", "Mean norm by index", TITLE_CHARACTERS, "this scan does not hold the norms by index")
         return
-    shown, index = _shown(layers), np.arange(norm.shape[1])
-    for depth, colour in zip(shown, _colours(len(shown)), strict=True):
+    shown, index = layers_shown(layers), np.arange(norm.shape[1])
+    for depth, colour in zip(shown, layer_colours(len(shown)), strict=True):
         name = "embedding" if layers[depth] == "embed" else layers[depth]
         axes.plot(index[1:], norm[depth, 1:], color=colour, label=name)
         axes.plot(index[:1], norm[depth, :1], color=colour, **style.ZERO)
@@ -240,11 +240,11 @@ def _draw_sinks(axes: Axes, scan: Scan) -> None:
     if sinks is None:
         style.say_missing(axes, "this scan does not hold the sinks by index")
         return
-    shown, length = _shown(layers), sinks.shape[1]
+    shown, length = layers_shown(layers), sinks.shape[1]
     starts = sink_starts(length, SINK_BINS)
     centres = (starts + np.append(starts[1:], length) - 1) / 2
     binned = 100 * style.blocks(sinks, starts, 1)  # sinks are rare: single positions would show noise
-    for depth, colour in zip(shown, _colours(len(shown)), strict=True):
+    for depth, colour in zip(shown, layer_colours(len(shown)), strict=True):
         axes.plot(centres[1:], binned[depth, 1:], color=colour, linewidth=1.2, marker=".", clip_on=False)
         axes.plot([0], binned[depth, :1], color=colour, clip_on=False, **style.ZERO)
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)

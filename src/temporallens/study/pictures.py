@@ -30,6 +30,7 @@ from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.statistics import Estimate
+from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.bits import Arm as BitsArm, draw_bits
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
@@ -86,6 +87,9 @@ def pictures_of(folder: Path, results: Results) -> list[Picture]:
     pictures = []
     if results.scans:
         pictures.append(Picture("scan", "Where position lives", lambda: draw_scan(list(results.scans.values()))))
+    known = [scan for scan in results.scans.values() if scan.beforehand is not None]
+    if known:
+        pictures.append(Picture("beforehand", "What is known before a code is read", lambda: draw_beforehand(known)))
     pictures.append(Picture("frontier", "FVE against L0", lambda: draw_frontier(results)))
     if expecting(results) and any(comparison.baselines for comparison in results.comparison.values()):
         pictures.append(Picture("known", "Codes needed, known beforehand", lambda: draw_known(results)))

@@ -24,6 +24,7 @@ from temporallens.evaluation.results import RunResult, assemble, load_results
 from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.sections import SECTIONS
+from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
 from temporallens.files import explained, fingerprint, locked, read_json, write_json
@@ -171,11 +172,16 @@ def _do_scans(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         yield stage
 
 
-def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[Scan, Path]:
-    """Scan one model outside of a study: `scan.json` and `figures/scan.png` in `folder`."""
+def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[Scan, list[Path]]:
+    """Scan one model outside of a study: `scan.json` and `figures/` in `folder`; returns the figures, the scan's own last."""
     result = scan_policy(policy)
     write_json(folder / "scan.json", result.to_json())
-    return result, save(draw_scan([result]), RunFolder(folder).figures / "scan.png")
+    drawn = (
+        {"scan": draw_scan([result])}
+        if result.beforehand is None
+        else {"beforehand": draw_beforehand([result]), "scan": draw_scan([result])}
+    )
+    return result, [save(figure, RunFolder(folder).figures / f"{name}.png") for name, figure in drawn.items()]
 
 
 def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:

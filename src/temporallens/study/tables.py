@@ -1,11 +1,12 @@
 """What the command line prints at the end of its work: tables of a plan, of results and of a scan, for a terminal."""
 
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as Printed
 
+from temporallens.evaluation.beforehand import INDEX, LADDER, PAST, TOKEN, Beforehand
 from temporallens.evaluation.results import TimedResults, TimedRun, by_family
 from temporallens.evaluation.scan import ClockScan, Scan
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
@@ -111,6 +112,15 @@ def scan_table(scan: Scan) -> Printed:
         rows.append(Row(layer, [*shares, fixed(first, 0), fixed(beyond, 0)]))
     title = f"{scan.model}: eta² of position above its noise floor"
     return _printed(Table(title, ["layer", *scan.clocks, "norm at 0", "norm beyond"], rows), ["layer"])
+
+
+def beforehand_table(model: str, layers: Sequence[str], found: Beforehand) -> Printed:
+    """One row per layer: what is explained alone, what each adds to what is told before it, and all together."""
+    own = {f"+ {name}": found.added[name] for name in LADDER[1:]}
+    columns = {TOKEN: found.alone[TOKEN], INDEX: found.alone[INDEX], "sentence": found.alone["sentence"], PAST: found.alone[PAST]}
+    columns |= {**own, "together": found.together[PAST]}
+    rows = [Row(layer, [fixed(one.share[depth], 3) for one in columns.values()]) for depth, layer in enumerate(layers)]
+    return _printed(Table(f"{model}: variance of held-out documents that is known beforehand", ["layer", *columns], rows), ["layer"])
 
 
 def _excess(clock: ClockScan, depth: int) -> float | None:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from temporallens.activations.language.embeddings import token_embeddings
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import ArmConfig
-from temporallens.dictionaries.expectations.fitting import fit_expectation
+from temporallens.dictionaries.expectations.fitting import fit_expectation, stored_chunks
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.files import fingerprint
@@ -50,4 +50,5 @@ class Expectations:
             mean = mean + self._scales.offset.double() / self._inputs.scale
         source = self._store.manifest.description.source
         with torch.no_grad():
-            return fit_expectation(self._store, train, mean, policy, lambda: token_embeddings(source, self._store.folder))
+            chunks, where = stored_chunks(self._store, train, policy), self._store.folder
+            return fit_expectation(chunks, mean, policy, lambda: token_embeddings(source, where), where)

@@ -10,7 +10,7 @@ from torch import Tensor
 import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of
 from temporallens.dictionaries.base import Dictionary, Progress
-from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, sum_rows
+from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.dictionaries.kinds import ARMS
@@ -47,7 +47,8 @@ def embeddings() -> Tensor:
 def fitted(store: tl.ActivationStore, entries: np.ndarray | None = None, **policy: object) -> Expectation:
     mean = store.moments.pooled_mean().float().expand(store.positions, -1)
     chosen = np.arange(store.sequences) if entries is None else entries
-    return fit_expectation(store, chosen, mean, ExpectationPolicy(**policy), embeddings)  # type: ignore[arg-type]
+    asked = ExpectationPolicy(**policy)  # type: ignore[arg-type]
+    return fit_expectation(stored_chunks(store, chosen, asked), mean, asked, embeddings, store.folder)
 
 
 def kept(store: tl.ActivationStore) -> tuple[Tensor, Context]:
@@ -88,11 +89,13 @@ def criterion(rows: Tensor, y: Tensor, penalty: float) -> tuple[float, Tensor]:
 
 @pytest.mark.parametrize("both", [False, True])
 def test_maps_of_embeddings_are_a_ridge_regression_of_rows(store: tl.ActivationStore, both: bool) -> None:
-    policy, entries = ExpectationPolicy(token="pair" if both else "table"), np.arange(store.sequences)
+    policy = ExpectationPolicy(token="pair" if both else "table")
+    chunks = stored_chunks(store, np.arange(store.sequences), policy)
     y, context = kept(store)
-    size, counts, pairs = count_tokens(store, entries, policy, VOCABULARY)
+    counted = count_tokens(chunks, policy, embeddings, store.folder)
+    counts = counted.counts
     mean = store.moments.pooled_mean().double().expand(store.positions, -1)
-    maps = fit_maps(embeddings().double(), counts, pairs, sum_rows(store, entries, mean, policy, size, pairs), both)
+    maps = fit_maps(counted.equations, sum_rows(chunks, mean, policy, VOCABULARY, counted.pairs))
     table = embeddings().double() - (counts.double() @ embeddings().double()) / len(y)
     before = torch.where((context.token_before == UNKNOWN)[:, None], 0.0, table[context.token_before.clamp(min=0)])
     rows = torch.cat([table[context.token], before], 1) if both else table[context.token]

@@ -3,11 +3,13 @@
 A first pass over tokens alone counts them and chooses the pairs; a second one sums activations by token, by the token before and by pair.
 All of it is linear in the activations, so the maps of the embeddings and the means of what they leave follow without a third: with the rows
 of the tables in place of single rows, the normal equations of the ridge, and the variances within and between tokens, need counts and sums
-only. Sums are float64. Memory: two tables of
-the vocabulary and one of the pairs.
+only. Sums are float64. Memory: two tables of the vocabulary and one of the pairs. What the first pass gives serves several activations of
+the same tokens, such as those of all layers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,51 +53,24 @@ class Sums(NamedTuple):
     pair_square: float = 0.0  # of the rows of those pairs
 
 
-def fit_expectation(
-    store: ActivationStore,
-    entries: Int[np.ndarray, " n"],
-    mean: Float[Tensor, "P D"],
-    policy: ExpectationPolicy,
-    vocabulary: Vocabulary,
-) -> Expectation:
-    """What tokens say of the rows of these entries of the sequence table, about the `mean` of their position.
+class Chunk(NamedTuple):
+    """Training rows."""
 
-    Raises TemporalLensError where the store holds no tokens, or `vocabulary` cannot be read.
-    """
-    embedding = vocabulary() if policy.embedding or policy.token == "embedding" else None
-    size, counts, pairs = count_tokens(store, entries, policy, None if embedding is None else len(embedding))
-    chosen = _most_frequent(pairs, policy.pairs)
-    sums = sum_rows(store, entries, mean.double(), policy, size, chosen)
-    maps = _Maps(torch.zeros_like(sums.token), torch.zeros_like(sums.before), sums.square)
-    if embedding is not None:
-        maps = fit_maps(embedding.double(), counts, pairs, sums, policy.token == "pair")
-    if policy.token == "embedding":
-        tables = _Tables(maps.token, sums.pair, (LARGEST_SHRINKAGE, LARGEST_SHRINKAGE))
-    else:
-        tables = _means(maps, counts, pairs, chosen, sums)
-    return Expectation(
-        token=tables.token.bfloat16(),
-        previous=maps.previous.bfloat16(),
-        pair=tables.pair.bfloat16(),
-        pair_key=chosen.key,
-        token_count=counts.int(),
-        pair_count=chosen.count.int(),
-        shrinkage=tables.shrinkage,
-        closed=embedding is not None,
-        fitted=not policy.permuted and policy.token != "embedding",
-    )
-
-
-class _Chunk(NamedTuple):
-    """Kept rows."""
-
-    y: Float[Tensor, "N D"]  # as stored
+    y: Float[Tensor, "N D"]  # as they are
     position: Int[Tensor, " N"]
     context: Context
 
 
-def _chunks(store: ActivationStore, entries: Int[np.ndarray, " n"], policy: ExpectationPolicy) -> Iterator[_Chunk]:
-    """The rows that training sees, in chunks, and their tokens; permuted in the control."""
+Chunks = Callable[[], Iterable[Chunk]]
+"""Goes through the training rows once; called again, through the same ones."""
+
+
+def stored_chunks(store: ActivationStore, entries: Int[np.ndarray, " n"], policy: ExpectationPolicy) -> Chunks:
+    """The kept rows of these entries of a store's sequence table, with their tokens; permuted in the control."""
+    return partial(_stored, store, entries, policy)
+
+
+def _stored(store: ActivationStore, entries: Int[np.ndarray, " n"], policy: ExpectationPolicy) -> Iterator[Chunk]:
     generator = torch.Generator().manual_seed(policy.seed)
     with progress("reading tokens", int(store.sequence_table.length[entries].sum()), "tokens") as advance:
         for rows in sequential(store, entries):
@@ -103,20 +78,76 @@ def _chunks(store: ActivationStore, entries: Int[np.ndarray, " n"], policy: Expe
             context = context_of(rows).rows(kept)
             if policy.permuted:
                 context = context.rows(torch.randperm(len(kept), generator=generator))
-            yield _Chunk(rows.x[kept], rows.position[kept].long(), context)
+            yield Chunk(rows.x[kept], rows.position[kept].long(), context)
             advance(len(rows.x))
 
 
-def count_tokens(
-    store: ActivationStore, entries: Int[np.ndarray, " n"], policy: ExpectationPolicy, size: int | None
-) -> tuple[int, Int64[Tensor, " V"], Pairs]:
-    """The size of the vocabulary, the rows of each token, and all pairs that occur."""
+@dataclass(frozen=True)
+class Counted:
+    """What the tokens of the training rows give by themselves."""
+
+    policy: ExpectationPolicy
+    counts: Int64[Tensor, " V"]
+    pairs: Pairs  # all that occur
+    embedding: Float64[Tensor, "V E"] | None
+
+    @cached_property
+    def chosen(self) -> Pairs:
+        """Those in the table."""
+        return _most_frequent(self.pairs, self.policy.pairs)
+
+    @cached_property
+    def equations(self) -> "Equations":
+        assert self.embedding is not None
+        return equations_of(self.embedding, self.counts, self.pairs, self.policy.token == "pair")
+
+    def fit(self, chunks: Chunks, mean: Float[Tensor, "P D"]) -> Expectation:
+        """What tokens say of these rows, whose tokens are those that were counted, about the `mean` of their position."""
+        policy, chosen = self.policy, self.chosen
+        sums = sum_rows(chunks, mean.double(), policy, len(self.counts), chosen)
+        maps = Maps(torch.zeros_like(sums.token), torch.zeros_like(sums.before), sums.square)
+        if self.embedding is not None:
+            maps = fit_maps(self.equations, sums)
+        if policy.token == "embedding":
+            tables = _Tables(maps.token, sums.pair, (LARGEST_SHRINKAGE, LARGEST_SHRINKAGE))
+        else:
+            tables = _means(maps, self.counts, self.pairs, chosen, sums)
+        return Expectation(
+            token=tables.token.bfloat16(),
+            previous=maps.previous.bfloat16(),
+            pair=tables.pair.bfloat16(),
+            pair_key=chosen.key,
+            token_count=self.counts.int(),
+            pair_count=chosen.count.int(),
+            shrinkage=tables.shrinkage,
+            closed=self.embedding is not None,
+            fitted=not policy.permuted and policy.token != "embedding",
+        )
+
+
+def fit_expectation(
+    chunks: Chunks, mean: Float[Tensor, "P D"], policy: ExpectationPolicy, vocabulary: Vocabulary, where: object
+) -> Expectation:
+    """What tokens say of training rows, about the `mean` of their position; `where` are these rows in sentences.
+
+    Raises TemporalLensError where the rows have no tokens, or `vocabulary` cannot be read.
+    """
+    return count_tokens(chunks, policy, vocabulary, where).fit(chunks, mean)
+
+
+def count_tokens(chunks: Chunks, policy: ExpectationPolicy, vocabulary: Vocabulary, where: object) -> Counted:
+    """The rows of each token, and all pairs that occur.
+
+    Raises TemporalLensError as `fit_expectation` does.
+    """
+    embedding = vocabulary().double() if policy.embedding or policy.token == "embedding" else None
+    size = None if embedding is None else len(embedding)
     counts, found = torch.zeros(size or 0, dtype=torch.int64), Pairs(*torch.zeros(2, 0, dtype=torch.int64))
-    for chunk in _chunks(store, entries, policy):
+    for chunk in chunks():
         token, before = chunk.context[:2]
         largest = int(torch.maximum(token, before).max()) if len(token) else UNKNOWN
         if largest >= (size or LARGEST):
-            raise TemporalLensError(f"{store.folder} holds token {largest}, which is beyond a vocabulary of {size or LARGEST} tokens")
+            raise TemporalLensError(f"{where} holds token {largest}, which is beyond a vocabulary of {size or LARGEST} tokens")
         if largest >= len(counts):
             counts = torch.nn.functional.pad(counts, (0, largest + 1 - len(counts)))
         counts += torch.bincount(token[token >= 0], minlength=len(counts))
@@ -124,9 +155,9 @@ def count_tokens(
             both = (token >= 0) & (before >= 0)
             found = _merged(found, before[both] * LARGEST + token[both])
     if not bool(counts.any()):
-        raise TemporalLensError(f"{store.folder} holds no tokens, and an expectation is what tokens say: leave the expectation out")
+        raise TemporalLensError(f"{where} holds no tokens, and an expectation is what tokens say: leave the expectation out")
     key = found.key // LARGEST * len(counts) + found.key % LARGEST
-    return len(counts), counts, Pairs(key, found.count)
+    return Counted(policy, counts, Pairs(key, found.count), embedding)
 
 
 def _merged(found: Pairs, keys: Int64[Tensor, " n"]) -> Pairs:
@@ -144,20 +175,13 @@ def _most_frequent(pairs: Pairs, most: int) -> Pairs:
     return Pairs(pairs.key[chosen], pairs.count[chosen])
 
 
-def sum_rows(
-    store: ActivationStore,
-    entries: Int[np.ndarray, " n"],
-    mean: Float64[Tensor, "P D"],
-    policy: ExpectationPolicy,
-    size: int,
-    chosen: Pairs,
-) -> Sums:
+def sum_rows(chunks: Chunks, mean: Float64[Tensor, "P D"], policy: ExpectationPolicy, size: int, chosen: Pairs) -> Sums:
     """The second pass."""
     sizes = (size, size if policy.token == "pair" else 0, len(chosen.key))
-    token_sums, before_sums, pair_sums = (torch.zeros(rows, store.width, dtype=torch.float64) for rows in sizes)
+    token_sums, before_sums, pair_sums = (torch.zeros(rows, mean.shape[1], dtype=torch.float64) for rows in sizes)
     sums = Sums(token_sums, before_sums, pair_sums)
     square, pair_square = 0.0, 0.0
-    for chunk in _chunks(store, entries, policy):
+    for chunk in chunks():
         y = chunk.y.double() - at_positions(mean, chunk.position)
         token, before = chunk.context[:2]
         known = token >= 0
@@ -175,7 +199,7 @@ def sum_rows(
     return sums._replace(square=square, pair_square=pair_square)
 
 
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
     """Rows by what they have in common, and what is left of them to say."""
 
     count: Float64[Tensor, " G"]  # type: ignore[assignment]  # rows (shadows a method of tuples)
@@ -192,12 +216,12 @@ class _Groups(NamedTuple):
         return min(max(within / max(between, 1e-300), SMALLEST_SHRINKAGE), LARGEST_SHRINKAGE)
 
 
-def _square_left(square: float, groups: _Groups, said: Float64[Tensor, "G D"]) -> float:
+def _square_left(square: float, groups: Groups, said: Float64[Tensor, "G D"]) -> float:
     """The sum of squares of rows less what is said of their group."""
     return square - 2 * float((groups.total * said).sum()) + float((groups.count * said.square().sum(1)).sum())
 
 
-class _Maps(NamedTuple):
+class Maps(NamedTuple):
     """What linear maps of embeddings say."""
 
     token: Float64[Tensor, "V D"]
@@ -205,29 +229,59 @@ class _Maps(NamedTuple):
     square: float  # sum of squares of what they leave
 
 
-def fit_maps(embedding: Float64[Tensor, "V E"], counts: Int64[Tensor, " V"], pairs: Pairs, sums: Sums, both: bool) -> _Maps:
-    """Maps of the embedding of a token and, with `both`, of the one before it: ridge over the training rows."""
+class Decomposed(NamedTuple):
+    """The normal equations of a ridge regression, whatever it is a regression of."""
+
+    values: Float64[Tensor, " E"]  # of the sum of products of the regressors
+    vectors: Float64[Tensor, "E E"]
+    rows: float
+
+
+class Equations(NamedTuple):
+    """Those of maps of embeddings."""
+
+    centred: Float64[Tensor, "V E"]  # embeddings less their mean over the training rows
+    decomposed: Decomposed
+    both: bool  # whether the embedding of the token before is a regressor too
+
+
+def equations_of(embedding: Float64[Tensor, "V E"], counts: Int64[Tensor, " V"], pairs: Pairs, both: bool) -> Equations:
+    """Of the embedding of a token and, with `both`, of the one before it, over the training rows."""
     weights = counts.double()
     centred = embedding - (weights @ embedding) / weights.sum()
-    size, width = centred.shape
-    gram, target = centred.T @ (centred * weights[:, None]), centred.T @ sums.token
+    size = len(centred)
+    gram = centred.T @ (centred * weights[:, None])
     if both:
         before, token = pairs.key // size, pairs.key % size
         weights_before = torch.zeros_like(weights).index_add_(0, before, pairs.count.double())
         gram_before = centred.T @ (centred * weights_before[:, None])
         cross = centred.T @ _neighbours(centred, token, before, pairs.count, size)
         gram = torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.T, gram_before], 1)])
+    return Equations(centred, decomposed(gram, float(weights.sum())), both)
+
+
+def fit_maps(equations: Equations, sums: Sums) -> Maps:
+    """Maps of the embedding of a token and of the one before it: ridge over the training rows."""
+    centred, both = equations.centred, equations.both
+    target = centred.T @ sums.token
+    if both:
         target = torch.cat([target, centred.T @ sums.before])
-    solved, square = _ridge(gram, target, sums.square, float(weights.sum()))
-    return _Maps(centred @ solved[:width], centred @ solved[width:] if both else sums.before, square)
+    solved, square = ridge(equations.decomposed, target, sums.square)
+    width = centred.shape[1]
+    return Maps(centred @ solved[:width], centred @ solved[width:] if both else sums.before, square)
 
 
-def _ridge(
-    gram: Float64[Tensor, "E E"], target: Float64[Tensor, "E D"], square: float, rows: float
-) -> tuple[Float64[Tensor, "E D"], float]:
-    """The ridge regression whose penalty minimises generalised cross-validation, and the squares that it leaves."""
+def decomposed(gram: Float64[Tensor, "E E"], rows: float) -> Decomposed:
+    """From the sum over `rows` rows of the products of their regressors."""
     values, vectors = torch.linalg.eigh(gram)
-    values, rotated = values.clamp(min=0), vectors.T @ target
+    return Decomposed(values.clamp(min=0), vectors, rows)
+
+
+def ridge(equations: Decomposed, target: Float64[Tensor, "E D"], square: float) -> tuple[Float64[Tensor, "E D"], float]:
+    """The ridge regression whose penalty minimises generalised cross-validation, and the squares that it leaves, from the products of
+    regressors with what is regressed on them, and the squares of that."""
+    values, vectors, rows = equations
+    rotated = vectors.T @ target
     power = rotated.square().sum(1)
     penalties = float(values.mean()) * torch.logspace(-6, 6, 49, dtype=torch.float64)[:, None] + torch.finfo(torch.float64).tiny
     left = square - (power * (values + 2 * penalties) / (values + penalties).square()).sum(1)
@@ -250,20 +304,20 @@ class _Tables(NamedTuple):
     shrinkage: tuple[float, float]
 
 
-def _means(maps: _Maps, counts: Int64[Tensor, " V"], pairs: Pairs, chosen: Pairs, sums: Sums) -> _Tables:
+def _means(maps: Maps, counts: Int64[Tensor, " V"], pairs: Pairs, chosen: Pairs, sums: Sums) -> _Tables:
     """The table of tokens with the shrunk mean of what the maps leave, and that of pairs with the shrunk mean of what it leaves."""
     size, previous = len(maps.token), maps.previous
     left = sums.token - counts[:, None] * maps.token
     if len(previous):
         left -= _neighbours(previous, pairs.key % size, pairs.key // size, pairs.count, size)
-    tokens = _Groups(counts.double(), left)
+    tokens = Groups(counts.double(), left)
     kappa = tokens.shrinkage(maps.square)
     single = maps.token + left / (counts[:, None] + kappa)
     before, behind = chosen.key // size, chosen.key % size
     if not len(chosen.key):
         return _Tables(single, sums.pair, (kappa, kappa))
     said_before = single[behind] + previous[before]
-    square = _square_left(sums.pair_square, _Groups(chosen.count.double(), sums.pair), said_before)
-    of_pairs = _Groups(chosen.count.double(), sums.pair - chosen.count[:, None] * said_before)
+    square = _square_left(sums.pair_square, Groups(chosen.count.double(), sums.pair), said_before)
+    of_pairs = Groups(chosen.count.double(), sums.pair - chosen.count[:, None] * said_before)
     lambda_ = of_pairs.shrinkage(square)
     return _Tables(single, of_pairs.total / (chosen.count[:, None] + lambda_), (kappa, lambda_))
