@@ -193,15 +193,17 @@ def _tensor(path: Path, name: str, tensor: Any) -> Entry:
     wrong = not isinstance(tensor, Tensor) or not is_dense(tensor) or tensor.is_complex()
     if wrong or tensor.numel() * tensor.element_size() > path.stat().st_size:
         raise TemporalLensError(f"{path}: '{name}' is no ordinary tensor of numbers that lies in this file")
-    shape = tuple(tensor.shape)
-    rows = max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * tensor.element_size()))
+    turned = tensor.ndim == 2 and tensor.stride(0) < tensor.stride(1)  # its columns lie in the file one after the other
+    stored = tuple(tensor.T.shape if turned else tensor.shape)
+    rows = max(1, CHUNK_BYTES // max(1, math.prod(stored[1:]) * tensor.element_size()))
 
     def pieces() -> Iterator[Tensor]:
-        for first in range(0, shape[0] if shape else 1, rows):  # mapped anew each time: what was read before is given back
+        for first in range(0, stored[0] if stored else 1, rows):  # mapped anew each time: what was read before is given back
             whole = _state(path)[name].detach()
-            yield whole[first : first + rows] if shape else whole
+            whole = whole.T if turned else whole
+            yield whole[first : first + rows] if stored else whole
 
-    return Entry(path, name, shape, pieces)
+    return Entry(path, name, tuple(tensor.shape), pieces, turned)
 
 
 OPENERS: dict[str, Callable[[Path], Entries]] = {".safetensors": _safetensors, ".npz": _npz, ".pt": _pt}
