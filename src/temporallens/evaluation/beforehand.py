@@ -162,13 +162,13 @@ def prepare(
 ) -> Text:
     """Count what the labels of rows give by themselves: `clocks` are the labels of every clock by row, and shuffled ones.
 
-    Raises TemporalLensError where the rows are of a single document.
+    Raises TemporalLensError unless kept tokens are of several documents.
     """
     document = _grid([row.document for row in rows], kept.shape)
     documents = np.unique(document[kept])
     if len(documents) < 2:
         raise TemporalLensError(
-            "what is known beforehand is fitted on some documents and measured on others, and the rows of this scan are of "
+            "what is known beforehand is fitted on some documents and measured on others, and this scan counts tokens of "
             f"{len(documents)}: give a text of several documents, or leave beforehand out"
         )
     every = min(policy.held_out_every, len(documents))

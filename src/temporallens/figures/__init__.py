@@ -1,5 +1,6 @@
 """Pictures: one module per picture, each with one function that takes data and returns a matplotlib Figure; `save` writes it."""
 
+from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.bits import draw_bits
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
@@ -15,6 +16,7 @@ from temporallens.figures.strictness import draw_mask_strictness
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
 
 __all__ = [
+    "draw_beforehand",
     "draw_bits",
     "draw_cluster_patterns",
     "draw_comparative_analysis",
