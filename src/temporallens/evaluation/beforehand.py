@@ -209,7 +209,8 @@ def _with_before(token: Int[np.ndarray, "R S"]) -> Context:
 
 def _told(token: Literal["table", "pair"], fitted: Context, held_out: Context, embedding: Float[Tensor, "V E"] | None) -> Told:
     policy = ExpectationPolicy(token=token, embedding=embedding is not None)
-    counted = count_tokens(lambda: _chunks(torch.zeros(len(fitted.token), 0), fitted), policy, lambda: embedding, "a scan")
+    table = torch.empty(0, 0) if embedding is None else embedding  # which is not read then
+    counted = count_tokens(lambda: _chunks(torch.zeros(len(fitted.token), 0), fitted), policy, lambda: table, "a scan")
     return Told(counted, fitted, held_out)
 
 
@@ -260,7 +261,8 @@ def measure(x: Float[Tensor, "R S D"], text: Text, *, floors: bool = True) -> La
         after_floor[BEFORE] = _Table(text.told[PERMUTED_PAIR], without_index).left_held_out(without_index)
     squares = _Squares(text)
     history = history_of(y.view(x.shape), text.kept, torch.Generator().manual_seed(text.seed))
-    return Layer(squares(whole.held_out), *(squares.of(left) for left in (alone, floor, after, after_floor)), history)
+    left, chance, told, told_chance = (squares.of(one) for one in (alone, floor, after, after_floor))
+    return Layer(squares(whole.held_out), left, chance, told, told_chance, history)
 
 
 class _Squares:

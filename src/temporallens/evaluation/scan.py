@@ -11,6 +11,7 @@ and the past is measured layer by layer (`beforehand`).
 """
 
 import itertools
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -236,7 +237,7 @@ class Streams:
             self.kept[row, len(own) :] = False
 
     def read(self, layer: int) -> Float[Tensor, "R S D"]:
-        numbers = np.prod(self._shape)
+        numbers = math.prod(self._shape)
         self._file.seek(2 * numbers * layer)
         content = bytearray(2 * numbers)
         filled = self._file.readinto(content)  # type: ignore[attr-defined]
