@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from temporallens.activations.clocks import CLOCKS
+from temporallens.evaluation.beforehand import BEFORE, INDEX, LAST, MEAN, PAST, RUNNING, TOKEN, Beforehand, Explained
 from temporallens.evaluation.comparison import Comparison, RunScores, compare
+from temporallens.evaluation.history import History
 from temporallens.evaluation.results import ActivationsResult, RunResult, TimedResults, TimedRun
 from temporallens.evaluation.scan import ClockScan, Scan
 
@@ -89,7 +92,12 @@ def make_entry(**changes: Any) -> ActivationsResult:
 
 
 def make_scan(
-    model: str = "smollm2-135m", layers: int = 8, length: int = 128, clocks: Sequence[str] = ("index", "sentence"), seed: int = 0
+    model: str = "smollm2-135m",
+    layers: int = 8,
+    length: int = 128,
+    clocks: Sequence[str] = ("index", "sentence"),
+    seed: int = 0,
+    beforehand: Beforehand | None = None,
 ) -> Scan:
     """Of a causal model with a sink at index 0; late values are those of all tokens."""
     random = np.random.default_rng(seed)
@@ -123,7 +131,24 @@ def make_scan(
         context_length=length,
         seed=0,
         excluded={"norm_multiple": 10.0},
+        beforehand=beforehand,
     )
+
+
+def make_beforehand(layers: int = 8, token: float = 0.6, encoder: bool = False) -> Beforehand:
+    """Tokens explain so much, each clock .01, the token before .04 more and the past .03 more."""
+
+    def explained(share: float) -> Explained:
+        return Explained([share] * layers, [share - 0.004] * layers, [share + 0.004] * layers, [0.0, *[None] * (layers - 1)])
+
+    alone = dict.fromkeys(CLOCKS, 0.01) | {TOKEN: token, BEFORE: 0.12, PAST: 0.2, LAST: 0.19, MEAN: 0.03, RUNNING: 0.02}
+    added = dict.fromkeys(CLOCKS, 0.01) | {BEFORE: 0.04, PAST: 0.03}
+    together = {TOKEN: token, INDEX: token + 0.01, BEFORE: token + 0.05, PAST: token + 0.08}
+    parts = [{name: explained(share) for name, share in part.items()} for part in (alone, added, together)]
+    lags, lengths = [1, 2, 4, 8], [1, 2, 4, 8]
+    own, null = [[0.5, 0.25, 0.1, None]] * layers, [[0.0] * 4] * layers
+    rank, mixed = [[1.0, 1.8, 3.0, 5.0]] * layers, [[1.0, 1.9, 3.6, 6.5]] * layers
+    return Beforehand(*parts, History(lags, own, null, lengths, rank, mixed), encoder, 200, 50, 25000, 6200)
 
 
 def make_comparison(runs: Sequence[RunResult], levels: Sequence[float] = ()) -> Comparison:

@@ -309,10 +309,10 @@ def scan_command(
     asked = BeforehandPolicy()
     policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences, beforehand=asked)
     scan, pictures = scan_and_draw(policy, out)
-    assert scan.beforehand is not None
-    for table in (scan_table(scan), beforehand_table(scan.model, scan.layers, scan.beforehand)):
-        _print_table(table)
-    typer.echo(in_words(scan.model, scan.layers, scan.beforehand))
+    _print_table(scan_table(scan))
+    if scan.beforehand is not None:
+        _print_table(beforehand_table(scan.model, scan.layers, scan.beforehand))
+        typer.echo(in_words(scan.model, scan.layers, scan.beforehand))
     for picture in pictures:
         typer.echo(picture)
 

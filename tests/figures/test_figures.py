@@ -11,10 +11,11 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from made_results import make_scan
+from made_results import make_beforehand, make_scan
 from temporallens import wording
 from temporallens.errors import TemporalLensError
 from temporallens.figures import style as look
+from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
@@ -143,6 +144,14 @@ def test_scan_draws_each_clock_with_its_floor_and_names_absent_ones() -> None:
     dashed = [line for line in depth.lines if line.get_linestyle() != "-" and len(np.asarray(line.get_xdata()))]
     assert len(solid) == len(dashed) == 2
     assert "clocks not measured: document, sentence" in texts(figure)
+
+
+def test_what_is_known_beforehand_is_drawn_with_its_sentence() -> None:
+    known = make_scan(beforehand=make_beforehand(token=0.63, encoder=True))
+    written = texts(draw_beforehand([known, make_scan()]))  # the second was scanned without it
+    for part in ("token 63", "token before", "floors: permuted labels", "autocorrelation", "effective rank", "sees both sides"):
+        assert part in " ".join(written.split()), part
+    assert "no scan of this study measured" in texts(draw_beforehand([make_scan()]))
 
 
 def test_scan_position_zero_does_not_set_the_colour_scale() -> None:

@@ -162,13 +162,13 @@ def prepare(
 ) -> Text:
     """Count what the labels of rows give by themselves: `clocks` are the labels of every clock by row, and shuffled ones.
 
-    Raises TemporalLensError where the rows are of a single document.
+    Raises TemporalLensError unless kept tokens are of several documents.
     """
     document = _grid([row.document for row in rows], kept.shape)
     documents = np.unique(document[kept])
     if len(documents) < 2:
         raise TemporalLensError(
-            "what is known beforehand is fitted on some documents and measured on others, and the rows of this scan are of "
+            "what is known beforehand is fitted on some documents and measured on others, and this scan counts tokens of "
             f"{len(documents)}: give a text of several documents, or leave beforehand out"
         )
     every = min(policy.held_out_every, len(documents))
@@ -209,7 +209,8 @@ def _with_before(token: Int[np.ndarray, "R S"]) -> Context:
 
 def _told(token: Literal["table", "pair"], fitted: Context, held_out: Context, embedding: Float[Tensor, "V E"] | None) -> Told:
     policy = ExpectationPolicy(token=token, embedding=embedding is not None)
-    counted = count_tokens(lambda: _chunks(torch.zeros(len(fitted.token), 0), fitted), policy, lambda: embedding, "a scan")
+    table = torch.empty(0, 0) if embedding is None else embedding  # which is not read then
+    counted = count_tokens(lambda: _chunks(torch.zeros(len(fitted.token), 0), fitted), policy, lambda: table, "a scan")
     return Told(counted, fitted, held_out)
 
 
@@ -260,7 +261,8 @@ def measure(x: Float[Tensor, "R S D"], text: Text, *, floors: bool = True) -> La
         after_floor[BEFORE] = _Table(text.told[PERMUTED_PAIR], without_index).left_held_out(without_index)
     squares = _Squares(text)
     history = history_of(y.view(x.shape), text.kept, torch.Generator().manual_seed(text.seed))
-    return Layer(squares(whole.held_out), *(squares.of(left) for left in (alone, floor, after, after_floor)), history)
+    left, chance, told, told_chance = (squares.of(one) for one in (alone, floor, after, after_floor))
+    return Layer(squares(whole.held_out), left, chance, told, told_chance, history)
 
 
 class _Squares:

@@ -11,6 +11,7 @@ and the past is measured layer by layer (`beforehand`).
 """
 
 import itertools
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -236,7 +237,7 @@ class Streams:
             self.kept[row, len(own) :] = False
 
     def read(self, layer: int) -> Float[Tensor, "R S D"]:
-        numbers = np.prod(self._shape)
+        numbers = math.prod(self._shape)
         self._file.seek(2 * numbers * layer)
         content = bytearray(2 * numbers)
         filled = self._file.readinto(content)  # type: ignore[attr-defined]
@@ -256,14 +257,18 @@ def _kept_streams(policy: ScanPolicy, layers: int, shape: tuple[int, int, int]) 
 
 def _known(
     streams: Streams, rows: Sequence[TokenRow], groupings: Sequence[Grouping], model: LanguageModel, policy: ScanPolicy
-) -> Beforehand:
-    """What is known of the streams beforehand, one layer after the other."""
+) -> Beforehand | None:
+    """What is known of the streams beforehand, one layer after the other; None for a text of one document."""
     assert policy.beforehand is not None
     clocks = {}
     for name in CLOCKS:
         true, shuffled_once, *_ = [grouping.labels for grouping in groupings if grouping.clock == name]
         clocks[name] = (true, shuffled_once)
-    text = prepare(rows, streams.kept, clocks, _embeddings(model), policy.beforehand, policy.seed)
+    try:
+        text = prepare(rows, streams.kept, clocks, _embeddings(model), policy.beforehand, policy.seed)
+    except TemporalLensError as error:
+        note(str(error))  # the scan itself needs no second document
+        return None
     with progress("what is known beforehand", streams.layers, "layers") as advance:
         found = []
         for layer in range(streams.layers):

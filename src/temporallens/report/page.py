@@ -17,6 +17,7 @@ import jinja2
 
 from temporallens.activations.store import ACROSS_DOCUMENTS
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.beforehand import in_words
 from temporallens.evaluation.results import ActivationsResult, TimedResults
 from temporallens.evaluation.scan import Scan
 from temporallens.files import write_text
@@ -129,7 +130,8 @@ def scan_table(scan: Scan) -> Table:
         rows.append(Row(layer, cells))
     measured = [*(f"{clock} clock" for clock in scan.clocks), *(f"{clock}, late" for clock in scan.clocks)]
     columns = ["layer", *measured, "norm at index 0", "median norm beyond", "sinks beyond index 0"]
-    return Table(f"{scan.model}: η² of each clock (noise floor) by layer, norms and sinks", columns, rows, late_clock(scan))
+    known = "" if scan.beforehand is None else f" Known beforehand: {in_words(scan.model, scan.layers, scan.beforehand)}"
+    return Table(f"{scan.model}: η² of each clock (noise floor) by layer, norms and sinks", columns, rows, late_clock(scan) + known)
 
 
 def _above_floor(eta2: float | None, floor: float | None) -> str:
