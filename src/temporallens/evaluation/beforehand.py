@@ -47,7 +47,7 @@ LADDER = (TOKEN, INDEX, BEFORE, PAST)
 """In the order in which they are told together."""
 
 FLOORS_EVERY = 4
-"""Floors of tokens are measured at one layer in so many."""
+"""Floors of tokens and of the past are measured at one layer in so many."""
 CHUNK = 2048
 """Rows that are added to sums at a time."""
 
@@ -238,7 +238,7 @@ class Parts(NamedTuple):
 
 @torch.no_grad()
 def measure(x: Float[Tensor, "R S D"], text: Text, *, floors: bool = True) -> Layer:
-    """What is known of one layer's activations; with `floors`, also what permuted tokens say."""
+    """What is known of one layer's activations; with `floors`, also what permuted tokens and pasts say."""
     y = x.flatten(0, 1).to(torch.float32, copy=True)
     y.sub_(y[text.fitted].mean(0, dtype=torch.float64)).mul_(text.kept.reshape(-1, 1))
     whole = Parts(y[text.fitted], y[text.held_out])
@@ -247,16 +247,17 @@ def measure(x: Float[Tensor, "R S D"], text: Text, *, floors: bool = True) -> La
     after, after_floor = _clocks(by_token.left(whole), text)
     alone |= {TOKEN: by_token.left_held_out(whole), BEFORE: _Table(text.told[BEFORE], whole).left_held_out(whole)}
     directions = leading_directions(whole.fitted, text.policy.directions)
-    past, running = _Past(y, directions, text), _running(y, text)
+    past, running = _Past(y, directions, text, mean=True, floors=floors), _running(y, text)
     alone |= {name: past.leave(name, permuted=False) for name in (PAST, LAST, MEAN)} | {RUNNING: running[0]}
-    floor |= {name: past.leave(name, permuted=True) for name in (PAST, LAST, MEAN)} | {RUNNING: running[1]}
+    floor[RUNNING] = running[1]
 
     without_index = _Clock(text.clocks[INDEX], whole, text).left(whole)
     without_pair = _Table(text.told[PAIR], without_index).left(without_index)
-    beyond = _Past(_spread(without_pair, y, text), directions, text)
+    beyond = _Past(_spread(without_pair, y, text), directions, text, mean=False, floors=floors)
     after |= {BEFORE: without_pair.held_out, PAST: beyond.leave(PAST, permuted=False)}
-    after_floor[PAST] = beyond.leave(PAST, permuted=True)
     if floors:
+        floor |= {name: past.leave(name, permuted=True) for name in (PAST, LAST, MEAN)}
+        after_floor[PAST] = beyond.leave(PAST, permuted=True)
         floor |= dict.fromkeys((TOKEN, BEFORE), _Table(text.told[PERMUTED], whole).left_held_out(whole))
         after_floor[BEFORE] = _Table(text.told[PERMUTED_PAIR], without_index).left_held_out(without_index)
     squares = _Squares(text)
@@ -337,16 +338,18 @@ def _spread(parts: Parts, like: Float32[Tensor, "N D"], text: Text) -> Float32[T
 class _Past:
     """Ridge regressions of tokens on the past of their rows."""
 
-    def __init__(self, y: Float32[Tensor, "N D"], directions: Float32[Tensor, "D k"], text: Text) -> None:
+    def __init__(self, y: Float32[Tensor, "N D"], directions: Float32[Tensor, "D k"], text: Text, *, mean: bool, floors: bool) -> None:
+        """With `mean`, also on the mean of all earlier ones; with `floors`, also on the past of other tokens."""
         own, self._held_out = y[text.fitted], y[text.held_out]
         low = (y @ directions).view(*text.kept.shape, -1)
         last = torch.zeros_like(low)
         last[:, 1:] = low[:, :-1]
-        regressors = torch.cat([last, earlier(low, text.kept, text.policy.decay), earlier(low, text.kept)], 2).flatten(0, 1)
+        past = [last, earlier(low, text.kept, text.policy.decay), *([earlier(low, text.kept)] if mean else [])]
+        regressors = torch.cat(past, 2).flatten(0, 1)
         given, self._given = regressors[text.fitted], regressors[text.held_out]
         permuted = given[torch.randperm(len(given), generator=torch.Generator().manual_seed(text.seed))]
         self._products, self._square, self._rows = (given.T @ given).double(), float(own.double().square().sum()), float(len(own))
-        self._targets = [(one.T @ own).double() for one in (given, permuted)]
+        self._targets = [(one.T @ own).double() for one in ((given, permuted) if floors else (given,))]
         width = low.shape[2]
         self._columns = {PAST: slice(0, 2 * width), LAST: slice(0, width), MEAN: slice(2 * width, 3 * width)}
 

@@ -20,6 +20,8 @@ from temporallens.wording import SPACE, percent, plain
 ROW_HEIGHT = 7.4
 TITLE_CHARACTERS = 66
 NAMES = {TOKEN: "token", INDEX: "position (index)", BEFORE: "token before", PAST: "past, true activations: an upper bound"}
+ORDER = (*LADDER, *(name for name in CLOCKS if name != INDEX))
+"""Of colours and markers."""
 DASHES = (0, (4, 2))
 LAGS_TITLE = "How far activations resemble those of so many tokens before; dashed: of another row of text"
 RANK_TITLE = "Directions that the first tokens of a row fill; dashed: tokens of as many rows"
@@ -68,9 +70,9 @@ def _percents(explained: Explained, which: str = "share") -> np.ndarray:
 
 def _draw_together(axes: Axes, scan: Scan, found: Beforehand) -> None:
     depth, below = np.arange(len(scan.layers)), np.zeros(len(scan.layers))
-    for order, name in enumerate(LADDER):
+    for name in LADDER:
         top = np.maximum(np.nan_to_num(_percents(found.together[name])), below)  # what adds nothing takes no room
-        axes.fill_between(depth, below, top, color=style.COLOURS[order], alpha=0.75, linewidth=0, label=NAMES[name])
+        axes.fill_between(depth, below, top, color=style.COLOURS[ORDER.index(name)], alpha=0.75, linewidth=0, label=NAMES[name])
         below = top
     _depth(axes, scan, 100.0)
     axes.set_ylabel("variance explained together, %")
@@ -80,7 +82,7 @@ def _draw_together(axes: Axes, scan: Scan, found: Beforehand) -> None:
 
 def _draw_alone(axes: Axes, scan: Scan, found: Beforehand) -> None:
     depth = np.arange(len(scan.layers))
-    for order, name in enumerate((TOKEN, BEFORE, PAST, *CLOCKS)):
+    for order, name in enumerate(ORDER):
         explained = found.alone[name]
         colour, marker = style.COLOURS[order % len(style.COLOURS)], style.MARKERS[order % len(style.MARKERS)]
         label = f"clock: {CLOCKS[name].label}" if name in CLOCKS else NAMES[name].partition(",")[0]
@@ -94,8 +96,8 @@ def _draw_alone(axes: Axes, scan: Scan, found: Beforehand) -> None:
     axes.yaxis.set_major_locator(FixedLocator([-1, 0, 1, 2, 5, 10, 20, 50, 100]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
-    _depth(axes, scan, 900.0)
-    axes.set_ylim(-1.5, 900.0)
+    _depth(axes, scan, 2500.0)
+    axes.set_ylim(-1.5, 2500.0)  # room for the legend above the lines
     axes.set_ylabel("variance explained alone, % (log)")
     axes.legend(loc="upper left", ncols=2, handlelength=2.2, columnspacing=1.0, labelspacing=0.3)
     style.panel_title(axes, "b", _alone_statement(scan, found), TITLE_CHARACTERS)
