@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import temporallens as tl
@@ -274,8 +275,17 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     assert not list((tmp_path / "cut").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind, arm in ARMS.items() if arm.trained])
-def test_every_arm_can_have_an_expectation(store: tl.ActivationStore, tmp_path: Path, kind: str) -> None:
+REFUSING = ("pretrained", "tfa", "tokenized")
+
+
+@pytest.mark.parametrize("kind", REFUSING)
+def test_arms_that_know_tokens_themselves_or_are_trained_already_refuse_one(kind: str) -> None:
+    with pytest.raises(ValidationError, match="expectation"):
+        ARMS[kind].model_validate({"expectation": {}})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARMS if kind not in REFUSING])
+def test_every_other_arm_can_have_an_expectation(store: tl.ActivationStore, tmp_path: Path, kind: str) -> None:
     level = {ARMS[kind].level: 2} if ARMS[kind].level in ("k", "l0") else {}
     arm = ARMS[kind].model_validate({"features": 16, "expectation": {"embedding": False}} | level)
     trained = tl.train(store, arm, 6, tmp_path / "arm", batch_size=32, held_out=0.2, log_every=3).dictionary
