@@ -161,3 +161,42 @@ def test_a_large_store_trains_in_memory_that_does_not_grow_with_it(tmp_path):
     found = re.search(r"above the start: ([\d.]+) GB", finished.stdout)
     assert found is not None, finished.stdout
     assert float(found.group(1)) < 0.9
+
+
+def test_whole_sequences_stay_together_without_what_is_excluded(store, world):
+    loader, seen = small(store, batch_size=70, whole=True), []
+    while loader.cursor.epoch == 0:
+        batch = next(loader)
+        assert torch.equal(batch.x, torch.from_numpy(world)[batch.sequence, batch.position])
+        assert len(batch.x) == 4 * 15  # 4 rows of 16 fit into 70, and the first token of each is a sink
+        looks_back = batch.before >= 0
+        assert torch.equal(looks_back, batch.position > 1)
+        rows = looks_back.nonzero()[:, 0]
+        assert torch.equal(batch.sequence[batch.before[rows]], batch.sequence[rows])
+        assert torch.equal(batch.position[batch.before[rows]], batch.position[rows] - 1)
+        seen += batch.sequence.unique().tolist()
+    loader.close()
+    assert store.sequences >= len(seen) == len(set(seen)) > 0.85 * store.sequences  # windows have tails
+    assert seen[:60] != sorted(seen[:60])
+
+
+def test_sequences_of_different_lengths_fill_batches_as_far_as_they_go(tmp_path):
+    lengths = np.random.default_rng(0).integers(3, 12, 60)
+    mask = np.arange(12) < lengths[:, None]
+    store = ActivationStore.from_arrays(np.ones((60, 12, 4), dtype=np.float32), tmp_path / "store", mask=mask)
+    loader, first = small(store, batch_size=30, whole=True), Cursor(0, 0, 0)
+    while loader.cursor.epoch == 0:
+        batch = next(loader)
+        whole = lengths[batch.sequence.unique().numpy()].sum()
+        assert 30 - 11 < whole <= 30
+        assert len(batch.x) == whole - len(batch.sequence.unique())
+    loader.restore(first)
+    again = small(store, batch_size=30, whole=True)
+    assert all(same(next(loader), next(again)) for _ in range(20))
+    halfway = small(store, batch_size=30, whole=True)
+    halfway.restore(loader.cursor)
+    assert all(same(next(loader), next(halfway)) for _ in range(20))
+    for one in (loader, again, halfway):
+        one.close()
+    with pytest.raises(TemporalLensError, match=r"rows of 11 tokens do not fit into batches of 10: raise training.batch_size"):
+        small(store, batch_size=10, whole=True)

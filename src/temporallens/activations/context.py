@@ -32,9 +32,46 @@ class Context(NamedTuple):
         """Of some of the rows, which are no sequences."""
         return Context(self.token[chosen], self.token_before[chosen])
 
+    def reordered(self, order: Int[Tensor, " N"]) -> "Context":
+        """Of all rows, in another order: those of sequences stay so."""
+        plain = self.rows(order)
+        if self.before is None or self.usable is None:
+            return plain
+        number, before = torch.empty_like(order), self.before[order]
+        number[order] = torch.arange(len(order), device=order.device)
+        before = torch.where(before < 0, UNKNOWN, number[before.clamp(min=0)])
+        return plain._replace(before=before, usable=self.usable[order])
+
+    def grid(self) -> "Grid":
+        """Where each row stands, whatever their order. Raises TemporalLensError where they are not those of sequences."""
+        if self.before is None or self.usable is None:
+            raise TemporalLensError("this dictionary looks back at earlier rows, so it reads whole sequences: give activations [B, S, D]")
+        first = torch.where(self.before < 0, torch.arange(len(self.before), device=self.before.device), self.before)
+        place = (self.before >= 0).long()
+        while not torch.equal(first, beyond := first[first]):  # each round looks twice as far back
+            place, first = place + place[first], beyond
+        return Grid(torch.unique(first, return_inverse=True)[1], place, self.usable)
+
     def of_before(self) -> "Context":
         """Of the rows before; what stood before those is not known."""
         return Context(self.token_before, torch.full_like(self.token_before, UNKNOWN))
+
+
+class Grid(NamedTuple):
+    """Rows of B sequences as `[B, S]`, S being the length of the longest."""
+
+    sequence: Int[Tensor, " N"]  # 0 to B - 1, in the order of their first rows
+    place: Int[Tensor, " N"]  # in it, from 0
+    usable: Bool[Tensor, " N"]
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """`[N, ...]` as `[B, S, ...]`, zeros where there is no row."""
+        shape = (int(self.sequence.max()) + 1, int(self.place.max()) + 1)
+        return rows.new_zeros(*shape, *rows.shape[1:]).index_put((self.sequence, self.place), rows)
+
+    def gathered(self, spread: Tensor) -> Tensor:
+        """What `spread` undid."""
+        return spread[self.sequence, self.place]
 
 
 def context_of(rows: Rows) -> Context:

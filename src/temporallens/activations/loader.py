@@ -4,6 +4,9 @@ Each epoch permutes whole sequences (of packed ones, the parts that are of one d
 permutation fill a window of bounded size, whose rows are permuted again and cut into batches. Both permutations are functions of (seed,
 epoch, window) alone, so the loader's state is three integers and a resumed run sees exactly the batches that an uninterrupted one would
 have seen. The next window is read by a thread while the current one is used. For several processes, each takes every `world`-th sequence.
+
+With `whole`, for dictionaries that read sequences, a window is not permuted again: its sequences stay together, in the order of the
+epoch's permutation, and as many as fit into `batch_size` rows, excluded ones counted, make a batch.
 """
 
 import math
@@ -13,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from temporallens.activations.context import context_of
+from temporallens.activations.context import UNKNOWN, Context, context_of
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows
 from temporallens.errors import TemporalLensError
@@ -36,12 +39,14 @@ class Batch(NamedTuple):
     previous: Float[Tensor, "N D"] | None = None  # of the token before, in its sequence and document; the row itself where not paired
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
     previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
+    before: Int[Tensor, " N"] | None = None  # of whole sequences: number in the batch of the kept row before, -1 for none
 
 
 class _Window(NamedTuple):
     """Shuffled rows from which batches are cut."""
 
     rows: Batch
+    bounds: list[int]  # rows at which batches begin, and where the last one ends
     before: Int[Tensor, " M"] | None  # where in the window the token before each row is; the row itself where there is none
 
 
@@ -61,10 +66,11 @@ class Mixing(NamedTuple):
 
 
 class Loader:
-    """Endless shuffled batches of exactly `batch_size` kept rows (no sinks, no special tokens) of the given sequences.
+    """Endless shuffled batches of exactly `batch_size` kept rows (no sinks, no special tokens) of the given sequences, or, with `whole`, of
+    the kept rows of as many whole sequences as have no more than `batch_size` rows.
 
     With `neighbours`, the same batches also carry the activation of the token before each row: windows hold whole sequences.
-    Raises TemporalLensError when the sequences hold fewer kept rows than one batch.
+    Raises TemporalLensError when the sequences hold fewer kept rows than one batch, or one of them has more rows than a batch.
     """
 
     def __init__(
@@ -78,10 +84,14 @@ class Loader:
         world: int = 1,
         window_bytes: int = WINDOW_BYTES,
         neighbours: bool = False,
+        whole: bool = False,
     ) -> None:
         self._store, self._sequences, self._batch_size, self._seed = store, np.asarray(sequences), batch_size, seed
-        self._rank, self._world, self._neighbours = rank, world, neighbours
+        self._rank, self._world, self._neighbours, self._whole = rank, world, neighbours, whole
         self._cursor = Cursor(0, 0, 0)
+        longest = int(store.sequence_table.length[self._sequences].max(initial=0))
+        if whole and longest > batch_size:
+            raise TemporalLensError(f"rows of {longest} tokens do not fit into batches of {batch_size}: raise training.batch_size")
         row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4)
         mean_length = max(1.0, store.rows / store.sequences)
         window_rows = max(window_bytes // row_bytes, 4 * batch_size)
@@ -108,12 +118,20 @@ class Loader:
         order = self._order(epoch)
         first = window * self._window_sequences
         last = len(order) if window == self._windows - 1 else first + self._window_sequences
-        rows = self._store.read(np.sort(order[first:last]))
-        usable = (rows.excluded == 0).nonzero()[:, 0].numpy()
-        shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(usable))
-        context = context_of(rows).rows(shuffled)
+        entries = order[first:last] if self._whole else np.sort(order[first:last])
+        rows = self._store.read(entries)
+        kept = (rows.excluded == 0).nonzero()[:, 0]
+        if self._whole:
+            ends = _whole_batches(self._store.sequence_table.length[entries], self._batch_size)
+            shuffled, bounds = kept, torch.searchsorted(kept, torch.from_numpy(ends)).tolist()
+        else:
+            shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(kept.numpy()))
+            bounds = list(range(0, len(kept) + 1, self._batch_size))
+        context = context_of(rows)
+        chain = _chained(context, kept) if self._whole else None
+        context = context.rows(shuffled)
         chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], context.token, context.token_before)
-        return _Window(chosen, _before(rows, shuffled) if self._neighbours else None)
+        return _Window(chosen._replace(before=chain), bounds, _before(rows, shuffled) if self._neighbours else None)
 
     def _after(self, cursor: Cursor) -> Cursor:
         return Cursor(cursor.epoch, cursor.window + 1, 0) if cursor.window + 1 < self._windows else Cursor(cursor.epoch + 1, 0, 0)
@@ -125,8 +143,8 @@ class Loader:
                 self._current = self._ahead[1].result()
             else:
                 self._current = self._read(cursor.epoch, cursor.window)
-            usable = len(self._current.rows.x)
-            if usable < self._batch_size:
+            if len(self._current.bounds) < 2:
+                usable = len(self._current.rows.x)
                 raise TemporalLensError(
                     f"a window of {self._store.folder} holds {usable} usable rows, fewer than one batch of {self._batch_size}"
                 )
@@ -138,9 +156,9 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        rows, before = self._window()
-        first = self._cursor.row
-        last = first + self._batch_size
+        rows, bounds, before = self._window()
+        number = bounds.index(self._cursor.row)
+        first, last = bounds[number : number + 2]
         batch = _part(rows, first, last)
         if before is not None:
             earlier = before[first:last]
@@ -149,7 +167,7 @@ class Loader:
                 paired=earlier != torch.arange(first, last, device="cpu"),
                 previous_position=rows.position[earlier],
             )
-        if last + self._batch_size <= len(rows.x):
+        if number + 2 < len(bounds):
             self._cursor = self._cursor._replace(row=last)
         else:  # a tail shorter than a batch is left out; another permutation leaves out other rows
             self._cursor, self._current = self._after(self._cursor), None
@@ -161,14 +179,13 @@ class Loader:
 
     def mixing(self, batches: int = 4) -> Mixing:
         """Look at `batches` batches from the start of the first window, without moving the loader."""
-        window = self._read(0, 0).rows
-        available = len(window.x) // self._batch_size
-        if available == 0:
+        window, bounds, _ = self._read(0, 0)
+        if len(bounds) < 2:
             usable = len(window.x)
             raise TemporalLensError(
                 f"the training part of {self._store.folder} holds {usable} usable rows, fewer than one batch of {self._batch_size}"
             )
-        parts = [slice(n * self._batch_size, (n + 1) * self._batch_size) for n in range(min(batches, available))]
+        parts = [slice(*bounds[number : number + 2]) for number in range(min(batches, len(bounds) - 1))]
         distinct = [len(window.sequence[part].unique()) for part in parts]
         whole = _entropy(self._store.moments.count)
         entropies = [_entropy(torch.bincount(window.position[part])) for part in parts]
@@ -176,7 +193,30 @@ class Loader:
 
 
 def _part(rows: Batch, first: int, last: int) -> Batch:
-    return Batch(*(column[first:last] for column in rows[:5]))
+    before = None if rows.before is None else (rows.before[first:last] - first).clamp(min=UNKNOWN)
+    x, position, sequence, token, token_before = (column[first:last] for column in rows[:5])
+    return Batch(x, position, sequence, token, token_before, before=before)
+
+
+def _whole_batches(lengths: Int[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " k"]:
+    """Where batches of whole sequences of so many rows begin, and where the last one ends: each as full as it can be."""
+    ends, begins, total = [0], 0, 0
+    for length in lengths.tolist():
+        if total + length - begins > most:
+            ends.append(total)
+            begins = total
+        total += length
+    if lengths.size and total + int(lengths.min()) - begins > most:  # otherwise a tail, which is left out
+        ends.append(total)
+    return np.array(ends, dtype=np.int64)
+
+
+def _chained(context: Context, kept: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
+    """The kept row before each kept row, in its sequence and document, among the kept rows; -1 for none."""
+    assert context.before is not None
+    run = (context.before < 0).cumsum(0)[kept]
+    before = torch.arange(-1, len(kept) - 1, device="cpu")
+    return torch.where(run == run.roll(1), before, UNKNOWN)
 
 
 def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:

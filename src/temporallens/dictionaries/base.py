@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from temporallens.activations.clocks import at_positions
 from temporallens.activations.context import Context, context_of_tokens
 from temporallens.activations.importing import is_dense
+from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.expectations.past import links_of, walk
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation
@@ -131,6 +132,13 @@ class ArmConfig(Settings):
     wants_weights: ClassVar[bool] = False
     """Whether the adaptive position weights are followed for its dictionary's `follow_weights`, even where no loss is weighed by them."""
 
+    wants_sequences: ClassVar[bool] = False
+    """Whether its dictionary reads whole rows of text: a training gives it such batches only under `batches: rows`."""
+
+    open_loop: ClassVar[bool] = False
+    """Whether reconstructions need more than codes, positions and tokens: its dictionary sees activations of the row while it decodes, and
+    has no `decode`. Its numbers are marked wherever they stand."""
+
     level: ClassVar[str | None] = None
     """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
 
@@ -160,6 +168,13 @@ class ArmConfig(Settings):
 
     def check(self, positions: int) -> None:
         """Raise TemporalLensError where this arm does not fit a clock of so many positions."""
+
+    def check_training(self, batches: str) -> None:
+        """Raise TemporalLensError where this arm cannot learn from such batches."""
+        if self.wants_sequences and batches != "rows":
+            raise TemporalLensError(
+                f"arms of kind '{self.kind}' read whole rows of text: give training.batches: rows, for all arms, so that they see the same"
+            )
 
     @property
     def penalty(self) -> float:
@@ -225,6 +240,13 @@ class Progress(NamedTuple):
         return self.step / self.steps
 
 
+class Reconstructed(NamedTuple):
+    """What a dictionary makes of activations."""
+
+    codes: Float[Tensor, "*batch F"]
+    x: Float[Tensor, "*batch D"]
+
+
 class Walk(NamedTuple):
     """What comes of rows that look back at each other."""
 
@@ -245,6 +267,8 @@ class Dictionary(nn.Module):
 
     config: ArmConfig
     """What it was made by."""
+    encoder: Tensor
+    encoder_bias: Tensor
     position_offset: Tensor | None
     position_gain: Tensor | None
     past_map: Tensor | None
@@ -341,6 +365,10 @@ class Dictionary(nn.Module):
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         """One differentiable pass over a batch that `centre` has prepared, whose rows are in ascending order of position."""
 
+    def learn(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None, context: Context | None) -> Forward:
+        """`training_forward`, for arms whose reconstructions depend on tokens, or on other rows, too; others need not know."""
+        return self.training_forward(x, positions, previous)
+
     def auxiliary(
         self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
     ) -> Float[Tensor, " N"] | None:
@@ -358,8 +386,15 @@ class Dictionary(nn.Module):
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
         """Look at one more batch with the final weights, for what is measured once training is over."""
 
+    def look(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], context: Context | None) -> None:
+        """`finish`, for arms whose codes depend on other rows; others need not know."""
+        self.finish(x, positions)
+
     def finished(self) -> None:
         """Settle what `finish` measured."""
+
+    def begin(self, store: ActivationStore, entries: Int[np.ndarray, " n"], centre: Float[Tensor, " D"], scale: float) -> None:
+        """Look at the training data, which steps see as `(x - centre) * scale`, before the first step: for weights that start from it."""
 
     def advance(self, progress: Progress) -> None:
         """Follow the arm's schedules up to this step; called before each step."""
@@ -410,13 +445,23 @@ class Dictionary(nn.Module):
         `[N, D]` what stood before is not known, unless they are a `Context`. Differentiable where gradients are enabled; under
         `torch.no_grad()` the arms with few codes skip what a closed mask makes needless. Raises TemporalLensError for NaN and infinity
         either way."""
+        centred, where, context = self.seen(x, positions, tokens)
+        codes = self.codes_among(centred, where, context) if self.past_map is None else self.walked(centred, where, context).codes
+        return codes.reshape(*x.shape[:-1], self.features)
+
+    def seen(
+        self, x: Float[Tensor, "*batch width"], positions: Positions | None, tokens: Tokens | None
+    ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"] | None, Context | None]:
+        """Rows as `centre` gives them, with their positions and what else is known of them, where the dictionary asks."""
         refuse_unfit(x, self.width, "activations", f"width {self.width}")
         flat = x.reshape(-1, self.width).to(self.encoder.dtype)
         refuse_non_finite(flat, x.shape[:-1], "the activations hold")
         where, context = self._flat_positions(x, positions), self.context(x, tokens)
-        centred = self.centre(flat, where, self.known(context))
-        codes = self.codes(centred, where) if self.past_map is None else self.walked(centred, where, context).codes
-        return codes.reshape(*x.shape[:-1], self.features)
+        return self.centre(flat, where, self.known(context)), where, context
+
+    def codes_among(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, context: Context | None) -> Float[Tensor, "N F"]:
+        """`codes`, for arms whose codes depend on other rows; others need not know."""
+        return self.codes(x, positions)
 
     def prepared(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], tokens: Tokens | None) -> Float[Tensor, "N D"]:
         """Rows as the encoder sees them: less what position, tokens and past say."""
@@ -489,6 +534,10 @@ class Dictionary(nn.Module):
         """What `centre` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
 
+    def added(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
+        """What codes decode to, and what the arm adds to it for tokens."""
+        return reconstruction
+
     def decode(
         self, z: Float[Tensor, "*batch F"], positions: Positions | None = None, tokens: Tokens | None = None
     ) -> Float[Tensor, "*batch D"]:
@@ -497,7 +546,7 @@ class Dictionary(nn.Module):
         refuse_unfit(z, self.features, "codes", f"{self.features} features")
         where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
         context = self.context(z, tokens)
-        flat = self._replayed(self.reconstruct(z).reshape(-1, self.width), context)
+        flat = self._replayed(self.added(self.reconstruct(z).reshape(-1, self.width), context), context)
         flat = self.uncentre(flat, where, self.known(context))
         refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
         return flat.reshape(*z.shape[:-1], self.width)
@@ -505,7 +554,20 @@ class Dictionary(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch D"], positions: Positions | None = None, tokens: Tokens | None = None
     ) -> Float[Tensor, "*batch D"]:
-        return self.decode(self.encode(x, positions, tokens), positions, tokens)
+        return self.reconstructed(x, positions, tokens).x
+
+    def reconstructed(
+        self, x: Float[Tensor, "*batch D"], positions: Positions | None = None, tokens: Tokens | None = None
+    ) -> Reconstructed:
+        """Codes of activations and what comes of them: `encode`, then `decode`, where a dictionary has one."""
+        codes = self.encode(x, positions, tokens)
+        return Reconstructed(codes, self.decode(codes, positions, tokens))
+
+    def all_codes(
+        self, x: Float[Tensor, "*batch D"], positions: Positions | None = None, tokens: Tokens | None = None
+    ) -> Float[Tensor, "*batch F"]:
+        """Everything that is multiplied by the decoder: the codes, and what an open loop predicts of them."""
+        return self.encode(x, positions, tokens)
 
     @torch.no_grad()
     def fold(self, centre: Float[Tensor, " D"], scale: float) -> None:

@@ -20,6 +20,8 @@ from temporallens.dictionaries.arms.pretrained import Pretrained as Pretrained
 from temporallens.dictionaries.arms.random_mask import RandomMask as RandomMask
 from temporallens.dictionaries.arms.sliced import Sliced as Sliced
 from temporallens.dictionaries.arms.standard import Standard as Standard
+from temporallens.dictionaries.arms.tfa import TFA as TFA
+from temporallens.dictionaries.arms.tokenized import Tokenized as Tokenized
 from temporallens.dictionaries.arms.topk import TopK as TopK
 from temporallens.dictionaries.arms.tsae import TSAE as TSAE
 from temporallens.dictionaries.base import ArmConfig, Role
@@ -31,6 +33,8 @@ Arm = Annotated[
     | Matryoshka
     | Standard
     | TSAE
+    | TFA
+    | Tokenized
     | Budgeted
     | PositionMean
     | Positional

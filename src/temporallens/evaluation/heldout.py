@@ -197,8 +197,8 @@ def _encode_chunk(dictionary: Dictionary, rows: Rows) -> tuple[Tensors, Tensor]:
     """Codes in use and errors of the kept rows of a chunk, and the errors of all its rows."""
     x, position, kept = rows.x.float(), rows.position.long(), rows.excluded == 0
     context = context_of(rows)
-    codes: Tensor = dictionary.encode(x, position, context)
-    error = (x - dictionary.decode(codes, position, context)).square().sum(1, dtype=torch.float64)
+    codes, found = dictionary.reconstructed(x, position, context)
+    error = (x - found).square().sum(1, dtype=torch.float64)
     row, feature = (codes > 0).nonzero(as_tuple=True)
     own = kept[row]
     row, feature = row[own], feature[own]

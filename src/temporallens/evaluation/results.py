@@ -148,6 +148,11 @@ def by_arm(runs: Iterable[R]) -> dict[str, list[R]]:
     return _grouped(runs, lambda run: run.arm)
 
 
+def marked(name: str, run: RunResult) -> str:
+    """The name of a dictionary or of its arm, with a word where its reconstructions need more than codes, positions and tokens."""
+    return f"{name} (open loop)" if run.kind in ARMS and ARMS[run.kind].open_loop else name
+
+
 def by_family(runs: Iterable[R]) -> dict[str, list[R]]:
     """Runs of each arm of the study at all its levels."""
     return _grouped(runs, lambda run: run.family)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from temporallens.evaluation.bits.section import SECTION as BITS, BitsPolicy
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy
+from temporallens.evaluation.cost import SECTION as COST, CostPolicy
 from temporallens.evaluation.features import SECTION as FEATURES, FeaturesPolicy
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
 from temporallens.evaluation.model.splicing import SECTION as SPLICING, SplicingPolicy
@@ -19,7 +20,7 @@ from temporallens.evaluation.tokens import SECTION as TOKENS, TokensPolicy
 from temporallens.settings import Settings
 
 SECTIONS: dict[str, Section] = {
-    section.name: section for section in (POSITIONS, BITS, TOKENS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT)
+    section.name: section for section in (POSITIONS, BITS, TOKENS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT, COST)
 }
 """In the order in which they are measured and stand in `results.json`."""
 
@@ -54,6 +55,8 @@ class Evaluation(Settings):
     """Sparse probing on labelled sets."""
     drift: DriftPolicy | None = Field(None, exclude_if=_not_asked)
     """How dictionaries do on rows longer than those that they were trained on."""
+    cost: CostPolicy | None = Field(None, exclude_if=_not_asked)
+    """What a dictionary costs beside its codes: parameters, arithmetic, and everything that is decoded."""
 
     def sections(self, *, of_model: bool) -> dict[str, Settings]:
         """The policies of what is measured on activations of a model, or of another source, by section."""

@@ -6,7 +6,7 @@ does not tell from chance is called so, and what was not measured has no table.
 
 from collections.abc import Sequence
 
-from temporallens.evaluation.results import Results, RunResult
+from temporallens.evaluation.results import Results, RunResult, marked
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.report.tables import Arms
 from temporallens.serial import from_json
@@ -26,7 +26,7 @@ def measured_sections(results: Results) -> list[Arms]:
 def _tables(runs: Sequence[RunResult]) -> list[Table]:
     made = []
     for name, section in SECTIONS.items():
-        measured = {f"{run.arm}, seed {run.seed}": section.read(run.measures[name]) for run in runs if name in run.measures}
+        measured = {marked(f"{run.arm}, seed {run.seed}", run): section.read(run.measures[name]) for run in runs if name in run.measures}
         if measured and section.tables:
             made += section.tables(measured)
     return made

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Comparison
-from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, by_arm, by_family
+from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, by_arm, by_family, marked
 from temporallens.evaluation.statistics import Difference, Mean, mean_of
 from temporallens.report.answers import model_and_layer
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, average, fixed, known, minus, number, plus, plus_minus, span
@@ -79,7 +79,7 @@ def comparison_tables(name: str, runs: Runs, comparison: Comparison) -> list[Tab
     """What each arm reaches at the common L0 values, and how far it stands from each baseline there."""
     if not comparison.l0:
         return []
-    return [reached_table(name, runs, comparison), *(against_table(name, comparison, baseline) for baseline in comparison.baselines)]
+    return [reached_table(name, runs, comparison), *(against_table(name, runs, comparison, baseline) for baseline in comparison.baselines)]
 
 
 def reached_table(name: str, runs: Runs, comparison: Comparison) -> Table:
@@ -91,23 +91,23 @@ def reached_table(name: str, runs: Runs, comparison: Comparison) -> Table:
     rows = []
     for family, alike in by_family(runs).items():
         cells = [mean_cell(means.get((family, l0))) for means in (fve, within) for l0 in levels]
-        rows.append(Row(family, [seeds_of(alike), *cells, fixed(average(run.openness for run in alike), 3)]))
+        rows.append(Row(marked(family, alike[0]), [seeds_of(alike), *cells, fixed(average(run.openness for run in alike), 3)]))
     varied = any(run.level is not None for run in runs)
     how = "arms at equal L0, read from each arm's own curve" if varied else "arms of one level each, where their L0 agree within 5 %"
     return Table(f"{name}: {how}", ["arm", "seeds", *columns, "openness"], rows)
 
 
-def against_table(name: str, comparison: Comparison, baseline: str) -> Table:
+def against_table(name: str, runs: Runs, comparison: Comparison, baseline: str) -> Table:
     """One row per arm: its FVE less the baseline's at each common L0, and what it leaves unexplained as a share of what that leaves."""
     levels = comparison.l0
     against = [row for row in comparison.against if row.baseline == baseline]
     fve = {(row.family, row.l0): row.fve for row in against}
     unexplained = {(row.family, row.l0): row.unexplained for row in against}
     columns = [f"{title} at L0 {fixed_l0(l0)}" for title in ("FVE difference", "unexplained, share") for l0 in levels]
-    rows = []
+    rows, first = [], {family: alike[0] for family, alike in by_family(runs).items()}
     for family in dict.fromkeys(row.family for row in against):
         differences = [difference_cell(fve.get((family, l0))) for l0 in levels]
-        rows.append(Row(family, [*differences, *(mean_cell(unexplained.get((family, l0)), 3) for l0 in levels)]))
+        rows.append(Row(marked(family, first[family]), [*differences, *(mean_cell(unexplained.get((family, l0)), 3) for l0 in levels)]))
     return Table(f"{name}: against {baseline}, paired by seed", ["arm", *columns], rows)
 
 
@@ -216,11 +216,11 @@ def dictionaries_table(name: str, runs: Sequence[TimedRun], notes: Mapping[str, 
         for run in alike:
             cells = [measure_cell(getattr(run, field), digits) for _, field, digits in MEASURES]
             cells[DEAD] += f" of {run.features:,}"
-            head = f"{arm}, seed {run.seed}" if several else arm
+            head = marked(f"{arm}, seed {run.seed}" if several else arm, run)
             rows.append(Row(head, [*cells, notes.get(run.family, UNKNOWN)] if noted else cells))
         if len(alike) > 1:
             cells = [measure_cell(average(getattr(run, field) for run in alike), digits) for _, field, digits in MEASURES]
-            rows.append(Row(f"{arm}, mean of {len(alike)}", [*cells, UNKNOWN] if noted else cells, summary=True))
+            rows.append(Row(marked(f"{arm}, mean of {len(alike)}", alike[0]), [*cells, UNKNOWN] if noted else cells, summary=True))
     columns = ["arm", *(column for column, _, _ in MEASURES), *([NOTE] if noted else [])]
     return Table(f"{name}: every dictionary{'' if several else f', {ONE_SEED}'}", columns, rows)
 

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as Printed
 
 from temporallens.evaluation.beforehand import INDEX, LADDER, PAST, TOKEN, Beforehand
-from temporallens.evaluation.results import TimedResults, TimedRun, by_family
+from temporallens.evaluation.results import TimedResults, TimedRun, by_family, marked
 from temporallens.evaluation.scan import ClockScan, Scan
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
 from temporallens.study.plan import Plan, readable_bytes, readable_time
@@ -69,7 +69,7 @@ def dictionaries_table(results: TimedResults) -> Printed:
 
     def cells(run: TimedRun) -> list[str]:
         shown = [measure_cell(getattr(run, field), digits) for _, field, digits in measures]
-        return [run.arm, str(run.seed), *shown, *([notes.get(run.family, "")] if notes else [])]
+        return [marked(run.arm, run), str(run.seed), *shown, *([notes.get(run.family, "")] if notes else [])]
 
     names = ["activations", "arm", "seed"]
     headings = [*names, *("\n".join(textwrap.wrap(column, 10)) for column, _, _ in measures), *([NOTE] if notes else [])]
@@ -93,7 +93,7 @@ def comparison_table(results: TimedResults) -> Printed:
                 difference = plus(first.fve.value, plus_minus(first.fve, 4))
                 verdict = VERDICTS[first.fve.verdict].format(baseline=first.baseline)
             cells = [seeds_of(alike), *(plus_minus(reached.get(l0), 4) for l0 in levels), difference, verdict]
-            rows.append(Row(name, [family, *cells]))
+            rows.append(Row(name, [marked(family, alike[0]), *cells]))
     return _printed(Table(_title(results), headings, rows), names)
 
 

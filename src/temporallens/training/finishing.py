@@ -58,7 +58,7 @@ class Finishing:
             views = Views(next(self.loader), inputs, self.policy.data_seed, self.policy.steps + number)
             for run, dictionary in dictionaries.items():
                 view = views.of(run.arm, dictionary)
-                dictionary.finish(view.x, view.label)
+                dictionary.look(view.x, view.label, view.context)
         for dictionary in dictionaries.values():
             dictionary.finished()
         for run, dictionary in dictionaries.items():

@@ -1,5 +1,7 @@
 """How every arm of a study is trained: one frozen section, the same for all, so that arms differ in nothing else."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from temporallens.precision import RequestedPrecision
@@ -14,6 +16,10 @@ class TrainingPolicy(Settings):
 
     batch_size: int = Field(1024, ge=1)
     """Activations in a batch."""
+
+    batches: Literal["tokens", "rows"] = Field("tokens", exclude_if=lambda batches: batches == "tokens")
+    """Whether a batch is made of shuffled tokens, or of as many whole rows of text as have no more than `batch_size` tokens, the excluded
+    ones counted: what arms that read whole rows need. It is the same for all arms, so that they see the same activations."""
 
     learning_rate: float = Field(3e-4, gt=0)
     """Of Adam, at its highest; the lab notes use 3e-4."""

@@ -79,7 +79,7 @@ class Trainee:
         started, dictionary = time.perf_counter(), self.dictionary
         dictionary.advance(progress)
         self._set_rate(progress.step)
-        forward = dictionary.training_forward(view.x, view.label, view.previous)
+        forward = dictionary.learn(view.x, view.label, view.previous, view.context)
         losses = self._losses(view, forward)
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss.backward()
@@ -151,7 +151,9 @@ class Trainee:
 
     def _trouble(self, trouble: Trouble, step: int, batch: Cursor) -> str:
         where = f"at step {step}, on the batch at row {batch.row} of window {batch.window} of epoch {batch.epoch}"
+        rows = f"give batches of 32 rows of text or more (training.batch_size is {self._policy.batch_size} tokens), "
         remedy = f"lower training.learning_rate (now {self._policy.learning_rate}), or look for outliers in that batch"
+        remedy = rows + remedy if self.run.arm.wants_sequences else remedy
         if not math.isfinite(trouble.loss):
             return f"the loss of '{self.run.name}' became NaN or infinite {where}; {remedy}"
         times = trouble.loss / trouble.usual

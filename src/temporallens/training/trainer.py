@@ -5,7 +5,8 @@ position weights and history, and the loader's cursor: a run that was interrupte
 never stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from temporallens.activations.loader import Cursor, Loader
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.base import ArmConfig, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path
 from temporallens.precision import device_for
@@ -41,7 +42,7 @@ def train_arms(
     Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError for runs
     that are none, when the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
     """
-    runs = _checked(runs)
+    runs = _checked(runs, policy)
     out, target = user_path(out), torch.device(device_for(device))
     split = store.split(policy.held_out, policy.data_seed)
     moments = store.moments_of(split.train)
@@ -53,9 +54,11 @@ def train_arms(
     expectations = Expectations(store, split.train, inputs, scales, checkpoint)
     trainees = [Trainee(run, store.width, store.positions, policy, target, scales, expectations.of(run.arm)) for run in runs]
     neighbours = any(trainee.dictionary.wants_previous for trainee in trainees)
-    loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours)
+    whole = policy.batches == "rows"
+    loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours, whole=whole)
     mixing = loader.mixing()
-    _learn(trainees, loader, inputs.to(target), policy, checkpoint)
+    start = partial(Dictionary.begin, store=store, entries=split.train, centre=inputs.centre, scale=inputs.scale)
+    _learn(trainees, loader, inputs.to(target), policy, checkpoint, start)
     finishing = Finishing(store, split.train, loader, loader.cursor, inputs, expectations, mixing, policy, out, target)
     for steps in sorted({steps for trainee in trainees for steps in trainee.snapshots}):
         finishing.save_snapshots(trainees, steps, checkpoint)
@@ -68,10 +71,20 @@ def train_arms(
     return trained
 
 
-def _learn(trainees: list[Trainee], loader: Loader, inputs: Inputs, policy: TrainingPolicy, checkpoint: Path) -> None:
+def _learn(
+    trainees: list[Trainee],
+    loader: Loader,
+    inputs: Inputs,
+    policy: TrainingPolicy,
+    checkpoint: Path,
+    begin: Callable[[Dictionary], None],
+) -> None:
     """The steps that are left, with a checkpoint every so often, and one where a signal asks to stop."""
     checkpoints = Checkpoints(checkpoint)
     start = _resume(checkpoints, trainees, loader, policy)
+    if start == 0:
+        for trainee in trainees:
+            begin(trainee.dictionary)
     with held_signals() as stopping, progress(f"training {len(trainees)} arms", policy.steps * policy.batch_size, "tokens") as advance:
         advance(start * policy.batch_size)
         batches: list[Cursor] = []  # since the last logged step
@@ -93,7 +106,7 @@ def _learn(trainees: list[Trainee], loader: Loader, inputs: Inputs, policy: Trai
                     break
 
 
-def _checked(runs: Sequence[ArmRun]) -> list[ArmRun]:
+def _checked(runs: Sequence[ArmRun], policy: TrainingPolicy) -> list[ArmRun]:
     """The runs, with their seeds as Python's whole numbers."""
     if not runs:
         raise TemporalLensError("there is no run to train")
@@ -104,6 +117,7 @@ def _checked(runs: Sequence[ArmRun]) -> list[ArmRun]:
     for run in runs:
         if not isinstance(run.arm, ArmConfig):
             raise _no_arm(run.arm)
+        run.arm.check_training(policy.batches)
     return [run._replace(seed=whole_seed(run.seed)) for run in runs]
 
 

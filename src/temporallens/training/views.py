@@ -42,7 +42,8 @@ class Views:
         order = torch.argsort(batch.position, stable=True)
         x = inputs.normalise(batch.x[order].to(device))
         position = batch.position[order].to(device)
-        context = Context(batch.token, batch.token_before).rows(order).to(device)
+        usable = None if batch.before is None else torch.ones_like(batch.before, dtype=torch.bool)
+        context = Context(batch.token, batch.token_before, batch.before, usable).reordered(order).to(device)
         previous = None
         if batch.previous is not None and batch.paired is not None and batch.previous_position is not None:
             before = inputs.normalise(batch.previous[order].to(device))
@@ -64,7 +65,7 @@ def _permuted(view: View, seed: int, step: int) -> View:
     rows = np.random.default_rng((PERMUTING, seed, step)).permutation(len(view.x))
     chosen = torch.from_numpy(rows).to(view.x.device)
     previous = None if view.previous is None else Previous(*(column[chosen] for column in view.previous))
-    context = None if view.context is None else view.context.rows(chosen)
+    context = None if view.context is None else view.context.reordered(chosen)
     return View(view.x[chosen], view.label, view.position[chosen], previous, context)
 
 

@@ -64,7 +64,7 @@ class BatchTopK(TopKConfig):
 class BatchTopKDictionary(Dictionary):
     """Sparse codes selected over the batch in training and by a threshold at inference."""
 
-    architecture = "jumprelu"  # whose codes these are at inference
+    architecture: ClassVar[str | None] = "jumprelu"  # whose codes these are at inference
     config: TopKConfig
     threshold: Tensor
 
@@ -170,7 +170,7 @@ class BatchTopKDictionary(Dictionary):
 
     def auxiliary(
         self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, " N"] | None:
         return auxk(self, x, residual, dead)
 
     @torch.no_grad()
