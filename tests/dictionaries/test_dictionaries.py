@@ -194,9 +194,9 @@ def test_a_position_policy_that_is_none_is_refused(policy, folder):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("kind", ARMS)
 def test_nan_and_infinity_are_errors_with_and_without_gradients(kind, wrong):
-    given = {"features": 40, "k": 3, "l0": 3, "groups": 4}
+    given = {"features": 64, "k": 3, "l0": 3, "groups": 4}
     dictionary = built(ARMS[kind](**{name: value for name, value in given.items() if name in ARMS[kind].model_fields}))
-    x, positions, codes = torch.randn(4, WIDTH), torch.arange(4), torch.zeros(4, 40)
+    x, positions, codes = torch.randn(4, WIDTH), torch.arange(4), torch.zeros(4, 64)
     x[2, 3] = codes[1, 0] = wrong
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
@@ -205,8 +205,9 @@ def test_nan_and_infinity_are_errors_with_and_without_gradients(kind, wrong):
                     call(x, positions)
             with pytest.raises(TemporalLensError, match=r"the activations hold NaN or infinity.* in row 0, 2"):
                 dictionary.encode(x[None])
-            with pytest.raises(TemporalLensError, match=r"the codes decode to NaN or infinity.* in row 1"):
-                dictionary.decode(codes, positions)
+            if not ARMS[kind].open_loop:
+                with pytest.raises(TemporalLensError, match=r"the codes decode to NaN or infinity.* in row 1"):
+                    dictionary.decode(codes, positions, torch.zeros(4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("arm", [Standard(features=20), BatchTopK(features=20, k=3), Positional(features=20, k=3, groups=4)])

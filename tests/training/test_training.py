@@ -217,7 +217,7 @@ def test_the_token_before_goes_with_its_row(store, tmp_path, monkeypatch):
     original, pairs = Trainee.step, []
 
     def recording(self, view, progress):
-        x, _, position, previous = view
+        x, _, position, previous, _ = view
         offset, gain = self.dictionary.position_offset, self.dictionary.position_gain
         entered = (normal - offset[rows.position.long()]) * gain[rows.position.long(), None]
         where = torch.cdist(x, entered).argmin(1)

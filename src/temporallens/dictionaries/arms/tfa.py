@@ -18,6 +18,7 @@ inputs of root mean square norm sqrt(D), that is what keeps training from diverg
 rows a batch. No dead feature is revived, as in the paper: all take part in attention.
 """
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -190,7 +191,7 @@ class TFADictionary(BatchTopKDictionary):
         if positions is None:
             raise TemporalLensError(f"this '{self.kind}' dictionary needs the position of every row")
         even = torch.arange(0, self.features, 2, device=positions.device)
-        angle = positions[:, None] * torch.exp(even * (-torch.log(torch.tensor(float(WAVELENGTH))) / self.features)).to(self.decoder)
+        angle = positions[:, None] * torch.exp(even * (-math.log(WAVELENGTH) / self.features)).to(self.decoder)
         waves = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, : self.features]
         return waves * self.unit
 
