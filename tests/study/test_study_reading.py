@@ -365,3 +365,13 @@ def test_file_names_hold_nothing_that_a_path_could_misread() -> None:
     assert as_file_name("google/gemma-2-2b") == "google-gemma-2-2b"
     assert as_file_name("../../etc/passwd") == "etc-passwd"
     assert as_file_name("..") == "model"
+
+
+def test_an_arm_that_reads_whole_rows_needs_such_batches_and_sections(write: Callable[..., Path]) -> None:
+    arm = ("    kind: standard\n    features: 48\n", "    kind: tfa\n    features: 64\n    k: 4\n")
+    rows, order = ("  steps: 12\n", "  steps: 12\n  batches: rows\n"), ("seeds: [0]\n", "seeds: [0]\nevaluation: {order: {}}\n")
+    assert "arms.standard: arms of kind 'tfa' read whole rows of text: give training.batches: rows" in refusal(write(arm))
+    assert "evaluation.order encodes tokens apart from theirs: leave one of them out" in refusal(write(arm, rows, order))
+    study = read_study(write(arm, rows))
+    assert study.study.training.batches == "rows"
+    assert "batches" not in read_study(write()).study.training.model_dump()

@@ -128,6 +128,22 @@ class Study(Settings):
         return self
 
     @model_validator(mode="after")
+    def _arms_fit_batches_and_sections(self) -> "Study":
+        """An arm that reads whole rows is trained on nothing else, and measured by what reads them."""
+        apart = [name for name in self.evaluation.sections(of_model=True) if SECTIONS[name].apart]
+        for name, arm in self.arms.items():
+            try:
+                arm.check_training(self.training.batches)
+            except TemporalLensError as error:
+                raise ValueError(f"arms.{name}: {error}") from error
+            if arm.wants_sequences and apart:
+                raise ValueError(
+                    f"arms.{name} reads whole rows of text, and evaluation.{apart[0]} encodes tokens apart from theirs: "
+                    "leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _sections_have_models(self) -> "Study":
         for name in self.evaluation.sections(of_model=True):
             if SECTIONS[name].reads_model and not self.from_models():

@@ -59,8 +59,6 @@ def reach_models(models: Iterable[tuple[str, str | None]]) -> None:
 def check_batches(study: Study) -> None:
     """Raise TemporalLensError where a batch is larger than all that an entry can give for training, as far as that is known."""
     training = study.training
-    for arm in study.arms.values():
-        arm.check_training(training.batches)
     for name, entry in study.activations.items():
         most = entry.max_tokens if isinstance(entry, HarvestPolicy) else entry.tokens
         if most is not None and most * (1 - training.held_out) < training.batch_size:
