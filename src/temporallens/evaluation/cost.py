@@ -87,5 +87,5 @@ def tables(found: Mapping[str, CostMeasures]) -> list[Table]:
     return [Table("Cost", ["dictionary", "parameters", "million operations per token", "L0", "total L0"], rows, note)]
 
 
-SECTION = Section(name="cost", policy=CostPolicy, version=1, measure=_of_subject, measures=CostMeasures, tables=tables, encodings=0.1)
+SECTION = Section(name="cost", policy=CostPolicy, version=1, measure=_of_subject, measures=CostMeasures, tables=tables)
 """Cost: parameters, arithmetic, and everything that is decoded."""
