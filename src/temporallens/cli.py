@@ -377,6 +377,18 @@ def inspect_command(
         _print_results(folder, RunFolder(folder).report)
 
 
+@app.command("export")
+def export_command(
+    dictionary: Annotated[Path, typer.Argument(metavar="DICTIONARY", help="The folder of a saved dictionary.", parser=user_path)],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go; an empty folder.", parser=user_path)],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="saelens, sparsify or dictionary_learning.")] = "saelens",
+) -> None:
+    """Write a dictionary in the files of another library, with a card."""
+    from temporallens.interop.exporting import export
+
+    typer.echo(export(dictionary, form, out))
+
+
 @app.command("dictionary")
 def dictionary_command(
     path: Annotated[

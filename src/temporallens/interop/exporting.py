@@ -1,0 +1,169 @@
+"""Out again: a dictionary in the files of another library, whose codes are then those that it has here.
+
+    saelens               cfg.json, sae_weights.safetensors        standard, topk, and jumprelu for all that a threshold decides
+    sparsify              cfg.json, sae.safetensors, under layers.N/ with config.json above      topk
+    dictionary_learning   ae.pt, config.json      AutoEncoder, AutoEncoderTopK, BatchTopKSAE; JumpReluAutoEncoder where thresholds differ
+
+A dictionary under a mask goes out as its base, which is open everywhere, with its own files in `temporallens/` beside it, and the card says
+so. One that is centred by position, or has an expectation, has no such form. What these libraries cannot say is refused.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.saving import SAELENS_VERSION, load_dictionary, read_config
+from temporallens.errors import TemporalLensError
+from temporallens.files import read_json, user_path, write_atomically, write_tensors, write_text
+
+LOADING = {
+    "saelens": 'from sae_lens import SAE\nsae = SAE.load_from_disk("FOLDER")',
+    "sparsify": 'from sparsify import SparseCoder\nsae = SparseCoder.load_from_disk("FOLDER/POINT")',
+    "dictionary_learning": "from dictionary_learning.utils import load_dictionary\n"
+    'sae, config = load_dictionary("FOLDER", device="cpu")  # or read ae.pt with the class that config.json names',
+}
+KEPT = "temporallens"
+"""Folder of our own files, where another library has a part of a dictionary only."""
+
+
+class Base(NamedTuple):
+    """What every library can say: `pre = (x - b_dec) W_enc + b_enc`, and what is kept of it."""
+
+    tensors: dict[str, Tensor]  # encoder [F, D], encoder_bias, decoder [F, D], decoder_bias
+    k: int | None  # the largest of each token
+    threshold: Tensor | None  # [F]; neither: what is above 0
+    about: dict[str, Any]  # model, layer, point, context_length
+
+
+def export(folder: Path | str, form: str, out: Path | str) -> Path:
+    """Write the dictionary saved in `folder` in the files of another library; returns the folder `out`.
+
+    Raises TemporalLensError where that library has no form for it, and for a folder that is not empty.
+    """
+    folder, out = user_path(folder), user_path(out)
+    if form not in WRITERS:
+        raise TemporalLensError(f"the format is '{form}': it should be one of {', '.join(WRITERS)}")
+    if out.exists() and any(out.iterdir()):
+        raise TemporalLensError(f"{out} is not empty: choose an empty folder")
+    dictionary = load_dictionary(folder)
+    base = _base(dictionary, folder)
+    write = WRITERS[form]
+    where = write(base, out)
+    if dictionary.masked:
+        shutil.copytree(folder, out / KEPT, ignore=shutil.ignore_patterns("soft", "snapshots"))
+    write_text(out / "README.md", _card(dictionary, base, form, folder, where))
+    return out
+
+
+def _base(dictionary: Dictionary, folder: Path) -> Base:
+    if dictionary.position_offset is not None or dictionary.config.expectation is not None:
+        what = "position says" if dictionary.position_offset is not None else "tokens say"
+        raise TemporalLensError(f"{folder} takes off what {what} before it encodes, for which no other library has a form")
+    if dictionary.architecture is None and not dictionary.masked:
+        raise TemporalLensError(f"{folder} is a '{dictionary.kind}' dictionary, for which no other library has a form")
+    names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    tensors = {name: getattr(dictionary, name).detach().contiguous() for name in names}
+    threshold = getattr(dictionary, "threshold", None)
+    k = int(dictionary.config.k) if dictionary.architecture == "topk" else None  # type: ignore[attr-defined]
+    kept = None if threshold is None or k is not None else threshold.detach().expand(dictionary.features).contiguous()
+    ours = read_config(folder)["metadata"]["temporallens"]
+    source, policies = ours.get("source") or {}, ours.get("policies") or {}
+    layer = source.get("layer")
+    point = f"blocks.{layer}.hook_resid_post" if isinstance(layer, int) else "blocks.0.hook_resid_pre" if layer == "embed" else layer
+    about = {"model": source.get("model"), "layer": layer, "point": point, "context_length": policies.get("context_length")}
+    return Base(tensors, k, kept, about)
+
+
+def _saelens(base: Base, out: Path) -> str:
+    t, about = base.tensors, base.about
+    architecture = "topk" if base.k is not None else "jumprelu" if base.threshold is not None else "standard"
+    weights = {"W_enc": t["encoder"].T.contiguous(), "b_enc": t["encoder_bias"], "W_dec": t["decoder"], "b_dec": t["decoder_bias"]}
+    write_tensors(out / "sae_weights.safetensors", weights | ({} if base.threshold is None else {"threshold": base.threshold}))
+    metadata = {"sae_lens_version": SAELENS_VERSION, "model_name": about["model"], "hook_name": about["point"]}
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": t["encoder"].shape[1],
+        "d_sae": t["encoder"].shape[0],
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": metadata | {"context_size": about["context_length"], "prepend_bos": True},
+    }
+    _write_settings(out / "cfg.json", config | ({} if base.k is None else {"k": base.k, "rescale_acts_by_decoder_norm": False}))
+    return "."
+
+
+def _sparsify(base: Base, out: Path) -> str:
+    if base.k is None:
+        raise TemporalLensError("sparsify keeps the k largest of each token, and this dictionary goes by thresholds: export another format")
+    t, about = base.tensors, base.about
+    point = f"layers.{about['layer']}" if isinstance(about["layer"], int) else str(about["point"] or "activations")
+    weights = {"encoder.weight": t["encoder"], "encoder.bias": t["encoder_bias"], "W_dec": t["decoder"], "b_dec": t["decoder_bias"]}
+    features, width = t["encoder"].shape
+    write_tensors(out / point / "sae.safetensors", weights)
+    settings = {"activation": "topk", "expansion_factor": max(1, features // width), "normalize_decoder": True, "num_latents": features}
+    switches = {"multi_topk": False, "skip_connection": False, "transcode": False}
+    _write_settings(out / point / "cfg.json", settings | switches | {"k": base.k, "d_in": width})
+    _write_settings(out / "config.json", {"model": about["model"], "ctx_len": about["context_length"]})
+    return point
+
+
+def _dictionary_learning(base: Base, out: Path) -> str:
+    t, about = base.tensors, base.about
+    linear = {"encoder.weight": t["encoder"], "encoder.bias": t["encoder_bias"], "decoder.weight": t["decoder"].T.contiguous()}
+    if base.k is not None:
+        kind, state = "AutoEncoderTopK", linear | {"b_dec": t["decoder_bias"], "k": torch.tensor(base.k), "threshold": torch.tensor(-1.0)}
+    elif base.threshold is None:
+        kind, state = "AutoEncoder", linear | {"bias": t["decoder_bias"]}
+    elif bool((base.threshold == base.threshold[0]).all()):
+        kind, state = "BatchTopKSAE", linear | {"b_dec": t["decoder_bias"], "k": torch.tensor(1), "threshold": base.threshold[0].clone()}
+    else:  # which takes no bias off its input
+        kind, shifted = "JumpReluAutoEncoder", t["encoder_bias"] - t["encoder"] @ t["decoder_bias"]
+        state = {"W_enc": t["encoder"].T.contiguous(), "b_enc": shifted, "W_dec": t["decoder"], "b_dec": t["decoder_bias"]}
+        state |= {"threshold": base.threshold}
+    write_atomically(out / "ae.pt", lambda place: torch.save(state, place))
+    features, width = t["encoder"].shape
+    trainer = {"dict_class": kind, "activation_dim": width, "dict_size": features, "lm_name": about["model"], "layer": about["layer"]}
+    trainer |= {"submodule_name": "resid_post" if isinstance(about["layer"], int) else about["point"], "k": base.k}
+    _write_settings(out / "config.json", {"trainer": trainer, "buffer": {"ctx_len": about["context_length"]}})
+    return "."
+
+
+def _write_settings(path: Path, settings: dict[str, Any]) -> None:
+    """As other programs write JSON: without the checksum that our own files carry."""
+    write_text(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
+
+
+WRITERS: dict[str, Callable[[Base, Path], str]] = {
+    "saelens": _saelens,
+    "sparsify": _sparsify,
+    "dictionary_learning": _dictionary_learning,
+}
+
+
+def _card(dictionary: Dictionary, base: Base, form: str, folder: Path, where: str) -> str:
+    """README.md: what it is, what it was trained on, how to load it."""
+    about, summary = base.about, folder / "training.json"
+    lines = [f"# A sparse autoencoder of {about['model'] or 'activations'} at {about['point'] or 'a point that was not recorded'}", ""]
+    facts = {"arm": dictionary.kind, "features": dictionary.features, "width": dictionary.width}
+    facts |= {"context length": about["context_length"]}
+    if summary.is_file():
+        facts |= {"tokens seen": read_json(summary, "the summary of a training run").get("tokens_seen")}
+    lines += [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    if dictionary.masked:
+        lines += [
+            "",
+            f"It was trained under a mask by position, which {form} cannot say: these files are its base, open at every position, and its "
+            f"codes are not those of its training. The dictionary itself is in `{KEPT}/`; TemporalLens reads it.",
+        ]
+    lines += ["", f"Load it with {form}:", "", "```python", LOADING[form].replace("POINT", where), "```", ""]
+    lines += ["With TemporalLens:", "", "```python", "import temporallens as tl", 'sae = tl.load_dictionary("FOLDER")', "```", ""]
+    return "\n".join(lines)
