@@ -35,6 +35,7 @@ from temporallens.activations.made.worlds import WorldPolicy, harvest_world, rea
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter
+from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
@@ -130,6 +131,15 @@ def _progress(folder: Path) -> Path:
 def _read_progress(folder: Path) -> Any:
     writer = _writer(folder, 0)
     return writer.appends_done, tensor_digest(writer._sums.tensors), tensor_digest(writer._table_tensors())
+
+
+def _expectation(folder: Path) -> Path:
+    """What five tokens say."""
+    generator = torch.Generator().manual_seed(0)
+    token, pair = (torch.randn(rows, 3, generator=generator).bfloat16() for rows in (5, 4))
+    counts, key = torch.arange(5, dtype=torch.int32), torch.tensor([1, 7, 8, 20])
+    Expectation(token, token, pair, key, counts, counts[:4], (1.0, 2.0), True).save(folder / "expectation.safetensors")
+    return folder / "expectation.safetensors"
 
 
 def _dictionary(kind: str, name: str) -> Callable[[Path], Path]:
@@ -305,6 +315,7 @@ FORMATS: dict[str, Format] = {
     "dictionary weights": Format(_dictionary("positional", "sae_weights.safetensors"), _read_dictionary),
     **{name: Format(_foreign(*place), _read_foreign, sealed=False) for name, place in FOREIGN.items()},
     "named tensors": Format(_named, _read_named, sealed=False),
+    "expectation": Format(_expectation, lambda folder: load_expectation(folder / "expectation.safetensors", 3).digest),
     "checkpoint": Format(_checkpoint, _read_checkpoint),
     "history": Format(_history, _read_history),
     "record": Format(_record, lambda folder: read_json(folder / "x.json", "the record of a stage")),

@@ -539,7 +539,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         changed = {"ENDPOINT": endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path / "hub")}
         for name, value in changed.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr("temporallens.interop.loading._hub_is_known", lambda: True)
+        monkeypatch.setattr("temporallens.interop.loading.hub_is_known", lambda: True)
         yield
         server.shutdown()
         thread.join()

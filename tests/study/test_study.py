@@ -411,7 +411,7 @@ def test_a_batch_that_a_store_cannot_fill_is_refused_beforehand(tmp_path: Path) 
 def test_a_hub_model_that_cannot_be_had_is_refused_before_anything_is_done(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("temporallens.activations.language.model_files._hub_is_known", lambda: False)
+    monkeypatch.setattr("temporallens.activations.language.model_files.hub_is_known", lambda: False)
     path = write()
     text = path.read_text()
     path.write_text(text.replace(text[text.index("  high:") : text.index("arms:")], "  high: {model: smolm2-135m, layer: 2}\n"))

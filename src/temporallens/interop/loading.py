@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 
-from temporallens.activations.language.model_files import _hub_is_known
+from temporallens.activations.language.model_files import hub_is_known
 from temporallens.activations.language.shipped import quiet_transformers
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries import saving
@@ -139,7 +139,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
                 f"{user}/{repository}",
                 revision=revision,
                 allow_patterns=[file for file in wanted if not file.startswith("..")],
-                local_files_only=not _hub_is_known(),
+                local_files_only=not hub_is_known(),
             )
     except (OSError, ValueError, HTTPError) as error:
         pinned = f" at revision {revision}" if revision else ""

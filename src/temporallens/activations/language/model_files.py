@@ -103,11 +103,11 @@ def read_config(source: Source) -> Config:
 def _access(source: Source) -> dict[str, Any]:
     """How to ask transformers for a model: never with code of its own, and without the hub where there is none to ask."""
     revision = None if source.local else source.revision
-    return {"revision": revision, "trust_remote_code": False, "local_files_only": source.local or not _hub_is_known()}
+    return {"revision": revision, "trust_remote_code": False, "local_files_only": source.local or not hub_is_known()}
 
 
 @cache
-def _hub_is_known() -> bool:
+def hub_is_known() -> bool:
     """Whether the hub's name can be resolved. Without a network, the hub's client would try again for half a minute."""
     if getproxies():
         return True  # the proxy resolves names

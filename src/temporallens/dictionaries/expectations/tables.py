@@ -35,6 +35,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.files import link_or_copy, read_tensors, tensor_digest, write_tensors
 
 FILE = "expectation.safetensors"
+FORMAT = "temporallens.expectation/1"
 WHAT = "the expectation of a dictionary"
 
 
@@ -127,7 +128,8 @@ class Expectation:
         if self.file is not None and self.file.exists():
             link_or_copy(self.file, file)
         else:
-            write_tensors(file, self.tensors, {"shrinkage": list(self.shrinkage), "closed": self.closed, "fitted": self.fitted})
+            said = {"shrinkage": list(self.shrinkage), "closed": self.closed, "fitted": self.fitted}
+            write_tensors(file, self.tensors, {"format": FORMAT} | said)
 
 
 def _rows(table: BFloat16[Tensor, "V D"], number: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
@@ -157,6 +159,8 @@ def _read(linked: _Linked, width: int) -> Expectation:
     file = linked.path
     tensors, said = read_tensors(file, WHAT)
     try:
+        if said["format"] != FORMAT:
+            raise ValueError(f"its format is '{said['format']}', not '{FORMAT}'")
         kappa, lambda_ = (float(number) for number in said["shrinkage"])
         found = Expectation(**tensors, shrinkage=(kappa, lambda_), closed=bool(said["closed"]), fitted=bool(said["fitted"]), file=file)
         _check(found, width)
