@@ -190,8 +190,8 @@ def test_rows_are_chosen_whole_and_run_again_to_the_bit(packed: ActivationStore,
     chosen = choose_rows(packed, held_out, 8, 3, "this test")
     documents = set(packed.sequence_table.document[held_out].tolist())
     assert len(chosen.length) == 8 < len(chosen.entry)
-    assert chosen.asked.tolist() == [document in documents for document in chosen.rows.document.tolist()]
-    assert 0 < int(chosen.asked.sum()) < len(chosen.asked)
+    assert chosen.selected.tolist() == [document in documents for document in chosen.rows.document.tolist()]
+    assert 0 < int(chosen.selected.sum()) < len(chosen.selected)
     assert chosen.document.tolist() == packed.sequence_table.document[chosen.entry].tolist()
     model = open_model(llama, LAYER, "float32", None)
     for part in chosen.parts(1):
@@ -214,7 +214,7 @@ def test_splicing_counts_and_replaces_held_out_tokens_alone(packed: ActivationSt
     first = 0
     for part in chosen.parts(1):
         rows = chosen.of(part)
-        asked = chosen.asked[first : first + len(rows.x)]
+        asked = chosen.selected[first : first + len(rows.x)]
         first += len(rows.x)
         kept = asked & (rows.excluded == 0)
 
@@ -250,10 +250,10 @@ def test_fidelity_counts_held_out_documents_and_those_pushed_out_not(packed: Act
     policy = FidelityPolicy(shifts=(1, longest), rows=12, least_firings=5, resamples=20)
     measured = measure_fidelity(random_dictionary(), llama, LAYER, packed, held_out, policy, tmp_path)
     chosen = choose_rows(packed, held_out, 12, longest + 9, "this test")
-    kept = chosen.rows.excluded[chosen.asked] == 0
+    kept = chosen.rows.excluded[chosen.selected] == 0
     assert (measured.rows, measured.documents, measured.tokens) == (12, len(set(chosen.document.tolist())), int(kept.sum()))
     assert measured.control_content.value == 1
-    index = chosen.rows.index[chosen.asked][kept]
+    index = chosen.rows.index[chosen.selected][kept]
     for shift in measured.shifts:
         lost = index >= CONTEXT - shift.shift
         expected = torch.bincount(index[~lost] + shift.shift, minlength=CONTEXT)

@@ -209,8 +209,8 @@ def _with_before(token: Int[np.ndarray, "R S"]) -> Context:
 
 def _told(token: Literal["table", "pair"], fitted: Context, held_out: Context, embedding: Float[Tensor, "V E"] | None) -> Told:
     policy = ExpectationPolicy(token=token, embedding=embedding is not None)
-    table = torch.empty(0, 0) if embedding is None else embedding  # which is not read then
-    counted = count_tokens(lambda: _chunks(torch.zeros(len(fitted.token), 0), fitted), policy, lambda: table, "a scan")
+    table = torch.empty(0, 0, dtype=torch.float32) if embedding is None else embedding  # which is not read then
+    counted = count_tokens(lambda: _chunks(torch.zeros(len(fitted.token), 0, dtype=torch.float32), fitted), policy, lambda: table, "a scan")
     return Told(counted, fitted, held_out)
 
 
