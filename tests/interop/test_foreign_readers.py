@@ -567,7 +567,7 @@ def test_one_of_ours_is_fetched_and_read_as_what_it_is(hub: None, tmp_path: Path
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
     assert torch.equal(tl.load_dictionary("user/name/mask").encode(x), dictionary.eval().encode(x))
-    with pytest.raises(TemporalLensError, match="needs positions: it can be no arm of kind pretrained"):
+    with pytest.raises(TemporalLensError, match="needs positions or tokens: it can be no arm of kind pretrained"):
         read_pretrained(Pretrained(path="user/name/mask"))
 
 

@@ -314,7 +314,7 @@ class _Clock:
         self._count = torch.stack([torch.bincount(own, minlength=size) for own in self._fitted]).double()
         self._kappa, self._tables = [], []
         for own, count in zip(self._fitted, self._count, strict=True):
-            groups = Groups(count, torch.zeros(size, parts.fitted.shape[1]).index_add_(0, own, parts.fitted).double())
+            groups = Groups(count, parts.fitted.new_zeros(size, parts.fitted.shape[1]).index_add_(0, own, parts.fitted).double())
             self._kappa.append(groups.shrinkage(square))
             self._tables.append((groups.total / (count[:, None] + self._kappa[-1])).float())
 
