@@ -41,5 +41,5 @@ def test_the_picture_says_what_it_shows(results: Results, tmp_path: Path) -> Non
     figure = draw_known(results)
     figure.savefig(tmp_path / "known.png")
     (axes,) = figure.axes
-    assert "16 codes for 32" in axes.get_title(loc="left").replace("\n", " ")
+    assert "at most 16 codes for 32" in axes.get_title(loc="left").replace("\n", " ")
     assert axes.get_xlabel() and axes.get_ylabel()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from temporallens.evaluation.results import Results, RunResult
 from temporallens.evaluation.statistics import Mean, mean_of
 from temporallens.figures import style
-from temporallens.wording import listed, plain
+from temporallens.wording import plain
 
 HEIGHT = 4.8
 MARKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -95,14 +95,12 @@ def _l0_at(curve: Sequence[tuple[float, float]], fve: float) -> float | None:
 
 
 def _statement(found: dict[str, list[Need]]) -> str:
-    """`12 codes explain as much as 32 do in smollm2-middle`, at the most codes of each entry."""
-    said = []
-    for entry, own in found.items():
-        if own:
-            last = own[-1]
-            fewer = "fewer than " if last.beyond else ""
-            said.append(f"{fewer}{last.needed.value:.0f} codes for {last.plain:.0f} in {plain(entry, 24)}")
-    return listed(said) or "no level is matched"
+    """`at most 12 codes for 32`, at the most codes of the plain arm, over all entries."""
+    last = [own[-1] for own in found.values() if own]
+    if not last:
+        return "no level is matched"
+    most = max(need.needed.value for need in last)
+    return f"at most {most:.0f} codes for {min(need.plain for need in last):.0f}"
 
 
 def _draw_panel(axes: Axes, found: dict[str, list[Need]], reference: str) -> None:
@@ -132,5 +130,5 @@ def _draw_panel(axes: Axes, found: dict[str, list[Need]], reference: str) -> Non
     style.ticks_at(axes.xaxis, marks)
     style.ticks_at(axes.yaxis, marks)
     axes.set_xlabel(f"codes per token of {plain(reference, 28)} (log scale)")
-    axes.set_ylabel("codes per token for the same FVE (log scale)")
+    axes.set_ylabel("codes per token for the same FVE (log scale)\n\u25bc: the fewest measured explain more")
     style.open_grid(axes)
