@@ -48,7 +48,8 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
     results = load_results(tmp_path / "out")
     assert [run.kind for run in results.runs] == ["pretrained", "pretrained"]
     assert results.runs[0].fve == results.runs[1].fve
-    assert "theirs-2" in (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "theirs-2" in report and "were trained elsewhere, and were taken as found" in report
 
 
 def test_what_no_file_says_is_asked_for(tmp_path: Path, trained: Path) -> None:

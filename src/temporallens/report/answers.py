@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from temporallens.dictionaries.kinds import ARMS
 from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, TimedResults, by_family
@@ -92,6 +93,8 @@ def question(results: Results) -> str:
     alone = [*study.one_seed.arms, *study.one_seed.activations]
     but = f" ({listed(alone)} with one)" if alone and seeds > 1 else ""
     trained = f"{arms} {were} trained{each}{at}{length}, with {counted(seeds, 'seed', 'seeds')}{but}."
+    if {run.kind for run in results.runs} <= {kind for kind, arm in ARMS.items() if not arm.trained}:
+        trained = f"{arms} {were} trained elsewhere, and {were} taken as found."
     share = f" ({percent(training.held_out)} of them)"
     measured = f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart."
     return f"{opening} {trained} {measured}"
