@@ -240,6 +240,12 @@ def codes_of_kept(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, 
     return encode(x[kept].float(), position[kept].long(), context.rows(kept))
 
 
+def without_codes(dictionary: Dictionary, rows: Rows) -> Float[Tensor, "N D"]:
+    """What is decoded where no code is in use: what is known beforehand."""
+    nothing = torch.zeros(len(rows.x), dictionary.features, dtype=torch.float32)
+    return dictionary.decode(nothing, rows.position.long(), context_of(rows))
+
+
 def _refuse_none(kept: int, store: ActivationStore) -> None:
     if kept == 0:
         raise TemporalLensError(f"the held-out documents of {store.folder} hold no usable row: nothing can be evaluated")

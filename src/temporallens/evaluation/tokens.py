@@ -17,14 +17,13 @@ import torch
 from jaxtyping import Float64, Int, Int64
 from pydantic import Field
 
-from temporallens.activations.context import context_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.firings import Firings
-from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.heldout import HeldOut, without_codes
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, quotient
 from temporallens.settings import Seed, Settings
@@ -167,13 +166,10 @@ def _known(dictionary: Dictionary, seen: HeldOut, halves: Int[np.ndarray, "B D"]
     """FVE of what is decoded where no code is in use."""
     if dictionary.config.expectation is None:
         return None
-    error, variation = [], seen.variation
-    document = []
+    error, document, variation = [], [], seen.variation
     for rows in sequential(seen.store, seen.entries):
         kept = rows.excluded == 0
-        nothing = torch.zeros(len(rows.x), dictionary.features, dtype=torch.float32)
-        said = dictionary.decode(nothing, rows.position.long(), context_of(rows))
-        error.append((rows.x.float() - said).square().sum(1, dtype=torch.float64)[kept].numpy())
+        error.append((rows.x.float() - without_codes(dictionary, rows)).square().sum(1, dtype=torch.float64)[kept].numpy())
         document.append(rows.document[kept].numpy())
     number = np.unique(np.concatenate(document), return_inverse=True)[1]
     left = np.bincount(number, weights=np.concatenate(error), minlength=halves.shape[1])

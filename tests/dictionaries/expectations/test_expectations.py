@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import temporallens as tl
-from temporallens.activations.context import UNKNOWN, Context, context_of
+from temporallens.activations.context import UNKNOWN, Context, context_of, context_of_tokens
 from temporallens.dictionaries.base import Dictionary, Progress
 from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
+from temporallens.dictionaries.expectations.past import links_of
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.dictionaries.kinds import ARMS
@@ -292,3 +293,12 @@ def test_every_other_arm_can_have_an_expectation(store: tl.ActivationStore, tmp_
     x, tokens = store.read(np.arange(2)).x.view(2, LENGTH, WIDTH), store.read(np.arange(2)).token.view(2, LENGTH)
     assert trained.expectation is not None and trained(x, tokens=tokens).shape == x.shape
     assert not torch.equal(trained(x, tokens=tokens), trained(x, tokens=tokens.flip(1)))
+
+
+def test_the_control_looks_back_in_the_next_sequence() -> None:
+    context = context_of_tokens(torch.tensor([[1, 2, 1, 2], [3, 3, 3, 3], [5, 6, 5, 6]]), torch.Size((3, 4)), torch.device("cpu"))
+    own, other = (links_of(context, ("previous", "same_token", "induction"), of_others) for of_others in (False, True))
+    assert own.looked_at["same_token"].tolist() == [-1, -1, 0, 1, -1, 4, 5, 6, -1, -1, 8, 9]
+    assert own.looked_at["induction"].tolist() == [-1, -1, -1, 1, -1, -1, 5, 6, -1, -1, -1, 9]
+    assert other.looked_at["previous"].tolist() == [-1, 4, 5, 6, -1, 8, 9, 10, -1, 0, 1, 2]
+    assert other.looked_at["same_token"].tolist() == [-1, 4, 5, 6, -1, -1, 8, 9, -1, -1, 0, 1]

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.context import UNKNOWN, Context
-from temporallens.errors import TemporalLensError
 
 PastKind = Literal["previous", "mean", "same_token", "induction"]
 PAST_KINDS: tuple[PastKind, ...] = get_args(PastKind)
@@ -32,32 +31,29 @@ class Links(NamedTuple):
 
 
 def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> Links:
-    """What rows of whole sequences look back at; with `of_others`, a control, in the next sequence instead of their own.
+    """What rows of whole sequences, one after the other, look back at; with `of_others`, a control, in the next sequence instead of their
+    own, or the first one for the last.
 
     Raises TemporalLensError where the rows are not those of sequences.
     """
-    if context.before is None or context.usable is None:
-        raise TemporalLensError("this dictionary looks back at earlier rows, so it reads whole sequences: give activations [B, S, D]")
-    number = torch.arange(len(context.token), device=context.token.device)
-    begins = context.before < 0
-    start = torch.where(begins, number, 0).cummax(0).values
-    place, sequence = number - start, begins.cumsum(0)
-    same = _last_alike(sequence, context.token)
-    followed = torch.where(begins, UNKNOWN, same[context.before.clamp(min=0)])
+    grid = context.grid()
+    assert context.before is not None
+    same, before = _last_alike(grid.sequence, context.token), context.before
+    followed = torch.where(before < 0, UNKNOWN, same[before.clamp(min=0)])
     looked_at: dict[PastKind, Tensor] = {
-        "previous": context.before,
-        "mean": context.before,
+        "previous": before,
+        "mean": before,
         "same_token": same,
         "induction": torch.where(followed < 0, UNKNOWN, followed + 1),
     }
-    before = context.before
     if of_others:
-        partner = _partners(place, start)
+        number = torch.arange(1, len(before) + 1, device=before.device)  # 0 where the next sequence is shorter
+        partner = grid.gathered(grid.spread(number).roll(-1, 0)) - 1
         before, *others = (_through(partner, rows) for rows in (before, *looked_at.values()))
         looked_at = dict(zip(looked_at, others, strict=True))
-    order = torch.argsort(place, stable=True)
-    levels = list(order.split(torch.bincount(place).tolist()))
-    return Links(levels, context.usable, before, {kind: looked_at[kind] for kind in kinds})
+    order = torch.argsort(grid.place, stable=True)
+    levels = list(order.split(torch.bincount(grid.place).tolist()))
+    return Links(levels, grid.usable, before, {kind: looked_at[kind] for kind in kinds})
 
 
 def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -67,14 +63,6 @@ def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Te
     found = torch.full_like(token, UNKNOWN)
     found[order[1:][follows]] = order[:-1][follows]
     return found
-
-
-def _partners(place: Int[Tensor, " N"], start: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """The row at the same place of the next sequence, of the first one for the last; -1 where that is shorter."""
-    starts, sequence = start.unique(return_inverse=True)
-    length = torch.bincount(sequence)
-    other = (sequence + 1) % len(starts)
-    return torch.where(place < length[other], starts[other] + place, UNKNOWN)
 
 
 def _through(partner: Int[Tensor, " N"], rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:

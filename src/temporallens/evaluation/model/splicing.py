@@ -31,6 +31,7 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.heldout import without_codes
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, padded
 from temporallens.evaluation.section import Section, Subject
@@ -144,7 +145,7 @@ def measure_splicing(
         raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
     substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long(), context_of(rows))}
     if dictionary.config.expectation is not None:
-        substitutes["known"] = partial(_without_codes, dictionary)
+        substitutes["known"] = partial(without_codes, dictionary)
     files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work)
     ablated = None if files is None else files.tensors(key)
     if ablated is None:
@@ -164,12 +165,6 @@ def measure_splicing(
 def _of_dictionary(name: str) -> bool:
     """Whether a loss is that of a dictionary, not the same for all of them."""
     return "spliced" in name or "known" in name
-
-
-def _without_codes(dictionary: Dictionary, rows: Rows) -> Float[Tensor, "N D"]:
-    """What is decoded where no code is in use."""
-    nothing = torch.zeros(len(rows.x), dictionary.features, dtype=torch.float32)
-    return dictionary.decode(nothing, rows.position.long(), context_of(rows))
 
 
 @lru_cache(maxsize=1)
