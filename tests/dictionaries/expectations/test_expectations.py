@@ -12,7 +12,7 @@ import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of, context_of_tokens
 from temporallens.dictionaries.base import Dictionary, Progress
 from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
-from temporallens.dictionaries.expectations.past import links_of
+from temporallens.dictionaries.expectations.past import SHARPNESS, links_of
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.dictionaries.kinds import ARMS
@@ -203,7 +203,16 @@ def test_an_expectation_changes_nothing_where_there_is_none() -> None:
     assert "expectation" not in tl.BatchTopK().model_dump()
 
 
-KINDS = ("previous", "mean", "same_token", "induction")
+KINDS = ("previous", "mean", "same_token", "induction", "attention")
+
+
+def attended(deviations: list[Tensor]) -> Tensor:
+    """What followed deviations like the last of these, where they count (after the first row) and have one before them."""
+    total, slots = torch.zeros(WIDTH), 1.0
+    for s in range(1, len(deviations)):
+        weight = float(torch.exp(SHARPNESS * torch.cosine_similarity(deviations[-1], deviations[s - 1], dim=0)).detach())
+        total, slots = total + weight * deviations[s], slots + weight
+    return total / slots
 
 
 def by_steps(dictionary: Dictionary, x: Tensor, tokens: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,6 +229,7 @@ def by_steps(dictionary: Dictionary, x: Tensor, tokens: Tensor, static: Tensor) 
             "mean": mean,
             "same_token": deviations[same[-1]] if same else zero,
             "induction": deviations[followed[-1]] if followed else zero,
+            "attention": attended(deviations),
         }
         said = torch.cat([looked[kind] for kind in policy.past]) @ past_map
         z = dictionary.codes((x[t] - static[t] - said)[None], None)
@@ -302,3 +312,4 @@ def test_the_control_looks_back_in_the_next_sequence() -> None:
     assert own.looked_at["induction"].tolist() == [-1, -1, -1, 1, -1, -1, 5, 6, -1, -1, -1, 9]
     assert other.looked_at["previous"].tolist() == [-1, 4, 5, 6, -1, 8, 9, 10, -1, 0, 1, 2]
     assert other.looked_at["same_token"].tolist() == [-1, 4, 5, 6, -1, -1, 8, 9, -1, -1, 0, 1]
+    assert other.grid[other.sequence[8], :2].tolist() == [0, 1]

@@ -14,11 +14,15 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from temporallens.activations.context import UNKNOWN, Context
 
-PastKind = Literal["previous", "mean", "same_token", "induction"]
+PastKind = Literal["previous", "mean", "same_token", "induction", "attention"]
 PAST_KINDS: tuple[PastKind, ...] = get_args(PastKind)
+
+SHARPNESS = 10.0
+"""Of attention: a row like the one before, at a cosine of .5, counts as much as 150 rows that have nothing to do with it."""
 
 
 class Links(NamedTuple):
@@ -26,8 +30,10 @@ class Links(NamedTuple):
 
     levels: list[Int[Tensor, " n"]]  # rows by their place in their sequence: each looks back at rows of earlier levels only
     usable: Bool[Tensor, " N"]  # whose reconstructions count
-    before: Int[Tensor, " N"]
+    before: Int[Tensor, " N"]  # in their own sequence
     looked_at: dict[PastKind, Int[Tensor, " N"]]
+    grid: Int[Tensor, "B S"]  # rows by sequence and place
+    sequence: Int[Tensor, " N"]  # of that grid, that each row looks back in
 
 
 def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> Links:
@@ -45,15 +51,16 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
         "mean": before,
         "same_token": same,
         "induction": torch.where(followed < 0, UNKNOWN, followed + 1),
+        "attention": before,
     }
+    rows = grid.spread(torch.arange(1, len(before) + 1, device=before.device)) - 1  # UNKNOWN where a sequence is shorter
+    sequence = grid.sequence
     if of_others:
-        number = torch.arange(1, len(before) + 1, device=before.device)  # 0 where the next sequence is shorter
-        partner = grid.gathered(grid.spread(number).roll(-1, 0)) - 1
-        before, *others = (_through(partner, rows) for rows in (before, *looked_at.values()))
-        looked_at = dict(zip(looked_at, others, strict=True))
+        partner, sequence = grid.gathered(rows.roll(-1, 0)), (sequence + 1) % len(rows)
+        looked_at = {kind: _through(partner, looked) for kind, looked in looked_at.items()}
     order = torch.argsort(grid.place, stable=True)
     levels = list(order.split(torch.bincount(grid.place).tolist()))
-    return Links(levels, grid.usable, before, {kind: looked_at[kind] for kind in kinds})
+    return Links(levels, grid.usable, before, {kind: looked_at[kind] for kind in kinds}, rows, sequence)
 
 
 def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -83,20 +90,48 @@ Decode = Callable[[Int[Tensor, " n"], Float[Tensor, "n D"]], Float[Tensor, "n D"
 def walk(links: Links, past_map: Float[Tensor, "JD D"], decay: float, reconstructed: Decode, keep_features: bool = False) -> Walked:
     """Go through sequences, each row from what was reconstructed before it."""
     rows, width = len(links.usable), past_map.shape[1]
-    memory = {"deviation": past_map.new_zeros(rows, width), "mean": past_map.new_zeros(rows, width)}
+    memory = Memory(*(past_map.new_zeros(rows, width) for _ in Memory._fields))
     said = past_map.new_zeros(rows, width)
     features = past_map.new_zeros(rows, len(past_map)) if keep_features else None
-    for level in links.levels:
-        looked = [_gathered(memory["mean" if kind == "mean" else "deviation"], of[level]) for kind, of in links.looked_at.items()]
-        u = torch.cat(looked, 1)
+    for place, level in enumerate(links.levels):
+        u = torch.cat([_looked(memory, links, kind, level, place) for kind in links.looked_at], 1)
         if features is not None:
             features[level] = u
         said[level] = u @ past_map
         deviation = reconstructed(level, said[level]) * links.usable[level, None]
-        memory["deviation"][level] = deviation
+        memory.deviation[level] = deviation
         if "mean" in links.looked_at:
-            memory["mean"][level] = decay * _gathered(memory["mean"], links.before[level]) + (1 - decay) * deviation
+            memory.mean[level] = decay * _gathered(memory.mean, links.looked_at["mean"][level]) + (1 - decay) * deviation
+        if "attention" in links.looked_at:
+            memory.direction[level] = functional.normalize(deviation, dim=1)
     return Walked(said, features)
+
+
+class Memory(NamedTuple):
+    """Of the rows that were walked."""
+
+    deviation: Float[Tensor, "N D"]
+    mean: Float[Tensor, "N D"]  # exponential
+    direction: Float[Tensor, "N D"]  # of the deviation
+
+
+def _looked(memory: Memory, links: Links, kind: PastKind, level: Int[Tensor, " n"], place: int) -> Float[Tensor, "n D"]:
+    """u_j of rows that stand at this place of their sequences."""
+    if kind == "attention":
+        return _attended(memory, links, level, place)
+    return _gathered(memory.mean if kind == "mean" else memory.deviation, links.looked_at[kind][level])
+
+
+def _attended(memory: Memory, links: Links, level: Int[Tensor, " n"], place: int) -> Float[Tensor, "n D"]:
+    """What followed rows like the row before."""
+    earlier = links.grid[links.sequence[level], :place]
+    known = (earlier >= 0) & links.usable[earlier.clamp(min=0)]
+    follows = torch.where(known, links.before[earlier.clamp(min=0)], UNKNOWN)
+    keys = _gathered(memory.direction, follows.reshape(-1)).view(*earlier.shape, memory.direction.shape[1])
+    query = _gathered(memory.direction, links.looked_at["attention"][level])
+    score = (SHARPNESS * torch.einsum("nd,ntd->nt", query, keys)).masked_fill(follows < 0, -torch.inf)
+    weight = functional.pad(score, (1, 0)).softmax(1)[:, 1:]
+    return torch.einsum("nt,ntd->nd", weight, memory.deviation[earlier.clamp(min=0)])
 
 
 def _gathered(memory: Float[Tensor, "N D"], rows: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
