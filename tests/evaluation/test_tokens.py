@@ -10,6 +10,9 @@ import temporallens as tl
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation import passage
+from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.passage import passage_of, starts
 from temporallens.evaluation.tokens import SECTION, TokenMeasures, TokensPolicy, measure_tokens, tables
 from temporallens.serial import as_json
 
@@ -68,6 +71,34 @@ def test_what_is_known_without_codes(store: tl.ActivationStore, tmp_path: Path) 
     means = torch.stack([x[token == value].mean(0) for value in range(TOKENS)])
     best = 1 - float((x - means[token]).square().sum() / (x - x.mean(0)).square().sum())
     assert known.value == pytest.approx(best, abs=0.1)
+
+
+def test_a_passage_says_what_was_known_of_every_token(store: tl.ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measure_tokens(detectors(), store, np.arange(SEQUENCES), TokensPolicy()).passage is None  # no words are known
+    monkeypatch.setattr(passage, "words_of", lambda store, tokens: {token: f" w{token}" for token in tokens})
+    monkeypatch.setattr(passage, "TOKENS", 6)
+    arm = tl.BatchTopK(features=8, k=1, expectation=ExpectationPolicy(token="pair", embedding=False))
+    trained = tl.train(store, arm, 20, tmp_path / "arm", batch_size=64).dictionary
+    found = passage_of(trained, HeldOut(store, np.arange(SEQUENCES), None))
+    assert found is not None and found.token is not None and found.before is not None
+    assert found.index == list(range(8, 14)) and len(found.words) == 6
+    rows = store.read(np.array([0]))
+    x, kept = rows.x, store.read(np.arange(SEQUENCES))
+    back = trained(x[None], tokens=rows.token[None].long())[0]
+    mean = kept.x[kept.excluded == 0].mean(0)
+    explained = 1 - (x - back).square().sum(1) / (x - mean).square().sum(1)
+    parts = np.array([found.token, found.before, found.codes]).sum(0)
+    np.testing.assert_allclose(parts, explained[8:14].detach().numpy(), atol=1e-4)
+    assert found.fired == (trained.encode(x[None], tokens=rows.token[None].long())[0, 8:14] > 0).sum(1).tolist()
+    assert passage_of(detectors(), HeldOut(store, np.arange(SEQUENCES), None))._replace(codes=[]).token is None  # type: ignore[union-attr]
+
+
+def test_a_passage_begins_with_a_sentence(store: tl.ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = store.read(np.array([0]))
+    words = [" a"] * LENGTH
+    words[9] = " end."
+    monkeypatch.setattr(passage, "TOKENS", 6)
+    assert starts(rows, words) == [10, 8]
 
 
 def test_its_json_is_read_again_and_tabled(measured: TokenMeasures) -> None:

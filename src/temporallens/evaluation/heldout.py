@@ -240,10 +240,10 @@ def codes_of_kept(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, 
     return encode(x[kept].float(), position[kept].long(), context.rows(kept))
 
 
-def without_codes(dictionary: Dictionary, rows: Rows) -> Float[Tensor, "N D"]:
-    """What is decoded where no code is in use: what is known beforehand."""
+def without_codes(dictionary: Dictionary, rows: Rows, context: Context | None = None) -> Float[Tensor, "N D"]:
+    """What is decoded where no code is in use: what is known beforehand, of all that stands in the rows or of a `context` of them."""
     nothing = torch.zeros(len(rows.x), dictionary.features, dtype=torch.float32)
-    return dictionary.decode(nothing, rows.position.long(), context_of(rows))
+    return dictionary.decode(nothing, rows.position.long(), context_of(rows) if context is None else context)
 
 
 def _refuse_none(kept: int, store: ActivationStore) -> None:

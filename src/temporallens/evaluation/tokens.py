@@ -24,6 +24,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import HeldOut, without_codes
+from temporallens.evaluation.passage import Passage, passage_of
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, quotient
 from temporallens.settings import Seed, Settings
@@ -55,6 +56,7 @@ class TokenMeasures(NamedTuple):
     persistence: Estimate  # n firings that have a row before
     chance_persistence: float
     known: Estimate | None  # FVE without codes; None where nothing is known beforehand
+    passage: Passage | None  # None where no words are known
     purities: list[float | None] | None  # of every feature; None where it is read from results.json
     tokens: list[int] | None  # the commonest one of every feature; -1 where it never fires
     persistences: list[float | None] | None
@@ -86,6 +88,7 @@ def measure_tokens(
         persistence=_persistence(firings, before, documents, halves),
         chance_persistence=float(_again(firings, _shuffled(firings, generator))[before[firings.row] >= 0].mean()),
         known=_known(dictionary, seen, halves),
+        passage=passage_of(dictionary, seen),
         purities=[None if count < policy.least else round(float(share), 4) for count, share in zip(firings.counts, purity, strict=True)],
         tokens=tokens.tolist(),
         persistences=_by_feature(firings, before),
@@ -212,7 +215,7 @@ def tables(found: Mapping[str, TokenMeasures]) -> list[Table]:
 SECTION = Section(
     name="tokens",
     policy=TokensPolicy,
-    version=1,
+    version=2,
     measure=_of_subject,
     measures=TokenMeasures,
     details=("purities", "tokens", "persistences"),

@@ -30,6 +30,7 @@ from temporallens.evaluation.positions.specialisation import PositionsPolicy
 from temporallens.evaluation.results import Results, RunResult, StudySettings, by_arm, by_family
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.statistics import Estimate
+from temporallens.evaluation.tokens import SECTION as TOKENS, TokenMeasures
 from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.bits import Arm as BitsArm, draw_bits
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
@@ -38,6 +39,7 @@ from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.frontier import draw_frontier
 from temporallens.figures.known import draw_known, expecting
 from temporallens.figures.masks import NO_SOFT, draw_masks
+from temporallens.figures.passage import Reading, draw_passage
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.position_weights import draw_position_weights
 from temporallens.figures.save import check_format, save
@@ -153,10 +155,22 @@ class _Files(NamedTuple):
         if any(BITS.name in run.measures for run in runs):
             known = f"{entry}: what is known of codes beforehand"
             found.append(Picture(f"bits{suffix}", known, lambda: draw_bits(arms_of(BITS, runs, BitsArm), known)))
+        knowing, ordinary = self._passages(runs)
+        if knowing is not None:
+            title = f"{entry}: a sentence, and what was known of it before a code was read"
+            found.append(Picture(f"passage{suffix}", title, lambda: draw_passage(ordinary, knowing, title)))
         if any(FIDELITY.name in run.measures for run in runs):
             title = f"{entry}: text pushed to later positions"
             found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(arms_of(FIDELITY, runs, Arm), title)))
         return found
+
+    def _passages(self, runs: Sequence[RunResult]) -> tuple[Reading | None, Reading | None]:
+        """What an arm with an expectation makes of the passage, and what an ordinary one does, at the level that is shown."""
+        known, expects = expecting(self.results), {name for name, arm in self.results.study.arms.items() if arm.expectation}
+        asked = [(run, found) for run in shown(runs) if TOKENS.name in run.measures and (found := _reading(run)) is not None]
+        knowing = [found for run, found in asked if run.family in known and found.passage.token is not None]
+        ordinary = [found for run, found in asked if run.kind in kinds_of("ordinary") and run.family not in expects]
+        return next(iter(knowing), None), next(iter(ordinary), None)
 
     # What one run holds
 
@@ -253,6 +267,11 @@ def arms_of(section: Section, runs: Sequence[RunResult], arm: Callable[[str, lis
     """What a section found in each seed, arm by arm, of those for which it was requested."""
     measured = by_arm(run for run in runs if section.name in run.measures)
     return [arm(name, [section.read(run.measures[section.name]) for run in seeds]) for name, seeds in measured.items()]
+
+
+def _reading(run: RunResult) -> Reading | None:
+    passage = cast(TokenMeasures, TOKENS.read(run.measures[TOKENS.name])).passage
+    return None if passage is None else Reading(run.family, passage)
 
 
 def _gates(folder: Path) -> Float[np.ndarray, "P F"] | None:
