@@ -3,7 +3,7 @@
 Maps of the past are a ridge regression. With the dictionary as it is, training sequences are walked in closed loop, and what codes have to
 say of each row is regressed on what earlier reconstructions of its sequence offer. The reconstructions then change, so this is done again.
 A map that predicts well from reconstructions that it is no part of may still run away once it feeds on its own: the penalty is that which
-leaves the least in closed loop, on training documents that the map was not fitted on, and where none leaves less than no map, there is none.
+leaves the least in closed loop, on training documents that the map was not fitted on; where none leaves less than no map, there is none.
 
 Thresholds are measured on documents of which the tables know nothing, as they know nothing of other texts: a row that is left out alone
 still has the rest of its document in them, so that less is left for its codes. The tables that serve here are fitted on the others.

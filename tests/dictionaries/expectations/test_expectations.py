@@ -1,6 +1,7 @@
 """What tokens say of activations: the tables against sums by hand, rows left out, and dictionaries that have them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.errors import TemporalLensError
+from temporallens.training import left_out
 from temporallens.training.finishing import TrainedArm
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainee import ArmRun, Trainee
@@ -248,7 +250,8 @@ def test_the_past_is_walked_in_closed_loop(
     policy = ExpectationPolicy(token=token, embedding=False, past=KINDS)  # type: ignore[arg-type]
     arm = tl.BatchTopK(features=16, k=2, expectation=policy)
     dictionary = tl.train(store, arm, 30, tmp_path / "arm", batch_size=32, held_out=0.2).dictionary
-    assert dictionary.past_map is not None and bool(dictionary.past_map.any())
+    assert dictionary.past_map is not None
+    dictionary.past_map.copy_(0.2 * torch.randn(dictionary.past_map.shape, generator=torch.Generator().manual_seed(0)))
     x, tokens = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
     codes, back = dictionary.encode(x, tokens=tokens), dictionary(x, tokens=tokens)
     known = dictionary.known(dictionary.context(x, tokens))
@@ -259,6 +262,28 @@ def test_the_past_is_walked_in_closed_loop(
         torch.testing.assert_close(back[sequence], wanted[1], atol=1e-5, rtol=1e-4)
     with pytest.raises(TemporalLensError, match="whole sequences"):
         dictionary.encode(x[0], tokens=tokens[0])
+
+
+def test_a_past_that_says_something_is_found_and_does_not_run_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    turn = np.linalg.qr(generator.normal(size=(WIDTH, WIDTH)))[0]
+    x = generator.normal(size=(60, 40, WIDTH))
+    for t in range(1, 40):
+        x[:, t] = 0.95 * x[:, t - 1] @ turn + 0.3 * x[:, t]
+    tokens = np.zeros((60, 40), dtype=np.int64)
+    made = tl.ActivationStore.from_arrays(x.astype(np.float32), tmp_path / "store", tokens=tokens, norm_multiple=None)
+    kept, rows = made.read(np.arange(48, 60)), torch.from_numpy(x[48:]).float()
+
+    def fve(name: str, **past: Any) -> float:
+        arm = tl.BatchTopK(features=16, k=2, expectation=ExpectationPolicy(embedding=False, **past))
+        trained = tl.train(made, arm, 60, tmp_path / name, batch_size=64, held_out=0.2).dictionary
+        left = (rows - trained(rows, tokens=torch.zeros(12, 40, dtype=torch.int64)))[:, 1:].detach()
+        return float(1 - left.square().sum() / (kept.x - kept.x.mean(0)).square().sum())
+
+    with_past = fve("past", past=("previous", "attention"))
+    assert with_past > fve("none") + 0.05
+    monkeypatch.setattr(left_out, "_solved", lambda dictionary, chunks: [torch.full_like(dictionary.past_map, size) for size in (0.5, 9.0)])
+    assert fve("nonsense", past=("previous", "attention")) == pytest.approx(fve("none again"), abs=1e-6)
 
 
 def test_an_interrupted_training_ends_with_the_same_bits(
