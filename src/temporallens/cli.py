@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from temporallens.errors import TemporalLensError, TemporalLensWarning, did_you_mean
-from temporallens.files import user_path
+from temporallens.files import read_json, user_path
 from temporallens.layout import RunFolder
 
 if TYPE_CHECKING:
@@ -330,21 +330,30 @@ def import_command(
     ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", metavar=FILE, help="Sequences x positions: token ids.")] = None,
     documents: Annotated[str | None, typer.Option("--documents", metavar=FILE, help="Of each sequence, which document it is of.")] = None,
+    positions: Annotated[
+        str | None, typer.Option("--positions", metavar=FILE, help="Sequences x positions: the position of each activation.")
+    ] = None,
+    position_names: Annotated[
+        Path | None,
+        typer.Option("--position-names", metavar="FILE.json", help="Names of positions: a list from 0, or by number.", parser=user_path),
+    ] = None,
     keep_first: Annotated[bool, typer.Option("--keep-first", help="Train on position 0 too, where it is no attention sink.")] = False,
 ) -> None:
     """Make a store of your own activations: anything sequential, not only text.
 
-    One .npz or .safetensors file may hold all: arrays called `activations` (or `x`), `mask`, `tokens` and `documents` are told by their
-    names, and it is printed what was read. FILE:NAME names any other array of a file. A hole in a mask keeps the positions of what
-    follows it.
+    One .npz or .safetensors file may hold all: arrays called `activations` (or `x`), `mask`, `tokens`, `documents` and `positions` are told
+    by their names, and it is printed what was read. FILE:NAME names any other array of a file. A hole in a mask keeps the positions of
+    what follows it.
     """
     from temporallens.activations.importing import read_files
     from temporallens.activations.store import ActivationStore
 
-    files = read_files(activations, name, mask=mask, tokens=tokens, documents=documents)
+    files = read_files(activations, name, mask=mask, tokens=tokens, documents=documents, positions=positions)
     for line in files.taken:
         typer.echo(line)
     companions: dict[str, Any] = dict(files.companions)
+    if position_names is not None:
+        companions["position_names"] = read_json(position_names, "names of positions", foreign=True)
     store = ActivationStore.from_arrays(files.x, out, exclude_first=not keep_first, source=files.file, **companions)
     typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
 
@@ -360,7 +369,7 @@ def inspect_command(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the files do not say which, or call it otherwise.")] = None,
     layer: Annotated[str | None, typer.Option("--layer", help="Where they do not say: a number, `embed` or a hook.")] = None,
-    text: Annotated[str, typer.Option("--text", help="What to read: `sotu`, a file or folder of text, or a hub data set.")] = "sotu",
+    text: Annotated[str, typer.Option("--text", help="What to read: a shipped text, a file, a folder, or a hub data set.")] = "sotu",
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to read, about half of which everything is measured on.")] = 100_000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
 ) -> None:

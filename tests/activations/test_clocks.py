@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow, at_positions, clock_named, over_positions
+from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow, at_positions, over_positions
+from temporallens.activations.expressions import clock_of
 from temporallens.activations.language.token_rows import RowShape, token_rows
 from temporallens.errors import TemporalLensError
 from tiny_models import tiny_tokenizer
@@ -148,7 +149,7 @@ def test_special_tokens_of_ordinary_tokenizers(family: str) -> None:
 
 def test_unknown_clock_names_the_nearest() -> None:
     with pytest.raises(TemporalLensError, match="no clock 'sentense'; did you mean 'sentence'"):
-        clock_named("sentense")
+        clock_of("sentense")
 
 
 def test_positions_later_than_a_table_knows_have_its_last_row() -> None:

@@ -81,7 +81,7 @@ def test_a_passage_says_what_was_known_of_every_token(store: tl.ActivationStore,
     trained = tl.train(store, arm, 20, tmp_path / "arm", batch_size=64).dictionary
     found = passage_of(trained, HeldOut(store, np.arange(SEQUENCES), None))
     assert found is not None and found.token is not None and found.before is not None
-    assert found.index == list(range(8, 14)) and len(found.words) == 6
+    assert found.indices == list(range(8, 14)) and len(found.words) == 6
     rows = store.read(np.array([0]))
     x, kept = rows.x, store.read(np.arange(SEQUENCES))
     back = trained(x[None], tokens=rows.token[None].long())[0]

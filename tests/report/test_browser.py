@@ -58,7 +58,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figure.add_subplot().plot([0, 1])
     picture = save(figure, folder / "picture.png")
     clusters = {"clusters": 2, "labels": [number % 3 - 1 for number in range(FEATURES)]}
-    browsed = [Browsed("masked, seed 0", table(True), positions(), clusters), Browsed("plain, seed 0", table(False), None, None)]
+    browsed = [
+        Browsed("masked, seed 0", table(True), positions(), clusters),
+        Browsed("plain, seed 0", table(False), None, None, names={4: "north", 5: HOSTILE}),
+    ]
     write_report(make_results(name="browsed"), {"A picture": picture}, "name: browsed\n", folder / "report.html", browsed)
     return folder / "report.html"
 
@@ -203,3 +206,14 @@ def test_what_is_known_of_tokens_has_columns_of_its_own():
     tokens = {"purities": [0.25] * (FEATURES - 1) + [None], "persistences": [0.5] * FEATURES}
     columns = json.loads(packed(Browsed("plain", table(False), None, None, tokens)).replace("\\u003c", "<"))["columns"]
     assert columns == {"purity": tokens["purities"], "persistence": tokens["persistences"]}
+
+
+def test_positions_carry_their_names(page: Any) -> None:
+    page.locator("select").first.select_option(label="plain, seed 0")
+    page.locator("#list tbody button").first.click()
+    axis = page.locator("#feature svg").first.inner_text()
+    assert "north" in axis and HOSTILE in axis and "1" in axis
+    page.locator("#feature svg").first.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert "position north: fires on" in page.locator("#feature .reading").first.inner_text()

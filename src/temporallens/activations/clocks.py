@@ -4,6 +4,8 @@ A study names a clock, the harvest lets it tell the time of every token and stor
 which clock it was. What a clock needs to know of a text (where its sentences and lines begin) is told from the text and stands in the
 row (`boundaries`); of the vocabulary it knows only which tokens are special.
 A clock knows the positions 0 to `size - 1`; later times are counted as the last one.
+
+Beside the named ones there are clocks by expression, which are made of others or of what a text says: `expressions.py`.
 """
 
 from collections.abc import Callable
@@ -13,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
-
-from temporallens.errors import TemporalLensError, did_you_mean
 
 Tokenizer = Any  # a fast tokenizer of transformers, whose import takes seconds
 
@@ -53,6 +53,7 @@ class TokenRow(NamedTuple):
     document_position: Int[np.ndarray, " S"]  # index in that document; an inserted token has that of the token it stands before
     sentence_start: Bool[np.ndarray, " S"]  # whether it is the first token of a sentence; False where no clock asks
     line_start: Bool[np.ndarray, " S"]  # whether it is the first token of a line; False where no clock asks
+    read: Int[np.ndarray, "K _"] = np.zeros((0, 0), dtype=np.int64)  # what each reader of the clock says of it
 
 
 def index_in_row(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
@@ -81,9 +82,13 @@ def _since(row: TokenRow, marks: TokenMarks, starts: Bool[np.ndarray, " S"]) -> 
     return index - np.maximum.accumulate(last)
 
 
+Reader = Callable[[str, Int[np.ndarray, " T"]], Int[np.ndarray, " T"]]
+"""Tells a number of each token of a text, from the text and the places at which its tokens begin."""
+
+
 @dataclass(frozen=True)
 class Clock:
-    """A named way to tell a token's position."""
+    """A way to tell a token's position."""
 
     name: str
     label: str  # in figures
@@ -91,11 +96,17 @@ class Clock:
     longest: int | None = None  # positions worth telling apart; None: as many as a row has
     within_row: bool = True  # whether it never exceeds the token's index in its row
     reads_text: bool = False  # whether rows must know for it where sentences and lines begin
+    readers: tuple[Reader, ...] = ()  # what else of the text rows must know, in the order of `TokenRow.read`
 
     @property
     def rule(self) -> dict[str, int]:
         """What pins how a text is read for it, where one is."""
         return {"text_rule": TEXT_RULE} if self.reads_text else {}
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anything but tokens is read for it."""
+        return self.reads_text or bool(self.readers)
 
     def size(self, context_length: int) -> int:
         """Number of positions this clock knows in rows of `context_length` tokens."""
@@ -119,10 +130,8 @@ CLOCKS: dict[str, Clock] = {
 }
 
 
-def clock_named(name: str) -> Clock:
-    if name not in CLOCKS:
-        raise TemporalLensError(f"there is no clock '{name}'{did_you_mean(name, CLOCKS)}")
-    return CLOCKS[name]
+GIVEN = "given"
+"""In place of a clock: positions that came with the activations."""
 
 
 def at_positions(table: Shaped[Tensor, "P ..."], positions: Int[Tensor, "..."]) -> Shaped[Tensor, "..."]:

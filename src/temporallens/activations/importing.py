@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from temporallens.activations.clocks import CLOCKS
+from temporallens.activations.clocks import CLOCKS, GIVEN
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
+from temporallens.activations.position_names import MOST_POSITIONS, NAMES, as_json_keys, checked_names
 from temporallens.activations.writer import Rows, StoreWriter, refuse_occupied
 from temporallens.defaults import own_defaults
 from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean
@@ -33,7 +34,7 @@ DEFLATE_RATIO = 1100
 """DEFLATE makes nothing smaller than about one 1,030th."""
 
 
-COMPANIONS = ("mask", "tokens", "documents")
+COMPANIONS = ("mask", "tokens", "documents", "positions")
 """What activations may come with; in a file of several arrays they have these names."""
 ACTIVATIONS = ("activations", "x")
 """Names of the activations in such a file."""
@@ -43,7 +44,7 @@ class Imported(NamedTuple):
     """Activations and their companions, as files gave them."""
 
     x: np.ndarray
-    companions: dict[str, np.ndarray]  # by what they are: mask, tokens, documents
+    companions: dict[str, np.ndarray]  # by what they are: mask, tokens, documents, positions
     file: str  # name of the file of the activations
     taken: list[str]  # of each file that holds several arrays a line on which were read as what, and which were not
 
@@ -216,6 +217,8 @@ def store_arrays(
     mask: Any = None,
     tokens: Any = None,
     documents: Any = None,
+    positions: Any = None,
+    position_names: Any = None,
     exclude_first: bool = True,
     norm_multiple: SupportsFloat | None = NORM_MULTIPLE,
     source: str = "arrays",
@@ -225,7 +228,8 @@ def store_arrays(
     mask `[N, S]` is true where there is an activation; tokens `[N, S]` are ids; documents `[N]` say which sequences belong
     together (by default each is a document of its own) and so must not be divided between training and held-out data.
     All may be tensors on any device, and NumPy's masked arrays: what is masked of `x` (whole vectors) or of `mask` is absent,
-    a masked token has no id. Positions count from a sequence's first activation, and a hole keeps those of what follows it.
+    a masked token has no id. Positions count from a sequence's first activation, and a hole keeps those of what follows it, unless
+    `positions` `[N, S]` say what they are: whole numbers from 0, below 2^20. `position_names` are theirs, a list from 0 or by number.
     Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays, and a
     second process that would write to `out` meanwhile is refused.
     exclude_first leaves index 0 out of training and headline metrics, as language models want it. The norm rule of `norm_multiple`
@@ -243,18 +247,26 @@ def store_arrays(
     mask = _present(x, mask, parts)
     tokens = np.full((sequences, length), -1) if tokens is None else _whole(tokens, "tokens", (sequences, length), missing=-1)
     documents = np.arange(sequences) if documents is None else _whole(documents, "documents", (sequences,))
+    given = None if positions is None else _positions(positions, mask > 0)
+    names = None if position_names is None else _names(position_names, given, mask > 0)
+    stored = (x, mask, tokens, documents, *([] if given is None else [given]))
     description = StoreDescription(
-        source={"kind": "arrays", "file": source, "sha256": _content((x, mask, tokens, documents), parts)},
+        source={
+            "kind": "arrays",
+            "file": source,
+            "sha256": _content(stored, parts),
+        },
         policies={
             "rows": "arrays, holes kept" if _has_holes(mask) else "arrays",
-            "clock": "index",
+            "clock": "index" if given is None else GIVEN,
+            **({} if names is None else {NAMES: as_json_keys(names)}),
             "context_length": length,
             "position_zero": "excluded" if exclude_first else "kept",
             "norm_multiple": norm_multiple,
         },
         width=width,
         dtype="float32",
-        positions=CLOCKS["index"].size(length),
+        positions=CLOCKS["index"].size(length) if given is None else int(given.max()) + 1,
     )
     out = user_path(out)
     refuse_occupied(out)
@@ -263,7 +275,10 @@ def store_arrays(
         try:
             for number, part in enumerate(parts):
                 if number >= writer.appends_done:
-                    writer.append(_rows(x[part], mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple))
+                    rows = _rows(x[part], mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple)
+                    if given is not None:
+                        rows = rows._replace(position=torch.from_numpy(given[part][mask[part] > 0]))
+                    writer.append(rows)
             return writer.finish()
         except CannotWriteError:
             raise
@@ -365,6 +380,27 @@ def _whole(value: Any, name: str, shape: tuple[int, ...], missing: int | None = 
     if largest > np.iinfo(np.int64).max:
         raise TemporalLensError(f"{name} should hold integers below 2^63; the largest of these is {largest}")
     return np.where(masked, missing or 0, array.astype(np.int64)) if masked.any() else array
+
+
+def _positions(value: Any, present: np.ndarray) -> Int[np.ndarray, "N S"]:
+    """Positions of activations; 0 where there is none."""
+    array = _whole(value, "positions", present.shape, missing=-1)
+    wrong = present & ((array < 0) | (array >= MOST_POSITIONS))
+    if wrong.any():
+        found = int(array[wrong][0])
+        said = "has none" if found < 0 and np.ma.is_masked(value) else f"is {found}"
+        raise TemporalLensError(f"the position {_first_index(wrong)} {said}: positions are whole numbers from 0 to {MOST_POSITIONS - 1:,}")
+    return np.where(present, array, 0).astype(np.int64)
+
+
+def _names(names: Any, positions: Int[np.ndarray, "N S"] | None, present: np.ndarray) -> dict[int, str]:
+    """Names of every position that occurs."""
+    found = checked_names(names)
+    if positions is None:
+        raise TemporalLensError("position_names name what positions say: give positions too")
+    if nameless := sorted(set(np.unique(positions[present]).tolist()) - found.keys()):
+        raise TemporalLensError(f"position {nameless[0]} occurs and has no name: position_names name every one, or are left out")
+    return found
 
 
 def _present(x: Any, given: Any, parts: list[slice]) -> np.ndarray:

@@ -36,7 +36,7 @@ class Passage(NamedTuple):
     """`T` tokens in a row."""
 
     document: int
-    index: list[int]  # [T] in the sequence
+    indices: list[int]  # [T] in the sequence
     words: list[str]  # [T]
     token: list[float] | None  # [T] None where the dictionary knows nothing of tokens beforehand
     before: list[float] | None  # [T]
@@ -66,7 +66,7 @@ def passage_of(dictionary: Dictionary, seen: HeldOut) -> Passage | None:
     strongest = codes.topk(min(STRONGEST, codes.shape[1]), dim=1)
     return Passage(
         document=int(rows.document[chosen[0]]),
-        index=rows.index[chosen].tolist(),
+        indices=rows.index[chosen].tolist(),
         words=words,
         token=token,
         before=before,

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from temporallens.activations.expressions import clock_of
+from temporallens.activations.position_names import names_in
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.errors import TemporalLensError
@@ -182,6 +184,16 @@ class ActivationsResult(Part):
     eta2_floor: float
     excluded: dict[str, int]
     norm: list[float]
+
+    @property
+    def position_names(self) -> dict[int, str]:
+        """Names of positions, where these have any."""
+        return names_in(self.policies)
+
+    @property
+    def clock_name(self) -> str:
+        """The clock, as a sentence has it."""
+        return clock_of(self.clock).name if self.clock.startswith("{") else self.clock
 
 
 class Results(Part):

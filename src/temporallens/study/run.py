@@ -20,7 +20,7 @@ from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import RunResult, assemble, load_results
+from temporallens.evaluation.results import Results, RunResult, assemble, load_results
 from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.sections import SECTIONS
@@ -294,11 +294,11 @@ def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         results = load_results(run.folder)
-        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results.runs))
+        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results))
         yield stage
 
 
-def browsed_in(run: Run, results: Sequence[RunResult]) -> list[Browsed]:
+def browsed_in(run: Run, results: Results) -> list[Browsed]:
     """The dictionaries whose features this study looks at; files that an earlier form of it left are none of these."""
     files = {(stage.run, stage.section): run.path(stage) for stage in run.measured()}
 
@@ -307,9 +307,11 @@ def browsed_in(run: Run, results: Sequence[RunResult]) -> list[Browsed]:
         return None if path is None else read_json(path, "a measurement of a dictionary")
 
     found = []
-    for result in results:
+    for result in results.runs:
         if (features := read(result, "features")) is not None:
-            found.append(Browsed(result.id.title, features, *(read(result, name) for name in ("positions", "clusters", "tokens"))))
+            positions, clusters, tokens = (read(result, name) for name in ("positions", "clusters", "tokens"))
+            names = results.activations[result.activations].position_names
+            found.append(Browsed(result.id.title, features, positions, clusters, tokens, names))
     return found
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from temporallens.activations.clocks import CLOCKS
+from temporallens.activations.expressions import clock_of
 from temporallens.activations.language.contents import content_of
 from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.stored import StoredPolicy
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import explained, fingerprint, read_json, write_json
@@ -94,9 +96,11 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
         if policy.compute_dtype == "auto":
             del shaped_by["policy"]["compute_dtype"]  # a store that was made on another machine, or before there was a choice, stays
         text = open_corpus(policy.text, policy.column, policy.split)
-        shaped_by |= {"model": models[policy.model], "text": text.fingerprint, **CLOCKS[policy.clock].rule}
+        shaped_by |= {"model": models[policy.model], "text": text.fingerprint, **clock_of(policy.clock).rule}
         if policy.rows == "packed":  # stores of earlier versions did not distinguish the documents of a row
             shaped_by["entries"] = "by document"
+    if isinstance(policy, StoredPolicy):
+        shaped_by["content"] = store_fingerprint(policy.opened)
     folder = PATHS.store(name)
     return _stage("harvest", f"harvest/{name}", folder, shaped_by, [], proof=folder / "manifest.json", activations=name)
 

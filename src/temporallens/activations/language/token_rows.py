@@ -8,14 +8,14 @@ cores, but never in pieces: what a normalizer puts before a text or strips off i
 longest document, of which every character takes a tokenizer 70 to 150 bytes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from temporallens.activations.clocks import TokenRow
+from temporallens.activations.clocks import Reader, TokenRow
 from temporallens.activations.language.boundaries import starts_in
 from temporallens.activations.language.models import LanguageModel
 from temporallens.errors import TemporalLensError
@@ -60,10 +60,11 @@ def token_rows(
     rows_per_document: int | None = None,
     *,
     starts: bool = True,
+    readers: Sequence[Reader] = (),
 ) -> Iterator[TokenRow]:
     """Rows of `documents` in order, lazily. With `rows_per_document`, that many of each document's rows, evenly spaced through it;
-    without `starts`, what begins a sentence or a line is not told, and rows come sooner."""
-    texts = (text for text in tokenised(model, documents, starts) if text.shape[1])
+    without `starts`, what begins a sentence or a line is not told, and rows come sooner. `readers` tell more of the text."""
+    texts = (text for text in tokenised(model, documents, starts, readers) if text.shape[1])
     if rows == "packed":
         yield from _packed(texts, shape)
         return
@@ -74,12 +75,16 @@ def token_rows(
             yield _enclosed(columns[:, row * shape.room : (row + 1) * shape.room], shape)
 
 
-def tokenised(model: LanguageModel, documents: Iterable[str], starts: bool = True) -> Iterator[Int[np.ndarray, "3 T"]]:
-    """All tokens of each document, without special ones, and (with `starts`) whether each is the first of a sentence, and of a line."""
+def tokenised(
+    model: LanguageModel, documents: Iterable[str], starts: bool = True, readers: Sequence[Reader] = ()
+) -> Iterator[Int[np.ndarray, "C T"]]:
+    """All tokens of each document, without special ones, (with `starts`) whether each is the first of a sentence, and of a line, and what
+    readers say of it."""
     for group in grouped(documents):
-        if starts:
+        if starts or readers:
             for text, (ids, spans) in zip(group, model.encode_with_spans(group), strict=True):
-                yield np.stack([ids, *starts_in(text, spans)])
+                begins = starts_in(text, spans) if starts else np.zeros((2, len(ids)), dtype=bool)
+                yield np.stack([ids, *begins, *(reader(text, spans.start) for reader in readers)])
         else:
             for tokens in model.encode_all(group):
                 yield np.pad(np.array([tokens], dtype=np.int32), ((0, 2), (0, 0)))
@@ -107,40 +112,46 @@ def evenly_spaced(count: int, wanted: int | None) -> Iterator[int]:
         yield from ((2 * part + 1) * count // (2 * wanted) for part in range(wanted))
 
 
-def _columns(text: Int[np.ndarray, "3 T"], document: int) -> Int[np.ndarray, "5 T"]:
-    """The columns of a TokenRow: tokens, documents, positions in the document, and what begins there."""
+def _columns(text: Int[np.ndarray, "_ T"], document: int) -> Int[np.ndarray, "C T"]:
+    """The columns of a TokenRow: tokens, documents, positions in the document, what begins there, and what is read of it."""
     length = text.shape[1]
     return np.stack([text[0], np.full(length, document), np.arange(length), *text[1:]]).astype(np.int32)
 
 
-def _inserted(token: int | None, document: int, position: int) -> Int[np.ndarray, "5 1"]:
+def _inserted(token: int | None, document: int, position: int, columns: int) -> Int[np.ndarray, "C 1"]:
     """A token that stands for no text, and begins nothing."""
-    return np.array([[token], [document], [position], [0], [0]], dtype=np.int32)
+    return np.array([[token], [document], [position], *([0] for _ in range(columns - 3))], dtype=np.int32)
 
 
-def _packed(texts: Iterable[Int[np.ndarray, "3 T"]], shape: RowShape) -> Iterator[TokenRow]:
+def _packed(texts: Iterable[Int[np.ndarray, "_ T"]], shape: RowShape) -> Iterator[TokenRow]:
     """Join the documents with separators and cut the stream into rows; the last row may be short."""
-    stream = np.empty((5, 0), dtype=np.int32)
+    stream = None
     length = 0  # of the document before, whose end a separator marks
     for document, text in enumerate(texts):
-        separators = [_inserted(shape.separator, document - 1, length)] if document else []
-        stream = np.concatenate([stream, *separators, _columns(text, document)], axis=1)
+        columns = _columns(text, document)
+        if stream is None:
+            stream = columns
+        else:
+            separator = _inserted(shape.separator, document - 1, length, len(columns))
+            stream = np.concatenate([stream, separator, columns], axis=1)
         length = text.shape[1]
         whole = stream.shape[1] // shape.room * shape.room
         for start in range(0, whole, shape.room):
             yield _enclosed(stream[:, start : start + shape.room], shape)
         stream = stream[:, whole:]
-    if stream.size:
+    if stream is not None and stream.size:
         yield _enclosed(stream, shape)
 
 
-def _enclosed(text: Int[np.ndarray, "5 S"], shape: RowShape) -> TokenRow:
+def _enclosed(text: Int[np.ndarray, "C S"], shape: RowShape) -> TokenRow:
     """Put the opening and closing tokens around the text of a row."""
     parts = [text]
     if shape.opening is not None:
-        parts.insert(0, _inserted(shape.opening, *text[1:3, 0].tolist()))
+        document, position = text[1:3, 0].tolist()
+        parts.insert(0, _inserted(shape.opening, document, position, len(text)))
     if shape.closing is not None:
         document, position = text[1:3, -1].tolist()
-        parts.append(_inserted(shape.closing, document, position + 1))
-    tokens, documents, positions, sentence_start, line_start = np.concatenate(parts, axis=1)
-    return TokenRow(tokens, documents, positions, sentence_start.astype(bool), line_start.astype(bool))
+        parts.append(_inserted(shape.closing, document, position + 1, len(text)))
+    tokens, documents, positions, sentence_start, line_start, *read = np.concatenate(parts, axis=1)
+    told = np.stack(read) if read else np.zeros((0, len(tokens)), dtype=np.int32)
+    return TokenRow(tokens, documents, positions, sentence_start.astype(bool), line_start.astype(bool), told)

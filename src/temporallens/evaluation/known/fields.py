@@ -1,4 +1,5 @@
-"""Whether masks know the fields of a record: each field as a group of features, against the layout that is known by construction.
+"""Whether masks know the fields of a record: each field as a group of features, against the layout that is known by construction, or from
+the names of positions, those of one name being the columns of one field.
 
 A feature's columns are where its mask is open (for a dictionary without masks: where it fires). A feature of which more than half of
 the columns lie in one field is that field's own; the others are shared. Precision says how well the columns of a field's own features
@@ -7,6 +8,7 @@ keep to the field, recall how many of the field's columns they reach, and the ow
 layout, so the null repeats everything with layouts whose fields are as long and as contiguous, but elsewhere.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from temporallens.activations.made.records import read_layout
+from temporallens.activations.position_names import names_in
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -83,7 +86,7 @@ def score_fields(
 
     Raises TemporalLensError when the store's layout is not known, or when no feature fires often enough to be counted.
     """
-    fields = read_layout(store.folder).fields
+    fields = fields_of(store)
     fired, tokens = count_firings(dictionary, store, held_out, cache)
     live = fired.sum(0) >= LEAST_FIRINGS
     if not live.any():
@@ -93,6 +96,20 @@ def score_fields(
     gates = dictionary.gates_by_position()
     columns = open_columns(None if gates is None else gates.double().cpu().numpy(), fired, tokens)[:, live]
     return compare(columns, fired[:, live], tokens > 0, fields, "firing" if gates is None else "mask", np.random.default_rng(seed))
+
+
+def fields_of(store: ActivationStore) -> dict[str, tuple[int, ...]]:
+    """Columns of each field: of records as they were made, of others by the names of positions."""
+    description = store.manifest.description
+    return read_layout(store.folder).fields if description.source.get("kind") == "records" else named_fields(names_in(description.policies))
+
+
+def named_fields(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Columns by their name; none where no two share one: what every position has to itself is no field."""
+    fields: dict[str, tuple[int, ...]] = {}
+    for position, name in sorted(names.items()):
+        fields[name] = (*fields.get(name, ()), position)
+    return fields if any(len(columns) > 1 for columns in fields.values()) else {}
 
 
 def count_firings(

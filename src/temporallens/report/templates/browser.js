@@ -39,6 +39,11 @@
     return data;
   }
 
+  // What stands for a position: its name, where it has one.
+  function named(data, position) {
+    return data.names[position] === undefined ? String(position) : data.names[position];
+  }
+
   function peakOf(data, feature, bins) {
     let best = 0;
     for (let bin = 1; bin < bins; bin++) if (data.rate[feature * bins + bin] > data.rate[feature * bins + best]) best = bin;
@@ -53,7 +58,7 @@
 
   const COLUMNS = [
     { key: "density", title: "fires", show: percent, up: false, of: (data) => data.density },
-    { key: "peak", title: "peak position", show: String, up: true, of: (data) => data.peak },
+    { key: "peak", title: "peak position", show: (value, data) => named(data, value), up: true, of: (data) => data.peak },
     { key: "specialisation", title: "specialisation", show: short, up: false, of: (data) => data.columns.specialisation },
     { key: "information", title: "information, bits", show: short, up: false, of: (data) => data.columns.information },
     { key: "q", title: "q", show: short, up: true, of: (data) => data.columns.q },
@@ -92,7 +97,7 @@
     const inner = width - left - right, tall = height - top - bottom, step = inner / data.bins, scale = data.scale[feature];
     const at = (table, bin) => table[feature * data.bins + bin] / 255;
     const x = (bin) => left + bin * step, y = (share) => top + tall * (1 - share);
-    const label = `Feature ${feature}: share of tokens on which it fires, by position; highest at position ${data.peak[feature]}`;
+    const label = `Feature ${feature}: share of tokens on which it fires, by position; highest at position ${named(data, data.peak[feature])}`;
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, class: "profile", role: "img", "aria-label": label });
     const edge = (table) => Array.from({ length: data.bins }, (_, bin) => `${x(bin)},${y(at(table, bin))} ${x(bin + 1)},${y(at(table, bin))}`);
     svg.append(drawn("polygon", { points: [...edge(data.high), ...edge(data.low).map((pair) => pair.split(" ").reverse().join(" ")).reverse()].join(" "), class: "chance" }));
@@ -110,7 +115,7 @@
     for (let bin = 0; bin < data.bins; bin++) {
       if (x(bin) - last < 34) continue;
       last = x(bin);
-      const label = step > 56 && data.last[bin] > data.first[bin] ? `${data.first[bin]}\u2013${data.last[bin]}` : String(data.first[bin]);
+      const label = step > 56 && data.last[bin] > data.first[bin] ? `${named(data, data.first[bin])}\u2013${named(data, data.last[bin])}` : named(data, data.first[bin]);
       svg.append(drawn("text", { x: x(bin) + step / 2, y: top + tall + 16, "text-anchor": "middle" }, label));
     }
     svg.append(drawn("text", { x: left + inner / 2, y: height - 6, "text-anchor": "middle" }, "position"));
@@ -126,7 +131,7 @@
     const say = (bin) => {
       current = Math.max(0, Math.min(data.bins - 1, bin));
       const from = data.first[current], to = data.last[current];
-      const where = from === to ? `position ${from}` : `positions ${from} to ${to}`;
+      const where = from === to ? `position ${named(data, from)}` : `positions ${named(data, from)} to ${named(data, to)}`;
       const chance = [place.at(data.low, current), place.at(data.high, current)].map((share) => percent(share * place.scale)).join(" to ");
       const mask = data.open ? `; open ${percent(place.at(data.open, current))}` : "";
       line.textContent = `${where}: fires on ${percent(place.at(data.rate, current) * place.scale)} of ${data.binTokens[current].toLocaleString("en")} tokens; chance ${chance}${mask}`;
@@ -228,7 +233,7 @@
       }
       const contexts = data.contexts[feature].map((context) => {
         const words = wordsOf(data, context).map((word, place) => (place === context[1] ? element("mark", {}, word) : word));
-        return element("li", {}, element("span", { class: "words" }, ...words), element("span", { class: "source" }, ` position ${context[2]}, activation ${short(context[3])}`));
+        return element("li", {}, element("span", { class: "words" }, ...words), element("span", { class: "source" }, ` position ${named(data, context[2])}, activation ${short(context[3])}`));
       });
       const head = element("h3", {}, `Feature ${feature}`);
       const key = element("p", { class: "source key" }, element("span", { class: "k-bar" }, "fires"), element("span", { class: "k-chance" }, "chance, 95 %"), ...(data.open ? [element("span", { class: "k-mask" }, "mask open (right axis)")] : []));
