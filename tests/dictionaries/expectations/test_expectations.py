@@ -337,4 +337,4 @@ def test_the_control_looks_back_in_the_next_sequence() -> None:
     assert own.looked_at["induction"].tolist() == [-1, -1, -1, 1, -1, -1, 5, 6, -1, -1, -1, 9]
     assert other.looked_at["previous"].tolist() == [-1, 4, 5, 6, -1, 8, 9, 10, -1, 0, 1, 2]
     assert other.looked_at["same_token"].tolist() == [-1, 4, 5, 6, -1, -1, 8, 9, -1, -1, 0, 1]
-    assert other.grid[other.sequence[8], :2].tolist() == [0, 1]
+    assert own.sequence.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and other.sequence.tolist() == [1] * 4 + [2] * 4 + [0] * 4

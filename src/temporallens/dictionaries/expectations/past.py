@@ -26,14 +26,14 @@ SHARPNESS = 10.0
 
 
 class Links(NamedTuple):
-    """Which of N rows each row looks back at; -1 for none."""
+    """Which rows each of N rows looks back at. Rows go by their slots, `sequence * S + place` in a grid of B sequences of at most S rows;
+    -1 for none."""
 
     levels: list[Int[Tensor, " n"]]  # rows by their place in their sequence: each looks back at rows of earlier levels only
-    usable: Bool[Tensor, " N"]  # whose reconstructions count
-    before: Int[Tensor, " N"]  # in their own sequence
+    slot: Int[Tensor, " N"]
+    usable: Bool[Tensor, "B S"]  # whose reconstructions count
     looked_at: dict[PastKind, Int[Tensor, " N"]]
-    grid: Int[Tensor, "B S"]  # rows by sequence and place
-    sequence: Int[Tensor, " N"]  # of that grid, that each row looks back in
+    sequence: Int[Tensor, " N"]  # that each row looks back in
 
 
 def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> Links:
@@ -53,14 +53,15 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
         "induction": torch.where(followed < 0, UNKNOWN, followed + 1),
         "attention": before,
     }
-    rows = grid.spread(torch.arange(1, len(before) + 1, device=before.device)) - 1  # UNKNOWN where a sequence is shorter
-    sequence = grid.sequence
+    sequence, usable = grid.sequence, grid.spread(grid.usable)
     if of_others:
-        partner, sequence = grid.gathered(rows.roll(-1, 0)), (sequence + 1) % len(rows)
+        number = grid.spread(torch.arange(1, len(before) + 1, device=before.device))  # 0 where a sequence is shorter
+        partner, sequence = grid.gathered(number.roll(-1, 0)) - 1, (sequence + 1) % len(number)
         looked_at = {kind: _through(partner, looked) for kind, looked in looked_at.items()}
     order = torch.argsort(grid.place, stable=True)
     levels = list(order.split(torch.bincount(grid.place).tolist()))
-    return Links(levels, grid.usable, before, {kind: looked_at[kind] for kind in kinds}, rows, sequence)
+    slot = grid.sequence * usable.shape[1] + grid.place
+    return Links(levels, slot, usable, {kind: _through(looked_at[kind], slot) for kind in kinds}, sequence)
 
 
 def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -89,8 +90,8 @@ Decode = Callable[[Int[Tensor, " n"], Float[Tensor, "n D"]], Float[Tensor, "n D"
 
 def walk(links: Links, past_map: Float[Tensor, "JD D"], decay: float, reconstructed: Decode, keep_features: bool = False) -> Walked:
     """Go through sequences, each row from what was reconstructed before it."""
-    rows, width = len(links.usable), past_map.shape[1]
-    memory = Memory(*(past_map.new_zeros(rows, width) for _ in Memory._fields))
+    rows, width, usable = len(links.slot), past_map.shape[1], links.usable.flatten()
+    memory = Memory(*(past_map.new_zeros(len(usable), width) for _ in Memory._fields))
     said = past_map.new_zeros(rows, width)
     features = past_map.new_zeros(rows, len(past_map)) if keep_features else None
     for place, level in enumerate(links.levels):
@@ -98,21 +99,22 @@ def walk(links: Links, past_map: Float[Tensor, "JD D"], decay: float, reconstruc
         if features is not None:
             features[level] = u
         said[level] = u @ past_map
-        deviation = reconstructed(level, said[level]) * links.usable[level, None]
-        memory.deviation[level] = deviation
+        slot = links.slot[level]
+        deviation = reconstructed(level, said[level]) * usable[slot, None]
+        memory.deviation[slot] = deviation
         if "mean" in links.looked_at:
-            memory.mean[level] = decay * _gathered(memory.mean, links.looked_at["mean"][level]) + (1 - decay) * deviation
+            memory.mean[slot] = decay * _gathered(memory.mean, links.looked_at["mean"][level]) + (1 - decay) * deviation
         if "attention" in links.looked_at:
-            memory.direction[level] = functional.normalize(deviation, dim=1)
+            memory.direction[slot] = functional.normalize(deviation, dim=1)
     return Walked(said, features)
 
 
 class Memory(NamedTuple):
-    """Of the rows that were walked."""
+    """Of the slots that were walked."""
 
-    deviation: Float[Tensor, "N D"]
-    mean: Float[Tensor, "N D"]  # exponential
-    direction: Float[Tensor, "N D"]  # of the deviation
+    deviation: Float[Tensor, "BS D"]
+    mean: Float[Tensor, "BS D"]  # exponential
+    direction: Float[Tensor, "BS D"]  # of the deviation
 
 
 def _looked(memory: Memory, links: Links, kind: PastKind, level: Int[Tensor, " n"], place: int) -> Float[Tensor, "n D"]:
@@ -123,15 +125,18 @@ def _looked(memory: Memory, links: Links, kind: PastKind, level: Int[Tensor, " n
 
 
 def _attended(memory: Memory, links: Links, level: Int[Tensor, " n"], place: int) -> Float[Tensor, "n D"]:
-    """What followed rows like the row before."""
-    earlier = links.grid[links.sequence[level], :place]
-    known = (earlier >= 0) & links.usable[earlier.clamp(min=0)]
-    follows = torch.where(known, links.before[earlier.clamp(min=0)], UNKNOWN)
-    keys = _gathered(memory.direction, follows.reshape(-1)).view(*earlier.shape, memory.direction.shape[1])
+    """What followed rows like the row before: values are the rows from the second on, keys the rows before these."""
     query = _gathered(memory.direction, links.looked_at["attention"][level])
-    score = (SHARPNESS * torch.einsum("nd,ntd->nt", query, keys)).masked_fill(follows < 0, -torch.inf)
-    weight = functional.pad(score, (1, 0)).softmax(1)[:, 1:]
-    return torch.einsum("nt,ntd->nd", weight, memory.deviation[earlier.clamp(min=0)])
+    if place < 2:
+        return torch.zeros_like(query)
+    shape, sequence = links.usable.shape, links.sequence[level]
+    deviation, direction = (part.view(*shape, -1) for part in (memory.deviation, memory.direction))
+    usable = links.usable
+    if len(sequence) < shape[0] or not bool((sequence == torch.arange(shape[0], device=sequence.device)).all()):
+        deviation, direction, usable = deviation[sequence, :place], direction[sequence, :place], usable[sequence, :place]
+    score = SHARPNESS * torch.bmm(direction[:, : place - 1], query[:, :, None])[:, :, 0]
+    weight = functional.pad(score.masked_fill(~usable[:, 1:place], -torch.inf), (1, 0)).softmax(1)[:, 1:]
+    return torch.bmm(weight[:, None], deviation[:, 1:place])[:, 0]
 
 
 def _gathered(memory: Float[Tensor, "N D"], rows: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
