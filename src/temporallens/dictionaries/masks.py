@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.activations.clocks import at_positions
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.sparse import Block, Floor
+from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 
 CLOSED = 0.01
