@@ -66,6 +66,15 @@ class Walk(NamedTuple):
     features: Float[Tensor, "N JD"] | None  # what the past is read from, where it is asked for
 
 
+def _directions(features: int, width: int, generator: torch.Generator) -> Float[Tensor, "F D"]:
+    """Random unit rows. On the meta device, where a dictionary is built for its shapes alone, nothing is drawn: that would import
+    PyTorch's compiler, for a second."""
+    if torch.get_default_device().type == "meta":
+        return torch.empty(features, width, dtype=torch.float32)
+    directions = torch.randn(features, width, generator=generator, dtype=torch.float32)
+    return directions.div_(torch.linalg.vector_norm(directions, dim=1, keepdim=True))
+
+
 class Dictionary(Centred):
     """Encodes activations into sparse non-negative codes and reconstructs them; arms say how."""
 
@@ -86,8 +95,7 @@ class Dictionary(Centred):
     def __init__(self, width: int, config: ArmConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config, features = config, config.features
-        directions = torch.randn(features, width, generator=generator, dtype=torch.float32)
-        directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+        directions = _directions(features, width, generator)
         self.encoder = nn.Parameter(directions.clone())
         self.encoder_bias = nn.Parameter(torch.zeros(features, dtype=torch.float32))
         self.decoder = nn.Parameter(directions)
