@@ -666,6 +666,7 @@ def test_a_study_runs_on_a_model_of_every_family(family: str, study: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_gemma_study_runs_on_a_tiny_random_gemma_2(tmp_path: Path) -> None:
     """All of it, but for the number of training steps: 2,000 of three dictionaries are minutes that prove nothing more."""
     folder, out, study = tmp_path / "tiny-gemma-2", tmp_path / "out", tmp_path / "gemma-2-2b.yaml"

@@ -49,8 +49,8 @@ def text_surprisal(
         with progress(f"Surprisal of {network.title}", int(lengths.sum()), "tokens") as advance:
             for number, texts in enumerate(parts):
                 if known[number] is None:
-                    known[number] = {"surprisal": _of_part(work, texts)}
-                    files.put_tensors(keys[number], known[number])
+                    known[number] = made = {"surprisal": _of_part(work, texts)}
+                    files.put_tensors(keys[number], made)
                 advance(int(lengths[texts].sum()))
     whole = torch.cat([part["surprisal"] for part in known if part is not None])
     return list(whole.split((lengths - 1).tolist()))
