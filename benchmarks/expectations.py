@@ -15,10 +15,11 @@ from benchmarks.timing import Section, Settings, Sizes, batches, interleaved, tu
 from benchmarks.training_step import LEARNING, STEPS, WARM_UP, normalisation, positions_of, training_policy
 from temporallens.activations.loader import Batch
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
-from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.expectations.past import PAST_KINDS
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation
+from temporallens.dictionaries.steps import Progress
 from temporallens.precision import precision
 from temporallens.training.trainee import ArmRun, Trainee
 from temporallens.training.views import Views

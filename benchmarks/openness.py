@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.timing import Section, Settings, Sizes, batches, interleaved, turn
 from benchmarks.training_step import STEPS, OurStep
 from temporallens.dictionaries.arms.positional import Positional, PositionalDictionary
-from temporallens.dictionaries.base import Progress
+from temporallens.dictionaries.steps import Progress
 from temporallens.precision import precision
 
 QUARTER = 0.25

@@ -14,8 +14,8 @@ from benchmarks.peers import LIBRARIES, NOT_INSTALLED, Peers
 from benchmarks.timing import Section, Settings, Sizes, Turn, batches, interleaved, turn
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
-from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.kinds import Arm
+from temporallens.dictionaries.steps import Progress
 from temporallens.precision import DTYPES, Precision, precision
 from temporallens.training.objective import Inputs, inputs_for
 from temporallens.training.policy import TrainingPolicy

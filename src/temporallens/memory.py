@@ -1,4 +1,5 @@
-"""How the process keeps memory: large tensors of a training step are freed and taken again at the same size, step after step."""
+"""How the process uses memory: large tensors of a training step are freed and taken again at the same size, step after step, and
+products go through the processor's cache part by part."""
 
 import ctypes
 import functools
@@ -11,6 +12,9 @@ LARGEST = 32 << 20
 
 KEPT = 1 << 30
 """Bytes of freed memory that stay with the process."""
+
+CACHED_ROWS = 512
+"""Rows of a weight matrix that are worked on at a time, where a product in between would else leave the processor's cache."""
 
 
 @functools.cache

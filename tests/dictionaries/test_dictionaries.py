@@ -9,9 +9,9 @@ import torch
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.arms.standard import Standard
-from temporallens.dictionaries.base import Dead
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
+from temporallens.dictionaries.steps import Dead
 from temporallens.errors import TemporalLensError
 
 POSITIONS, WIDTH = 16, 12

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from temporallens.dictionaries.arms.posthoc import PostHocDictionary
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.kinds import BatchTopK, Positional, PositionalReLU, PostHoc, RandomMask, Sliced
 from temporallens.dictionaries.masks import PositionMask, group_of_position, group_starts, smooth_basis
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.sparse import select_largest_static
+from temporallens.dictionaries.steps import Dead, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.training.objective import RowWeights, inputs_for, objective
 from temporallens.training.trainee import ArmRun, Trainee

@@ -11,7 +11,7 @@ import yaml
 from tools.results import write_docs
 
 from temporallens.activations.language.models import LanguageModel
-from temporallens.dictionaries.base import Progress
+from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
 from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
-from temporallens.dictionaries.base import Progress
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.dictionaries.steps import Progress
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.snapshots import snapshot_steps, snapshots_of, soft_of
 from temporallens.training.trainee import ArmRun

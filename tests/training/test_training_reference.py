@@ -8,7 +8,7 @@ from temporallens.activations.loader import Loader
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.arms.standard import Standard
-from temporallens.dictionaries.base import Dead, Forward
+from temporallens.dictionaries.steps import Dead, Forward
 from temporallens.training.history import load_history
 from temporallens.training.objective import RowWeights, inputs_for, objective, squared_errors
 from temporallens.training.policy import TrainingPolicy

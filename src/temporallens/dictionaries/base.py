@@ -3,183 +3,31 @@
 Weights are kept with one row per feature: `encoder [F, D]`, `decoder [F, D]` (unit rows). A dictionary computes
 `pre = (x - decoder_bias) @ encoder.T + encoder_bias`, turns it into codes in the way of its arm, and reconstructs
 `codes @ decoder + decoder_bias`. While it is trained its inputs are centred and scaled; `fold` then moves it into raw units.
+What its settings have in common stands in `config`, what it is given in `inputs` and `steps`, its centring in `centring`.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from temporallens.activations.clocks import at_positions
 from temporallens.activations.context import Context, context_of_tokens
-from temporallens.activations.importing import is_dense
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.centring import Centred
+from temporallens.dictionaries.config import ArmSettings
 from temporallens.dictionaries.expectations.past import links_of, walk
-from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation
-from temporallens.dictionaries.sparse import Codes
+from temporallens.dictionaries.inputs import Positions, Tokens, known_policy, refuse_non_finite, refuse_unfit, whole_positions
+from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
 from temporallens.errors import TemporalLensError
-from temporallens.settings import Settings
-
-Positions = Tensor | np.ndarray | np.number | Sequence[Any] | int | float
-"""What stands for positions where users give them: anything that holds whole numbers."""
-
-Tokens = Context | Tensor | np.ndarray | Sequence[Any]
-"""What stands for tokens: whole numbers in the shape of the activations without their width, or what is known of rows already."""
-
-CACHED_ROWS = 512
-"""Rows of a weight matrix that are worked on at a time, where a product in between would else leave the processor's cache."""
+from temporallens.memory import CACHED_ROWS
 
 
-def whole_positions(given: Positions) -> Int[Tensor, "*batch"]:
-    """Positions as int64. Raises TemporalLensError for what is no whole number, and below 0."""
-    numbers = given.detach() if isinstance(given, Tensor) else _tensor_of(given)
-    if numbers is None or numbers.dtype == torch.bool or numbers.is_complex():
-        raise TemporalLensError(f"positions should be whole numbers; these are {_described(given)}")
-    found = numbers.long()
-    if numbers.is_floating_point() and not bool((found == numbers).all()):
-        raise TemporalLensError(f"positions should be whole numbers; one of these is {float(numbers[found != numbers][0]):g}")
-    if bool((found < 0).any()):
-        raise TemporalLensError(f"positions start at 0; the smallest of these is {int(found.min())}")
-    return found
-
-
-def _tensor_of(given: Any) -> Tensor | None:
-    """The numbers of an array or list, whatever their type; None where they are none, or beyond int64."""
-    try:
-        array = np.asanyarray(given)
-    except ValueError as error:
-        raise TemporalLensError("positions should be whole numbers; these are lists of different lengths") from error
-    if np.ma.is_masked(array):
-        raise TemporalLensError("some of the positions are masked: give the position of every row")
-    if array.dtype.kind not in "iuf" or (array.dtype.kind == "u" and array.size and array.max() >= 1 << 63):
-        return None
-    return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype.kind == "f" else np.int64))
-
-
-def known_policy(given: Any) -> int | Literal["mean"] | None:
-    """A `position_policy`. Raises TemporalLensError for what is neither a position nor 'mean' nor None."""
-    if given is None:
-        return None
-    if isinstance(given, str) and given == "mean":
-        return "mean"
-    try:
-        return int(whole_positions(given).reshape(()))
-    except (TemporalLensError, RuntimeError) as error:
-        raise TemporalLensError(f"the position_policy is {given!r}: it should be a position (a whole number from 0) or 'mean'") from error
-
-
-def refuse_unfit(rows: Any, width: int, what: str, wanted: str) -> None:
-    """Raise TemporalLensError unless `rows` is a tensor of numbers of this width."""
-    if not isinstance(rows, Tensor) or rows.is_complex():
-        raise TemporalLensError(f"{what} should be a tensor of real numbers; these are {_described(rows)}")
-    if not is_dense(rows):
-        raise TemporalLensError(f"{what} should be an ordinary dense tensor; this one has no values, or is sparse, nested or quantised")
-    if rows.ndim == 0 or rows.shape[-1] != width:
-        found = f"of width {rows.shape[-1]}" if rows.ndim else "without a width"
-        raise TemporalLensError(f"{what} {found} do not fit this dictionary of {wanted}")
-
-
-@torch.no_grad()
-def refuse_non_finite(x: Float[Tensor, "N D"], shape: Sequence[int], what: str) -> None:
-    """Raise TemporalLensError where a row of `x`, whose rows have this shape, holds NaN, infinity, or numbers whose squares float32
-    has none for: an encoder's product with them would be nothing. One sum where all is well."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if bool(torch.isfinite(torch.linalg.vector_norm(x, dtype=wide))):
-        return
-    wrong = (~torch.isfinite(torch.linalg.vector_norm(x, dim=1, dtype=wide))).nonzero()[:, 0].tolist()
-    if wrong:
-        index = ", ".join(str(int(number)) for number in np.unravel_index(wrong[0], tuple(shape)))
-        raise TemporalLensError(f"{what} NaN or infinity, or numbers too large to be squared in float32, in row {index}")
-
-
-def _described(value: Any) -> str:
-    """The type of what was given, in a word or two."""
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{str(value.dtype).removeprefix('torch.')} in {'a tensor' if isinstance(value, Tensor) else 'an array'}"
-    return f"a {type(value).__name__}" if not isinstance(value, list | tuple) else f"a list that holds {np.asarray(value).dtype}"
-
-
-Role = Literal["ordinary", "baseline", "fallback", "control", "positional", "temporal"]
-"""What an arm is for in a study.
-
-`ordinary`: knows nothing of position; what others gain on order and probing tasks is over the first of these in a study.
-`baseline`: what every other arm is compared with at equal L0.
-`fallback`: stands in where a study has no baseline.
-`control`: under a mask that no training found: what a learned one must beat.
-`positional`: learns at which positions each feature is open; the headline picture is of one.
-`temporal`: knows of time or order in another way.
-"""
-
-
-class ArmConfig(Settings):
-    """What every arm's configuration has; each arm adds its own fields, `kind` among them, and builds its dictionary."""
-
-    if TYPE_CHECKING:  # each arm has it after what it inherits, which is the order in which studies are written
-        kind: str
-
-    roles: ClassVar[tuple[Role, ...]] = ()
-    """What the arm is for in a study; it may be of no such use."""
-
-    trained: ClassVar[bool] = True
-    """Whether a study trains it; one that is not comes from a file, and once for all seeds."""
-
-    wants_weights: ClassVar[bool] = False
-    """Whether the adaptive position weights are followed for its dictionary's `follow_weights`, even where no loss is weighed by them."""
-
-    wants_sequences: ClassVar[bool] = False
-    """Whether its dictionary reads whole rows of text: a training gives it such batches only under `batches: rows`."""
-
-    open_loop: ClassVar[bool] = False
-    """Whether reconstructions need more than codes, positions and tokens: its dictionary sees activations of the row while it decodes, and
-    has no `decode`. Its numbers are marked wherever they stand."""
-
-    level: ClassVar[str | None] = None
-    """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
-
-    features: int = Field(2304, ge=1, le=1 << 24)
-    """Width of the dictionary; the lab notes use 2304."""
-
-    centre: Literal["pooled", "position", "position_scaled"] = "pooled"
-    """What inputs lose and get back afterwards: the mean of all positions, that of their own position, or its mean and scale."""
-
-    position_weights: bool = False
-    """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
-
-    expectation: ExpectationPolicy | None = Field(None, exclude_if=lambda policy: policy is None)
-    """What inputs lose beforehand, and get back, because the tokens say it; written only where it is asked for."""
-
-    permuted: bool = False
-    """A control: in training, position labels are permuted over the tokens of a batch, so that they mean nothing."""
-
-    @model_validator(mode="after")
-    def _labels_and_scales_agree(self) -> "ArmConfig":
-        if self.permuted and self.centre == "position_scaled":
-            raise ValueError(
-                "permuted and centre: position_scaled contradict each other: errors are scaled by true positions, "
-                "which the arm is not told; give centre: position or pooled"
-            )
-        return self
-
-    def check(self, positions: int) -> None:
-        """Raise TemporalLensError where this arm does not fit a clock of so many positions."""
-
-    def check_training(self, batches: str) -> None:
-        """Raise TemporalLensError where this arm cannot learn from such batches."""
-        if self.wants_sequences and batches != "rows":
-            raise TemporalLensError(
-                f"arms of kind '{self.kind}' read whole rows of text: give training.batches: rows, for all arms, so that they see the same"
-            )
-
-    @property
-    def penalty(self) -> float:
-        """Weight of the L1 penalty in the objective; 0 where the arm chooses its codes by number."""
-        return 0.0
+class ArmConfig(ArmSettings):
+    """The settings of an arm, which build its dictionary."""
 
     @abstractmethod
     def build(self, width: int, positions: int, generator: torch.Generator) -> "Dictionary":
@@ -203,43 +51,6 @@ class ArmConfig(Settings):
         return type(self)(**(self.model_dump() | {self.level: value}))
 
 
-class Forward(NamedTuple):
-    """What a dictionary hands to the objective for one batch."""
-
-    reconstruction: Float[Tensor, "N D"]
-    magnitude: Float[Tensor, " N"]  # sum of |code| over features: what L1 penalises
-    active: Float[Tensor, " N"]  # codes in use
-    fired: Float[Tensor, " F"]  # rows in which each feature is in use
-    extra: Float[Tensor, " N"] | None = None  # further loss of the arm, by row
-    codes: Codes | None = None  # of the arms that keep few per row
-
-
-class Previous(NamedTuple):
-    """The activation of the token before each row, in its sequence."""
-
-    x: Float[Tensor, "N D"]
-    paired: Bool[Tensor, " N"]  # whether there is one
-    position: Int[Tensor, " N"]  # its own; the row's where there is none
-
-
-class Dead(NamedTuple):
-    """Features to revive."""
-
-    features: Int[Tensor, " A"]
-    certain: Float[Tensor, " A"]  # 1, or 0 for one that fired after the list was drawn up
-
-
-class Progress(NamedTuple):
-    """Where training is, for whatever follows a schedule."""
-
-    step: int
-    steps: int
-
-    @property
-    def share(self) -> float:
-        return self.step / self.steps
-
-
 class Reconstructed(NamedTuple):
     """What a dictionary makes of activations."""
 
@@ -255,7 +66,16 @@ class Walk(NamedTuple):
     features: Float[Tensor, "N JD"] | None  # what the past is read from, where it is asked for
 
 
-class Dictionary(nn.Module):
+def _directions(features: int, width: int, generator: torch.Generator) -> Float[Tensor, "F D"]:
+    """Random unit rows. On the meta device, where a dictionary is built for its shapes alone, nothing is drawn: that would import
+    PyTorch's compiler, for a second."""
+    if torch.get_default_device().type == "meta":
+        return torch.empty(features, width, dtype=torch.float32)
+    directions = torch.randn(features, width, generator=generator, dtype=torch.float32)
+    return directions.div_(torch.linalg.vector_norm(directions, dim=1, keepdim=True))
+
+
+class Dictionary(Centred):
     """Encodes activations into sparse non-negative codes and reconstructs them; arms say how."""
 
     architecture: ClassVar[str | None] = None
@@ -269,22 +89,17 @@ class Dictionary(nn.Module):
     """What it was made by."""
     encoder: Tensor
     encoder_bias: Tensor
-    position_offset: Tensor | None
-    position_gain: Tensor | None
     past_map: Tensor | None
     past_centre: Tensor | None
 
     def __init__(self, width: int, config: ArmConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config, features = config, config.features
-        directions = torch.randn(features, width, generator=generator, dtype=torch.float32)
-        directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+        directions = _directions(features, width, generator)
         self.encoder = nn.Parameter(directions.clone())
         self.encoder_bias = nn.Parameter(torch.zeros(features, dtype=torch.float32))
         self.decoder = nn.Parameter(directions)
         self.decoder_bias = nn.Parameter(torch.zeros(width, dtype=torch.float32))
-        self.register_buffer("position_offset", None)
-        self.register_buffer("position_gain", None)
         self.encoder_dtype = torch.float32
         """In which the product with the encoder nominates candidates while training; codes are float32 all the same."""
         self.expectation: Expectation | None = None
@@ -312,47 +127,11 @@ class Dictionary(nn.Module):
         """Whether `encode` and `decode` need positions."""
         return self.masked or self.position_offset is not None
 
-    def centre_by_position(self, offset: Float[Tensor, "P D"], gain: Float[Tensor, " P"]) -> None:
-        """Take `offset` off inputs, by position, and multiply by `gain`, before they are encoded; undo both after decoding."""
-        self.position_offset, self.position_gain = offset, gain
-
-    def _centring(self, positions: Int[Tensor, " N"] | None) -> tuple[Tensor, Tensor] | None:
-        """Offsets `[N, D]` and gains `[N, 1]` of rows; their means under the policy `mean`; None where nothing is worn."""
-        if self.position_offset is None or self.position_gain is None:
-            return None
-        if positions is None:
-            return self.position_offset.mean(0, keepdim=True), self.position_gain.mean().view(1, 1)
-        return at_positions(self.position_offset, positions), at_positions(self.position_gain, positions)[:, None]
-
-    def centre(
-        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, known: Float[Tensor, "N D"] | None = None
-    ) -> Float[Tensor, "N D"]:
-        """Inputs as the encoder sees them: `(x - known - offset[p]) * gain[p]`."""
-        centring = self._centring(positions)
-        x = x if known is None else x - known
-        return x if centring is None else (x - centring[0]).mul_(centring[1])
-
-    def uncentre(
-        self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, known: Float[Tensor, "N D"] | None = None
-    ) -> Float[Tensor, "N D"]:
-        """Undo `centre`."""
-        centring = self._centring(positions)
-        x = x if centring is None else x / centring[1] + centring[0]
-        return x if known is None else x + known
-
-    def offset(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
-        """Inputs less what their position says alone."""
-        return x if self.position_offset is None else x - at_positions(self.position_offset, positions)
-
     def _apply(self, fn: Any, recurse: bool = True) -> "Dictionary":
         super()._apply(fn, recurse)
         if self.expectation is not None:
             self.expectation = self.expectation.to(self.encoder.device)
         return self
-
-    def gain(self, positions: Int[Tensor, " N"]) -> Float[Tensor, " N"] | None:
-        """By how much `centre` scales each row; None for 1."""
-        return None if self.position_gain is None else at_positions(self.position_gain, positions)
 
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N F"]:
         return torch.addmm(self.encoder_bias, x - self.decoder_bias, self.encoder.T)

@@ -1,6 +1,6 @@
 """The arms that a study can name. A new arm is one file in `arms/` and two lines here: an import, and a member of the union.
 
-Their order is that in which an arm is chosen where several of one role stand in a study (`base.Role`).
+Their order is that in which an arm is chosen where several of one role stand in a study (`config.Role`).
 """
 # ruff: noqa: PLC0414 (names of the package too, to type checkers)
 
@@ -24,7 +24,8 @@ from temporallens.dictionaries.arms.tfa import TFA as TFA
 from temporallens.dictionaries.arms.tokenized import Tokenized as Tokenized
 from temporallens.dictionaries.arms.topk import TopK as TopK
 from temporallens.dictionaries.arms.tsae import TSAE as TSAE
-from temporallens.dictionaries.base import ArmConfig, Role
+from temporallens.dictionaries.base import ArmConfig
+from temporallens.dictionaries.config import Role
 
 Arm = Annotated[
     BatchTopK

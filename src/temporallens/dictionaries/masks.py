@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.activations.clocks import at_positions
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.sparse import Block, Floor
+from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 
 CLOSED = 0.01
@@ -100,8 +101,7 @@ def group_starts(positions: int, groups: Groups) -> list[int]:
 
 def group_of_position(positions: int, groups: Groups) -> Int[Tensor, " P"]:
     """Group of each position, ascending."""
-    starts = torch.tensor(group_starts(positions, groups))
-    return torch.bucketize(torch.arange(positions), starts, right=True) - 1
+    return torch.from_numpy(np.searchsorted(group_starts(positions, groups), np.arange(positions), side="right") - 1)
 
 
 def smooth_basis(positions: int, bumps: int) -> Float[Tensor, "P K"]:

@@ -14,8 +14,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.base import ArmConfig, Dictionary, known_policy
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.expectations.tables import FILE as EXPECTATION_FILE, Expectation, load_expectation
+from temporallens.dictionaries.inputs import known_policy
 from temporallens.dictionaries.kinds import ARMS, Arm
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, read_tensors, tensor_digest, user_path, write_json, write_tensors

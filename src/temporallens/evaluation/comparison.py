@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of, ratio_of
 
@@ -103,7 +103,7 @@ def compare(runs: Sequence[RunScores], levels: Sequence[float]) -> Comparison:
 
 
 def baselines_among(runs: Sequence[RunScores]) -> list[str]:
-    """The families that others are compared with (`dictionaries.base.Role`): one for each kind of baseline, or else of fallback."""
+    """The families that others are compared with (`dictionaries.config.Role`): one for each kind of baseline, or else of fallback."""
     return _families_of("baseline", runs) or _families_of("fallback", runs)
 
 

@@ -40,20 +40,20 @@ Tensors = dict[str, Tensor]
 
 
 class Encoded(NamedTuple):
-    """What one dictionary makes of N kept rows."""
+    """What one dictionary makes of N usable rows."""
 
     firings: Firings
     error: Float64[np.ndarray, " N"]  # squared, of the reconstruction
-    first_error: float  # sum over the first rows of sequences, which are not kept
+    first_error: float  # sum over the first rows of sequences, which are not usable
 
 
 class Variation(NamedTuple):
-    """How the activations of D documents vary, whatever the dictionary: sums over kept rows by document and position."""
+    """How the activations of D documents vary, whatever the dictionary: sums over usable rows by document and position."""
 
-    moments: Moments  # of kept rows
+    moments: Moments  # of usable rows
     first: Moments  # of first rows, as one position
     tokens: Float64[np.ndarray, "D P"]
-    square: Float64[np.ndarray, "D P"]  # about the mean of all kept rows
+    square: Float64[np.ndarray, "D P"]  # about the mean of all usable rows
     square_within: Float64[np.ndarray, "D P"]  # about the mean of the position
 
 
@@ -78,7 +78,7 @@ class HeldOut:
 
         Raises TemporalLensError where no row is left, or where nothing fires.
         """
-        found = self._kept("codes", dictionary, lambda: _encode(dictionary, self.store, self.entries))
+        found = self._cached("codes", dictionary, lambda: _encode(dictionary, self.store, self.entries))
         if not len(found["value"]):
             raise TemporalLensError(
                 f"no feature fires on these documents of {self.store.folder}, so that codes are constant: the dictionary was never "
@@ -95,7 +95,7 @@ class HeldOut:
         gates = dictionary.gates_by_position()
         if gates is None:
             return None
-        found = self._kept("ungated", dictionary, lambda: _open(dictionary, gates, self.store, self.entries))
+        found = self._cached("ungated", dictionary, lambda: _open(dictionary, gates, self.store, self.entries))
         removed, whole = float(found["removed"]), float(found["whole"])
         return Ungated(found["fired"].double().numpy(), removed / whole if whole > 0 else None)
 
@@ -112,11 +112,11 @@ class HeldOut:
     @cached_property
     def variation(self) -> Variation:
         """Of these documents. Raises TemporalLensError where no row is left."""
-        found = self._kept("variation", None, self._vary)
-        kept, first = (Moments(**{name: found[f"{which}.{name}"] for name in Moments._fields}) for which in ("kept", "first"))
-        return Variation(kept, first, *(found[name].numpy() for name in ("tokens", "square", "square_within")))
+        found = self._cached("variation", None, self._vary)
+        usable, first = (Moments(**{name: found[f"{which}.{name}"] for name in Moments._fields}) for which in ("kept", "first"))
+        return Variation(usable, first, *(found[name].numpy() for name in ("tokens", "square", "square_within")))
 
-    def _kept(self, what: str, dictionary: Dictionary | None, make: Callable[[], Tensors]) -> Tensors:
+    def _cached(self, what: str, dictionary: Dictionary | None, make: Callable[[], Tensors]) -> Tensors:
         if self._files is None:
             return make()
         key = self._key | {"what": what, "dictionary": None if dictionary is None else dictionary_fingerprint(dictionary)}
@@ -139,23 +139,23 @@ class HeldOut:
     @torch.inference_mode()
     def _vary(self) -> Tensors:
         store, entries = self.store, self.entries
-        kept, first = store.moments_of(entries), MomentSums(1, store.width)
-        _refuse_none(int(kept.count.sum()), store)
-        pooled = kept.pooled_mean()
+        usable, first = store.moments_of(entries), MomentSums(1, store.width)
+        _refuse_none(int(usable.count.sum()), store)
+        pooled = usable.pooled_mean()
         shape = len(np.unique(store.documents_of(entries))), store.positions
         sums = torch.zeros(3, shape[0] * shape[1], dtype=torch.float64)
         owner, read = np.repeat(entries, store.sequence_table.length[entries]), 0
         for rows in sequential(store, entries):
-            own, begins = rows.excluded == 0, (rows.excluded & FIRST) > 0
-            x, position = rows.x[own].double(), rows.position[own].long()
-            cell = self._cell(owner[read : read + len(rows.x)][own.numpy()], position.numpy())
-            about = [torch.ones(len(x), dtype=torch.float64), (x - pooled).square().sum(1), (x - kept.mean[position]).square().sum(1)]
+            used, begins = rows.excluded == 0, (rows.excluded & FIRST) > 0
+            x, position = rows.x[used].double(), rows.position[used].long()
+            cell = self._cell(owner[read : read + len(rows.x)][used.numpy()], position.numpy())
+            about = [torch.ones(len(x), dtype=torch.float64), (x - pooled).square().sum(1), (x - usable.mean[position]).square().sum(1)]
             sums.index_add_(1, torch.from_numpy(cell), torch.stack(about))
             first.add(rows.x[begins], *torch.zeros(2, int(begins.sum()), dtype=torch.int64))
             read += len(rows.x)
         tables = dict(zip(("tokens", "square", "square_within"), sums.view(3, *shape), strict=True))
-        moments = {"kept": kept, "first": first.moments()}
-        return tables | {f"{which}.{name}": value for which, own in moments.items() for name, value in own._asdict().items()}
+        moments = {"kept": usable, "first": first.moments()}
+        return tables | {f"{which}.{name}": value for which, sums in moments.items() for name, value in sums._asdict().items()}
 
 
 def find_firings(dictionary: Dictionary, store: ActivationStore, sequences: Int[np.ndarray, " n"], cache: Path | None = None) -> Firings:
@@ -185,26 +185,28 @@ def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndar
             first_error += error[(rows.excluded & FIRST) > 0].sum()
             parts.append(part)
             advance(len(rows.x))
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {"kept": torch.zeros(0, dtype=torch.bool)}
-    _refuse_none(int(whole["kept"].sum()), store)
-    kept = whole.pop("kept").numpy()
+    whole = (
+        {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {"usable": torch.zeros(0, dtype=torch.bool)}
+    )
+    _refuse_none(int(whole["usable"].sum()), store)
+    usable = whole.pop("usable").numpy()
     owners = {"sequence": entries, "stretch": _stretches(table, entries)}
-    owned = {name: torch.from_numpy(np.repeat(owner, table.length[entries])[kept].astype(np.int32)) for name, owner in owners.items()}
+    owned = {name: torch.from_numpy(np.repeat(owner, table.length[entries])[usable].astype(np.int32)) for name, owner in owners.items()}
     return whole | owned | {"first_error": first_error}
 
 
 def _encode_chunk(dictionary: Dictionary, rows: Rows) -> tuple[Tensors, Tensor]:
-    """Codes in use and errors of the kept rows of a chunk, and the errors of all its rows."""
-    x, position, kept = rows.x.float(), rows.position.long(), rows.excluded == 0
+    """Codes in use and errors of the usable rows of a chunk, and the errors of all its rows."""
+    x, position, usable = rows.x.float(), rows.position.long(), rows.excluded == 0
     context = context_of(rows)
     codes, found = dictionary.reconstructed(x, position, context)
     error = (x - found).square().sum(1, dtype=torch.float64)
     row, feature = (codes > 0).nonzero(as_tuple=True)
-    own = kept[row]
-    row, feature = row[own], feature[own]
-    columns = {name: getattr(rows, name)[kept].to(torch.int32) for name in ("position", "index", "document", "token")}
-    active = torch.bincount(row, minlength=len(x))[kept].to(torch.int32)
-    part = {"kept": kept, "active": active, "feature": feature.to(torch.int32), "value": codes[row, feature], "error": error[kept]}
+    counted = usable[row]
+    row, feature = row[counted], feature[counted]
+    columns = {name: getattr(rows, name)[usable].to(torch.int32) for name in ("position", "index", "document", "token")}
+    active = torch.bincount(row, minlength=len(x))[usable].to(torch.int32)
+    part = {"usable": usable, "active": active, "feature": feature.to(torch.int32), "value": codes[row, feature], "error": error[usable]}
     return part | columns, error
 
 
@@ -222,9 +224,8 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
     removed, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     fired = torch.zeros(store.positions * dictionary.features, dtype=torch.int64)
     for rows in sequential(store, entries):
-        kept = rows.excluded == 0
-        position = rows.position[kept].long()
-        codes = codes_of_kept(dictionary, rows, dictionary.ungated)
+        position = rows.position[rows.excluded == 0].long()
+        codes = codes_of_usable(dictionary, rows, dictionary.ungated)
         whole += codes.sum(dtype=torch.float64)
         removed += (codes * (1 - at_positions(gates, position))).sum(dtype=torch.float64)
         row, feature = (codes > 0).nonzero(as_tuple=True)
@@ -232,12 +233,12 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
     return {"removed": removed, "whole": whole, "fired": fired.view(store.positions, dictionary.features)}
 
 
-def codes_of_kept(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, Tensor, Context], Tensor]) -> Float[Tensor, "N F"]:
+def codes_of_usable(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, Tensor, Context], Tensor]) -> Float[Tensor, "N F"]:
     """Codes of the rows that no rule excludes; where a past is walked, it goes through all of them."""
-    x, position, context, kept = rows.x, rows.position, context_of(rows), rows.excluded == 0
+    x, position, context, usable = rows.x, rows.position, context_of(rows), rows.excluded == 0
     if dictionary.past_map is not None:
-        return encode(x.float(), position.long(), context)[kept]
-    return encode(x[kept].float(), position[kept].long(), context.rows(kept))
+        return encode(x.float(), position.long(), context)[usable]
+    return encode(x[usable].float(), position[usable].long(), context.rows(usable))
 
 
 def without_codes(dictionary: Dictionary, rows: Rows, context: Context | None = None) -> Float[Tensor, "N D"]:
@@ -246,6 +247,6 @@ def without_codes(dictionary: Dictionary, rows: Rows, context: Context | None = 
     return dictionary.decode(nothing, rows.position.long(), context_of(rows) if context is None else context)
 
 
-def _refuse_none(kept: int, store: ActivationStore) -> None:
-    if kept == 0:
+def _refuse_none(usable: int, store: ActivationStore) -> None:
+    if usable == 0:
         raise TemporalLensError(f"the held-out documents of {store.folder} hold no usable row: nothing can be evaluated")

@@ -3,7 +3,8 @@
 from typing import Any
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.base import Dictionary, known_policy
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.inputs import known_policy
 from temporallens.files import fingerprint, tensor_digest
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
-from temporallens.dictionaries.base import CACHED_ROWS
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.interop.foreign import Entry
+from temporallens.memory import CACHED_ROWS
 
 
 def expect(path: Path, tensors: Mapping[str, Entry], needed: Sequence[str], optional: Sequence[str] = ()) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from temporallens import __version__
 from temporallens.activations.language.hooks import block_of, hook_of, layer_named
 from temporallens.activations.language.models import Layer
-from temporallens.dictionaries.base import Dictionary, known_policy
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.inputs import known_policy
 from temporallens.dictionaries.saving import load_dictionary, read_config
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.passes import rule_positions

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
-from temporallens.dictionaries.base import CACHED_ROWS
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import read_json
 from temporallens.interop.assembling import (
@@ -38,6 +37,7 @@ from temporallens.interop.assembling import (
 )
 from temporallens.interop.foreign import Entries, open_tensors
 from temporallens.interop.points import layer_of
+from temporallens.memory import CACHED_ROWS
 
 FILES = ("cfg.json", "sae_weights.safetensors")
 BESIDE = ("activation_scaler.json", "activation_whitening.safetensors")

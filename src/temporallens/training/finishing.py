@@ -11,8 +11,9 @@ from jaxtyping import Int
 
 from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
+from temporallens.dictionaries.steps import Progress
 from temporallens.files import write_json
 from temporallens.precision import DTYPES, precision
 from temporallens.training.expectations import Expectations

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from temporallens.dictionaries.base import Dead, Dictionary, Forward
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.steps import Dead, Forward
 
 
 class Losses(NamedTuple):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_tensors, write_tensors
 from temporallens.training.policy import TrainingPolicy

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from temporallens.activations.loader import Cursor
-from temporallens.dictionaries.base import ArmConfig, Dead, Forward, Progress
+from temporallens.dictionaries.base import ArmConfig
 from temporallens.dictionaries.expectations.tables import Expectation
+from temporallens.dictionaries.steps import Dead, Forward, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.memory import keep_freed_memory
 from temporallens.precision import DTYPES, precision

@@ -15,7 +15,8 @@ import torch
 from temporallens.activations.loader import Cursor, Loader
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.files import locked, user_path
 from temporallens.precision import device_for

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from temporallens.activations.context import Context
 from temporallens.activations.loader import Batch
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Previous
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.dictionaries.steps import Previous
 from temporallens.training.objective import Inputs
 
 PERMUTING = 0x7065726D

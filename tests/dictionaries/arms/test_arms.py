@@ -14,10 +14,11 @@ from torch.nn import functional
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms import tsae
 from temporallens.dictionaries.arms.topk import largest_of_rows, largest_of_rows_static
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.kinds import TSAE, BatchTopK, JumpReLU, Matryoshka, TopK
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.sparse import Codes, pattern_of
+from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.training.history import load_history

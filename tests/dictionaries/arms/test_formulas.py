@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Progress
+from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.kinds import (
     TSAE,
     BatchTopK,
@@ -23,6 +23,7 @@ from temporallens.dictionaries.kinds import (
     Standard,
     TopK,
 )
+from temporallens.dictionaries.steps import Progress
 
 WIDTH, FEATURES, K, LENGTH, ROWS = 8, 24, 3, 16, 48
 SIZE = {"features": FEATURES, "k": K}

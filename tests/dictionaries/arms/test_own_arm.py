@@ -11,8 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward, Previous, Role
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.saving import load_dictionary
+from temporallens.dictionaries.steps import Forward, Previous
 from temporallens.errors import TemporalLensError
 from temporallens.training.trainer import train
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of, context_of_tokens
-from temporallens.dictionaries.base import Dictionary, Progress
+from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
 from temporallens.dictionaries.expectations.past import SHARPNESS, links_of
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
 from temporallens.dictionaries.kinds import ARMS
+from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.training import left_out
 from temporallens.training.finishing import TrainedArm

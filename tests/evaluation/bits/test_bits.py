@@ -160,8 +160,8 @@ def test_lengths_are_those_of_a_dense_table(monkeypatch: pytest.MonkeyPatch, whi
     for cells in (lengths.CELLS, 3 * firings.features):
         monkeypatch.setattr(lengths, "CELLS", cells)
         first, found = known.lengths(fitted, rate, [1.0, strength])
-        np.testing.assert_allclose(found[known.told], expected[known.told], rtol=1e-12)
-        assert not np.allclose(first[known.told], found[known.told])
+        np.testing.assert_allclose(found[known.labelled], expected[known.labelled], rtol=1e-12)
+        assert not np.allclose(first[known.labelled], found[known.labelled])
 
 
 @pytest.mark.parametrize("training", [False, True])

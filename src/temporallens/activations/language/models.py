@@ -108,24 +108,24 @@ class LanguageModel:
         Raises TemporalLensError when there is no such model, when it has no such layer, when weights or tokenizer are missing, or when
         its stream cannot be read exactly (`model_check`).
         """
-        place = device_for(device)
+        target = device_for(device)
         source = find_source(model, revision)
         config = read_config(source)
         layers = int(config.get_text_config(decoder=True).num_hidden_layers)
-        kept = layers
+        loaded = layers
         if up_to is not None:
             check_layer(up_to, layers, source.title)
-            kept = max(1, block_of(up_to) + 1)
+            loaded = max(1, block_of(up_to) + 1)
         pinned, tokenizer = source._replace(revision=content_pin(source, config)), tokenizer_of(source)
 
         def opened(used: Precision) -> LanguageModel:
-            networks = read_network(source, config, DTYPES[used], head, kept + 1)  # one more, for the check
-            return cls(model, pinned, networks, tokenizer, layers, kept, place)
+            networks = read_network(source, config, DTYPES[used], head, loaded + 1)  # one more, for the check
+            return cls(model, pinned, networks, tokenizer, layers, loaded, target)
 
         try:
-            return opened(precision(dtype, place))
+            return opened(precision(dtype, target))
         except DoesNotRunError:
-            if dtype != "auto" or precision(dtype, place) == "float32":
+            if dtype != "auto" or precision(dtype, target) == "float32":
                 raise
         return opened("float32")  # its own operations know no bfloat16
 

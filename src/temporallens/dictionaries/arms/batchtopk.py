@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Role
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     Block,
     Codes,
@@ -30,6 +31,7 @@ from temporallens.dictionaries.sparse import (
     sparse_encode,
     whole,
 )
+from temporallens.dictionaries.steps import Dead, Forward, Previous
 
 THRESHOLD_DECAY = 0.99
 """Running mean over about 100 batches; the first batch starts it."""

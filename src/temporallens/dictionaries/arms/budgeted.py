@@ -19,8 +19,8 @@ from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.base import Role
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Codes,

@@ -19,7 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.dictionaries.arms.batchtopk import auxk, summed_up
-from temporallens.dictionaries.base import ArmConfig, Dead, Dictionary, Forward, Previous, Progress, Role
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Block,
@@ -30,6 +31,7 @@ from temporallens.dictionaries.sparse import (
     sparse_decode,
     sparse_encode,
 )
+from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
 
 LOWEST = 1e-3
 """Of a threshold while it is learned."""

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, auxk
-from temporallens.dictionaries.base import Dead, Tokens, refuse_non_finite
+from temporallens.dictionaries.inputs import Tokens, refuse_non_finite
 from temporallens.dictionaries.masks import gated_blocks
 from temporallens.dictionaries.sparse import Block, Pattern
+from temporallens.dictionaries.steps import Dead
 
 
 class MaskedDictionary(BatchTopKDictionary):

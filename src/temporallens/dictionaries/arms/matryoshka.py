@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig, summed_up
-from temporallens.dictionaries.base import Forward, Previous, Role
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import Codes, pattern_of, sparse_decode
+from temporallens.dictionaries.steps import Forward, Previous
 
 
 class Matryoshka(TopKConfig):

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.config import Role
 
 
 class PositionMean(TopKConfig):

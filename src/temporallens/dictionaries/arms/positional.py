@@ -26,9 +26,10 @@ from torch.nn import functional
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import MaskedDictionary
-from temporallens.dictionaries.base import Forward, Progress, Role
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks, group_starts
 from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above
+from temporallens.dictionaries.steps import Forward, Progress
 
 REOPENING_ROWS = 1024
 """Rows of a batch that are searched for closed entries worth reopening."""

@@ -13,8 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.standard import L1Config
-from temporallens.dictionaries.base import Dictionary, Forward, Previous, Role, Tokens, refuse_non_finite
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.config import Role
+from temporallens.dictionaries.inputs import Tokens, refuse_non_finite
 from temporallens.dictionaries.masks import LearnsMask, MaskConfig, PositionMask
+from temporallens.dictionaries.steps import Forward, Previous
 
 
 class PositionalReLU(MaskConfig, L1Config):

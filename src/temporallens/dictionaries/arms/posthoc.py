@@ -14,7 +14,7 @@ from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
-from temporallens.dictionaries.base import Role
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.masks import group_of_position, group_starts
 
 

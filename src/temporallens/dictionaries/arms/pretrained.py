@@ -18,8 +18,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from temporallens.dictionaries.arms.topk import largest_of_rows
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward, Previous, Role
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import CHUNK_ROWS, Block, Floor, Scratch, dense_of, entries_above, plain_product
+from temporallens.dictionaries.steps import Forward, Previous
 from temporallens.errors import TemporalLensError
 from temporallens.settings import Settings
 

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from temporallens.dictionaries.base import ArmConfig, Dictionary, Forward, Previous, Role
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.config import Role
+from temporallens.dictionaries.steps import Forward, Previous
 
 
 class L1Config(ArmConfig):

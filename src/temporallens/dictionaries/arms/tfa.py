@@ -29,7 +29,10 @@ from torch.nn import functional
 
 from temporallens.activations.context import UNKNOWN, Context, Grid, context_of_tokens, in_sequences
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.base import Dead, Forward, Positions, Previous, Reconstructed, Role, Tokens, refuse_non_finite
+from temporallens.dictionaries.base import Reconstructed
+from temporallens.dictionaries.config import Role
+from temporallens.dictionaries.inputs import Positions, Tokens, refuse_non_finite
+from temporallens.dictionaries.steps import Dead, Forward, Previous
 from temporallens.errors import TemporalLensError
 
 GAIN = 0.25

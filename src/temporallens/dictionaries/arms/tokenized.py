@@ -23,7 +23,9 @@ from temporallens.activations.language.unigrams import unigram_activations
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
-from temporallens.dictionaries.base import Forward, Previous, Role, Tokens
+from temporallens.dictionaries.config import Role
+from temporallens.dictionaries.inputs import Tokens
+from temporallens.dictionaries.steps import Forward, Previous
 from temporallens.errors import TemporalLensError
 
 HALF = 0.5

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig, auxk, summed_up
-from temporallens.dictionaries.base import Dead, Dictionary, Forward, Previous, Role
+from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     CHUNK_ROWS,
@@ -27,6 +28,7 @@ from temporallens.dictionaries.sparse import (
     sparse_decode,
     sparse_encode,
 )
+from temporallens.dictionaries.steps import Dead, Forward, Previous
 
 SPARE = 8
 """Nominees beyond half as many again as are wanted; fewer would send more rows through the product twice."""

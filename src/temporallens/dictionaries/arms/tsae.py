@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.matryoshka import MatryoshkaDictionary, level_bounds
-from temporallens.dictionaries.base import Forward, Previous, Role
+from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import Codes, entries_above, pattern_of, sparse_decode, sparse_encode, whole
+from temporallens.dictionaries.steps import Forward, Previous
 
 CONTRASTED = 1024
 """Pairs that are contrasted with each other: a larger batch is dealt out into groups, whose cost does not grow with its square."""

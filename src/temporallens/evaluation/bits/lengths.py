@@ -53,20 +53,20 @@ class Labelled:
     """One label of each row, -1 where there is none: its position, its token."""
 
     def __init__(self, firings: Firings, label: Int[np.ndarray, " N"]) -> None:
-        self.told: Bool[np.ndarray, " N"] = label >= 0
+        self.labelled: Bool[np.ndarray, " N"] = label >= 0
         self._number = np.zeros(len(label), dtype=np.int64)
-        values, self._number[self.told] = np.unique(label[self.told], return_inverse=True)
+        values, self._number[self.labelled] = np.unique(label[self.labelled], return_inverse=True)
         self._labels = len(values)
-        own = self.told[firings.row]
-        self._row = firings.row[own]
-        filled, self._cell = np.unique(self._number[self._row] * firings.features + firings.feature[own], return_inverse=True)
+        counted = self.labelled[firings.row]
+        self._row = firings.row[counted]
+        filled, self._cell = np.unique(self._number[self._row] * firings.features + firings.feature[counted], return_inverse=True)
         self._cell_label, self._cell_feature = np.divmod(filled, firings.features)
 
     def lengths(
         self, fitted: Bool[np.ndarray, " N"], rate: Float64[np.ndarray, " F"], strengths: Sequence[float]
     ) -> Iterator[Float64[np.ndarray, " N"]]:
-        """Bits of every row by counts of the fitted ones, for one strength after the other; without meaning where nothing is told."""
-        counted = fitted & self.told
+        """Bits of every row by counts of the fitted ones, for one strength after the other; without meaning where there is no label."""
+        counted = fitted & self.labelled
         rows = np.bincount(self._number[counted], minlength=self._labels)
         fired = np.bincount(self._cell[counted[self._row]], minlength=len(self._cell_label))
         cell_rows, cell_rate = rows[self._cell_label], rate[self._cell_feature]
@@ -83,12 +83,12 @@ class Persistent:
     other at most."""
 
     def __init__(self, firings: Firings, before: Int[np.ndarray, " N"]) -> None:
-        self.told: Bool[np.ndarray, " N"] = before >= 0
+        self.labelled: Bool[np.ndarray, " N"] = before >= 0
         after = np.full(len(before), -1, dtype=np.int64)
-        after[before[self.told]] = np.flatnonzero(self.told)
-        past, own = after[firings.row] >= 0, self.told[firings.row]
+        after[before[self.labelled]] = np.flatnonzero(self.labelled)
+        past, present = after[firings.row] >= 0, self.labelled[firings.row]
         self._past_row, self._past_feature = after[firings.row[past]], firings.feature[past]
-        self._row, self._feature = firings.row[own].astype(np.int64), firings.feature[own]
+        self._row, self._feature = firings.row[present].astype(np.int64), firings.feature[present]
         self._again = np.isin(
             self._row * firings.features + self._feature, self._past_row * firings.features + self._past_feature, assume_unique=True
         )
@@ -100,7 +100,7 @@ class Persistent:
         rows = np.bincount(self._past_feature[fitted[self._past_row]], minlength=len(rate))
         counted = fitted[self._row]
         again, anew = (np.bincount(self._feature[counted & which], minlength=len(rate)) for which in (self._again, ~self._again))
-        others = np.count_nonzero(fitted & self.told) - rows
+        others = np.count_nonzero(fitted & self.labelled) - rows
         for strength in strengths:
             after, without = _shrunk(again, rows, rate, strength), _shrunk(anew, others, rate, strength)
             silent = np.log1p(-without) - np.log1p(-after)
@@ -130,10 +130,10 @@ def folds_of(document: Int[np.ndarray, " N"], training: Bool[np.ndarray, " N"], 
 
 
 def _parts(
-    document: Int[np.ndarray, " N"], own: Bool[np.ndarray, " N"], parts: int, least: int, which: str, generator: np.random.Generator
+    document: Int[np.ndarray, " N"], wanted: Bool[np.ndarray, " N"], parts: int, least: int, which: str, generator: np.random.Generator
 ) -> Int[np.ndarray, " N"]:
-    """The part into which each row's document is drawn, of those that have own rows."""
-    documents = np.unique(document[own])
+    """The part into which each row's document is drawn, of those that have wanted rows."""
+    documents = np.unique(document[wanted])
     if len(documents) < least:
         raise TemporalLensError(f"bits counts on {least} {which} documents or more and there are {len(documents)}; store more documents")
     drawn = generator.permutation(len(documents)) % parts
@@ -156,9 +156,9 @@ def known_lengths(
 ) -> Float64[np.ndarray, " N"]:
     """Bits of every row when this is known, told in the way that does best on the fitting side; where nothing is told, those that it
     takes by rates alone."""
-    bits, told = plain.copy(), ways[0].told
+    bits, labelled = plain.copy(), ways[0].labelled
     for fold, rate in zip(folds, rates, strict=True):
-        tried, scored = fold.tried & told, fold.scored & told
+        tried, scored = fold.tried & labelled, fold.scored & labelled
         totals = [[lengths[tried].sum() for lengths in way.lengths(fold.rest, rate.rest, STRENGTHS)] for way in ways]
         way, strength = divmod(int(np.argmin(totals)), len(STRENGTHS))
         (found,) = ways[way].lengths(fold.fitted, rate.fitted, [STRENGTHS[strength]])

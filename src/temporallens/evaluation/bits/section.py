@@ -89,7 +89,7 @@ class Source(NamedTuple):
     """Something that is known of N rows."""
 
     ways: Callable[[Firings, Int[np.ndarray, " N"]], list[Known]]  # in which it can be told
-    told: Int[np.ndarray, " N"]  # -1 where it is not known
+    label: Int[np.ndarray, " N"]  # -1 where it is not known
     elsewhere: Callable[[Int[np.ndarray, " N"], np.random.Generator], Int[np.ndarray, " N"]]  # the null
 
 
@@ -120,17 +120,17 @@ def bits_of(
     rates, plain = own_rates(firings, folds)
     sums = _Sums(firings.document[~training], policy)
 
-    def lengths(source: Source, told: Int[np.ndarray, " N"]) -> Float64[np.ndarray, " n"]:
-        return known_lengths(source.ways(firings, told), folds, rates, plain)[~training]
+    def lengths(source: Source, label: Int[np.ndarray, " N"]) -> Float64[np.ndarray, " n"]:
+        return known_lengths(source.ways(firings, label), folds, rates, plain)[~training]
 
     saved: dict[str, Saved | None] = {}
     for name, source in sources(firings, document_position).items():
-        if (source.told < 0).all():
+        if (source.label < 0).all():
             saved[name] = None
             continue
         generator = policy.generator(NULLS, list(NAMES).index(name))
-        nulls = [lengths(source, source.elsewhere(source.told, generator)) for _ in range(policy.draws)]
-        saved[name] = sums.saved(plain[~training], lengths(source, source.told), np.mean(nulls, axis=0))
+        nulls = [lengths(source, source.elsewhere(source.label, generator)) for _ in range(policy.draws)]
+        saved[name] = sums.saved(plain[~training], lengths(source, source.label), np.mean(nulls, axis=0))
     return BitsMeasures(sums.mean(plain[~training]), saved, sums.documents, int((~training).sum()), int(training.sum()))
 
 
@@ -145,21 +145,21 @@ def joined(first: Firings, second: Firings) -> Firings:
 def sources(firings: Firings, document_position: Int[np.ndarray, " N"]) -> dict[str, Source]:
     """All that may be known, by name; a clock that tells the same as one before it is left out."""
     clocks: dict[str, Int[np.ndarray, " N"]] = {}
-    for name, told in {"position": firings.position, "index": firings.index, "document": document_position}.items():
-        if not any(np.array_equal(told, other) for other in clocks.values()):
-            clocks[name] = told
+    for name, label in {"position": firings.position, "index": firings.index, "document": document_position}.items():
+        if not any(np.array_equal(label, other) for other in clocks.values()):
+            clocks[name] = label
     before = rows_before(firings)
 
-    def turned(told: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
-        return rotated(told, firings.stretch, generator)
+    def turned(label: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
+        return rotated(label, firings.stretch, generator)
 
-    def permuted(told: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
-        return generator.permutation(told)
+    def permuted(label: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
+        return generator.permutation(label)
 
-    def exchanged(told: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
-        return of_others(told, firings.index, generator)
+    def exchanged(label: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
+        return of_others(label, firings.index, generator)
 
-    return {name: Source(_grouped, told, turned) for name, told in clocks.items()} | {
+    return {name: Source(_grouped, label, turned) for name, label in clocks.items()} | {
         "token": Source(_alone, firings.token, permuted),
         "previous_token": Source(_alone, np.where(before >= 0, firings.token[before], -1), permuted),
         "own_past": Source(_past, before, exchanged),
@@ -271,7 +271,7 @@ def in_words(found: Sequence[BitsMeasures]) -> str:
     """`position 0.6 %, token 43 % and own past 2.6 %`, less what the null saves; least and greatest of several dictionaries, nothing where
     no interval lies above zero."""
     saved = {name: [known for measured in found if (known := measured.saved.get(name)) is not None] for name in NAMES}
-    return listed([f"{NAMES[name]} {_from_to([known.over_null for known in own])}" for name, own in saved.items() if own])
+    return listed([f"{NAMES[name]} {_from_to([known.over_null for known in found])}" for name, found in saved.items() if found])
 
 
 def _from_to(shares: Sequence[Estimate]) -> str:

@@ -87,40 +87,40 @@ def measure_clusters(
     """
     documents = HeldOut(store, held_out, cache)
     firings = documents.encoded(dictionary).firings
-    kept, table, bins, found = _whole(firings, policy)
+    profiled, table, bins, found = _whole(firings, policy)
     if found is None:
-        return _too_few(firings, len(kept), policy)
-    measures, reference = _measure(firings, kept, table, bins, found, policy)
+        return _too_few(firings, len(profiled), policy)
+    measures, reference = _measure(firings, profiled, table, bins, found, policy)
     return measures._replace(
         steps=over_steps(snapshots or {}, documents, reference, policy),
         seeds=over_seeds(dictionary, other_seeds, documents, reference, policy),
-        world=recovery_of_world(dictionary, store, kept, table, bins, policy) if is_world(store) else None,
+        world=recovery_of_world(dictionary, store, profiled, table, bins, policy) if is_world(store) else None,
     )
 
 
 def cluster_firings(firings: Firings, policy: ClustersPolicy) -> ClusterMeasures:
     """The same of firings alone: nothing of other steps, seeds or worlds."""
-    kept, table, bins, found = _whole(firings, policy)
+    profiled, table, bins, found = _whole(firings, policy)
     if found is None:
-        return _too_few(firings, len(kept), policy)
-    return _measure(firings, kept, table, bins, found, policy)[0]
+        return _too_few(firings, len(profiled), policy)
+    return _measure(firings, profiled, table, bins, found, policy)[0]
 
 
 def _whole(firings: Firings, policy: ClustersPolicy) -> tuple[Int[np.ndarray, " n"], Table, Bins, Clustered | None]:
     """Features with enough firings, their table and bins, and their tree; None for a tree of too few."""
-    kept = np.flatnonzero(firings.counts >= policy.least_firings)
-    table = table_of(select(firings, kept), firings.position)
-    if len(kept) < 2 * policy.least_features:
-        return kept, table, Bins(np.empty(0, np.int64), np.empty(0, np.int64), "positions"), None
+    profiled = np.flatnonzero(firings.counts >= policy.least_firings)
+    table = table_of(select(firings, profiled), firings.position)
+    if len(profiled) < 2 * policy.least_features:
+        return profiled, table, Bins(np.empty(0, np.int64), np.empty(0, np.int64), "positions"), None
     bins = bins_of(table, policy.bins)
-    return kept, table, bins, clustered(table, bins, policy, policy.distance)
+    return profiled, table, bins, clustered(table, bins, policy, policy.distance)
 
 
-def _too_few(firings: Firings, kept: int, policy: ClustersPolicy) -> ClusterMeasures:
+def _too_few(firings: Firings, profiled: int, policy: ClustersPolicy) -> ClusterMeasures:
     return ClusterMeasures(
         distance=policy.distance,
         features=firings.features,
-        kept=kept,
+        kept=profiled,
         least_firings=policy.least_firings,
         tokens=len(firings.position),
         documents=len(np.unique(firings.document)),
@@ -146,18 +146,18 @@ def _too_few(firings: Firings, kept: int, policy: ClustersPolicy) -> ClusterMeas
 
 
 def _measure(
-    firings: Firings, kept: Int[np.ndarray, " n"], table: Table, bins: Bins, found: Clustered, policy: ClustersPolicy
+    firings: Firings, profiled: Int[np.ndarray, " n"], table: Table, bins: Bins, found: Clustered, policy: ClustersPolicy
 ) -> tuple[ClusterMeasures, Reference]:
     generator = np.random.default_rng(policy.seed)
-    sample = np.sort(generator.permutation(len(kept))[: policy.sample])
-    selection = select(firings, kept[sample])
+    sample = np.sort(generator.permutation(len(profiled))[: policy.sample])
+    selection = select(firings, profiled[sample])
     chance = against_chance(firings, selection, bins, policy, generator)
     p = p_value(chance, policy.distance)
     best = found.cuts.best
-    final = best if p is not None and p <= SIGNIFICANT and best.clusters > 1 else one_cluster(len(kept))
-    reference = Reference(kept[sample], final.labels[sample], final.clusters, bins)
+    final = best if p is not None and p <= SIGNIFICANT and best.clusters > 1 else one_cluster(len(profiled))
+    reference = Reference(profiled[sample], final.labels[sample], final.clusters, bins)
     profiles, motifs = profiles_of(table, bins, policy.smoothing), motifs_of(table, bins)
-    measures = _too_few(firings, len(kept), policy)._replace(
+    measures = _too_few(firings, len(profiled), policy)._replace(
         bins=BinsOfProfiles(bins.kind, bins.first.tolist(), bins.last.tolist(), bins.sums(table.tokens).astype(np.int64).tolist()),
         clusters=final.clusters,
         chosen=best.clusters,
@@ -168,18 +168,18 @@ def _measure(
         sample=len(sample),
         chance=chance,
         scattered=int((final.labels == SCATTERED).sum()),
-        labels=_labels(firings.features, kept, final),
-        rows=rows_of(firings, kept, table, profiles, bins, motifs, final, policy),
+        labels=_labels(firings.features, profiled, final),
+        rows=rows_of(firings, profiled, table, profiles, bins, motifs, final, policy),
         scattered_peaks=peaks_of(motifs.of(np.flatnonzero(final.labels == SCATTERED)), bins),
-        drawing=drawing_of(found.tree, final, kept, profiles),
+        drawing=drawing_of(found.tree, final, profiled, profiles),
         documents_drawn=over_documents(firings, selection, reference, policy, generator),
     )
     return measures, reference
 
 
-def _labels(features: int, kept: Int[np.ndarray, " n"], cut: Cut) -> list[int | None]:
+def _labels(features: int, profiled: Int[np.ndarray, " n"], cut: Cut) -> list[int | None]:
     labels: list[int | None] = [None] * features
-    for feature, label in zip(kept.tolist(), cut.labels.tolist(), strict=True):
+    for feature, label in zip(profiled.tolist(), cut.labels.tolist(), strict=True):
         labels[feature] = label
     return labels
 

@@ -70,9 +70,9 @@ def jaccards(first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"], cluste
     found: list[float | None] = []
     others = [second == label for label in np.unique(second[second != SCATTERED])]
     for cluster in range(clusters):
-        own = first == cluster
-        shares = [(own & other).sum() / (own | other).sum() for other in others]
-        found.append((float(max(shares)) if shares else 0.0) if own.any() else None)
+        members = first == cluster
+        shares = [(members & other).sum() / (members | other).sum() for other in others]
+        found.append((float(max(shares)) if shares else 0.0) if members.any() else None)
     return found
 
 
@@ -93,7 +93,9 @@ def over_documents(
             shares.append(jaccards(reference.labels, labels, reference.clusters))
             advance(1)
     low, high = np.quantile(found, [0.025, 0.975])
-    jaccard = [None if None in own else float(np.mean(own)) for own in zip(*shares, strict=True)]  # a cluster is in all draws or in none
+    jaccard = [
+        None if None in of_draws else float(np.mean(of_draws)) for of_draws in zip(*shares, strict=True)
+    ]  # a cluster is in all draws or in none
     return Bootstraps(float(np.mean(found)), float(low), float(high), jaccard, len(resamples))
 
 
@@ -103,8 +105,8 @@ def over_steps(snapshots: Mapping[int, Path], documents: HeldOut, reference: Ref
     for step, folder in sorted(snapshots.items()):
         firings = documents.encoded(load_dictionary(folder)).firings
         firing = firings.counts[reference.features] >= policy.least_firings
-        own = np.flatnonzero(firing)
-        found.append(_agreement(f"step {step}", step, firings, reference.features[own], own, reference, policy))
+        active = np.flatnonzero(firing)
+        found.append(_agreement(f"step {step}", step, firings, reference.features[active], active, reference, policy))
     return found
 
 

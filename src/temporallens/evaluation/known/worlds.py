@@ -22,7 +22,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.firings import Firings
-from temporallens.evaluation.heldout import HeldOut, codes_of_kept
+from temporallens.evaluation.heldout import HeldOut, codes_of_usable
 from temporallens.evaluation.matching import MATCH, Match, directions_of, match_features
 from temporallens.progress import progress
 
@@ -164,7 +164,7 @@ def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[
         for rows in sequential(store, entries):
             kept = rows.excluded == 0
             position = rows.position[kept].long()
-            in_use = codes_of_kept(dictionary, rows, dictionary.encode) > 0
+            in_use = codes_of_usable(dictionary, rows, dictionary.encode) > 0
             fired.index_add_(0, position, in_use.double())
             count += torch.bincount(position, minlength=store.positions)
             advance(len(rows.x))

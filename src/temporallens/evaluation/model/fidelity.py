@@ -177,7 +177,7 @@ def measure_fidelity(
         prefix=network.tokenizer.convert_ids_to_tokens(prefix),
         rows=len(chosen.length),
         documents=weights.shape[1],
-        tokens=int(base.kept.sum()),
+        tokens=int(base.usable.sum()),
     )
 
 
@@ -222,12 +222,12 @@ class _Comparison:
             feature_distance=_finite_or_none(scores.distance[0]),
             feature_content=feature_content,
             position_content=position_content,
-            position_count=_behind((self.base.kept & run.kept).sum(0), run.shift).tolist(),
+            position_count=_behind((self.base.usable & run.usable).sum(0), run.shift).tolist(),
         )
 
     def content(self, run: PrefixRun) -> tuple[Estimate, list[float | None], list[float | None]]:
-        """Jaccard index of the firings on tokens that are kept with and without the prefix: of all, by feature, by index behind it."""
-        both, features = self.base.kept & run.kept, self.dictionary.features
+        """Jaccard index of the firings on tokens that are usable with and without the prefix: of all, by feature, by index behind it."""
+        both, features = self.base.usable & run.usable, self.dictionary.features
         before, after = (events_of(one, both, features) for one in (self.base, run))
         shared = np.intersect1d(before, after, assume_unique=True)
 
@@ -243,9 +243,9 @@ class _Comparison:
         return estimate, _finite_or_none(by_feature), _finite_or_none(_behind(by_index, run.shift))
 
     def explained(self, run: PrefixRun) -> tuple[Explained, Explained | None, Estimate | None]:
-        """FVE on the tokens that are kept with and without the prefix, the same with the mask open, and what the mask adds to the
+        """FVE on the tokens that are usable with and without the prefix, the same with the mask open, and what the mask adds to the
         change."""
-        both = self.base.kept & run.kept
+        both = self.base.usable & run.usable
         spreads = [spread_of(one, both, self.documents) for one in (self.base, run)]
         found = []
         for before, after in zip(self.errors, squared_errors(self.dictionary, run), strict=True):
@@ -268,16 +268,19 @@ class _Comparison:
 
     def scores(self, run: PrefixRun) -> _Scores:
         """Correlations and distances of profiles, some features at a time."""
-        length = run.kept.shape[1]
-        shifted_kept = np.zeros_like(run.kept)
-        shifted_kept[:, run.shift :] = run.kept[:, : length - run.shift]
-        reached = (self.base.kept.sum(0) >= self.least, shifted_kept.sum(0) >= self.least)
+        length = run.usable.shape[1]
+        shifted_usable = np.zeros_like(run.usable)
+        shifted_usable[:, run.shift :] = run.usable[:, : length - run.shift]
+        reached = (self.base.usable.sum(0) >= self.least, shifted_usable.sum(0) >= self.least)
         index = np.array([p for p in range(run.shift, length) if reached[0][p] and reached[0][p - run.shift] and reached[1][p]], dtype=int)
         size = max(1, CELLS // (length * max(self.weights.shape)))
         parts = []
         for first in range(0, len(self.features), size):
             features = self.features[first : first + size]
-            before, after = self._profiles(self.base, self.base.kept, 0, features), self._profiles(run, shifted_kept, run.shift, features)
+            before, after = (
+                self._profiles(self.base, self.base.usable, 0, features),
+                self._profiles(run, shifted_usable, run.shift, features),
+            )
             compared = on_threads(
                 lambda pair: _compared(pair[0][:, index], pair[0][:, index - run.shift], pair[1][:, index]), zip(before, after, strict=True)
             )
@@ -285,17 +288,17 @@ class _Comparison:
         return _Scores(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
     def _profiles(
-        self, run: PrefixRun, kept: Bool[np.ndarray, "R S"], shift: int, features: Int[np.ndarray, " f"]
+        self, run: PrefixRun, usable: Bool[np.ndarray, "R S"], shift: int, features: Int[np.ndarray, " f"]
     ) -> Float[np.ndarray, "B1 f S"]:
         """Mean activation by index in the run's own rows, zeros included, as measured and in every resample."""
-        documents, length = self.weights.shape[1], kept.shape[1]
+        documents, length = self.weights.shape[1], usable.shape[1]
         number = np.full(self.dictionary.features, -1)
         number[features] = np.arange(len(features))
-        own = number[run.feature] >= 0
-        cell = (self.documents[run.row[own]] * len(features) + number[run.feature[own]]) * length + run.text_index[own] + shift
-        sums = np.bincount(cell, weights=run.value[own], minlength=documents * len(features) * length).reshape(documents, -1)
+        counted = number[run.feature] >= 0
+        cell = (self.documents[run.row[counted]] * len(features) + number[run.feature[counted]]) * length + run.text_index[counted] + shift
+        sums = np.bincount(cell, weights=run.value[counted], minlength=documents * len(features) * length).reshape(documents, -1)
         counts = np.zeros((documents, length))
-        np.add.at(counts, self.documents, kept)
+        np.add.at(counts, self.documents, usable)
         rows = np.maximum(self.weights @ counts, 1)
         return (self.weights @ sums).reshape(len(self.weights), len(features), length) / rows[:, None]
 

@@ -78,12 +78,12 @@ class MappedActivations:
         out = torch.empty(len(rows), self.shape[2], dtype=self.dtype)
         number = torch.searchsorted(self._first, rows, right=True) - 1
         for chunk in torch.unique(number).tolist():
-            own = number == chunk
-            wanted = rows[own] - self._first[chunk]
+            here = number == chunk
+            wanted = rows[here] - self._first[chunk]
             start, stop = int(wanted.min()), int(wanted.max()) + 1
             with safe_open(self._chunks[chunk].path, framework="pt") as file:
                 block = file.get_slice("x")[start:stop]
-            out[own] = block if len(wanted) == len(block) and bool((wanted.diff() == 1).all()) else block[wanted - start]
+            out[here] = block if len(wanted) == len(block) and bool((wanted.diff() == 1).all()) else block[wanted - start]
         return out
 
 

@@ -24,12 +24,12 @@ class PrefixRun(NamedTuple):
     store: ActivationStore
     entry: Int[np.ndarray, " R"]  # of each chosen row in this store; -1 where the prefix has pushed it out
     shift: int
-    kept: Bool[np.ndarray, "R S"]  # by the index of a token in the unshifted row: whether no rule excludes it, and it is text
+    usable: Bool[np.ndarray, "R S"]  # by the index of a token in the unshifted row: whether no rule excludes it, and it is text
     row: Int[np.ndarray, " K"]  # of the firings on those tokens
     text_index: Int[np.ndarray, " K"]  # index in the unshifted row
     feature: Int[np.ndarray, " K"]
     value: Float[np.ndarray, " K"]
-    error: Float[np.ndarray, "R S"]  # squared, of the reconstruction of kept tokens; 0 elsewhere
+    error: Float[np.ndarray, "R S"]  # squared, of the reconstruction of usable tokens; 0 elsewhere
 
     @property
     def there(self) -> Int[np.ndarray, " r"]:
@@ -69,14 +69,14 @@ def observe(
     number[entry[there]] = there
     row, index = number[firings.sequence], firings.index.astype(np.int64) - shift
     text = firings.index >= opening + shift
-    kept = np.zeros((len(entry), indices), dtype=bool)
-    kept[row[text], index[text]] = True
-    error = np.zeros(kept.shape)
+    usable = np.zeros((len(entry), indices), dtype=bool)
+    usable[row[text], index[text]] = True
+    error = np.zeros(usable.shape)
     error[row[text], index[text]] = encoded.error[text]
-    own = text[firings.row]
-    fired = firings.row[own]
-    feature, value = firings.feature[own].astype(np.int64), firings.value[own]
-    return PrefixRun(store, entry, shift, kept, row[fired], index[fired], feature, value, error)
+    of_text = text[firings.row]
+    fired = firings.row[of_text]
+    feature, value = firings.feature[of_text].astype(np.int64), firings.value[of_text]
+    return PrefixRun(store, entry, shift, usable, row[fired], index[fired], feature, value, error)
 
 
 def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens]:
@@ -85,18 +85,20 @@ def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens
     number = np.repeat(run.there, run.store.sequence_table.length[entry])
     for rows in sequential(run.store, entry):
         row, index = number[first : first + len(rows.x)], rows.index.numpy() - run.shift
-        own = (index >= 0) & chosen[row, np.maximum(index, 0)]
-        yield _Tokens(rows.x[own].float(), rows.position[own].long(), row[own], index[own], context_of(rows).rows(torch.from_numpy(own)))
+        found = (index >= 0) & chosen[row, np.maximum(index, 0)]
+        yield _Tokens(
+            rows.x[found].float(), rows.position[found].long(), row[found], index[found], context_of(rows).rows(torch.from_numpy(found))
+        )
         first += len(rows.x)
 
 
 @torch.inference_mode()
 def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndarray, "R S"]]:
-    """Squared error of every kept token, as the dictionary is and, where it has a mask, with that open."""
+    """Squared error of every usable token, as the dictionary is and, where it has a mask, with that open."""
     if dictionary.gates_by_position() is None:
         return [run.error]
-    open_error = np.zeros(run.kept.shape)
-    for tokens in _tokens(run, run.kept):
+    open_error = np.zeros(run.usable.shape)
+    for tokens in _tokens(run, run.usable):
         codes = dictionary.ungated(tokens.x, tokens.position, tokens.context)
         difference = tokens.x - dictionary.decode(codes, tokens.position, tokens.context)
         open_error[tokens.row, tokens.text_index] = difference.square().sum(1, dtype=torch.float64).numpy()
@@ -119,5 +121,5 @@ def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np
 
 def events_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], features: int) -> Int[np.ndarray, " E"]:
     """The firings on the chosen tokens, each as one number: `(row * S + index) * F + feature`."""
-    own = chosen[run.row, run.text_index]
-    return (run.row[own] * chosen.shape[1] + run.text_index[own]) * features + run.feature[own]
+    of_chosen = chosen[run.row, run.text_index]
+    return (run.row[of_chosen] * chosen.shape[1] + run.text_index[of_chosen]) * features + run.feature[of_chosen]

@@ -93,10 +93,10 @@ def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) 
     return [_shifted(_row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
 
 
-def _row_of(own: Rows) -> TokenRow:
+def _row_of(rows: Rows) -> TokenRow:
     """A row as the store has it. Where its clock restarts, a sentence (or line) begins: what the clock reads, if it reads any."""
-    begins = own.position.numpy() == 0
-    return TokenRow(own.token.numpy(), own.document.numpy(), own.document_position.numpy(), begins, begins)
+    begins = rows.position.numpy() == 0
+    return TokenRow(rows.token.numpy(), rows.document.numpy(), rows.document_position.numpy(), begins, begins)
 
 
 def _shifted(row: TokenRow, prefix: list[int], opening: int, closing: int) -> TokenRow:
@@ -105,13 +105,13 @@ def _shifted(row: TokenRow, prefix: list[int], opening: int, closing: int) -> To
     With the prefix a sentence has ended, but no line.
     """
     shift, length = len(prefix), len(row.tokens)
-    kept = np.r_[0 : length - closing - shift, length - closing : length]  # all but the last of the text
-    document, place = row.document[kept], row.document_position[kept]
+    remaining = np.r_[0 : length - closing - shift, length - closing : length]  # all but the last of the text
+    document, place = row.document[remaining], row.document_position[remaining]
     place[opening:] += shift * (document[opening:] == row.document[0])
-    sentence_start, line_start = row.sentence_start[kept], row.line_start[kept]
+    sentence_start, line_start = row.sentence_start[remaining], row.line_start[remaining]
     sentence_start[opening], line_start[opening] = True, False
     return TokenRow(
-        np.insert(row.tokens[kept], opening, prefix).astype(np.int32),
+        np.insert(row.tokens[remaining], opening, prefix).astype(np.int32),
         np.insert(document, opening, [row.document[0]] * shift).astype(np.int32),
         np.insert(place, opening, row.document_position[opening] + np.arange(shift)).astype(np.int32),
         np.insert(sentence_start, opening, [False] * shift),

@@ -191,12 +191,14 @@ class _Splicing:
         for part in self.chosen.parts(self.batch_size):
             rows, lengths = self.chosen.of(part), self.chosen.length[part]
             mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
-            own = slice(first, first + len(rows.x))
-            yield _Batch(rows, self.chosen.selected[own], padded(rows.token, lengths), mask, padded(self.counted[own], lengths), lengths)
+            part_rows = slice(first, first + len(rows.x))
+            yield _Batch(
+                rows, self.chosen.selected[part_rows], padded(rows.token, lengths), mask, padded(self.counted[part_rows], lengths), lengths
+            )
             first += len(rows.x)
 
     def stream(self, batch: _Batch, instead: Float[Tensor, "N D"] | None, scope: Scope) -> Float[Tensor, "B S D"]:
-        """The stored stream, with `instead` in its place: at kept rows of held-out documents, or at all rows of them."""
+        """The stored stream, with `instead` in its place: at usable rows of held-out documents, or at all rows of them."""
         x = batch.rows.x
         if instead is not None:
             replaced = batch.selected & ((batch.rows.excluded == 0) | (scope == "all"))
@@ -232,13 +234,13 @@ class _Splicing:
                     yield name, (other[tokens].float() - states).square().sum(1, dtype=torch.float64)
                 continue
             target = following[tokens, None]
-            own = functional.log_softmax(clean[tokens], 1, dtype=torch.float32)
-            probability = own.exp()
-            yield "clean", -own.gather(1, target)[:, 0].double()
+            predicted_clean = functional.log_softmax(clean[tokens], 1, dtype=torch.float32)
+            probability = predicted_clean.exp()
+            yield "clean", -predicted_clean.gather(1, target)[:, 0].double()
             for name, other in changed.items():
                 predicted = functional.log_softmax(other[tokens], 1, dtype=torch.float32)
                 yield name, -predicted.gather(1, target)[:, 0].double()
-                kl = (own - predicted).mul_(probability).sum(1)  # an inner product would lose the many small terms
+                kl = (predicted_clean - predicted).mul_(probability).sum(1)  # an inner product would lose the many small terms
                 yield f"kl/{name}", kl.double()
 
 
@@ -288,10 +290,10 @@ def _summarise(work: _Splicing, losses: Losses, policy: SplicingPolicy) -> Splic
     starts = np.array(group_starts(longest, max(1, min(policy.bins, longest - 1))))
     bin_of = np.searchsorted(starts, work.index, side="right") - 1
     bins = []
-    for number, own in ((number, bin_of == number) for number in range(len(starts))):
-        if own.any():
+    for number, in_bin in ((number, bin_of == number) for number in range(len(starts))):
+        if in_bin.any():
             last = int(starts[number + 1]) - 1 if number + 1 < len(starts) else longest - 1
-            bins.append(Bin(max(1, int(starts[number])), last, _measured(means, losses, "kept", own)))
+            bins.append(Bin(max(1, int(starts[number])), last, _measured(means, losses, "kept", in_bin)))
     every = np.ones(len(work.index), dtype=bool)
     head = work.model.has_head
     return SplicingMeasures(
@@ -317,20 +319,20 @@ class _Means:
     def __init__(self, document: Int[np.ndarray, " n"], weights: Float[np.ndarray, "B1 D"]) -> None:
         self._document, self._weights = document, weights  # the first row of weights: each document once
 
-    def of(self, values: Float[np.ndarray, " n"], own: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " B1"]:
+    def of(self, values: Float[np.ndarray, " n"], tokens: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " B1"]:
         """NaN in resamples in which there is no such token."""
         documents = self._weights.shape[1]
-        total = self._weights @ np.bincount(self._document[own], weights=values[own], minlength=documents)
-        count = self._weights @ np.bincount(self._document[own], minlength=documents)
+        total = self._weights @ np.bincount(self._document[tokens], weights=values[tokens], minlength=documents)
+        count = self._weights @ np.bincount(self._document[tokens], minlength=documents)
         return quotient(total, count)
 
 
-def _measured(means: _Means, losses: Losses, scope: Scope, own: Bool[np.ndarray, " n"]) -> Spliced:
-    """The comparison over the tokens `own`."""
-    tokens, is_known = int(own.sum()), f"known/{scope}" in losses
+def _measured(means: _Means, losses: Losses, scope: Scope, over: Bool[np.ndarray, " n"]) -> Spliced:
+    """The comparison over the tokens `over`."""
+    tokens, is_known = int(over.sum()), f"known/{scope}" in losses
 
     def mean(name: str) -> Float[np.ndarray, " B1"]:
-        return means.of(losses[name], own)
+        return means.of(losses[name], over)
 
     def estimate(values: Float[np.ndarray, " B1"]) -> Estimate:
         return estimate_of(float(values[0]), values[1:], tokens)

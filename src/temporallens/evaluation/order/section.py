@@ -48,7 +48,7 @@ from temporallens.serial import as_json, from_json
 from temporallens.settings import Length, Seed, Settings
 from temporallens.wording import UNKNOWN, Row, Table, estimated, fixed
 
-FORMAT = "temporallens.order/1"
+FORMAT = "temporallens.order/2"
 
 
 class OrderPolicy(Settings):
@@ -332,7 +332,7 @@ def _gains_table(against: str, gains: Mapping[str, Sequence[OrderGain]]) -> Tabl
 SECTION = Section(
     name="order",
     policy=OrderPolicy,
-    version=1,
+    version=2,
     measure=_of_subject,
     measures=OrderMeasures,
     reads_model=True,

@@ -7,15 +7,16 @@ against (`docs/method.md`, "Order"). The stream at a layer is at hand, from `pas
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.cache import Cache
-from temporallens.evaluation.model.passes import TextActivations
+from temporallens.evaluation.model.passes import TextActivations, open_model
 from temporallens.precision import RequestedPrecision
 from temporallens.progress import progress
 
@@ -36,17 +37,42 @@ def text_surprisal(
 
     `activations` are those of `layer`, padded on the right. None for a model that predicts no next token.
     """
-    network = LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
-    if not network.has_head:
-        return None
-    work = _Continuation(network, layer, activations)
-    found: list[Tensor] = []
-    with progress(f"Surprisal of {network.title}", int(work.lengths.sum()), "tokens") as advance:
-        for first in range(0, len(activations), PART_TEXTS):
-            texts = list(range(first, min(first + PART_TEXTS, len(activations))))
-            found += _part(work, texts, cache)
-            advance(int(work.lengths[texts].sum()))
-    return found
+    parts = [list(range(first, min(first + PART_TEXTS, len(activations)))) for first in range(0, len(activations), PART_TEXTS)]
+    files, content, lengths = Cache(cache / "surprisal", FORMAT), open_model(model, layer, dtype, revision).content, _lengths(activations)
+    keys = [_key(content, layer, activations, texts) for texts in parts]
+    known = [files.tensors(key) for key in keys]
+    if any(part is None for part in known):
+        network = LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
+        if not network.has_head:
+            return None
+        work = _Continuation(network, layer, activations)
+        with progress(f"Surprisal of {network.title}", int(lengths.sum()), "tokens") as advance:
+            for number, texts in enumerate(parts):
+                if known[number] is None:
+                    known[number] = made = {"surprisal": _of_part(work, texts)}
+                    files.put_tensors(keys[number], made)
+                advance(int(lengths[texts].sum()))
+    whole = torch.cat([part["surprisal"] for part in known if part is not None])
+    return list(whole.split((lengths - 1).tolist()))
+
+
+def _lengths(activations: TextActivations) -> Int[Tensor, " T"]:
+    """Tokens of each text, what opens its row included."""
+    return (torch.arange(1, activations.live.shape[1] + 1) * activations.live).amax(1)
+
+
+def _key(content: dict[str, Any], layer: Layer, activations: TextActivations, texts: list[int]) -> dict[str, Any]:
+    """All that shapes the surprisal of these texts for a model of this content."""
+    tokens = hashlib.sha256(activations.token[texts].numpy().tobytes()).hexdigest()
+    return {**content, "layer": layer, "tokens": tokens, "bos": activations.bos}
+
+
+def _of_part(work: "_Continuation", texts: list[int]) -> Float[Tensor, " n"]:
+    """Surprisal of some texts, one after the other."""
+    found: dict[int, Tensor] = {}
+    for batch in work.batches(texts):
+        found |= work.surprisal(batch)
+    return torch.cat([found[text] for text in texts])
 
 
 class _Continuation:
@@ -54,8 +80,7 @@ class _Continuation:
 
     def __init__(self, model: LanguageModel, layer: Layer, activations: TextActivations) -> None:
         self.model, self.layer, self.activations = model, layer, activations
-        columns = torch.arange(1, activations.live.shape[1] + 1)
-        self.lengths = (columns * activations.live).amax(1)  # of rows, what opens them included
+        self.lengths = _lengths(activations)
         self._opening = self._stream_of_opening() if activations.bos else None
 
     def _stream_of_opening(self) -> Float[Tensor, " D"]:
@@ -94,23 +119,3 @@ class _Continuation:
         inside = torch.arange(length) < self.lengths[texts][:, None] - 1
         inside[:, 0] &= not self.activations.bos
         return inside & ~self.activations.live[texts, :length]
-
-
-def _part(work: _Continuation, texts: list[int], cache: Path) -> list[Float[Tensor, " _"]]:
-    """Surprisal of some texts, from its file where that is whole and of this very work, else computed into it."""
-    key = {
-        **work.model.content,
-        "layer": work.layer,
-        "tokens": hashlib.sha256(work.activations.token[texts].numpy().tobytes()).hexdigest(),
-        "bos": work.activations.bos,
-    }
-    lengths = (work.lengths[texts] - 1).tolist()
-    files = Cache(cache / "surprisal", FORMAT)
-    if (known := files.tensors(key)) is not None:
-        return list(known["surprisal"].split(lengths))
-    found: dict[int, Tensor] = {}
-    for batch in work.batches(texts):
-        found |= work.surprisal(batch)
-    surprisal = torch.cat([found[text] for text in texts])
-    files.put_tensors(key, {"surprisal": surprisal})
-    return list(surprisal.split(lengths))

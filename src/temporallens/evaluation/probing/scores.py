@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from temporallens.evaluation.probing.fitting import Tasks
@@ -55,24 +55,22 @@ def score_probes(score: Float[Tensor, "B m"], tasks: Tasks, resamples: Float[Ten
 
 
 def weighted_auc(score: Float[Tensor, "B m"], label: Bool[Tensor, "B m"], weight: Float[Tensor, "B R m"]) -> Float[Tensor, "B R"]:
-    """Probability that a positive scores higher than a negative, ties counted half, where row i stands for `weight` rows.
+    """Probability that a positive scores higher than a negative, ties counted half, where row i stands for `weight` rows, a whole number.
 
     NaN where there is no positive or no negative.
     """
-    order = score.argsort(dim=1, stable=True)
-    ranked, positive = score.gather(1, order), label.gather(1, order)[:, None]
-    weight = weight.gather(2, order[:, None].expand_as(weight)).double()
-    first, last = _ties(ranked)
-    below = torch.nn.functional.pad((weight * ~positive).cumsum(2), (1, 0))
-    negatives = below[..., -1]
-    beaten = (below.gather(2, first[:, None].expand_as(weight)) + below.gather(2, last[:, None].expand_as(weight))) / 2
-    positives = (weight * positive).sum(2)
-    return (weight * positive * beaten).sum(2) / (positives * negatives)
+    return torch.stack([_auc(*task) for task in zip(score, label, weight, strict=True)])
 
 
-def _ties(ranked: Float[Tensor, "B m"]) -> tuple[Int[Tensor, "B m"], Int[Tensor, "B m"]]:
-    """Of each rank in ascending scores: the first rank of equal scores, and the rank after their last."""
-    return torch.searchsorted(ranked, ranked), torch.searchsorted(ranked, ranked, right=True)
+def _auc(score: Float[Tensor, " m"], label: Bool[Tensor, " m"], weight: Float[Tensor, "R m"]) -> Float[Tensor, " R"]:
+    positive, negative = score[label], score[~label]
+    of_positive, of_negative = weight[:, label], weight[:, ~label]
+    beaten = torch.zeros_like(of_positive)  # whole and half numbers, so that their sums are exact in float32
+    size = max(1, ROWS_AT_ONCE // max(1, len(positive)))
+    for below, rows in zip(negative[:, None].split(size), of_negative.split(size, dim=1), strict=True):
+        beaten += rows @ ((positive > below).float() + (positive == below).float() / 2)
+    pairs = of_positive.sum(1, dtype=torch.float64) * of_negative.sum(1, dtype=torch.float64)
+    return (of_positive.double() * beaten).sum(1) / pairs
 
 
 def _accuracy(score: Float[Tensor, "B m"], label: Bool[Tensor, "B m"], weight: Float[Tensor, "B R m"]) -> Float[Tensor, "B R"]:

@@ -1,0 +1,88 @@
+"""What every arm's settings have: width, centring, weighing, what is known beforehand, and what the arm is for in a study.
+
+`base.ArmConfig` adds that an arm builds its dictionary.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
+from temporallens.errors import TemporalLensError
+from temporallens.settings import Settings
+
+Role = Literal["ordinary", "baseline", "fallback", "control", "positional", "temporal"]
+"""What an arm is for in a study.
+
+`ordinary`: knows nothing of position; what others gain on order and probing tasks is over the first of these in a study.
+`baseline`: what every other arm is compared with at equal L0.
+`fallback`: stands in where a study has no baseline.
+`control`: under a mask that no training found: what a learned one must beat.
+`positional`: learns at which positions each feature is open; the headline picture is of one.
+`temporal`: knows of time or order in another way.
+"""
+
+
+class ArmSettings(Settings):
+    """What every arm's configuration has; each arm adds its own fields, `kind` among them."""
+
+    if TYPE_CHECKING:  # each arm has it after what it inherits, which is the order in which studies are written
+        kind: str
+
+    roles: ClassVar[tuple[Role, ...]] = ()
+    """What the arm is for in a study; it may be of no such use."""
+
+    trained: ClassVar[bool] = True
+    """Whether a study trains it; one that is not comes from a file, and once for all seeds."""
+
+    wants_weights: ClassVar[bool] = False
+    """Whether the adaptive position weights are followed for its dictionary's `follow_weights`, even where no loss is weighed by them."""
+
+    wants_sequences: ClassVar[bool] = False
+    """Whether its dictionary reads whole rows of text: a training gives it such batches only under `batches: rows`."""
+
+    open_loop: ClassVar[bool] = False
+    """Whether reconstructions need more than codes, positions and tokens: its dictionary sees activations of the row while it decodes, and
+    has no `decode`. Its numbers are marked wherever they stand."""
+
+    level: ClassVar[str | None] = None
+    """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
+
+    features: int = Field(2304, ge=1, le=1 << 24)
+    """Width of the dictionary; the lab notes use 2304."""
+
+    centre: Literal["pooled", "position", "position_scaled"] = "pooled"
+    """What inputs lose and get back afterwards: the mean of all positions, that of their own position, or its mean and scale."""
+
+    position_weights: bool = False
+    """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
+
+    expectation: ExpectationPolicy | None = Field(None, exclude_if=lambda policy: policy is None)
+    """What inputs lose beforehand, and get back, because the tokens say it; written only where it is asked for."""
+
+    permuted: bool = False
+    """A control: in training, position labels are permuted over the tokens of a batch, so that they mean nothing."""
+
+    @model_validator(mode="after")
+    def _labels_and_scales_agree(self) -> "ArmSettings":
+        if self.permuted and self.centre == "position_scaled":
+            raise ValueError(
+                "permuted and centre: position_scaled contradict each other: errors are scaled by true positions, "
+                "which the arm is not told; give centre: position or pooled"
+            )
+        return self
+
+    def check(self, positions: int) -> None:
+        """Raise TemporalLensError where this arm does not fit a clock of so many positions."""
+
+    def check_training(self, batches: str) -> None:
+        """Raise TemporalLensError where this arm cannot learn from such batches."""
+        if self.wants_sequences and batches != "rows":
+            raise TemporalLensError(
+                f"arms of kind '{self.kind}' read whole rows of text: give training.batches: rows, for all arms, so that they see the same"
+            )
+
+    @property
+    def penalty(self) -> float:
+        """Weight of the L1 penalty in the objective; 0 where the arm chooses its codes by number."""
+        return 0.0
