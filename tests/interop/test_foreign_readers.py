@@ -107,7 +107,7 @@ def test_what_files_say_of_their_model_is_kept() -> None:
     )
     assert loaded("sparsify-topk")[0].config.origin == Origin(format="sparsify", model="tiny", point="layers.3", layer=3, context_length=64)
     transcoder = loaded("gemma_scope_2-transcoder")[0].config
-    assert (transcoder.origin.layer, transcoder.transcodes, transcoder.skip) == (None, True, True)
+    assert (transcoder.origin.layer, transcoder.transcodes, transcoder.skip) == ("layers.3.pre_feedforward_layernorm", True, True)
     assert transcoder.origin.target == "model.layers.3.post_feedforward_layernorm.output"
     release = tl.load_dictionary(FIXTURES / "gemma_scope" / "layer_3" / "width_16k" / "average_l0_71", origin={"model": "mine", "layer": 3})
     assert (release.config.origin.model, release.config.origin.layer, release.config.origin.format) == ("mine", 3, "Gemma Scope")
@@ -126,6 +126,11 @@ def test_what_files_say_of_their_model_is_kept() -> None:
         ("layers.5.mlp", "layers.5.mlp"),
         ("blocks.5.hook_mlp_out", "blocks.5.hook_mlp_out"),
         ("model.layers.7.self_attn.o_proj.input", None),
+        ("model.layers.7.mlp.input", "blocks.7.mlp.hook_in"),
+        ("model.layers.7.block_sparse.mlp.input", "layers.7.block_sparse.mlp.input"),
+        ("blocks.7.mlp.hook_in", "blocks.7.mlp.hook_in"),
+        ("blocks.7.hook_mlp_in", "blocks.7.hook_mlp_in"),
+        ("blocks.7.ln2.hook_normalized", None),
         (None, None),
     ],
 )
