@@ -386,11 +386,17 @@ def export_command(
     dictionary: Annotated[Path, typer.Argument(metavar="DICTIONARY", help="The folder of a saved dictionary.", parser=user_path)],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go; an empty folder.", parser=user_path)],
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="saelens, sparsify or dictionary_learning.")] = "saelens",
+    licence: Annotated[str | None, typer.Option("--license", metavar="NAME", help="For the card: mit, apache-2.0, cc-by-4.0, ...")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="USER/NAME", help="Upload it to the hub, with the token of HF_TOKEN or of a login.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a private repository, where there is none yet.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="With --push: a branch, made where it is not there.")] = None,
 ) -> None:
-    """Write a dictionary in the files of another library, with a card."""
-    from temporallens.interop.exporting import export
+    """Write a dictionary in the files of another library, with a card of what its run measured; upload it, where asked."""
+    from temporallens.study.sharing import share
 
-    typer.echo(export(dictionary, form, out))
+    typer.echo(share(dictionary, form, out, licence, push, private, revision))
 
 
 @app.command("dictionary")

@@ -123,7 +123,7 @@ def test_what_an_mlp_reads_is_what_a_plain_hook_sees_its_modules_given(family: s
     if family == "gemma2":
         assert model.named("layers.1.pre_feedforward_layernorm") == MLP_INPUT
         assert model.named("layers.1.post_feedforward_layernorm") == MLP
-        with pytest.raises(TemporalLensError, match=r"what enters the MLP of its block 1 stands at pre_feedforward_layernorm and mlp.input"):
+        with pytest.raises(TemporalLensError, match=r"the MLP of its block 1 stands at pre_feedforward_layernorm and mlp.input"):
             model.named("layers.1.self_attn.input")
 
 
