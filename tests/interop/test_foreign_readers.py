@@ -58,6 +58,17 @@ def test_codes_and_reconstructions_are_those_of_the_library_that_wrote_the_file(
         torch.testing.assert_close(ours.detach(), expected[theirs], rtol=1e-5, atol=float(1e-5 * expected[theirs].abs().max()))
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "transcoder" in case])
+def test_transcoders_say_what_they_take_and_give(case: str, tmp_path: Path) -> None:
+    dictionary, expected = loaded(case)
+    taken, given = json.loads((FIXTURES / case / "request.json").read_text())["pair"]
+    origin = dictionary.config.origin
+    assert dictionary.transcodes and (origin.layer, layer_of(origin.target)) == (taken, given)
+    assert dictionary.config.skip == any(word in case for word in ("skip", "gemma"))
+    without = dictionary.decode(dictionary.encode(expected["x"])) - (expected["x"] @ dictionary.skip if dictionary.skip is not None else 0)
+    torch.testing.assert_close(without, dictionary.reconstruct(dictionary.encode(expected["x"])), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_saved_as_ours_is_read_back_bit_for_bit(case: str, tmp_path: Path) -> None:
     dictionary, expected = loaded(case)

@@ -20,9 +20,10 @@ def draw_card(fve: Sequence[float | None], l0: Sequence[float | None], title: st
     with style.ours():
         figure = style.new_figure(HEIGHT)
         style.head(figure, title)
-        panels = zip(figure.subplots(1, 2), "ab", ((fve, "FVE"), (l0, "codes in use per token (L0)")), strict=True)
-        for axes, letter, (values, name) in panels:
+        whole = (("FVE", "FVE", fve), ("L0", "codes in use per token", l0))
+        for axes, letter, (name, unit, values) in zip(figure.subplots(1, 2), "ab", whole, strict=True):
             _draw_panel(axes, letter, name, style.array(values))
+            axes.set_ylabel(unit)
     return figure
 
 
@@ -33,8 +34,8 @@ def _draw_panel(axes: Axes, letter: str, name: str, values: Float[np.ndarray, " 
         return
     draw_curve(axes, Curve(name, values), color=style.COLOURS[0])
     style.position_axis(axes, "x", len(values), zero=False)
-    axes.set_ylabel(name)
     style.open_grid(axes)
     at = 1 + int(np.nanargmin(values[1:])), 1 + int(np.nanargmax(values[1:]))
-    statement = f"{name}: {number(known.min())} at position {at[0]:,} to {number(known.max())} at position {at[1]:,}"
-    style.panel_title(axes, letter, statement, TITLE_CHARACTERS)
+    lowest, highest = number(known.min()), number(known.max())
+    apart = f"{lowest} at position {at[0]:,} to {highest} at position {at[1]:,}"
+    style.panel_title(axes, letter, f"{name}: {apart if lowest != highest else f'{lowest} at every position'}", TITLE_CHARACTERS)

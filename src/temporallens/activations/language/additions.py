@@ -106,7 +106,9 @@ def summands_of(stack: BlockStack, number: int, tokens: Int[Tensor, "B S"]) -> S
 def _entered(block: nn.Module, stream: Float[Tensor, "B S D"], trace: _Trace, additions: list[Addition]) -> Summands:
     """With the two places in front of the MLP whose output is added to `stream`."""
     added = next(given.entry for given in trace.given if _same(given.value, stream))
-    first = next((given for given in trace.given if _is_mlp(block, given.entry.module)), None)
+    several = Counter(given.entry.module for given in trace.given)  # a module that adds to the stream itself is given that, too
+    alone = (given for given in trace.given if several[given.entry.module] == 1)
+    first = next((given for given in alone if _is_mlp(block, given.entry.module)), None)
     if first is None:
         return Summands(additions, {"mlp_in": added})
     giving = [path for source in trace.sources if _same(source.gave, first.value) for path in source.modules if _is_norm(block, path)]
