@@ -143,7 +143,8 @@ class ActivationStore:
         target = ActivationStore(self.folder / TARGET)
         columns = ("length", "sequence", "document")
         own, other = self.sequence_table, target.sequence_table
-        if not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
+        sizes = (self.width, self.positions) == (target.width, target.positions)
+        if not sizes or not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
             raise self._contradiction(f"{target.folder} does not hold the same rows")
         return target
 
