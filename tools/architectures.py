@@ -29,7 +29,7 @@ from transformers.utils import logging
 from temporallens.activations.language import models
 from temporallens.activations.language.block_stack import block_list, text_stack
 from temporallens.activations.language.harvest import harvest
-from temporallens.activations.language.hooks import Hook, Layer, Site, block_of
+from temporallens.activations.language.hooks import BEHIND_NORM, Hook, Layer, Site, block_of
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
@@ -130,6 +130,7 @@ class Row(NamedTuple):
     continued: str = ""  # how it goes on from a stream
     attention: str = ""  # modules that give what a block's attention adds to the stream
     mlp: str = ""  # and what its MLP adds
+    read_by_mlp: str = ""  # modules that are given what its MLP reads
     difference: float = 0.0  # largest, of anything, from a plain pass
 
     @property
@@ -216,6 +217,7 @@ def _compared(kind: str, folder: Path) -> Row:
         "above the layer" if all(model._skips[layer] for layer in COMPARED) else "whole pass",
         _adding(model, "attn_out"),
         _adding(model, "mlp_out"),
+        _entering(model),
         max(differences),
     )
 
@@ -304,8 +306,19 @@ def _adding(model: LanguageModel, site: Site) -> str:
     return f"{names} ({len(found)} of {LAYERS} blocks)" if 0 < len(found) < LAYERS else names
 
 
+def _entries(model: LanguageModel) -> list[Layer]:
+    """What MLPs read, as far as it is told apart."""
+    return [str(Hook(number, site)) for number in range(LAYERS) for site in model._summed(number).entries]
+
+
+def _entering(model: LanguageModel) -> str:
+    """The modules that are given the stream, and what is behind the norm."""
+    found = [model._summed(number).entries for number in range(LAYERS)]
+    return ", ".join(dict.fromkeys(f"{own['mlp_in'].module} → {own[BEHIND_NORM].module}" for own in found if BEHIND_NORM in own))
+
+
 def _added(plain: Any, model: LanguageModel) -> Iterator[float]:
-    """Of what the blocks add, in rows padded beside others, from what a plain hook sees of each row alone."""
+    """Of what the blocks add, and their MLPs read, in rows padded beside others, from what a plain hook sees of each row alone."""
     tokens = torch.arange(4, 4 + 3 * CONTEXT).view(3, CONTEXT)
     mask = torch.arange(CONTEXT) < torch.tensor([[CONTEXT], [13], [5]])
     blocks, seen = block_list(text_stack(plain), "it"), dict[Layer, Tensor]()
@@ -314,8 +327,14 @@ def _added(plain: Any, model: LanguageModel) -> Iterator[float]:
         own = out[0] if isinstance(out, tuple | list) else out
         seen[hook] = own.reshape(-1, own.shape[-1]).clone()
 
-    streams = model.residuals(tokens, mask, _hooks(model)) if _hooks(model) else {}
-    for hook in streams:
+    def enters(hook: Layer, argument: int | str, _module: Any, arguments: Any, named: Any) -> None:
+        see(hook, None, None, arguments[argument] if isinstance(argument, int) else named[argument])
+
+    hooks = [*_hooks(model), *_entries(model)]
+    streams = model.residuals(tokens, mask, hooks) if hooks else {}
+    for hook, (path, argument) in model._stack.entering.items():
+        blocks[block_of(hook)].get_submodule(path).register_forward_pre_hook(partial(enters, hook, argument), with_kwargs=True)
+    for hook in streams.keys() - model._stack.entering.keys():
         module = blocks[block_of(hook)].get_submodule(model._stack.adding[hook])
         module.register_forward_hook(partial(see, hook))
     for number, own in enumerate(mask):
@@ -328,7 +347,8 @@ def table(rows: list[Row]) -> str:
     """The table of `docs/models.md`."""
     read, refused = [row for row in rows if row.padded], [row for row in rows if not row.padded]
     lines = [f"{len(read)} architectures are read, {len(refused)} are refused.", ""]
-    lines += ["| architecture | | padded on | first position | continued by | attn_out | mlp_out |", "|---|---|---|---|---|---|---|"]
+    lines += ["| architecture | | padded on | first position | continued by | attn_out | mlp_out | mlp_in → mlp.hook_in |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
     lines += [row.line for row in read]
     lines += ["", "| refused | because |", "|---|---|", *(row.line for row in refused)]
     return "\n".join(lines)

@@ -2,11 +2,12 @@
 
     python -m tools.interop_worker FOLDER [--width 16] [--features 48] [--tokens 64]
 
-For every class that SAELens, dictionary_learning or sparsify can save, and for releases whose files SAELens converts, `FOLDER/<case>/`
-gets the files as the library writes them (or, of releases, as their publishers do) and `expected.safetensors`: activations `x`, and the
-library's `codes` and `reconstruction` of them. `request.json` holds what a reader has to be told. Biases, thresholds and decoder rows are
-random, rows of any norm, so that nothing agrees by being zero or one. `nnsight`, which dictionary_learning imports for collecting
-activations alone, is replaced by an empty module.
+For every class that SAELens, dictionary_learning or sparsify can save, and for releases whose files SAELens converts, `FOLDER/<case>/` gets
+the files as the library writes them (or, of releases, as their publishers do) and `expected.safetensors`: activations `x`, and the
+library's `codes` and `reconstruction` of them. With `--read`, each folder in FOLDER holds `files/` that were exported from here, which are
+loaded with the code of their card; `theirs.safetensors` gets what the library makes of the `x` of `ours.safetensors`. `request.json` holds
+what a reader has to be told. Biases, thresholds and decoder rows are random, rows of any norm, so that nothing agrees by being zero or one.
+`nnsight`, which dictionary_learning imports for collecting activations alone, is replaced by an empty module.
 """
 
 import argparse
@@ -28,6 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 ABOUT = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post", "context_size": 64, "prepend_bos": True}
+
+
+PAIR = ["blocks.3.hook_mlp_in", "blocks.3.hook_mlp_out"]
+"""What SAELens' transcoders take, and what they give."""
 
 
 class Answer:
@@ -91,7 +96,10 @@ def saelens(kind: str, training: bool = False, scale: float | None = None, **set
         given |= {"matryoshka_widths": [sizes.features // 3, sizes.features]} if kind.startswith("matryoshka") else {}
         sae = sae_class(config_class(**given))
         heads = given.get("reshape_activations") == "hook_z"
-        for name, value in (ABOUT | ({"hook_name": "blocks.3.attn.hook_z"} if heads else {})).items():
+        read = {"hook_name": "blocks.3.attn.hook_z"} if heads else {}
+        if kind.endswith("transcoder"):
+            read = {"hook_name": PAIR[0], "hook_name_out": PAIR[1]}
+        for name, value in (ABOUT | read).items():
             sae.cfg.metadata[name] = value
         randomised(sae)
         x = sizes.activations().view(sizes.tokens, *((2, -1) if heads else (-1,)))
@@ -118,7 +126,9 @@ def saelens(kind: str, training: bool = False, scale: float | None = None, **set
             sae.fold_activation_whitening(whitening["mean"], whitening["matrix"], whitening["inverse_matrix"])
         codes = sae.encode(x)
         sae.encode(x)  # what normalises keeps the norms of the rows that it saw last, and forgets them when it decodes
-        return Answer(codes, (sae(x) if kind.endswith("transcoder") else sae.decode(codes)).flatten(1))
+        if kind.endswith("transcoder"):
+            return Answer(codes, sae(x), pair=PAIR)
+        return Answer(codes, sae.decode(codes).flatten(1))
 
     return make
 
@@ -157,9 +167,7 @@ def saelens_half(folder: Path, sizes: Sizes) -> Answer:
 def dictionary_learning(kind: str, norms_in_codes: bool = False) -> Callable[[Path, Sizes], Answer]:
     @torch.no_grad()
     def make(folder: Path, sizes: Sizes) -> Answer:
-        harvesting: Any = types.ModuleType("nnsight")
-        harvesting.LanguageModel = None
-        sys.modules["nnsight"] = harvesting
+        _without_harvesting()
         from dictionary_learning import dictionary, trainers
 
         made = getattr(dictionary, kind, None) or getattr(trainers, kind, None) or _trainers(kind)
@@ -189,21 +197,22 @@ def _trainers(kind: str) -> Any:
 # sparsify
 
 
-def sparsify(multi: bool = False, **settings: Any) -> Callable[[Path, Sizes], Answer]:
+def sparsify(multi: bool = False, point: str = "layers.3", **settings: Any) -> Callable[[Path, Sizes], Answer]:
     @torch.no_grad()
     def make(folder: Path, sizes: Sizes) -> Answer:
         from sparsify import SparseCoder, SparseCoderConfig
 
         coder = SparseCoder(sizes.width, SparseCoderConfig(num_latents=sizes.features, k=sizes.k, multi_topk=multi, **settings))
         randomised(coder)
-        coder.save_to_disk(folder / "layers.3")
+        coder.save_to_disk(folder / point)
         (folder / "config.json").write_text(json.dumps({"model": "tiny", "ctx_len": 64}))
         x = sizes.activations()
         encoded = coder.encode(x)
         codes = torch.zeros(sizes.tokens, sizes.features).scatter_(1, encoded.top_indices, encoded.top_acts)
         if multi:  # its `forward` then gives what four times as many codes decode to
-            return Answer(codes, coder.decode(encoded.top_acts, encoded.top_indices), folder="layers.3", k=sizes.k)
-        return Answer(codes, coder(x).sae_out, folder="layers.3")
+            return Answer(codes, coder.decode(encoded.top_acts, encoded.top_indices), folder=point, k=sizes.k)
+        pair = {"pair": ["blocks.3.mlp.hook_in", point]} if coder.cfg.transcode else {}
+        return Answer(codes, coder(x).sae_out, folder=point, **pair)
 
     return make
 
@@ -268,7 +277,10 @@ def gemma_scope_2(kind: str) -> Callable[[Path, Sizes], Answer]:
             config["hf_hook_point_in"] = "model.layers.3.pre_feedforward_layernorm.output"
         save_file(tensors, folder / inner / "params.safetensors")
         (folder / inner / "config.json").write_text(json.dumps(config))
-        return _converted(folder, "gemma_3_sae_huggingface_loader", "google/gemma-scope-2-1b-pt", inner, sizes)
+        answer = _converted(folder, "gemma_3_sae_huggingface_loader", "google/gemma-scope-2-1b-pt", inner, sizes)
+        if kind.startswith("transcoder"):
+            answer.request["pair"] = ["layers.3.pre_feedforward_layernorm", "layers.3.post_feedforward_layernorm"]
+        return answer
 
     return make
 
@@ -302,6 +314,38 @@ def llama_scope(folder: Path, sizes: Sizes) -> Answer:
     (folder / inner / "hyperparams.json").write_text(json.dumps(config))
     scale = sizes.width**0.5 / norm
     return _converted(folder, "llama_scope_sae_huggingface_loader", "fnlp/Llama3_1-8B-Base-LXR-8x", inner, sizes, scale)
+
+
+# Files that were written here
+
+
+def _without_harvesting() -> None:
+    """Let dictionary_learning be imported without what it collects activations with."""
+    harvesting: Any = types.ModuleType("nnsight")
+    harvesting.LanguageModel = None
+    sys.modules["nnsight"] = harvesting
+
+
+@torch.no_grad()
+def read_back(case: Path) -> None:
+    """Load exported files as their card says, and compute with them."""
+    request, x = json.loads((case / "request.json").read_text()), load_file(case / "ours.safetensors")["x"]
+    code = (case / "files" / "README.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
+    known: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(case / "files")), known)  # our own card's, which is what is tested
+    sae = known["sae"]
+    if request["form"] == "sparsify":
+        encoded = sae.encode(x)
+        codes = torch.zeros(len(x), sae.num_latents).scatter_(1, encoded.top_indices, encoded.top_acts)
+        reconstruction, kind = sae(x).sae_out, "topk"
+    else:
+        codes = sae.encode(x)
+        reconstruction, kind = sae.decode(codes), type(sae).__name__
+    if request["form"] == "saelens":
+        kind = sae.cfg.architecture()
+    theirs = {"codes": codes, "reconstruction": reconstruction}
+    save_file({name: tensor.detach().float().contiguous().clone() for name, tensor in theirs.items()}, case / "theirs.safetensors")
+    (case / "theirs.json").write_text(json.dumps({**request, "class": kind}))
 
 
 CASES: dict[str, Callable[[Path, Sizes], Answer]] = {
@@ -344,7 +388,8 @@ CASES: dict[str, Callable[[Path, Sizes], Answer]] = {
     "sparsify topk, skip_connection": sparsify(skip_connection=True),
     "sparsify topk, multi_topk": sparsify(multi=True),
     "sparsify groupmax": sparsify(activation="groupmax"),
-    "sparsify transcoder": sparsify(transcode=True, skip_connection=True),
+    "sparsify transcoder": sparsify(point="layers.3.mlp", transcode=True),
+    "sparsify transcoder, skip_connection": sparsify(point="layers.3.mlp", transcode=True, skip_connection=True),
     "gemma_scope": gemma_scope,
     "gemma_scope_2": gemma_scope_2("resid_post"),
     "gemma_scope_2 transcoder": gemma_scope_2("transcoder"),
@@ -358,8 +403,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     for name, size in {"width": 16, "features": 48, "tokens": 64}.items():
         parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--read", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.read:
+        _without_harvesting()
+        for case in sorted(options.folder.iterdir()):
+            read_back(case)
+        return
     sizes = Sizes(options.width, options.features, options.tokens)
     for case, make in CASES.items():
         folder = options.folder / case.replace(" ", "-").replace(",", "")

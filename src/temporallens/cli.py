@@ -369,6 +369,9 @@ def inspect_command(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the files do not say which, or call it otherwise.")] = None,
     layer: Annotated[str | None, typer.Option("--layer", help="Where they do not say: a number, `embed` or a hook.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Of transcoders that do not say what they give: a hook, such as blocks.3.hook_mlp_out.")
+    ] = None,
     text: Annotated[str, typer.Option("--text", help="What to read: a shipped text, a file, a folder, or a hub data set.")] = "sotu",
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to read, about half of which everything is measured on.")] = 100_000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
@@ -377,7 +380,8 @@ def inspect_command(
     from temporallens.activations.language.hooks import layer_named
     from temporallens.study.inspection import inspection
 
-    study_file = inspection(dictionaries, model, None if layer is None else layer_named(layer), text, tokens)
+    places = [None if place is None else layer_named(place) for place in (layer, target)]
+    study_file = inspection(dictionaries, model, places[0], text, tokens, places[1])
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
         _print_plan(study_file, folder)
@@ -391,11 +395,17 @@ def export_command(
     dictionary: Annotated[Path, typer.Argument(metavar="DICTIONARY", help="The folder of a saved dictionary.", parser=user_path)],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go; an empty folder.", parser=user_path)],
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="saelens, sparsify or dictionary_learning.")] = "saelens",
+    licence: Annotated[str | None, typer.Option("--license", metavar="NAME", help="For the card: mit, apache-2.0, cc-by-4.0, ...")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="USER/NAME", help="Upload it to the hub, with the token of HF_TOKEN or of a login.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a private repository, where there is none yet.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="With --push: a branch, made where it is not there.")] = None,
 ) -> None:
-    """Write a dictionary in the files of another library, with a card."""
-    from temporallens.interop.exporting import export
+    """Write a dictionary in the files of another library, with a card of what its run measured; upload it, where asked."""
+    from temporallens.study.sharing import share
 
-    typer.echo(export(dictionary, form, out))
+    typer.echo(share(dictionary, form, out, licence, push, private, revision))
 
 
 @app.command("dictionary")

@@ -58,6 +58,17 @@ def test_codes_and_reconstructions_are_those_of_the_library_that_wrote_the_file(
         torch.testing.assert_close(ours.detach(), expected[theirs], rtol=1e-5, atol=float(1e-5 * expected[theirs].abs().max()))
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "transcoder" in case])
+def test_transcoders_say_what_they_take_and_give(case: str, tmp_path: Path) -> None:
+    dictionary, expected = loaded(case)
+    taken, given = json.loads((FIXTURES / case / "request.json").read_text())["pair"]
+    origin = dictionary.config.origin
+    assert dictionary.transcodes and (origin.layer, layer_of(origin.target)) == (taken, given)
+    assert dictionary.config.skip == any(word in case for word in ("skip", "gemma"))
+    without = dictionary.decode(dictionary.encode(expected["x"])) - (expected["x"] @ dictionary.skip if dictionary.skip is not None else 0)
+    torch.testing.assert_close(without, dictionary.reconstruct(dictionary.encode(expected["x"])), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_saved_as_ours_is_read_back_bit_for_bit(case: str, tmp_path: Path) -> None:
     dictionary, expected = loaded(case)
@@ -107,7 +118,7 @@ def test_what_files_say_of_their_model_is_kept() -> None:
     )
     assert loaded("sparsify-topk")[0].config.origin == Origin(format="sparsify", model="tiny", point="layers.3", layer=3, context_length=64)
     transcoder = loaded("gemma_scope_2-transcoder")[0].config
-    assert (transcoder.origin.layer, transcoder.transcodes, transcoder.skip) == (None, True, True)
+    assert (transcoder.origin.layer, transcoder.transcodes, transcoder.skip) == ("layers.3.pre_feedforward_layernorm", True, True)
     assert transcoder.origin.target == "model.layers.3.post_feedforward_layernorm.output"
     release = tl.load_dictionary(FIXTURES / "gemma_scope" / "layer_3" / "width_16k" / "average_l0_71", origin={"model": "mine", "layer": 3})
     assert (release.config.origin.model, release.config.origin.layer, release.config.origin.format) == ("mine", 3, "Gemma Scope")
@@ -126,6 +137,11 @@ def test_what_files_say_of_their_model_is_kept() -> None:
         ("layers.5.mlp", "layers.5.mlp"),
         ("blocks.5.hook_mlp_out", "blocks.5.hook_mlp_out"),
         ("model.layers.7.self_attn.o_proj.input", None),
+        ("model.layers.7.mlp.input", "blocks.7.mlp.hook_in"),
+        ("model.layers.7.block_sparse.mlp.input", "layers.7.block_sparse.mlp.input"),
+        ("blocks.7.mlp.hook_in", "blocks.7.mlp.hook_in"),
+        ("blocks.7.hook_mlp_in", "blocks.7.hook_mlp_in"),
+        ("blocks.7.ln2.hook_normalized", None),
         (None, None),
     ],
 )

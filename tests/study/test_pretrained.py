@@ -149,5 +149,7 @@ def test_another_model_layer_or_point_is_refused_unless_they_are_said_to_be_the_
 def test_a_transcoder_is_refused(tmp_path: Path) -> None:
     study = written(tmp_path)
     shutil.copytree(FIXTURES / "saelens-transcoder", tmp_path / "theirs", dirs_exist_ok=True)
-    with pytest.raises(TemporalLensError, match="a transcoder: it gives those of another point"):
+    with pytest.raises(
+        TemporalLensError, match=r"a transcoder: it gives activations at blocks.3.hook_mlp_out, and activations.world has none"
+    ):
         run_study(read_study(study), tmp_path / "out")

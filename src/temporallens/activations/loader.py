@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
     previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
     before: Int[Tensor, " N"] | None = None  # of whole sequences: number in the batch of the kept row before, -1 for none
+    target: Float[Tensor, "N D"] | None = None  # what is to be given back, where the store has something else than x for it
 
 
 class _Window(NamedTuple):
@@ -92,7 +93,7 @@ class Loader:
         longest = int(store.sequence_table.length[self._sequences].max(initial=0))
         if whole and longest > batch_size:
             raise TemporalLensError(f"rows of {longest} tokens do not fit into batches of {batch_size}: raise training.batch_size")
-        row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4)
+        row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4) * (1 if store.target is None else 2)
         mean_length = max(1.0, store.rows / store.sequences)
         window_rows = max(window_bytes // row_bytes, 4 * batch_size)
         self._window_sequences = max(1, min(len(self._order(0)), math.ceil(window_rows / mean_length)))
@@ -131,7 +132,8 @@ class Loader:
         chain = _chained(context, kept) if self._whole else None
         context = context.rows(shuffled)
         chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], context.token, context.token_before)
-        return _Window(chosen._replace(before=chain), bounds, _before(rows, shuffled) if self._neighbours else None)
+        target = None if self._store.target is None else self._store.target.read(entries).x[shuffled]
+        return _Window(chosen._replace(before=chain, target=target), bounds, _before(rows, shuffled) if self._neighbours else None)
 
     def _after(self, cursor: Cursor) -> Cursor:
         return Cursor(cursor.epoch, cursor.window + 1, 0) if cursor.window + 1 < self._windows else Cursor(cursor.epoch + 1, 0, 0)
@@ -195,7 +197,8 @@ class Loader:
 def _part(rows: Batch, first: int, last: int) -> Batch:
     before = None if rows.before is None else (rows.before[first:last] - first).clamp(min=UNKNOWN)
     x, position, sequence, token, token_before = (column[first:last] for column in rows[:5])
-    return Batch(x, position, sequence, token, token_before, before=before)
+    target = None if rows.target is None else rows.target[first:last]
+    return Batch(x, position, sequence, token, token_before, before=before, target=target)
 
 
 def _whole_batches(lengths: Int[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " k"]:
@@ -233,6 +236,14 @@ def _before(rows: Rows, shuffled: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
 def _entropy(counts: Int[Tensor, " P"]) -> float:
     share = counts[counts > 0].double() / counts.sum()
     return float(-(share * share.log2()).sum())
+
+
+def with_targets(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Iterator[tuple[Rows, Float[Tensor, "N D"]]]:
+    """The same as `sequential`, and beside the rows what a dictionary has to give of them: `x`, or what the store's target holds."""
+    target = store.target
+    targets = None if target is None else sequential(target, sequences)
+    for rows in sequential(store, sequences):
+        yield rows, rows.x if targets is None else next(targets).x
 
 
 def sequential(store: ActivationStore, sequences: Int[np.ndarray, " n"], chunk_rows: int = 8192) -> Iterator[Rows]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.manifest import Shard, read_manifest, remedy
 from temporallens.activations.moments import Moments, MomentSums
-from temporallens.activations.writer import COLUMNS, TABLE_DTYPES, Rows
+from temporallens.activations.writer import COLUMNS, TABLE_DTYPES, TARGET, Rows
 from temporallens.errors import TemporalLensError
 from temporallens.files import inside, read_tensors, sha256, user_path
 from temporallens.precision import DTYPES
@@ -130,6 +130,23 @@ class ActivationStore:
         if not known.all() or (table.start > rows[table.shard] - table.length).any() or table.length.sum(dtype=np.int64) != self.rows:
             raise self._contradiction("its sequence table names rows that its shards do not have")
         return table
+
+    @cached_property
+    def target(self) -> "ActivationStore | None":
+        """What stands at another point for the very same rows, for dictionaries that give it instead of what they take; None where what is
+        read is what is given back.
+
+        Raises TemporalLensError where it is not there, or holds other rows.
+        """
+        if TARGET not in self.manifest.description.policies:
+            return None
+        target = ActivationStore(self.folder / TARGET)
+        columns = ("length", "sequence", "document")
+        own, other = self.sequence_table, target.sequence_table
+        sizes = (self.width, self.positions) == (target.width, target.positions)
+        if not sizes or not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
+            raise self._contradiction(f"{target.folder} does not hold the same rows")
+        return target
 
     @cached_property
     def moments(self) -> Moments:

@@ -20,6 +20,8 @@ from temporallens.precision import DTYPES
 
 SHARD_BYTES = 64 << 20
 PROGRESS_FILE = "progress.safetensors"
+TARGET = "target"
+"""Folder, in that of a store, of the store of what is to be given back instead; and the policy that says what stands there."""
 COLUMNS = {
     "position": torch.int32,
     "index": torch.int32,
@@ -50,7 +52,7 @@ def refuse_occupied(folder: Path) -> None:
     if (folder / "manifest.json").exists():
         raise TemporalLensError(f"{folder} already holds a finished store; choose another folder or remove it")
     if folder.is_dir() and not (folder / PROGRESS_FILE).exists():
-        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "shard-")))
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "shard-")) and path.name != TARGET)
         if foreign:
             raise TemporalLensError(f"{folder} is not empty (it holds '{foreign[0]}'); choose an empty folder for the store")
 

@@ -115,6 +115,11 @@ class Dictionary(Centred):
         return self.config.kind
 
     @property
+    def transcodes(self) -> bool:
+        """Whether it gives activations of another point than it takes."""
+        return False
+
+    @property
     def features(self) -> int:
         return self.encoder.shape[0]
 

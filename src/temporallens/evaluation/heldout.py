@@ -18,10 +18,10 @@ from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
 from temporallens.activations.context import Context, context_of
-from temporallens.activations.loader import sequential
+from temporallens.activations.loader import sequential, with_targets
 from temporallens.activations.moments import FIRST, Moments, MomentSums
 from temporallens.activations.store import ActivationStore, SequenceTable
-from temporallens.activations.writer import Rows
+from temporallens.activations.writer import TARGET, Rows
 from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
 
 
 class Variation(NamedTuple):
-    """How the activations of D documents vary, whatever the dictionary: sums over usable rows by document and position."""
+    """How what is to be given back varies over D documents, whatever the dictionary: sums over usable rows by document and position."""
 
     moments: Moments  # of usable rows
     first: Moments  # of first rows, as one position
@@ -76,8 +76,10 @@ class HeldOut:
     def encoded(self, dictionary: Dictionary) -> Encoded:
         """What `dictionary` makes of the rows that no rule excludes.
 
-        Raises TemporalLensError where no row is left, or where nothing fires.
+        Raises TemporalLensError where no row is left, where nothing fires, and where the dictionary gives back something else than what
+        the store has for it.
         """
+        check_target(dictionary, self.store)
         found = self._cached("codes", dictionary, lambda: _encode(dictionary, self.store, self.entries))
         if not len(found["value"]):
             raise TemporalLensError(
@@ -139,23 +141,38 @@ class HeldOut:
     @torch.inference_mode()
     def _vary(self) -> Tensors:
         store, entries = self.store, self.entries
-        usable, first = store.moments_of(entries), MomentSums(1, store.width)
+        usable, first = (store.target or store).moments_of(entries), MomentSums(1, store.width)
         _refuse_none(int(usable.count.sum()), store)
         pooled = usable.pooled_mean()
         shape = len(np.unique(store.documents_of(entries))), store.positions
         sums = torch.zeros(3, shape[0] * shape[1], dtype=torch.float64)
         owner, read = np.repeat(entries, store.sequence_table.length[entries]), 0
-        for rows in sequential(store, entries):
+        for rows, wanted in with_targets(store, entries):
             used, begins = rows.excluded == 0, (rows.excluded & FIRST) > 0
-            x, position = rows.x[used].double(), rows.position[used].long()
+            x, position = wanted[used].double(), rows.position[used].long()
             cell = self._cell(owner[read : read + len(rows.x)][used.numpy()], position.numpy())
             about = [torch.ones(len(x), dtype=torch.float64), (x - pooled).square().sum(1), (x - usable.mean[position]).square().sum(1)]
             sums.index_add_(1, torch.from_numpy(cell), torch.stack(about))
-            first.add(rows.x[begins], *torch.zeros(2, int(begins.sum()), dtype=torch.int64))
+            first.add(wanted[begins], *torch.zeros(2, int(begins.sum()), dtype=torch.int64))
             read += len(rows.x)
         tables = dict(zip(("tokens", "square", "square_within"), sums.view(3, *shape), strict=True))
         moments = {"kept": usable, "first": first.moments()}
         return tables | {f"{which}.{name}": value for which, sums in moments.items() for name, value in sums._asdict().items()}
+
+
+def check_target(dictionary: Dictionary, store: ActivationStore) -> None:
+    """Raise TemporalLensError for a transcoder on a store without what it should give, and for any other dictionary on one with it."""
+    if dictionary.transcodes and store.target is None:
+        raise TemporalLensError(
+            f"this dictionary is a transcoder, which gives activations of another point than it takes, and {store.folder} holds those of "
+            "one point: harvest with a target"
+        )
+    if store.target is not None and not dictionary.transcodes:
+        target = store.manifest.description.policies[TARGET]
+        raise TemporalLensError(
+            f"{store.folder} has the target {target}, which a '{dictionary.kind}' dictionary does not give: it gives back what it takes; "
+            "harvest without a target"
+        )
 
 
 def find_firings(dictionary: Dictionary, store: ActivationStore, sequences: Int[np.ndarray, " n"], cache: Path | None = None) -> Firings:
@@ -180,8 +197,8 @@ def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndar
     table = store.sequence_table
     first_error, parts = torch.zeros((), dtype=torch.float64), []
     with progress("encoding", int(table.length[entries].sum()), "tokens") as advance:
-        for rows in sequential(store, entries):
-            part, error = _encode_chunk(dictionary, rows)
+        for rows, wanted in with_targets(store, entries):
+            part, error = _encode_chunk(dictionary, rows, wanted)
             first_error += error[(rows.excluded & FIRST) > 0].sum()
             parts.append(part)
             advance(len(rows.x))
@@ -195,12 +212,12 @@ def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndar
     return whole | owned | {"first_error": first_error}
 
 
-def _encode_chunk(dictionary: Dictionary, rows: Rows) -> tuple[Tensors, Tensor]:
+def _encode_chunk(dictionary: Dictionary, rows: Rows, wanted: Float[Tensor, "N D"]) -> tuple[Tensors, Tensor]:
     """Codes in use and errors of the usable rows of a chunk, and the errors of all its rows."""
     x, position, usable = rows.x.float(), rows.position.long(), rows.excluded == 0
     context = context_of(rows)
     codes, found = dictionary.reconstructed(x, position, context)
-    error = (x - found).square().sum(1, dtype=torch.float64)
+    error = (wanted.float() - found).square().sum(1, dtype=torch.float64)
     row, feature = (codes > 0).nonzero(as_tuple=True)
     counted = usable[row]
     row, feature = row[counted], feature[counted]

@@ -17,5 +17,6 @@ def dictionary_fingerprint(dictionary: Dictionary) -> str:
 
 
 def store_fingerprint(store: ActivationStore) -> str:
-    """SHA-256 of everything that the store holds."""
-    return fingerprint(store.manifest.model_dump(mode="json"))
+    """SHA-256 of everything that the store holds, and its target."""
+    own = store.manifest.model_dump(mode="json")
+    return fingerprint(own if store.target is None else [own, store.target.manifest.model_dump(mode="json")])

@@ -10,7 +10,7 @@ so. One that is centred by position, or has an expectation, has no such form. Wh
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ from torch import Tensor
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import SAELENS_VERSION, load_dictionary, read_config
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json, user_path, write_atomically, write_tensors, write_text
+from temporallens.files import explained, read_json, user_path, write_atomically, write_tensors, write_text
+from temporallens.interop.card import PICTURE, Card, Described, check_licence, written
 
-LOADING = {
-    "saelens": 'from sae_lens import SAE\nsae = SAE.load_from_disk("FOLDER")',
-    "sparsify": 'from sparsify import SparseCoder\nsae = SparseCoder.load_from_disk("FOLDER/POINT")',
-    "dictionary_learning": "from dictionary_learning.utils import load_dictionary\n"
-    'sae, config = load_dictionary("FOLDER", device="cpu")  # or read ae.pt with the class that config.json names',
+MODULES = {
+    "AutoEncoderTopK": "dictionary_learning.trainers.top_k",
+    "BatchTopKSAE": "dictionary_learning.trainers.batch_top_k",
 }
+"""Where dictionary_learning has its classes; the others are in `dictionary_learning.dictionary`."""
 KEPT = "temporallens"
 """Folder of our own files, where another library has a part of a dictionary only."""
 
@@ -41,23 +41,41 @@ class Base(NamedTuple):
     about: dict[str, Any]  # model, layer, point, context_length
 
 
-def export(folder: Path | str, form: str, out: Path | str) -> Path:
-    """Write the dictionary saved in `folder` in the files of another library; returns the folder `out`.
+class Written(NamedTuple):
+    """What a library's files are."""
+
+    loading: str  # the code that loads them, `folder` being theirs
+
+
+def check_form(form: str) -> None:
+    """Raise TemporalLensError for a library in whose files nothing is written."""
+    if form not in WRITERS:
+        raise TemporalLensError(f"the format is '{form}': it should be one of {', '.join(WRITERS)}")
+
+
+def refuse_full(out: Path, but: Container[str] = ()) -> None:
+    """Raise TemporalLensError where `out` is no folder that something can be written into."""
+    with explained(out):
+        if out.exists() and (not out.is_dir() or any(path.name not in but for path in out.iterdir())):
+            raise TemporalLensError(f"{out} is not empty: choose an empty folder")
+
+
+def export(folder: Path | str, form: str, out: Path | str, card: Card = Card()) -> Path:  # noqa: B008 (frozen)
+    """Write the dictionary saved in `folder` in the files of another library; returns the folder `out`, which may hold the picture of
+    the card.
 
     Raises TemporalLensError where that library has no form for it, and for a folder that is not empty.
     """
     folder, out = user_path(folder), user_path(out)
-    if form not in WRITERS:
-        raise TemporalLensError(f"the format is '{form}': it should be one of {', '.join(WRITERS)}")
-    if out.exists() and any(out.iterdir()):
-        raise TemporalLensError(f"{out} is not empty: choose an empty folder")
+    check_form(form)
+    check_licence(card.licence)
+    refuse_full(out, but=(PICTURE,))
     dictionary = load_dictionary(folder)
     base = _base(dictionary, folder)
-    write = WRITERS[form]
-    where = write(base, out)
+    done = WRITERS[form](base, out)
     if dictionary.masked:
         shutil.copytree(folder, out / KEPT, ignore=shutil.ignore_patterns("soft", "snapshots"))
-    write_text(out / "README.md", _card(dictionary, base, form, folder, where))
+    write_text(out / "README.md", written(card, _described(dictionary, base, form, folder, done)))
     return out
 
 
@@ -80,7 +98,7 @@ def _base(dictionary: Dictionary, folder: Path) -> Base:
     return Base(tensors, k, kept, about)
 
 
-def _saelens(base: Base, out: Path) -> str:
+def _saelens(base: Base, out: Path) -> Written:
     t, about = base.tensors, base.about
     architecture = "topk" if base.k is not None else "jumprelu" if base.threshold is not None else "standard"
     weights = {"W_enc": t["encoder"].T.contiguous(), "b_enc": t["encoder_bias"], "W_dec": t["decoder"], "b_dec": t["decoder_bias"]}
@@ -98,10 +116,10 @@ def _saelens(base: Base, out: Path) -> str:
         "metadata": metadata | {"context_size": about["context_length"], "prepend_bos": True},
     }
     _write_settings(out / "cfg.json", config | ({} if base.k is None else {"k": base.k, "rescale_acts_by_decoder_norm": False}))
-    return "."
+    return Written("from sae_lens import SAE\nsae = SAE.load_from_disk(folder)")
 
 
-def _sparsify(base: Base, out: Path) -> str:
+def _sparsify(base: Base, out: Path) -> Written:
     if base.k is None:
         raise TemporalLensError("sparsify keeps the k largest of each token, and this dictionary goes by thresholds: export another format")
     t, about = base.tensors, base.about
@@ -113,10 +131,10 @@ def _sparsify(base: Base, out: Path) -> str:
     switches = {"multi_topk": False, "skip_connection": False, "transcode": False}
     _write_settings(out / point / "cfg.json", settings | switches | {"k": base.k, "d_in": width})
     _write_settings(out / "config.json", {"model": about["model"], "ctx_len": about["context_length"]})
-    return point
+    return Written(f'from sparsify import SparseCoder\nsae = SparseCoder.load_from_disk(f"{{folder}}/{point}")')
 
 
-def _dictionary_learning(base: Base, out: Path) -> str:
+def _dictionary_learning(base: Base, out: Path) -> Written:
     t, about = base.tensors, base.about
     linear = {"encoder.weight": t["encoder"], "encoder.bias": t["encoder_bias"], "decoder.weight": t["decoder"].T.contiguous()}
     if base.k is not None:
@@ -134,7 +152,8 @@ def _dictionary_learning(base: Base, out: Path) -> str:
     trainer = {"dict_class": kind, "activation_dim": width, "dict_size": features, "lm_name": about["model"], "layer": about["layer"]}
     trainer |= {"submodule_name": "resid_post" if isinstance(about["layer"], int) else about["point"], "k": base.k}
     _write_settings(out / "config.json", {"trainer": trainer, "buffer": {"ctx_len": about["context_length"]}})
-    return "."
+    given = f'"{{folder}}/ae.pt", k={base.k}' if base.k is not None else '"{folder}/ae.pt"'
+    return Written(f"from {MODULES.get(kind, 'dictionary_learning.dictionary')} import {kind}\nsae = {kind}.from_pretrained(f{given})")
 
 
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -142,28 +161,29 @@ def _write_settings(path: Path, settings: dict[str, Any]) -> None:
     write_text(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
 
 
-WRITERS: dict[str, Callable[[Base, Path], str]] = {
+WRITERS: dict[str, Callable[[Base, Path], Written]] = {
     "saelens": _saelens,
     "sparsify": _sparsify,
     "dictionary_learning": _dictionary_learning,
 }
 
 
-def _card(dictionary: Dictionary, base: Base, form: str, folder: Path, where: str) -> str:
-    """README.md: what it is, what it was trained on, how to load it."""
+def _described(dictionary: Dictionary, base: Base, form: str, folder: Path, written: Written) -> Described:
+    """What it is, what it was trained on, how to load it."""
     about, summary = base.about, folder / "training.json"
-    lines = [f"# A sparse autoencoder of {about['model'] or 'activations'} at {about['point'] or 'a point that was not recorded'}", ""]
-    facts = {"arm": dictionary.kind, "features": dictionary.features, "width": dictionary.width}
-    facts |= {"context length": about["context_length"]}
+    facts = {"arm": dictionary.kind, "features": dictionary.features, "width": dictionary.width, "model": about["model"]}
+    facts |= {"layer": about["layer"], "hook": about["point"], "context length": about["context_length"]}
     if summary.is_file():
         facts |= {"tokens seen": read_json(summary, "the summary of a training run").get("tokens_seen")}
-    lines += [f"- {name}: {value}" for name, value in facts.items() if value is not None]
-    if dictionary.masked:
-        lines += [
-            "",
-            f"It was trained under a mask by position, which {form} cannot say: these files are its base, open at every position, and its "
-            f"codes are not those of its training. The dictionary itself is in `{KEPT}/`; TemporalLens reads it.",
-        ]
-    lines += ["", f"Load it with {form}:", "", "```python", LOADING[form].replace("POINT", where), "```", ""]
-    lines += ["With TemporalLens:", "", "```python", "import temporallens as tl", 'sae = tl.load_dictionary("FOLDER")', "```", ""]
-    return "\n".join(lines)
+    masked = (
+        f"It was trained under a mask by position, which {form} cannot say: these files are its base, open at every position, and its "
+        f"codes are not those of its training. The dictionary itself is in `{KEPT}/`; TemporalLens reads it."
+    )
+    others = {
+        other: f"`temporallens export DICTIONARY --format {other} --out FOLDER` writes the same dictionary for it."
+        if other != "sparsify" or base.k is not None
+        else "it keeps the k largest codes of each token, and this dictionary goes by thresholds, so that it has no form there."
+        for other in WRITERS
+        if other != form
+    }
+    return Described(facts, form, written.loading, others, [masked] if dictionary.masked else [])

@@ -19,8 +19,13 @@ from temporallens.interop.foreign import Entries, open_tensors
 FILES = ("params.npz",)
 BESIDE: tuple[str, ...] = ()
 NAMES = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "decoder_bias": "b_dec", "threshold": "threshold"}
-RELEASE = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)")
-POINTS = {"res": "the residual stream", "mlp": "the output of the MLP", "att": "what enters the attention's output matrix"}
+RELEASE = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)")
+POINTS = {
+    "res": "the residual stream",
+    "mlp": "the output of the MLP",
+    "att": "what enters the attention's output matrix",
+    "transcoders": "what enters the MLP",
+}
 
 
 def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
@@ -36,7 +41,9 @@ def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
         )
     parts = {ours: tensors[theirs] for ours, theirs in NAMES.items()}
     parts["encoder"] = parts["encoder"].T
-    return completed(path, assemble(path, settled(request, path, _origin(names), subtracts_bias=False, k=None), parts))
+    origin = _origin(names)
+    said: dict[str, Any] = {"subtracts_bias": False, "k": None, "transcodes": origin["target"] is not None}
+    return completed(path, assemble(path, settled(request, path, origin, **said), parts))
 
 
 def _renamed(path: Path, tensors: Entries) -> Entries:
@@ -57,5 +64,6 @@ def _origin(names: str) -> dict[str, Any]:
         "format": "Gemma Scope",
         "model": model,
         "point": None if release is None else POINTS[release[3]],
+        "target": POINTS["mlp"] if release is not None and release[3] == "transcoders" else None,
         "layer": "embed" if stream and "embedding" in names else int(layer[1]) if layer and stream else None,
     }

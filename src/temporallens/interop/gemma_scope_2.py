@@ -49,8 +49,8 @@ def _origin(config: dict[str, Any], names: str) -> dict[str, Any]:
     layer = re.search(r"layer_(\d+)", names)
     if taken is None and layer is not None and "resid_post" in names:
         taken = f"model.layers.{layer[1]}.output"
-    if "transcoder" in names and given is None:
-        given = "the output of the MLP"
+    if "transcoder" in names and given is None and layer is not None:
+        taken, given = (f"model.layers.{layer[1]}.{side}_feedforward_layernorm.output" for side in ("pre", "post"))
     return {
         "format": "Gemma Scope 2",
         "model": text(config, "model_name"),

@@ -185,14 +185,16 @@ def _unwhiten(dictionary: PretrainedDictionary, path: Path) -> None:
 
 def _origin(config: dict[str, Any]) -> dict[str, Any]:
     about = config["metadata"]
-    point, begun = text(about, "hook_name"), about.get("prepend_bos")
+    point, target, begun = text(about, "hook_name"), text(about, "hook_name_out"), about.get("prepend_bos")
+    if target is not None:  # of releases that it converts, these are the publisher's, and its own are others
+        point, target = text(about, "hf_hook_name") or point, text(about, "hf_hook_name_out") or target
     length = about.get("context_size")
     return {
         "format": "SAELens",
         "model": text(about, "model_name"),
         "point": point,
         "layer": layer_of(point),
-        "target": text(about, "hook_name_out"),
+        "target": target,
         "context_length": length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None,
         "bos": begun if isinstance(begun, bool) else None,
     }

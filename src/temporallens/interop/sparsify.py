@@ -10,6 +10,7 @@ and with 4 k, and which of them is to be judged is for its user to say: give k. 
 from pathlib import Path
 from typing import Any
 
+from temporallens.activations.language.hooks import GIVEN
 from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json
@@ -53,7 +54,7 @@ def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
         "skip": skip,
         "transcodes": transcodes,
     }
-    return completed(weights, assemble(weights, settled(request, path, _origin(folder), **said), parts))
+    return completed(weights, assemble(weights, settled(request, path, _origin(folder, transcodes), **said), parts))
 
 
 NAMES = {"encoder": "encoder.weight", "encoder_bias": "encoder.bias", "decoder": "W_dec", "decoder_bias": "b_dec"}
@@ -66,15 +67,18 @@ def _latents(config: dict[str, Any], path: Path) -> int | None:
     return stated or (width * factor if width and factor else None)
 
 
-def _origin(folder: Path) -> dict[str, Any]:
-    """The folder's name is that of the point; the settings of the training lie above it."""
+def _origin(folder: Path, transcodes: bool) -> dict[str, Any]:
+    """The folder's name is that of the point, which a transcoder gives, and takes what goes into it; the settings of the training lie
+    above it."""
     above = folder.resolve().parent / "config.json"
     training = read_json(above, "the settings of a sparsify training", foreign=True) if above.is_file() else {}
-    point = "embed_tokens" if folder.resolve().name == "embed_tokens" else folder.resolve().name
+    given = folder.resolve().name
+    point = f"{given}{GIVEN}" if transcodes else given
     return {
         "format": "sparsify",
         "model": text(training, "model"),
         "point": point,
         "layer": layer_of(point),
+        "target": given if transcodes else None,
         "context_length": number(training, "ctx_len", above),
     }

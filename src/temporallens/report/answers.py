@@ -60,7 +60,9 @@ def model_and_layer(entry: ActivationsResult) -> str:
     """Nothing for activations that came as arrays."""
     if entry.model is None:
         return ""
-    return entry.model if entry.layer is None else f"{entry.model} {after(entry.layer)}"
+    target = entry.policies.get("target")
+    given = f", and what it gives {after(target)}" if isinstance(target, int | str) else ""
+    return entry.model if entry.layer is None else f"{entry.model} {after(entry.layer)}{given}"
 
 
 def source(entry: ActivationsResult) -> str:

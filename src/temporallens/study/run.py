@@ -188,7 +188,7 @@ def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """Entries of a model that share everything but the layer are harvested in one pass; what is made is made entry by entry."""
     policies = run.study.from_models()
     harvested = [stage for stage in stages if stage.activations in policies]
-    for group in _groups(harvested, lambda stage: policies[stage.activations].model_dump(mode="json", exclude={"layer"})):
+    for group in _groups(harvested, lambda stage: policies[stage.activations].without_place.model_dump(mode="json")):
         harvest_policy([policies[stage.activations] for stage in group], [run.path(stage) for stage in group])
         yield from group
     for stage in stages:
@@ -205,7 +205,7 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         if isinstance(arm := read[stage.name], Pretrained):
             store = ActivationStore(run.paths.store(stage.activations))
-            save_pretrained(stage, arm, store, run.study.training, run.path(stage))
+            save_pretrained(run.study, stage, arm, store, run.path(stage))
             yield stage
     stages = [stage for stage in stages if read[stage.name].trained]
     for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:

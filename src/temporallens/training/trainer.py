@@ -41,9 +41,14 @@ def train_arms(
     """Train `runs` side by side; each leaves `out/<name>/` with its dictionary, `history.safetensors` and `training.json`.
 
     Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError for runs
-    that are none, when the store cannot be divided by document, when a loss is not finite, or when a dictionary's codes are constant.
+    that are none, when the store has a target, when it cannot be divided by document, when a loss is not finite, or when a dictionary's
+    codes are constant.
     """
     runs = _checked(runs, policy)
+    if store.target is not None:
+        raise TemporalLensError(
+            f"{store.folder} has a target, for transcoders that are trained already: what is trained here gives back what it takes"
+        )
     out, target = user_path(out), torch.device(device_for(device))
     split = store.split(policy.held_out, policy.data_seed)
     moments = store.moments_of(split.train)

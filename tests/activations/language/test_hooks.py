@@ -27,6 +27,7 @@ from tiny_models import FAMILIES, LAYERS, TEXTS, VOCABULARY, tiny_model, tiny_to
 
 BLOCK = 1
 ATTENTION, MLP = (f"blocks.{BLOCK}.hook_{site}" for site in ("attn_out", "mlp_out"))
+BEFORE_NORM, MLP_INPUT = f"blocks.{BLOCK}.hook_mlp_in", f"blocks.{BLOCK}.mlp.hook_in"
 ADDED: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module]]] = {
     "llama": (lambda model: model.layers[BLOCK].self_attn, lambda model: model.layers[BLOCK].mlp),
     "gemma2": (
@@ -94,6 +95,49 @@ def test_what_is_read_is_what_a_plain_forward_hook_sees(family: str, dtype: str,
     torch.testing.assert_close(total, streams[BLOCK], atol=1e-5 if dtype == "float32" else 0.1, rtol=0.02)
 
 
+ENTERED: dict[str, Callable[[Any], tuple[nn.Module, nn.Module]]] = {
+    "llama": lambda model: (model.layers[BLOCK].post_attention_layernorm, model.layers[BLOCK].mlp),
+    "gemma2": lambda model: (model.layers[BLOCK].pre_feedforward_layernorm, model.layers[BLOCK].mlp),
+    "gpt2": lambda model: (model.h[BLOCK].ln_2, model.h[BLOCK].mlp),
+    "gpt_neox": lambda model: (model.layers[BLOCK].post_attention_layernorm, model.layers[BLOCK].mlp),
+    "bert": lambda model: (model.encoder.layer[BLOCK].intermediate, model.encoder.layer[BLOCK].intermediate),
+    "mixtral": lambda model: (model.layers[BLOCK].post_attention_layernorm, model.layers[BLOCK].mlp),
+}
+"""By family, what is given the stream to which the MLP's output is added, and what is given the MLP's input."""
+
+
+@pytest.mark.parametrize("family", ENTERED)
+def test_what_an_mlp_reads_is_what_a_plain_hook_sees_its_modules_given(family: str, folders: dict[str, Path]) -> None:
+    model, plain = LanguageModel.load(str(folders[family]), up_to=MLP_INPUT), AutoModel.from_pretrained(folders[family]).eval()
+    streams = model.residuals(TOKENS, MASK, [MLP_INPUT, BEFORE_NORM])
+    seen: dict[str, Tensor] = {}
+    for name, module in zip((BEFORE_NORM, MLP_INPUT), ENTERED[family](plain), strict=True):
+        module.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0].clone()))
+    with torch.no_grad():
+        plain(TOKENS, attention_mask=MASK.long())
+    for name, expected in seen.items():
+        assert torch.equal(streams[name][MASK], expected[MASK])
+    assert torch.equal(streams[MLP_INPUT], streams[BEFORE_NORM]) == (family == "bert")
+    own = {"gpt2": "h.1.mlp.input", "bert": "encoder.layer.1.intermediate.input"}.get(family, "model.layers.1.mlp.input")
+    assert model.named(layer_named(own)) == MLP_INPUT
+    if family == "gemma2":
+        assert model.named("layers.1.pre_feedforward_layernorm") == MLP_INPUT
+        assert model.named("layers.1.post_feedforward_layernorm") == MLP
+        with pytest.raises(TemporalLensError, match=r"the MLP of its block 1 stands at pre_feedforward_layernorm and mlp.input"):
+            model.named("layers.1.self_attn.input")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_what_takes_the_place_of_an_mlps_input_is_what_it_is_given(family: str, folders: dict[str, Path]) -> None:
+    model, plain = LanguageModel.load(str(folders[family]), head=True), AutoModel.from_pretrained(folders[family]).eval()
+    tokens, whole = TOKENS[:1], torch.ones_like(TOKENS[:1], dtype=torch.bool)
+    given = torch.randn(1, 20, model.width, generator=torch.Generator().manual_seed(0))
+    ENTERED[family](plain)[1].register_forward_pre_hook(lambda *_: (given,))
+    with torch.no_grad():
+        expected = plain(tokens).last_hidden_state
+    torch.testing.assert_close(model.continued(given, MLP_INPUT, tokens, whole), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_side_by_side_norms_behind_and_mixtures_are_told_by_what_they_add(folders: dict[str, Path]) -> None:
     found = {family: LanguageModel.load(str(folder), up_to=0).additions(0) for family, folder in folders.items()}
     assert {family: [addition.site for addition in own] for family, own in found.items()} == {
@@ -111,6 +155,10 @@ def test_side_by_side_norms_behind_and_mixtures_are_told_by_what_they_add(folder
         ("blocks.0.hook_resid_pre", "embed", "embed"),
         ("blocks.3.hook_mlp_out", "blocks.3.hook_mlp_out", "mlp_out"),
         ("blocks.3.hook_attn_out", "blocks.3.hook_attn_out", "attn_out"),
+        ("blocks.3.hook_mlp_in", "blocks.3.hook_mlp_in", "mlp_in"),
+        ("blocks.3.mlp.hook_in", "blocks.3.mlp.hook_in", "mlp.hook_in"),
+        ("model.layers.3.mlp.input", "blocks.3.mlp.hook_in", "mlp.hook_in"),
+        ("blocks.3.mlp.hook_out", "layers.3.mlp", "mlp"),
         ("layers.3", 3, "resid_post"),
         ("h.3", 3, "resid_post"),
         ("model.layers.3", 3, "resid_post"),
@@ -143,6 +191,7 @@ def test_a_number_and_a_hook_say_the_same() -> None:
         ({"layer": "middle"}, "'middle' names no place in a model: a number is the residual stream after that block, `embed`"),
         ({"hook": "blocks.3.hook_z"}, "'blocks.3.hook_z' names no place in a model: .* blocks.12.hook_mlp_out, layers.12 and such as"),
         ({"hook": "blocks.3.attn.hook_z"}, "names no place in a model"),
+        ({"hook": "blocks.3.ln2.hook_normalized"}, "is inside a norm, .*: what the MLP is given behind them is blocks.3.mlp.hook_in"),
         ({"hook": "layers.3.a/../b"}, "names no place in a model"),
         ({"hook": "mlp_out"}, "'mlp_out' names no place in a model"),
         (

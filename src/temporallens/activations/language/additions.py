@@ -8,7 +8,8 @@ recorded for a few tokens; from them a chain of sums is sought that leads to the
 
 where a norm may follow each sum (as in BERT), and the last two may be one (side by side, as in GPT-NeoX). What is on the chain has been
 proven; whether it is attention's or the MLP's is then read off the names of its modules. Blocks with factors between (as in MiniCPM-3)
-have no such chain, and none is made up for them.
+have no such chain, and none is made up for them. Two places in front of an MLP follow: the stream to which its output is added, by the
+chain, and what the first of its modules is given, by their names.
 """
 
 import re
@@ -23,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from temporallens.activations.language.block_stack import BlockStack
-from temporallens.activations.language.hooks import Site
+from temporallens.activations.language.hooks import BEHIND_NORM, GIVEN, Site
 from temporallens.activations.language.model_check import NOT_RUN
 
 MOST = 4
@@ -31,9 +32,10 @@ MOST = 4
 KINDS: tuple[tuple[Site | None, re.Pattern[str]], ...] = (
     ("attn_out", re.compile(r"attn|attention", re.IGNORECASE)),
     (None, re.compile(r"mamba|recurrent|\bconv|ShortConv")),  # classes of such name the mixture of their model, too
-    ("mlp_out", re.compile(r"mlp|ffn|feed_?forward|\bff\b|\bfc\d|moe|^output\.dense$", re.IGNORECASE)),
+    ("mlp_out", re.compile(r"mlp|ffn|feed_?forward|\bff\b|\bfc\d|moe|^intermediate|^output\.dense$", re.IGNORECASE)),
 )
 """What modules of these names, or classes, are; BERT's family calls its MLP `intermediate` and `output`."""
+NORM = re.compile("norm", re.IGNORECASE)
 
 
 class Addition(NamedTuple):
@@ -41,6 +43,33 @@ class Addition(NamedTuple):
 
     site: Site | None  # None: neither attention nor a whole MLP
     modules: tuple[str, ...]  # paths in the block of those that give it, the outermost first
+
+
+class Entry(NamedTuple):
+    """Something that a module is given."""
+
+    module: str  # its path in the block
+    argument: int | str  # which of its arguments
+
+
+class Summands(NamedTuple):
+    """What a block adds to the stream, in its order, and what its MLP reads; nothing where that cannot be proven."""
+
+    additions: list[Addition]
+    entries: dict[str, Entry]  # by Entrance
+    before_mlp: tuple[str, ...] = ()  # norms that give what the MLP is given, and the MLP's own input
+
+
+class _Given(NamedTuple):
+    entry: Entry
+    value: Float[Tensor, "B S D"]
+
+
+class _Step(NamedTuple):
+    """One sum of a chain."""
+
+    stream: Float[Tensor, "B S D"]
+    source: "_Source"
 
 
 class _Source(NamedTuple):
@@ -55,18 +84,47 @@ class _Trace(NamedTuple):
 
     entered: Float[Tensor, "B S D"]
     left: Float[Tensor, "B S D"]
-    given: list[tuple[str, Tensor]]  # to modules, in the order of their calls
+    given: list[_Given]  # to modules, in the order of their calls
     sources: list[_Source]  # of modules that were called once
 
 
-def additions_of(stack: BlockStack, number: int, tokens: Int[Tensor, "B S"]) -> list[Addition]:
-    """What block `number` adds to the stream, in its order; nothing where that cannot be proven."""
+def summands_of(stack: BlockStack, number: int, tokens: Int[Tensor, "B S"]) -> Summands:
+    """What block `number` adds to the stream, and where its MLP reads."""
     trace = _traced(stack, number, tokens)
     chain = None if trace is None else _chain(trace, trace.entered, MOST)
     if trace is None or chain is None:
-        return []
-    sites = [_site(stack.blocks[number], source, trace) for source in chain]
-    return [Addition(site if sites.count(site) == 1 else None, source.modules) for site, source in zip(sites, chain, strict=True)]
+        return Summands([], {})
+    block = stack.blocks[number]
+    sites = [_site(block, step.source, trace) for step in chain]
+    known = [site if sites.count(site) == 1 else None for site in sites]
+    additions = [Addition(site, step.source.modules) for site, step in zip(known, chain, strict=True)]
+    if "mlp_out" not in known:
+        return Summands(additions, {})
+    return _entered(block, chain[known.index("mlp_out")].stream, trace, additions)
+
+
+def _entered(block: nn.Module, stream: Float[Tensor, "B S D"], trace: _Trace, additions: list[Addition]) -> Summands:
+    """With the two places in front of the MLP whose output is added to `stream`."""
+    added = next(given.entry for given in trace.given if _same(given.value, stream))
+    several = Counter(given.entry.module for given in trace.given)  # a module that adds to the stream itself is given that, too
+    alone = (given for given in trace.given if several[given.entry.module] == 1)
+    first = next((given for given in alone if _is_mlp(block, given.entry.module)), None)
+    if first is None:
+        return Summands(additions, {"mlp_in": added})
+    giving = [path for source in trace.sources if _same(source.gave, first.value) for path in source.modules if _is_norm(block, path)]
+    return Summands(additions, {"mlp_in": added, BEHIND_NORM: first.entry}, (*giving, f"{first.entry.module}{GIVEN}"))
+
+
+def _is_mlp(block: nn.Module, path: str) -> bool:
+    """Whether a module is an MLP or a part of one, by its path or else by its class; norms are none, whatever they are called after."""
+    names = (path, type(block.get_submodule(path)).__name__)
+    return (
+        not _is_norm(block, path) and next((site for name in names for site, pattern in KINDS if pattern.search(name)), None) == "mlp_out"
+    )
+
+
+def _is_norm(block: nn.Module, path: str) -> bool:
+    return any(NORM.search(name) for name in (path.rpartition(".")[2], type(block.get_submodule(path)).__name__))
 
 
 def _traced(stack: BlockStack, number: int, tokens: Int[Tensor, "B S"]) -> _Trace | None:
@@ -94,7 +152,7 @@ class _Recorder:
         self._stack = stack
         self._ends: dict[str, Tensor] = {}
         self._calls: Counter[str] = Counter()
-        self._given: list[tuple[str, Tensor]] = []
+        self._given: list[_Given] = []
         self._gave: dict[str, Tensor] = {}
 
     def end(self, which: str, stream: Float[Tensor, "B S D"]) -> None:
@@ -102,7 +160,8 @@ class _Recorder:
 
     def given_to(self, path: str, _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._calls[path] += 1
-        self._given += [(path, self._stream(value)) for value in (*arguments, *named.values()) if self._fits(value)]
+        passed: list[tuple[int | str, Any]] = [*enumerate(arguments), *named.items()]
+        self._given += [_Given(Entry(path, key), self._stream(value)) for key, value in passed if self._fits(value)]
 
     def given_by(self, path: str, _module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple | list) else output
@@ -137,24 +196,27 @@ def _sources(gave: dict[str, Tensor]) -> list[_Source]:
     return found
 
 
-def _chain(trace: _Trace, stream: Float[Tensor, "B S D"], most: int) -> list[_Source] | None:
+def _chain(trace: _Trace, stream: Float[Tensor, "B S D"], most: int) -> list[_Step] | None:
     """What is to be added to `stream`, so that it leaves the block; None where nothing leads there."""
     if _same(stream, trace.left):
         return []
     if not most:
         return None
-    for target in (*(value for _, value in trace.given), trace.left):
+    for target in (*(given.value for given in trace.given), trace.left):
         source = next((source for source in trace.sources if _same(stream + source.gave, target)), None)
         if source is None or _same(stream, target):
             continue
         behind = [
-            other.gave for other in trace.sources if any(path in other.modules and _same(value, target) for path, value in trace.given)
+            other.gave
+            for other in trace.sources
+            if any(given.entry.module in other.modules and _same(given.value, target) for given in trace.given)
         ]
         for following in (target, *behind):
             rest = _chain(trace, following, most - 1)
             if rest is not None:
-                return [source, *rest]
-    return next(([one, two] for one, two in combinations(trace.sources, 2) if _both(stream, one.gave, two.gave, trace.left)), None)
+                return [_Step(stream, source), *rest]
+    pairs = (pair for pair in combinations(trace.sources, 2) if _both(stream, pair[0].gave, pair[1].gave, trace.left))
+    return next(([_Step(stream, source) for source in pair] for pair in pairs), None)
 
 
 def _both(stream: Tensor, one: Tensor, two: Tensor, target: Tensor) -> bool:
@@ -164,7 +226,7 @@ def _both(stream: Tensor, one: Tensor, two: Tensor, target: Tensor) -> bool:
 
 def _site(block: nn.Module, source: _Source, trace: _Trace) -> Site | None:
     """By the paths of its modules, by their classes, and else by those that gave what they were given: a norm may follow an MLP."""
-    before = [value for path, value in trace.given if path in source.modules]
+    before = [given.value for given in trace.given if given.entry.module in source.modules]
     feeding = [path for other in trace.sources if any(_same(other.gave, value) for value in before) for path in other.modules]
     classes = [type(block.get_submodule(path)).__name__ for path in source.modules]
     for name in (*source.modules, *classes, *feeding):

@@ -71,6 +71,7 @@ class BlockStack:
         self.transposed = False  # whether blocks hand on [S, B, D]
         self.wrapper: type | None = None  # what they wrap the stream in: tuple or list
         self.adding: dict[Layer, str] = {}  # by hook, the module of its block that gives it, once that is known
+        self.entering: dict[Layer, tuple[str, int | str]] = {}  # the same of what is read: the module that is given it, and as what
         self.width: int = network.config.get_text_config().hidden_size
 
     @property
@@ -146,14 +147,15 @@ class BlockStack:
         if hook is None:
             return [self.before(0, use) if layer == "embed" else self.after(block_of(layer), use)]
         entered: list[Tensor] = []
-        module = self.blocks[hook.block].get_submodule(self.adding[layer])
+        path, argument = self.entering[layer] if layer in self.entering else (self.adding[layer], None)
+        module = self.blocks[hook.block].get_submodule(path)
 
         def within(values: Tensor) -> Tensor | None:
             stream = use(self.as_stream(values, entered[0]).clone())  # some blocks go on in place
             return None if stream is None else self._turned(stream).reshape(values.shape).clone()
 
         entering = self.before(hook.block, lambda stream: entered.__setitem__(slice(None), [stream]))
-        return [entering, _on_output(module, within)]
+        return [entering, _on_output(module, within) if argument is None else _on_input(module, argument, within)]
 
     def before(self, number: int, use: Callable[[Tensor], Tensor | None]) -> Any:
         """A hook on what block `number` is given; what `use` returns takes its place."""
@@ -175,6 +177,20 @@ class BlockStack:
             return None if stream is None else self._turned(stream)
 
         return _on_output(self.blocks[number], turned)
+
+
+def _on_input(module: nn.Module, argument: int | str, use: Callable[[Tensor], Tensor | None]) -> Any:
+    """A hook on one argument of `module`, by its place or name; what `use` returns takes its place."""
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        given = use(arguments[argument] if isinstance(argument, int) else named[argument])
+        if given is None:
+            return None
+        if isinstance(argument, str):
+            return arguments, named | {argument: given}
+        return (*arguments[:argument], given, *arguments[argument + 1 :]), named
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _on_output(module: nn.Module, use: Callable[[Tensor], Tensor | None]) -> Any:

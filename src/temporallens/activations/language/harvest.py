@@ -35,7 +35,7 @@ from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
 from temporallens.activations.position_names import NAMES, PositionNames, as_json_keys, unnamed
 from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
-from temporallens.activations.writer import PROGRESS_FILE, Rows, StoreWriter
+from temporallens.activations.writer import PROGRESS_FILE, TARGET, Rows, StoreWriter
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path
@@ -58,7 +58,10 @@ class HarvestPolicy(Settings):
     layer: Layer
     """The residual stream after this block, counted from 0, or `embed`: the stream before block 0. In its place `hook` takes any name
     of a place, such as `blocks.12.hook_mlp_out` or `model.layers.12.mlp`, and beside a number what is read there: `resid_pre`,
-    `resid_post`, `attn_out` or `mlp_out`."""
+    `resid_post`, `attn_out`, `mlp_in` or `mlp_out`."""
+    target: Layer | None = Field(None, exclude_if=lambda target: target is None)
+    """For transcoders, which give activations of another point than they take: that point, such as `blocks.12.hook_mlp_out`, read in
+    the same pass."""
     revision: str | None = None
     """The hub's branch, tag or commit; None: its main branch."""
     text: str = "sotu"
@@ -112,9 +115,9 @@ class HarvestPolicy(Settings):
             )
         return {name: value for name, value in fields.items() if name != "hook"} | {"layer": place}
 
-    @field_validator("layer")
+    @field_validator("layer", "target")
     @classmethod
-    def _known_layer(cls, layer: Layer) -> Layer:
+    def _known_layer(cls, layer: Layer | None) -> Layer | None:
         try:
             return layer_named(layer) if isinstance(layer, str) else layer
         except TemporalLensError as error:
@@ -132,7 +135,19 @@ class HarvestPolicy(Settings):
     def _consistent(self) -> "HarvestPolicy":
         if self.rows_per_document is not None and self.rows != "split":
             raise ValueError(f"rows_per_document goes with rows: split, not with rows: {self.rows}")
+        if self.target is not None and self.target == self.layer:
+            raise ValueError(f"the target is {self.target}, which is what is read: leave it out")
         return self
+
+    @property
+    def deepest(self) -> Layer:
+        """Of what is read, that which needs most blocks."""
+        return self.layer if self.target is None else max(self.layer, self.target, key=block_of)
+
+    @property
+    def without_place(self) -> "HarvestPolicy":
+        """All but what is read: what policies that are harvested in one pass share."""
+        return self.model_copy(update={"layer": 0, "target": None})
 
     @property
     def precision(self) -> RequestedPrecision:
@@ -160,6 +175,16 @@ class Writer(NamedTuple):
     layer: Layer
     store: StoreWriter
     done: int
+    beside: tuple[Layer, ...] = ()  # the other layer of a pair, whose sinks are left out of both
+
+
+class _Planned(NamedTuple):
+    """One store to be written."""
+
+    layer: Layer
+    out: Path
+    description: StoreDescription
+    beside: tuple[Layer, ...] = ()
 
 
 @overload
@@ -213,32 +238,47 @@ def harvest(
 
 @own_defaults()
 def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corpus: Corpus | None = None) -> list[ActivationStore]:
-    """Harvest several layers of one model over one text in a single pass; the policies differ in nothing but the layer.
+    """Harvest several layers of one model over one text in a single pass; the policies differ in nothing but the layer, and its target.
 
     `corpus` stands in for the text that the policies name. Returns one store per policy, in their order.
     """
-    shared = policies[0].model_copy(update={"layer": 0})
-    if any(policy.model_copy(update={"layer": 0}) != shared for policy in policies):
+    if any(policy.without_place != policies[0].without_place for policy in policies):
         raise TemporalLensError("layers are harvested together only from the same model, text and policies")
-    if len({policy.layer for policy in policies}) < len(policies):
+    if len({(policy.layer, policy.target) for policy in policies}) < len(policies):
         raise TemporalLensError("a layer is named twice in one harvest; name it once")
     policy = policies[0]
     text = corpus or open_corpus(policy.text, policy.column, policy.split)
     if text.fingerprint is None:
         _refuse_stores_of_other_texts(text, outs)
-    deepest = max((one.layer for one in policies), key=block_of)
+    deepest = max((one.deepest for one in policies), key=block_of)
     model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
     marks = TokenMarks.of(model.tokenizer)
     clock = clock_of(policy.clock)
-    descriptions = [describe(one, model, text) for one in policies]
+    planned = [store for one, out in zip(policies, outs, strict=True) for store in _planned(one, out, model, text)]
     with ExitStack() as stack:
         for out in outs:
             stack.enter_context(locked(out))
-        pairs = zip(policies, outs, descriptions, strict=True)
-        writers = [_writer(one.layer, out, description) for one, out, description in pairs if not _finished(out, description)]
+        writers = [_writer(store) for store in planned if not _finished(store.out, store.description)]
         if writers:
             _fill(writers, model, text, policy, clock, marks)
     return [ActivationStore(out) for out in outs]
+
+
+def _planned(policy: HarvestPolicy, out: Path, model: LanguageModel, text: Corpus) -> list[_Planned]:
+    """The store of a policy, behind that of its target: the one that proves a harvest is finished last."""
+    own = _Planned(policy.layer, out, describe(policy, model, text))
+    if policy.target is None:
+        return [own]
+    beside = describe(policy.model_copy(update={"layer": policy.target, "target": None}), model, text)
+    target = _Planned(policy.target, out / TARGET, target_of(own.description, beside.source), (policy.layer,))
+    return [target, own._replace(beside=(policy.target,))]
+
+
+def target_of(description: StoreDescription, source: Mapping[str, Any] | None = None) -> StoreDescription:
+    """What the store of a target says, beside that of this description: of what it is one, and its own source."""
+    policies = {name: value for name, value in description.policies.items() if name != TARGET}
+    said = {**description.source, TARGET: True} if source is None else {**source, "target_of": description.source["layer"]}
+    return description.model_copy(update={"source": said, "policies": policies})
 
 
 def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> StoreDescription:
@@ -275,6 +315,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "batch_size": policy.batch_size,
             "compute_dtype": model.precision,
             **({ACROSS_DOCUMENTS: True} if policy.rows == "packed" else {}),
+            **({} if policy.target is None else {TARGET: model.named(policy.target)}),
         },
         width=model.width,
         dtype=policy.dtype,
@@ -315,9 +356,9 @@ def _completed(recorded: StoreDescription, wanted: StoreDescription) -> StoreDes
     return recorded.model_copy(update={"source": source | known, "policies": policies | {"compute_dtype": recorded.dtype}})
 
 
-def _writer(layer: Layer, out: Path, description: StoreDescription) -> Writer:
-    store = StoreWriter(out, description)
-    return Writer(layer, store, store.appends_done)
+def _writer(planned: _Planned) -> Writer:
+    store = StoreWriter(planned.out, planned.description)
+    return Writer(planned.layer, store, store.appends_done, planned.beside)
 
 
 def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
@@ -328,7 +369,7 @@ def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy:
     whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text, readers=clock.readers)
     rows, total = counted(_limited(whole, policy.max_tokens, policy.context_length), policy.max_tokens)
     left = _padding(policy, model) == "left"
-    layers = [writer.layer for writer in writers]
+    layers = list(dict.fromkeys(layer for writer in writers for layer in (writer.layer, *writer.beside)))
     start = min(writer.done for writer in writers)
     together = rows_together(policy.batch_size)
     with progress(f"Harvesting {model.title}", total, "tokens") as advance, background() as submit:
@@ -338,7 +379,8 @@ def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy:
                 columns = columns_of(batch, clock, marks, policy.context_length)
                 for writer in writers:
                     if number >= writer.done:
-                        submit(writer.store.append, store_rows(streams[writer.layer], batch, columns, policy.norm_multiple))
+                        beside = [streams[layer] for layer in writer.beside]
+                        submit(writer.store.append, store_rows(streams[writer.layer], batch, columns, policy.norm_multiple, beside))
             advance(batch.size)
     for writer in writers:
         writer.store.finish()
@@ -428,17 +470,28 @@ def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[Tensor, " N"]:
     return torch.from_numpy(np.concatenate(parts)).long()
 
 
-def store_rows(x: Float[Tensor, "N D"], batch: TokenBatch, columns: dict[str, Tensor], norm_multiple: float | None) -> Rows:
-    """The rows of one layer: its streams, and the columns with the norm rule's verdict added."""
+def store_rows(
+    x: Float[Tensor, "N D"],
+    batch: TokenBatch,
+    columns: dict[str, Tensor],
+    norm_multiple: float | None,
+    beside: Sequence[Float[Tensor, "N D"]] = (),
+) -> Rows:
+    """The rows of one layer: its streams, and the columns with the norm rule's verdict added, on these streams or those `beside`."""
     excluded = columns["excluded"]
     if norm_multiple is not None:
-        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
-        lengths = [len(row.tokens) for row in batch.rows]
-        groups = [sum(lengths[first : first + NORM_ROWS]) for first in range(0, len(lengths), NORM_ROWS)]
-        inner = (columns["index"] > 0).split(groups)
-        beyond = [beyond_norm(own, counts, norm_multiple) for own, counts in zip(norms.split(groups), inner, strict=True)]
-        excluded = excluded + torch.cat(beyond) * NORM
+        beyond = torch.stack([_beyond(stream, batch, columns["index"], norm_multiple) for stream in (x, *beside)])
+        excluded = excluded + beyond.any(0) * NORM
     return Rows(x, **{**columns, "excluded": excluded.to(torch.uint8)})
+
+
+def _beyond(x: Float[Tensor, "N D"], batch: TokenBatch, index: Int[Tensor, " N"], norm_multiple: float) -> Bool[Tensor, " N"]:
+    """The norm rule's verdict."""
+    norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+    lengths = [len(row.tokens) for row in batch.rows]
+    groups = [sum(lengths[first : first + NORM_ROWS]) for first in range(0, len(lengths), NORM_ROWS)]
+    inner = (index > 0).split(groups)
+    return torch.cat([beyond_norm(own, counts, norm_multiple) for own, counts in zip(norms.split(groups), inner, strict=True)])
 
 
 @contextmanager

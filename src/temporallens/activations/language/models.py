@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.clocks import Tokenizer
-from temporallens.activations.language.additions import Addition, additions_of
+from temporallens.activations.language.additions import Addition, Entry, Summands, summands_of
 from temporallens.activations.language.block_stack import BlockStack, Streams
 from temporallens.activations.language.boundaries import Spans, spans_of
-from temporallens.activations.language.hooks import Hook, Layer, block_of, hook_of
+from temporallens.activations.language.hooks import BEHIND_NORM, GIVEN, Hook, Layer, block_of, hook_of
 from temporallens.activations.language.model_check import (
     NOT_RUN,
     DoesNotRunError,
@@ -86,7 +86,7 @@ class LanguageModel:
         self._traits = check_network(self._stack, self.title, takes_positions, special, self.padding_token)
         del self._stack.blocks[kept:]
         self.width = self._stack.width
-        self._additions: dict[int, list[Addition]] = {}  # by block
+        self._summands: dict[int, Summands] = {}  # by block
         self._skips: dict[Layer, bool] = {}  # by layer, whether what is continued there can leave out the blocks below
         for limit in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
             limit()  # rows are cut and padded here, by policy
@@ -346,19 +346,42 @@ class LanguageModel:
         if block_of(layer) >= len(self._stack.blocks):
             raise TemporalLensError(f"layer {layer} was not loaded: {self.title} was loaded up to layer {len(self._stack.blocks) - 1}")
         hook = hook_of(layer)
-        if hook is not None and layer not in self._stack.adding:
+        if hook is None or layer in self._stack.adding or layer in self._stack.entering:
+            return
+        if (entry := self._entry(hook)) is not None:
+            self._stack.entering[layer] = entry
+        else:
             self._stack.adding[layer] = self._addition(hook).modules[0]
 
     def named(self, layer: Layer) -> Layer:
         """`layer` by its one name, where it is named by a module. Raises TemporalLensError for a hook that its block has not."""
         hook = hook_of(layer)
-        return layer if hook is None else str(Hook(hook.block, str(self._addition(hook).site)))
+        if hook is None:
+            return layer
+        if self._entry(hook) is not None:
+            return str(Hook(hook.block, hook.site if hook.site == "mlp_in" else BEHIND_NORM))
+        return str(Hook(hook.block, str(self._addition(hook).site)))
 
     def additions(self, number: int) -> list[Addition]:
         """What block `number` adds to the stream, as far as that is proven."""
-        if number not in self._additions:
-            self._additions[number] = additions_of(self._stack, number, probe_rows(self._stack, self.tokenizer.all_special_ids))
-        return self._additions[number]
+        return self._summed(number).additions
+
+    def _summed(self, number: int) -> Summands:
+        if number not in self._summands:
+            self._summands[number] = summands_of(self._stack, number, probe_rows(self._stack, self.tokenizer.all_special_ids))
+        return self._summands[number]
+
+    def _entry(self, hook: Hook) -> Entry | None:
+        """Where `hook` is read, if that is in front of the MLP of its block. Raises TemporalLensError where it should be and is not."""
+        found = self._summed(hook.block)
+        if hook.site in found.entries:
+            return found.entries[hook.site]
+        if hook.site in found.before_mlp and not any(hook.site in one.modules for one in found.additions):
+            return found.entries[BEHIND_NORM]
+        if hook.site in ("mlp_in", BEHIND_NORM) or hook.site.endswith(GIVEN):
+            known = f"stands at {' and '.join(found.before_mlp)}" if found.before_mlp else "is not known"
+            raise TemporalLensError(f"{self.title} cannot be read at {hook}: what enters the MLP of its block {hook.block} {known}")
+        return None
 
     def _addition(self, hook: Hook) -> Addition:
         """What stands at `hook`. Raises TemporalLensError where its block adds no such thing."""

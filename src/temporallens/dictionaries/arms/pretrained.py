@@ -132,6 +132,10 @@ class PretrainedDictionary(Dictionary):
         self.register_buffer("skip", torch.zeros(width, width, dtype=torch.float32) if config.skip else None)
         self._taken: _Taken | None = None
 
+    @property
+    def transcodes(self) -> bool:
+        return self.config.transcodes
+
     def layout(self) -> dict[str, Any]:
         return {"apply_b_dec_to_input": bool(self.config.subtracts_bias)}
 

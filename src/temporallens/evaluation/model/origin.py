@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.language.block_stack import Layer
@@ -32,6 +32,7 @@ class TokenRows(NamedTuple):
     entry: Int[np.ndarray, " E"]  # of each part, sequence after sequence, in the store's sequence table
     number: Int[np.ndarray, " E"]  # which of the R sequences it is of
     document: Int[np.ndarray, " E"]
+    target: Float[Tensor, "N D"] | None = None  # what is to be given back of the rows, where that is something else
 
     def parts(self, size: int) -> list[slice]:
         """The sequences in batches of so many."""
@@ -101,6 +102,7 @@ def choose_rows(store: ActivationStore, entries: Int[np.ndarray, " n"], wanted: 
         entry=every[selected],
         number=np.repeat(np.arange(len(chosen)), parts)[selected],
         document=documents[every[selected]],
+        target=None if store.target is None else store.target.read(every).x,
     )
 
 

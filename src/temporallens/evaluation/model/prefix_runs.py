@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.context import Context, context_of
-from temporallens.activations.loader import sequential
+from temporallens.activations.loader import with_targets
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.heldout import HeldOut
@@ -52,6 +52,7 @@ class _Tokens(NamedTuple):
     """Some tokens of a run."""
 
     x: Float[Tensor, "n D"]
+    wanted: Float[Tensor, "n D"]  # what is to be given back of them
     position: Int[Tensor, " n"]  # what the clock says
     row: Int[np.ndarray, " n"]
     text_index: Int[np.ndarray, " n"]  # index in the unshifted row
@@ -83,12 +84,11 @@ def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens
     """The chosen tokens of a run, a few thousand at a time."""
     entry, first = run.entry[run.there], 0
     number = np.repeat(run.there, run.store.sequence_table.length[entry])
-    for rows in sequential(run.store, entry):
+    for rows, wanted in with_targets(run.store, entry):
         row, index = number[first : first + len(rows.x)], rows.index.numpy() - run.shift
         found = (index >= 0) & chosen[row, np.maximum(index, 0)]
-        yield _Tokens(
-            rows.x[found].float(), rows.position[found].long(), row[found], index[found], context_of(rows).rows(torch.from_numpy(found))
-        )
+        context = context_of(rows).rows(torch.from_numpy(found))
+        yield _Tokens(rows.x[found].float(), wanted[found].float(), rows.position[found].long(), row[found], index[found], context)
         first += len(rows.x)
 
 
@@ -100,17 +100,17 @@ def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndar
     open_error = np.zeros(run.usable.shape)
     for tokens in _tokens(run, run.usable):
         codes = dictionary.ungated(tokens.x, tokens.position, tokens.context)
-        difference = tokens.x - dictionary.decode(codes, tokens.position, tokens.context)
+        difference = tokens.wanted - dictionary.decode(codes, tokens.position, tokens.context)
         open_error[tokens.row, tokens.text_index] = difference.square().sum(1, dtype=torch.float64).numpy()
     return [run.error, open_error]
 
 
 def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np.ndarray, " R"]) -> Spread:
-    """Counts, sums and squares of the activations of the chosen tokens, by document and by index."""
+    """Counts, sums and squares of what is to be given back of the chosen tokens, by document and by index."""
     width, groups = run.store.width, (int(documents.max()) + 1, chosen.shape[1])
     sums = [(torch.zeros(size, width, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)) for size in groups]
     for tokens in _tokens(run, chosen):
-        x = tokens.x.double()
+        x = tokens.wanted.double()
         for (rows, squares), number in zip(sums, (documents[tokens.row], tokens.text_index), strict=True):
             rows.index_add_(0, torch.from_numpy(number).long(), x)
             squares.index_add_(0, torch.from_numpy(number).long(), x.square().sum(1))

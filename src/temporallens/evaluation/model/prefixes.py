@@ -6,6 +6,7 @@ text stands `s` places further on. The rows run through the model as the harvest
 is excluded), and their activations are a store of their own, kept in a cache.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,20 @@ from pydantic import JsonValue
 
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.expressions import clock_of
-from temporallens.activations.language.harvest import HarvestPolicy, columns_of, read_streams, rows_together, schedule, store_rows
+from temporallens.activations.language.harvest import (
+    HarvestPolicy,
+    columns_of,
+    read_streams,
+    rows_together,
+    schedule,
+    store_rows,
+    target_of,
+)
+from temporallens.activations.language.hooks import Layer
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.store import ActivationStore
-from temporallens.activations.writer import Rows, StoreWriter
+from temporallens.activations.writer import TARGET, Rows, StoreWriter
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import TokenRows, harvest_of
@@ -125,12 +135,26 @@ def read_rows(
     """Run rows through the model as a harvest would, from where an interruption left them, into a store; sequences have their numbers."""
     marks, left = TokenMarks.of(model.tokenizer), policy.padding == "left"
     with locked(folder), progress(f"Reading {title} with {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
-        writer = StoreWriter(folder, description)
-        done = writer.appends_done
+        writers = _writers(folder, description, policy)
+        layers, done = list(writers), [writer.appends_done for writer in writers.values()]
         for number, batch in enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left)):
-            if number >= done:
-                stream = read_streams(model, batch, [policy.layer], policy.batch_size)[policy.layer]
+            if number >= min(done):
+                streams = read_streams(model, batch, layers, policy.batch_size)
                 columns = columns_of(batch, clock_of(policy.clock), marks, policy.context_length)
-                writer.append(store_rows(stream, batch, columns, policy.norm_multiple))
+                for (layer, writer), finished in zip(writers.items(), done, strict=True):
+                    if number >= finished:
+                        beside = [stream for other, stream in streams.items() if other != layer]
+                        writer.append(store_rows(streams[layer], batch, columns, policy.norm_multiple, beside))
             advance(batch.size)
-        return ActivationStore(writer.finish())
+        for writer in writers.values():
+            writer.finish()
+        return ActivationStore(folder)
+
+
+def _writers(folder: Path, description: StoreDescription, policy: HarvestPolicy) -> dict[Layer, StoreWriter]:
+    """By what is read: that of the target, where there is one, is begun anew unless both are unfinished, and is finished first."""
+    target = folder / TARGET
+    if policy.target is not None and (target / "manifest.json").exists():
+        shutil.rmtree(target)
+    writers = {} if policy.target is None else {policy.target: StoreWriter(target, target_of(description))}
+    return writers | {policy.layer: StoreWriter(folder, description)}

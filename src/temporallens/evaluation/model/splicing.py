@@ -1,10 +1,10 @@
 """What a model makes of a dictionary's reconstructions: cross-entropy recovered and KL when they are spliced in at its layer.
 
-The stream that the store holds is replaced, the blocks above and the head run on, and the next token is predicted. With CE the mean
-cross-entropy of those predictions, `recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))`, the ablated stream being
-zero or the mean activation, and `KL = sum_v P(v) log(P(v) / Q(v))` of clean and spliced predictions, in nats. In the headline the
-rows that a rule excludes (position 0, sinks, special tokens) stay as they are, and are counted nowhere; the same with every row
-replaced stands beside it. In packed rows the documents that are not held out stay as they are, too. An encoder predicts no next token:
+The stream that the store holds (of a pair, what its target holds) is replaced, the blocks above and the head run on, and the next token is
+predicted. With CE the mean cross-entropy of those predictions, `recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))`, the
+ablated stream being zero or the mean activation, and `KL = sum_v P(v) log(P(v) / Q(v))` of clean and spliced predictions, in nats. In the
+headline the rows that a rule excludes (position 0, sinks, special tokens) stay as they are, and are counted nowhere; the same with every
+row replaced stands beside it. In packed rows the documents that are not held out stay as they are, too. An encoder predicts no next token:
 there the mean squared distance of its last hidden states from the clean ones, as a share of their variance, takes the place of
 cross-entropy. Intervals are by bootstrap over documents.
 """
@@ -31,7 +31,7 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.heldout import without_codes
+from temporallens.evaluation.heldout import check_target, without_codes
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import TokenRows, check_origin, check_unchanged, choose_rows, harvest_of, padded
 from temporallens.evaluation.section import Section, Subject
@@ -107,6 +107,7 @@ class _Batch(NamedTuple):
     """A batch on its way through the model; B sequences of at most S tokens."""
 
     rows: Rows
+    x: Float[Tensor, "N D"]  # what is replaced: that of the rows, or of a pair the target's
     selected: Bool[Tensor, " N"]  # rows of held-out documents: all, but where documents are packed
     tokens: Int[Tensor, "B S"]
     mask: Bool[Tensor, "B S"]
@@ -131,16 +132,19 @@ def measure_splicing(
     policy: SplicingPolicy,
     cache: Path | None = None,
 ) -> SplicingMeasures:
-    """Splice `dictionary` into `model` at the layer of the store; what is the same for every dictionary is kept in `cache`.
+    """Splice `dictionary` into `model` at the layer of the store, a transcoder at that of its target; what is the same for every dictionary
+    is kept in `cache`.
 
     Raises TemporalLensError when dictionary, store and model do not belong together, or rows are too short.
     """
     check_origin(dictionary, store, model, layer)
+    check_target(dictionary, store)
     chosen = choose_rows(store, held_out, policy.rows, LEAST_TOKENS, "splicing")
     harvest = harvest_of(store)
     network = _whole_model(model, harvest.compute_dtype, harvest.revision, content_stamp(model))
     check_unchanged(network, store)
-    work = _Splicing(network, layer, store, chosen, policy.batch_size)
+    place = layer if harvest.target is None else harvest.target
+    work = _Splicing(network, place, store, chosen, policy.batch_size)
     if not int(work.counted.sum()):
         raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
     substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long(), context_of(rows))}
@@ -149,7 +153,7 @@ def measure_splicing(
     files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work)
     ablated = None if files is None else files.tensors(key)
     if ablated is None:
-        mean = store.moments.pooled_mean().float()
+        mean = (store.target or store).moments.pooled_mean().float()
         substitutes |= {"zero": lambda rows: torch.zeros_like(rows.x), "mean": lambda rows: mean.expand(len(rows.x), -1)}
     last = None if files is None else files.tensors(key | {"of": "last block"})
     if last is None:
@@ -192,14 +196,14 @@ class _Splicing:
             rows, lengths = self.chosen.of(part), self.chosen.length[part]
             mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
             part_rows = slice(first, first + len(rows.x))
-            yield _Batch(
-                rows, self.chosen.selected[part_rows], padded(rows.token, lengths), mask, padded(self.counted[part_rows], lengths), lengths
-            )
+            x = rows.x if self.chosen.target is None else self.chosen.target[part_rows]
+            selected, counted = self.chosen.selected[part_rows], padded(self.counted[part_rows], lengths)
+            yield _Batch(rows, x, selected, padded(rows.token, lengths), mask, counted, lengths)
             first += len(rows.x)
 
     def stream(self, batch: _Batch, instead: Float[Tensor, "N D"] | None, scope: Scope) -> Float[Tensor, "B S D"]:
         """The stored stream, with `instead` in its place: at usable rows of held-out documents, or at all rows of them."""
-        x = batch.rows.x
+        x = batch.x
         if instead is not None:
             replaced = batch.selected & ((batch.rows.excluded == 0) | (scope == "all"))
             x = torch.where(replaced[:, None], instead.to(x.dtype), x)
