@@ -48,7 +48,7 @@ from temporallens.serial import as_json, from_json
 from temporallens.settings import Length, Seed, Settings
 from temporallens.wording import UNKNOWN, Row, Table, estimated, fixed
 
-FORMAT = "temporallens.order/2"
+FORMAT = "temporallens.order/1"
 
 
 class OrderPolicy(Settings):
@@ -332,7 +332,7 @@ def _gains_table(against: str, gains: Mapping[str, Sequence[OrderGain]]) -> Tabl
 SECTION = Section(
     name="order",
     policy=OrderPolicy,
-    version=2,
+    version=1,
     measure=_of_subject,
     measures=OrderMeasures,
     reads_model=True,

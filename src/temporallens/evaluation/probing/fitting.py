@@ -3,8 +3,8 @@
 `docs/method.md`, "Pooled probing", is the protocol. A probe minimises `|w|^2 / 2 + C * sum log(1 + exp(-s (w . z + b)))`, s = +-1 and b
 free, as scikit-learn's logistic regression does, to its minimum by Newton's method. C is the one of a grid with the least log loss on
 the validation folds of the training rows; a k-sparse probe chooses its columns anew for every fold, so that validation rows take no
-part in the choice. All probes of a labelled set are fitted together: they are small and many. A dense probe works on the rows' inner
-products (its weights are a sum of rows), which gives the same minimum in as many dimensions as there are rows.
+part in the choice. All probes of a labelled set are fitted together: they are small and many. A dense probe works on the Cholesky
+factor of the rows' inner products, which gives the same minimum in as many dimensions as there are rows.
 """
 
 from collections.abc import Sequence
@@ -227,6 +227,8 @@ def logistic(
             if not bool(worse.any()):
                 break
             step = torch.where(worse[..., None], step / 2, step)
+        else:
+            logits = loss_of(weight - step)[1]  # of the step as it was halved last
         weight, loss = weight - step, changed
     return weight
 
@@ -247,96 +249,84 @@ def _dense(products: Float[Tensor, "T T"], tasks: Tasks) -> Probed:
     count = real.sum(1)
     scale = (block.diagonal(dim1=1, dim2=2).sum(1) / count - block.sum((1, 2)) / count.square())[:, None, None]
     scale = torch.where(scale > 0, scale, 1.0)
-    gram = _definite(block / scale)
+    both = _factor(block / scale)
     label = tasks.train_label.float()
-    fits = Kernel(torch.zeros_like(inside), torch.zeros_like(inside), torch.zeros(len(rows), FOLDS + 1, dtype=torch.float32))
+    fits = Kernel(torch.zeros_like(inside), torch.zeros(len(rows), FOLDS + 1, dtype=torch.float32))
     losses = []
     for c in DENSE_GRID:
-        fits = kernel_logistic(gram, label, inside, torch.full((len(rows),), c, dtype=torch.float32), fits)
-        losses.append(_held_out_loss(fits.image[:, :-1] + fits.bias[:, :-1, None], label, tasks.fold))
+        fits = kernel_logistic(both, label, inside, torch.full((len(rows),), c, dtype=torch.float32), fits)
+        logits = fits.weight[:, :-1] @ both.upper + fits.bias[:, :-1, None]
+        losses.append(_held_out_loss(logits, label, tasks.fold))
     best = torch.tensor(DENSE_GRID, dtype=torch.float32)[torch.stack(losses, 1).argmin(1)]
-    fit = kernel_logistic(gram, label, inside[:, -1:], best, Kernel(*(column[:, -1:] for column in fits)))
+    fit = kernel_logistic(both, label, inside[:, -1:], best, Kernel(fits.weight[:, -1:], fits.bias[:, -1:]))
+    dual = torch.linalg.solve_triangular(both.upper, fit.weight.transpose(1, 2), upper=True)  # w is the sum of dual times row
     across = products[tasks.test[:, :, None], rows[:, None]] * real[:, None] / scale
-    score = (across @ fit.dual.transpose(1, 2)).squeeze(2) + fit.bias
+    score = (across @ dual).squeeze(2) + fit.bias
     return Probed(torch.where(tasks.tested, score, 0.0).double(), best.double())
 
 
-def _definite(products: Float[Tensor, "B n n"]) -> Float[Tensor, "B n n"]:
-    """The inner products with as much on their diagonals as makes them positive definite."""
+class Factor(NamedTuple):
+    """A Cholesky factor both ways round: a product with rows on the left is several times as quick as one with columns."""
+
+    lower: Float[Tensor, "B n n"]
+    upper: Float[Tensor, "B n n"]
+
+
+def _factor(products: Float[Tensor, "B n n"]) -> Factor:
     jitter = torch.full((len(products), 1, 1), JITTER, dtype=torch.float32)
     while True:
-        changed = products + jitter * torch.eye(products.shape[1], dtype=products.dtype)
-        failed = torch.linalg.cholesky_ex(changed).info > 0
+        factor, failed = torch.linalg.cholesky_ex(products + jitter * torch.eye(products.shape[1], dtype=products.dtype))
         if not bool(failed.any()):
-            return changed
-        jitter = torch.where(failed[:, None, None], 10 * jitter, jitter)
+            return Factor(factor.contiguous(), factor.transpose(1, 2).contiguous())
+        jitter = torch.where(failed[:, None, None] > 0, 10 * jitter, jitter)
 
 
 class Kernel(NamedTuple):
-    """Probes whose weights are sums of training rows."""
+    """Probes on a Cholesky factor."""
 
-    dual: Float[Tensor, "B J n"]  # how often each row is in the sum
-    image: Float[Tensor, "B J n"]  # inner products of the weights with the rows: logits without the bias
+    weight: Float[Tensor, "B J n"]
     bias: Float[Tensor, "B J"]
 
 
 def kernel_logistic(
-    gram: Float[Tensor, "B n n"], label: Float[Tensor, "B n"], inside: Float[Tensor, "B J n"], c: Float[Tensor, " B"], start: Kernel
+    factor: Factor, label: Float[Tensor, "B n"], inside: Float[Tensor, "B J n"], c: Float[Tensor, " B"], start: Kernel
 ) -> Kernel:
-    """Probes at the minimum for rows with the inner products `gram`; Newton's method, each step by conjugate gradients."""
+    """Weights and biases at the minimum for the rows of `factor`; Newton's method, each step by conjugate gradients."""
     cost = inside * c[:, None, None]
     scale = cost.sum(2).clamp(min=1)
-    dual, image, bias = start
+    weight, bias = start
     for _ in range(DENSE_STEPS):
-        share = (image + bias[..., None]).sigmoid()
+        share = (weight @ factor.upper + bias[..., None]).sigmoid()
         slope = cost * (share - label[:, None])
-        gradient = _Sum(dual + slope, image + slope @ gram, slope.sum(2))
-        if float((gradient.square().clamp(min=0).sqrt() / scale).max()) < DENSE_CONVERGED:
+        gradient, offset = weight + slope @ factor.lower, slope.sum(2)
+        size = (gradient.square().sum(2) + offset.square()).sqrt()
+        if float((size / scale).max()) < DENSE_CONVERGED:
             break
-        step = _newton_step(gram, cost * share * (1 - share), gradient)
-        dual, image, bias = dual - step.dual, image - step.image, bias - step.bias
-    return Kernel(dual, image, bias)
+        step, shift = _newton_step(factor, cost * share * (1 - share), gradient, offset)
+        weight, bias = weight - step, bias - shift
+    return Kernel(weight, bias)
 
 
-class _Sum(NamedTuple):
-    """Vectors that are sums of rows, with what belongs to the bias."""
-
-    dual: Float[Tensor, "B J n"]
-    image: Float[Tensor, "B J n"]
-    bias: Float[Tensor, "B J"]
-
-    def plus(self, length: Float[Tensor, "B J"], other: "_Sum") -> "_Sum":
-        longer = length[..., None]
-        return _Sum(
-            torch.addcmul(self.dual, longer, other.dual),
-            torch.addcmul(self.image, longer, other.image),
-            torch.addcmul(self.bias, length, other.bias),
-        )
-
-    def square(self) -> Float[Tensor, "B J"]:
-        """The inner product with itself."""
-        return self.along(self.image, self.bias)
-
-    def along(self, image: Float[Tensor, "B J n"], bias: Float[Tensor, "B J"]) -> Float[Tensor, "B J"]:
-        """The inner product with a sum of this image and bias."""
-        return torch.linalg.vecdot(self.dual, image) + self.bias * bias
-
-
-def _newton_step(gram: Float[Tensor, "B n n"], curvature: Float[Tensor, "B J n"], gradient: _Sum) -> _Sum:
-    """Solve `(I + F' S F) step = gradient` for rows F and curvatures S, with the bias as one more dimension that `I` leaves out, by
-    conjugate gradients. All vectors are sums of rows, so that one product with `gram` makes a step of them."""
-    step = _Sum(torch.zeros_like(gradient.dual), torch.zeros_like(gradient.dual), torch.zeros_like(gradient.bias))
-    left, direction, norm = gradient, gradient, gradient.square()
+def _newton_step(
+    factor: Factor, curvature: Float[Tensor, "B J n"], gradient: Float[Tensor, "B J n"], offset: Float[Tensor, "B J"]
+) -> tuple[Float[Tensor, "B J n"], Float[Tensor, "B J"]]:
+    """Solve `(I + F' S F) step = gradient`, with the bias as one more dimension that `I` leaves out, by conjugate gradients."""
+    step, shift = torch.zeros_like(gradient), torch.zeros_like(offset)
+    left, rest = gradient, offset
+    direction, turn = left, rest
+    norm = left.square().sum(2) + rest.square()
     target = norm * DENSE_PRECISION**2
     for _ in range(DENSE_INNER_STEPS):
-        pulled = curvature * (direction.image + direction.bias[..., None])
-        product = _Sum(direction.dual + pulled, torch.baddbmm(direction.image, pulled, gram), pulled.sum(2))
-        along = direction.along(product.image, product.bias)
+        image = curvature * (direction @ factor.upper + turn[..., None])
+        product, total = direction + image @ factor.lower, image.sum(2)
+        along = (direction * product).sum(2) + turn * total
         length = torch.where(along > 0, norm / along, 0.0)
-        step, left = step.plus(length, direction), left.plus(-length, product)
-        following = left.square()
+        step, shift = step + length[..., None] * direction, shift + length * turn
+        left, rest = left - length[..., None] * product, rest - length * total
+        following = left.square().sum(2) + rest.square()
         if bool((following <= target).all()):
             break
         ratio = torch.where(norm > 0, following / norm, 0.0)
-        direction, norm = left.plus(ratio, direction), following
-    return step
+        direction, turn = left + ratio[..., None] * direction, rest + ratio * turn
+        norm = following
+    return step, shift

@@ -20,7 +20,7 @@ from temporallens.evaluation.statistics import Estimate, Verdict, estimate_of, v
 from temporallens.evaluation.texts.labelled import Place
 from temporallens.files import fingerprint, inside, read_tensors, user_path, write_tensors
 
-FORMAT = "temporallens.probing/2"
+FORMAT = "temporallens.probing/1"
 FOLDER = "probing"
 """Of the cache, for scores."""
 OWN = "own"

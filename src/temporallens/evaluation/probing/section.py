@@ -266,7 +266,7 @@ def _gains_table(against: str, gains: Mapping[str, Sequence[Gain]]) -> Table:
 SECTION = Section(
     name="probing",
     policy=ProbingPolicy,
-    version=2,
+    version=1,
     measure=_of_subject,
     measures=ProbingMeasures,
     reads_model=True,
