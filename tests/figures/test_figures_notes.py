@@ -284,6 +284,16 @@ def test_sparsity_analysis_says_what_is_missing() -> None:
     )
 
 
+def test_of_what_others_trained_there_is_no_history() -> None:
+    ones = np.ones((1, POSITIONS), dtype=np.float32)
+    history = {"step": np.zeros(1, dtype=np.int64), "tokens": np.zeros(1, dtype=np.int64), "position_weight": ones}
+    analysis = draw_position_analysis(history, "theirs", np.full(POSITIONS, 2.0))
+    assert texts(analysis).count("trained elsewhere: no history") == 2
+    assert "adaptive weighting is off" not in texts(analysis)
+    assert texts(draw_position_weights(history)).count("trained elsewhere: no history") == 3
+    assert texts(draw_sparsity_analysis(history)).count("trained elsewhere: no history") == 1
+
+
 # masks
 
 

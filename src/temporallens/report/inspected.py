@@ -17,7 +17,7 @@ from temporallens.evaluation.positions.sinks import SECTION as SINKS, Place, Sin
 from temporallens.evaluation.results import Results, RunResult, by_arm
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.statistics import Estimate, verdict_of
-from temporallens.wording import counted, estimated, fixed, minus, number, plus, span
+from temporallens.wording import counted, estimated, fixed, minus, plus, span
 
 SURE = 0.05
 """A gap is said to be there where chance gives as much less often."""
@@ -71,10 +71,9 @@ def _each(runs: Sequence[RunResult], section: Section, sentence: Any) -> list[st
 
 def _octaves(found: OctaveMeasures) -> str:
     best, worst = found.octaves[found.best], found.octaves[found.worst]
-    chance = f"(chance gives {fixed(found.chance_gap, 3)}, p = {number(found.p)})"
     between = f"FVE is lowest at {_at(worst)}, {estimated(worst.fve, 3)}, and highest at {_at(best)}, {estimated(best.fve, 3)}"
     verdict = "Yes" if found.p < SURE else "No more than by chance"
-    return f"{verdict}: {between}. The gap is {estimated(found.gap, 3)} {chance}."
+    return f"{verdict}: {between}. The gap is {estimated(found.gap, 3)}; chance gives {fixed(found.chance_gap, 3)} (p = {found.p:.2g})."
 
 
 def _positions(found: PositionMeasures) -> str:
@@ -88,17 +87,16 @@ def _positions(found: PositionMeasures) -> str:
 
 
 def _sinks(found: SinkMeasures) -> str:
-    parts = [_place(place) for place in found.places]
-    return f"Of {found.asked:,} features that fire often enough, more than half of the firings are {'; '.join(parts)}."
+    places = "; ".join(map(_place, found.places))
+    return f"A feature lives where more than half of its firings are. Of {found.asked:,} that fire often enough, {places}."
 
 
 def _place(place: Place) -> str:
-    where = {"first": "on first tokens of rows", "sink": "on sinks further on", "early": "at positions 1 to 3"}[place.where]
+    where = {"first": "live on first tokens of rows", "sink": "on sinks further on", "early": "at positions 1 to 3"}[place.where]
     if not place.tokens:
-        return f"{where}, of 0 (there is no such token)"
-    codes = f", L0 {fixed(place.l0, 0)} there" if place.where != "early" else ""
-    tokens = f" ({counted(place.tokens, 'token', 'tokens')}{codes})"
-    return f"{where}{tokens} of {place.features:,}: {_percents(place.share)}, by chance {_percent(place.chance)}"
+        return f"none {where}, as no token is one" if place.where == "sink" else f"none {where}, as there is no such token"
+    tokens = counted(place.tokens, "token", "tokens")
+    return f"{place.features:,} {where}, {_percents(place.share)}, by chance {_percent(place.chance)} ({tokens}, L0 {fixed(place.l0, 0)})"
 
 
 def _fidelity(found: FidelityMeasures) -> str:
@@ -106,11 +104,10 @@ def _fidelity(found: FidelityMeasures) -> str:
     index, text = shift.follows_index, shift.follows_text
     if index.value is None or text.value is None:
         return f"Not known: no feature that fires often enough has a profile behind {counted(shift.shift, 'token', 'tokens')}."
-    follow = [f"{round(share * index.n):,} the {what}" for share, what in ((index.value, "index"), (text.value, "text"))]
     return (
-        f"Pushed by {counted(shift.shift, 'token', 'tokens')}, of {index.n:,} features that fire often enough {follow[0]} "
-        f"({_percents(index)}) and {follow[1]} ({_percents(text)}) at q < .05, the others neither. FVE of the same tokens changes by "
-        f"{_change(shift.fve.change, 4)}."
+        f"Pushed by {counted(shift.shift, 'token', 'tokens')}, of {index.n:,} features that fire often enough "
+        f"{round(index.value * index.n):,} follow the index, {_percents(index)}, and {round(text.value * index.n):,} the text, "
+        f"{_percents(text)}, at q < .05; the others neither. FVE of the same tokens changes by {_change(shift.fve.change, 4)}."
     )
 
 
