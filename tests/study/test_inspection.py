@@ -52,7 +52,7 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
     assert results.runs[0].fve == results.runs[1].fve
     report = (tmp_path / "out" / "report.html").read_text()
     assert "<dt>Are some positions explained worse than others?</dt>" in report
-    assert "<dd>theirs-2: Of 3" in report  # where its features live
+    assert "<dd>theirs-2: A feature lives where" in report  # where its features live
     assert report.count("Not measured: the study left fidelity out.") == 2
     assert report.index("<dl") < report.index("On held-out documents")
     assert "theirs-2" in report and "were trained elsewhere, and were taken as found" in report
