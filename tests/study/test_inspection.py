@@ -10,7 +10,7 @@ import temporallens as tl
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
-from temporallens.study.inspection import SECTIONS, inspection
+from temporallens.study.inspection import DOCUMENTS, SECTIONS, inspection
 from temporallens.study.run import run_study
 from tiny_models import tiny_model
 
@@ -77,6 +77,13 @@ def test_rows_are_those_of_training_as_far_as_they_can_be(trained: Path) -> None
     assert less.drift is None and less.splicing is None and less.closing is not None
     with pytest.raises(TemporalLensError, match="inspect measures no section 'drifts': it can be without positions, octaves, sinks"):
         asked(without=["drifts"])
+
+
+def test_rows_come_from_many_documents_where_there_are_many(trained: Path, texts: Path, tmp_path: Path) -> None:
+    for number in range(DOCUMENTS):
+        (tmp_path / f"{number}.txt").write_text(TEXT)
+    few, many = (inspection([str(trained)], text=str(folder), tokens=10 * DOCUMENTS * 32).study for folder in (texts, tmp_path))
+    assert [entry.rows_per_document for study in (few, many) for entry in study.activations.values()] == [None, 10]
 
 
 def test_what_no_file_says_is_asked_for(tmp_path: Path, trained: Path) -> None:

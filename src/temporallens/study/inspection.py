@@ -5,11 +5,13 @@ Its text is an ordinary study file, kept in the output folder like that of every
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
 import yaml
 
+from temporallens.activations.language.corpora import open_corpus
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained
 from temporallens.errors import TemporalLensError
 from temporallens.interop.loading import read_pretrained
@@ -24,6 +26,8 @@ HELD_OUT = 0.5
 BATCH = 256
 PREFIXED, SPLICED, LONGER = 1 << 14, 1 << 13, 1 << 15
 """Tokens that the model reads behind each prefix, from reconstructions on, and in longer rows: as many as by default at 128 in a row."""
+DOCUMENTS = 96
+"""Rows are taken from so many documents at least, where the text has them: intervals are over documents."""
 SECTIONS = ("positions", "octaves", "sinks", "closing", "tokens", "clusters", "features", "splicing", "fidelity", "drift")
 
 
@@ -58,8 +62,9 @@ def inspection(
         arms[name] = {"kind": "pretrained", "path": path} | ({"origin": said} if said else {})
     if len(entries) > 1:
         raise TemporalLensError(f"these dictionaries are of different places ({', '.join(entries)}): inspect them one by one")
-    contexts = [arm["origin"]["context_length"] for arm in arms.values() if "context_length" in arm.get("origin", {})]
     (only,) = entries.values()
+    only["rows_per_document"] = _rows_each(text, tokens, only["context_length"])
+    contexts = [arm["origin"]["context_length"] for arm in arms.values() if "context_length" in arm.get("origin", {})]
     content = {
         "name": "-".join(["inspect", *arms]),
         "activations": entries,
@@ -75,6 +80,12 @@ def _row_length(model: str, trained: int | None) -> int:
     sizes = model_sizes(model)
     most = LONGEST if sizes is None or sizes.context is None else min(LONGEST, sizes.context)
     return min(trained or CONTEXT, most)
+
+
+def _rows_each(text: str, tokens: int, length: int) -> int | None:
+    """Rows of each document; None, for all, where there are few documents."""
+    documents = sum(1 for _ in islice(open_corpus(text), DOCUMENTS))
+    return None if documents < DOCUMENTS else -(-tokens // (DOCUMENTS * length))
 
 
 def _sections(entry: dict[str, Any], contexts: Sequence[int]) -> dict[str, dict[str, Any]]:
