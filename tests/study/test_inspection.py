@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ import temporallens as tl
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
-from temporallens.study.inspection import SECTIONS, inspection
+from temporallens.study.inspection import DOCUMENTS, SECTIONS, inspection
 from temporallens.study.run import run_study
 from tiny_models import tiny_model
 
@@ -42,6 +43,7 @@ def test_a_dictionary_says_itself_where_it_belongs(trained: Path, texts: Path) -
 def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Path, tmp_path: Path) -> None:
     study = inspection([str(trained), str(trained)], text=str(texts), tokens=4_000)
     assert list(study.study.arms) == ["theirs", "theirs-2"]
+    assert study.study.evaluation.drift is not None
     evaluation = dict.fromkeys(("clusters", "features", "splicing", "fidelity", "drift", "positions"))
     less = study.study.model_copy(update={"evaluation": study.study.evaluation.model_copy(update=evaluation)})
     run_study(study._replace(study=less), tmp_path / "out")
@@ -49,7 +51,39 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
     assert [run.kind for run in results.runs] == ["pretrained", "pretrained"]
     assert results.runs[0].fve == results.runs[1].fve
     report = (tmp_path / "out" / "report.html").read_text()
+    assert "<dt>Are some positions explained worse than others?</dt>" in report
+    assert "<dd>theirs-2: A feature lives where" in report  # where its features live
+    assert report.count("Not measured: the study left fidelity out.") == 2
+    assert report.index("<dl") < report.index("On held-out documents")
     assert "theirs-2" in report and "were trained elsewhere, and were taken as found" in report
+
+
+def test_rows_are_those_of_training_as_far_as_they_can_be(trained: Path) -> None:
+    model = "smollm2-135m"
+
+    def asked(**given: Any) -> Any:
+        return inspection([str(trained)], model=model, **given).study
+
+    longer = asked(trained_context=512)
+    (entry,) = longer.activations.values()
+    assert (entry.context_length, longer.arms["theirs"].origin.context_length) == (512, 512)
+    assert (longer.evaluation.fidelity.rows, longer.evaluation.splicing.rows) == (32, 16)
+    drift = longer.evaluation.drift
+    assert (drift.context_length, drift.documents * drift.context_length) == (1024, 1 << 15)
+    beyond = asked(trained_context=4096)
+    (entry,) = beyond.activations.values()
+    assert (entry.context_length, beyond.evaluation.drift) == (1024, None)
+    less = asked(without=["drift", "splicing"]).evaluation
+    assert less.drift is None and less.splicing is None and less.closing is not None
+    with pytest.raises(TemporalLensError, match="inspect measures no section 'drifts': it can be without positions, octaves, sinks"):
+        asked(without=["drifts"])
+
+
+def test_rows_come_from_many_documents_where_there_are_many(trained: Path, texts: Path, tmp_path: Path) -> None:
+    for number in range(DOCUMENTS):
+        (tmp_path / f"{number}.txt").write_text(TEXT)
+    few, many = (inspection([str(trained)], text=str(folder), tokens=10 * DOCUMENTS * 32).study for folder in (texts, tmp_path))
+    assert [entry.rows_per_document for study in (few, many) for entry in study.activations.values()] == [None, 10]
 
 
 def test_what_no_file_says_is_asked_for(tmp_path: Path, trained: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
@@ -251,11 +251,18 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
 
 
 def codes_of_usable(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, Tensor, Context], Tensor]) -> Float[Tensor, "N F"]:
-    """Codes of the rows that no rule excludes; where a past is walked, it goes through all of them."""
-    x, position, context, usable = rows.x, rows.position, context_of(rows), rows.excluded == 0
+    """Codes of the rows that no rule excludes."""
+    return codes_of(dictionary, rows, rows.excluded == 0, encode)
+
+
+def codes_of(
+    dictionary: Dictionary, rows: Rows, chosen: Bool[Tensor, " n"], encode: Callable[[Tensor, Tensor, Context], Tensor]
+) -> Float[Tensor, "N F"]:
+    """Codes of chosen rows; where a past is walked, it goes through all of them."""
+    x, position, context = rows.x, rows.position, context_of(rows)
     if dictionary.past_map is not None:
-        return encode(x.float(), position.long(), context)[usable]
-    return encode(x[usable].float(), position[usable].long(), context.rows(usable))
+        return encode(x.float(), position.long(), context)[chosen]
+    return encode(x[chosen].float(), position[chosen].long(), context.rows(chosen))
 
 
 def without_codes(dictionary: Dictionary, rows: Rows, context: Context | None = None) -> Float[Tensor, "N D"]:

@@ -12,15 +12,19 @@ from temporallens.evaluation.features import SECTION as FEATURES, FeaturesPolicy
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
 from temporallens.evaluation.model.splicing import SECTION as SPLICING, SplicingPolicy
 from temporallens.evaluation.order.section import SECTION as ORDER, OrderPolicy
+from temporallens.evaluation.positions.closing import SECTION as CLOSING, ClosingPolicy
 from temporallens.evaluation.positions.drift import SECTION as DRIFT, DriftPolicy
+from temporallens.evaluation.positions.octaves import SECTION as OCTAVES, OctavesPolicy
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
+from temporallens.evaluation.positions.sinks import SECTION as SINKS, SinksPolicy
 from temporallens.evaluation.probing.section import SECTION as PROBING, ProbingPolicy
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.tokens import SECTION as TOKENS, TokensPolicy
 from temporallens.settings import Settings
 
 SECTIONS: dict[str, Section] = {
-    section.name: section for section in (POSITIONS, BITS, TOKENS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT, COST)
+    section.name: section
+    for section in (POSITIONS, OCTAVES, SINKS, CLOSING, BITS, TOKENS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT, COST)
 }
 """In the order in which they are measured and stand in `results.json`."""
 
@@ -37,6 +41,12 @@ class Evaluation(Settings):
     """Which dictionaries: of each arm on each activations entry the first seed at the middle one of its levels, or every one."""
     positions: PositionsPolicy | None = None
     """Which features depend on position, what of that hardening and other seeds keep, what masks and weights follow."""
+    octaves: OctavesPolicy | None = Field(None, exclude_if=_not_asked)
+    """Whether some positions are explained worse than others."""
+    sinks: SinksPolicy | None = Field(None, exclude_if=_not_asked)
+    """Which features live on the first tokens of rows, or on sinks."""
+    closing: ClosingPolicy | None = Field(None, exclude_if=_not_asked)
+    """What a mask made after training closes at equal FVE."""
     bits: BitsPolicy | None = Field(None, exclude_if=_not_asked)
     """How many bits of which features fire are known beforehand, from position, token or their own past."""
     tokens: TokensPolicy | None = Field(None, exclude_if=_not_asked)

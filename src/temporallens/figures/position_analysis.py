@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from temporallens.evaluation.bins import log_spaced
 from temporallens.figures import style
 from temporallens.figures.steps import (
+    ELSEWHERE,
     EVEN,
     ByPosition,
     Curve,
     Followed,
     History,
+    absent,
     column,
     draw_evolution,
     draw_final,
@@ -49,13 +51,14 @@ def draw_position_analysis(history: History, title: str = "", held_out: ByPositi
         panels = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
         steps = style.array(history["step"])
         loss, count = column(history, "position_loss"), column(history, "position_count")
-        draw_evolution(figure.add_subplot(panels[0, :]), steps, loss, LOSS, _evolution_statement, WIDE)
+        missing = absent(history, f"the {LOSS.name} by position")
+        draw_evolution(figure.add_subplot(panels[0, :]), steps, loss, LOSS, _evolution_statement, WIDE, missing)
         final = figure.add_subplot(panels[1, 0])
         known = [held_out_curve(held_out), None if loss is None else training_curve(loss, count)]
         draw_final(final, known, LOSS, _loss_axis, _final_statement, NARROW)
         if first_fve is not None:
             _name_the_first(final, first_fve)
-        _draw_weights(figure.add_subplot(panels[1, 1]), steps, known_weights(history))
+        _draw_weights(figure.add_subplot(panels[1, 1]), steps, known_weights(history), absent(history, "the position weights"))
     return figure
 
 
@@ -121,9 +124,9 @@ def _final_statement(curves: list[Curve]) -> str:
 # Panel 3
 
 
-def _draw_weights(axes: Axes, steps: np.ndarray, weight: np.ndarray | None) -> None:
-    if weight is None:
-        style.empty_panel(axes, "3", "Position weights over training", NARROW, "this run's history does not hold the position weights")
+def _draw_weights(axes: Axes, steps: np.ndarray, weight: np.ndarray | None, missing: str) -> None:
+    if weight is None or missing == ELSEWHERE:
+        style.empty_panel(axes, "3", "Position weights over training", NARROW, missing)
         return
     known = weight[np.isfinite(weight)]
     if np.allclose(known, 1.0, atol=1e-6):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from temporallens.evaluation.bins import log_spaced
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures import style
-from temporallens.figures.steps import History, draw_over_steps, known_weights, step_axis
+from temporallens.figures.steps import ELSEWHERE, History, absent, draw_over_steps, known_weights, step_axis
 from temporallens.wording import SPACE, fixed, number, percent
 
 CONVERGENCE, DIFFICULTY = "Convergence of the weights", "Weights and what is hard"
@@ -34,9 +34,9 @@ def draw_position_weights(
     """Three panels of one run; `difficulty` [P] is the share of each position's variance that is left unexplained on held-out
     documents, `correlation` Spearman's over positions of the last weights with it."""
     steps, weight = style.array(history["step"]), known_weights(history)
-    missing = ""
-    if weight is None or not np.isfinite(weight[:, 1:]).any():
-        missing = "this run's history does not hold the position weights"
+    missing, why = "", absent(history, "the position weights")
+    if why == ELSEWHERE or weight is None or not np.isfinite(weight[:, 1:]).any():
+        missing = why
     elif np.allclose(weight[np.isfinite(weight)], 1.0, atol=1e-6):
         missing = "this run weighs every position the same: adaptive weighting is off"
     with style.ours():

@@ -22,6 +22,7 @@ from temporallens.figures.steps import (
     Curve,
     Followed,
     History,
+    absent,
     column,
     draw_evolution,
     draw_final,
@@ -64,7 +65,8 @@ def draw_sparsity_analysis(
         panels = figure.add_gridspec(2, 2)
         steps = style.array(history["step"])
         active, count = column(history, "position_l0"), column(history, "position_count")
-        draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS)
+        missing = absent(history, f"the {L0.name} by position")
+        draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS, missing)
         known = [held_out_curve(held_out), None if active is None else training_curve(active, count)]
         draw_final(figure.add_subplot(panels[1, 0]), known, L0, _l0_axis, _final_statement, TITLE_CHARACTERS)
         _draw_activity(figure.add_subplot(panels[:, 1]), activity)

@@ -17,7 +17,8 @@ LAST_SHARE = 10
 """The end of a run is the mean over the last one in so many of its logged steps."""
 EVEN = 1.15
 """A quantity within this factor of its median over positions is called even."""
-
+ELSEWHERE = "trained elsewhere: no history"
+"""What stands in panels of a training that nobody here has seen."""
 
 History = Mapping[str, np.ndarray]
 """The columns of a run's history, by step or by step and position."""
@@ -57,6 +58,11 @@ def known_weights(history: History) -> Float[np.ndarray, "T P"] | None:
     if weight is None or count is None or count.shape != weight.shape:
         return weight
     return np.where(np.nan_to_num(count).sum(0) > 0, weight, np.nan)
+
+
+def absent(history: History, what: str) -> str:
+    """Why a run's history does not hold something: of a dictionary that others trained there is the line of step 0 alone."""
+    return ELSEWHERE if history["step"][-1] == 0 else f"this run's history does not hold {what}"
 
 
 def has_zero(values: np.ndarray) -> bool:
@@ -141,10 +147,12 @@ def draw_evolution(
     what: Followed,
     state: Callable[[np.ndarray, np.ndarray], str],
     width: int,
+    missing: str,
 ) -> None:
-    """The first panel of a run: position by step, under what `state` says of steps and values in lines of so many characters."""
+    """The first panel of a run: position by step, under what `state` says of steps and values in lines of so many characters; `missing`
+    says why where there are none."""
     if values is None or not np.isfinite(values[:, 1:]).any():
-        style.empty_panel(axes, "1", what.title, width, f"this run's history does not hold the {what.name} by position")
+        style.empty_panel(axes, "1", what.title, width, missing)
         return
     draw_over_steps(axes, steps, values, what.unit)
     style.panel_title(axes, "1", state(steps, values), width)

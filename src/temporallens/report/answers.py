@@ -15,6 +15,7 @@ from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, TimedResults, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
+from temporallens.report.inspected import Asked, asked
 from temporallens.wording import ONE_SEED, average, counted, fixed, listed, percent, plus
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
@@ -41,6 +42,7 @@ class Answer(NamedTuple):
     sentence: str
     findings: list[str]  # what each arm that knows positions gains over each baseline
     remarks: list[str]
+    asked: Sequence[Asked] = ()  # what is asked of dictionaries that were trained elsewhere
 
 
 Runs = Sequence[RunResult]
@@ -107,7 +109,10 @@ def question(results: Results) -> str:
 
 def answers(results: TimedResults) -> list[Answer]:
     """One for each activations entry."""
-    return [answer(name, entry, results.runs_of(name), results.comparison[name]) for name, entry in results.activations.items()]
+    return [
+        answer(name, entry, results.runs_of(name), results.comparison[name])._replace(asked=asked(results, name))
+        for name, entry in results.activations.items()
+    ]
 
 
 def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparison) -> Answer:

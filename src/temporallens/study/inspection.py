@@ -5,25 +5,33 @@ Its text is an ordinary study file, kept in the output folder like that of every
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
 import yaml
 
+from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.hooks import Layer
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained
 from temporallens.errors import TemporalLensError
 from temporallens.interop.loading import read_pretrained
 from temporallens.interop.points import layer_of
+from temporallens.study.models import model_sizes
 from temporallens.study.reading import StudyFile, study_of
+from temporallens.wording import listed
 
-CONTEXT, LONGEST = 128, 512
-"""Tokens in a row where a file does not say what its dictionary was trained on, and at most."""
+CONTEXT, LONGEST = 128, 1024
+"""Tokens in a row where nothing says what a dictionary was trained on, and at most."""
 HELD_OUT = 0.5
 """Share of the documents that everything is measured on; the other half gives means to compare with."""
 BATCH = 256
 LONGEST_NAME = 80  # of an entry of activations
-SECTIONS = ("positions", "tokens", "clusters", "features", "splicing", "fidelity", "drift")
+PREFIXED, SPLICED, LONGER = 1 << 14, 1 << 13, 1 << 15
+"""Tokens that the model reads behind each prefix, from reconstructions on, and in longer rows: as many as by default at 128 in a row."""
+DOCUMENTS = 96
+"""Rows are taken from so many documents at least, where the text has them: intervals are over documents."""
+SECTIONS = ("positions", "octaves", "sinks", "closing", "tokens", "clusters", "features", "splicing", "fidelity", "drift")
 
 
 def inspection(
@@ -33,33 +41,74 @@ def inspection(
     text: str = "sotu",
     tokens: int = 100_000,
     target: int | str | None = None,
+    trained_context: int | None = None,
+    without: Sequence[str] = (),
 ) -> StudyFile:
-    """The study that judges the dictionaries at these paths, or hub names, on about so many tokens of `text`. Model and layer, and of
-    transcoders what they give, are what their files say unless they are given.
+    """The study that judges the dictionaries at these paths, or hub names, on about so many tokens of `text`, in rows of the length that
+    they were trained on. Model, layer, this context length, and of transcoders what they give, are what their files say unless they are
+    given; `without` names sections to leave out.
 
-    Raises TemporalLensError where one cannot be read, or neither says which model and layer it is of.
+    Raises TemporalLensError where one cannot be read, or neither says which model and layer it is of, or there is no such section.
     """
+    if unknown := sorted(set(without) - set(SECTIONS)):
+        raise TemporalLensError(f"inspect measures no section '{unknown[0]}': it can be without {listed(SECTIONS)}")
     arms: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
     for name, path in zip(_names(paths), paths, strict=True):
         config = read_pretrained(Pretrained(path=path)).config
+        context = trained_context or config.origin.context_length
         entry = _activations(path, config.origin, model, layer, text, tokens)
         if config.transcodes:
             entry["target"] = _target(path, config.origin, target)
-        entries.setdefault(_title(entry), entry)
-        given = {"model": model, "layer": layer, "target": None if target is None else str(target)}
+        length = _row_length(entry["model"], context)
+        same = entries.setdefault(_title(entry), entry | {"context_length": length})
+        same["context_length"] = min(same["context_length"], length)
+        given = {"model": model, "layer": layer, "target": None if target is None else str(target), "context_length": context}
         said = {key: value for key, value in given.items() if value is not None}
         arms[name] = {"kind": "pretrained", "path": path} | ({"origin": said} if said else {})
     if len(entries) > 1:
         raise TemporalLensError(f"these dictionaries are of different places ({', '.join(entries)}): inspect them one by one")
+    (only,) = entries.values()
+    only["rows_per_document"] = _rows_each(text, tokens, only["context_length"])
+    contexts = [arm["origin"]["context_length"] for arm in arms.values() if "context_length" in arm.get("origin", {})]
     content = {
         "name": "-".join(["inspect", *arms]),
         "activations": entries,
         "arms": arms,
         "training": {"steps": 1, "batch_size": BATCH, "held_out": HELD_OUT},
-        "evaluation": {name: {} for name in SECTIONS},
+        "evaluation": {name: policy for name, policy in _sections(only, contexts).items() if name not in without},
     }
     return study_of(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "the study of an inspection")
+
+
+def _row_length(model: str, trained: int | None) -> int:
+    """As in training, as far as the model and our patience reach."""
+    sizes = model_sizes(model)
+    most = LONGEST if sizes is None or sizes.context is None else min(LONGEST, sizes.context)
+    return min(trained or CONTEXT, most)
+
+
+def _rows_each(text: str, tokens: int, length: int) -> int | None:
+    """Rows of each document; None, for all, where there are few documents."""
+    documents = sum(1 for _ in islice(open_corpus(text), DOCUMENTS))
+    return None if documents < DOCUMENTS else -(-tokens // (DOCUMENTS * length))
+
+
+def _sections(entry: dict[str, Any], contexts: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What is measured, on fewer rows where these are longer. Rows beyond the context length are read where they can be: where all were
+    trained on rows as long as these at most, and the model takes longer ones."""
+    length, sizes = entry["context_length"], model_sizes(entry["model"])
+    policies: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    if length > CONTEXT:
+        policies["fidelity"] = {"rows": max(PREFIXED // length, 8)}
+        policies["splicing"] = {"rows": max(SPLICED // length, 4)}
+        longer = max(4 * CONTEXT, 2 * length)
+        longer = longer if sizes is None or sizes.context is None else min(longer, sizes.context)
+        policies["drift"] = {"context_length": longer, "rows_per_document": 1, "documents": max(min(LONGER // longer, 32), 2)}
+    most = None if sizes is None else sizes.context
+    if any(context > length for context in contexts) or (most is not None and most <= length):
+        del policies["drift"]
+    return policies
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -79,8 +128,7 @@ def _activations(path: str, origin: Origin, model: str | None, layer: int | str 
         point = "" if origin.point is None else f" (it names the point {origin.point})"
         raise TemporalLensError(f"{path} does not say which model and layer it is of{point}: give {' and '.join(missing)}")
     place = {"layer": where} if where == "embed" or isinstance(where, int) else {"hook": where}
-    context = min(origin.context_length or CONTEXT, LONGEST)
-    rows = {"context_length": context, "rows": "split", "max_tokens": tokens, "dtype": "bfloat16"}
+    rows = {"rows": "split", "max_tokens": tokens, "dtype": "bfloat16"}
     return {"model": source, **place, "text": text, **rows}
 
 

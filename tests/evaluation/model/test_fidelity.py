@@ -14,7 +14,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.fidelity import FidelityMeasures, FidelityPolicy, ShiftFidelity, measure_fidelity
+from temporallens.evaluation.model.fidelity import FidelityMeasures, FidelityPolicy, ShiftFidelity, _followed, measure_fidelity
 from temporallens.evaluation.model.origin import choose_rows
 from temporallens.evaluation.model.passes import _opened, open_model
 from temporallens.evaluation.model.prefixes import enclosing, prefix_tokens, shifted_store
@@ -107,8 +107,23 @@ def test_features_of_the_token_alone_are_tied_to_content(stores: dict[str, Activ
         assert shift.absolute_index.high < -0.5
         assert shift.tied_to_content > 0.9 * len(measured.features)
         assert shift.tied_to_index == 0
+        assert shift.follows_text == (1, 1, 1, len(measured.features)) and shift.follows_index.value == 0
         assert shift.fve.change.value == pytest.approx(0, abs=1e-9)
         assert shift.fve.position_shifted == pytest.approx(shift.fve.position_unshifted, nan_ok=True)
+
+
+def test_what_varies_as_much_as_it_is_follows_nothing() -> None:
+    generator = np.random.default_rng(0)
+    distance = generator.standard_normal((201, 400)) * 0.1
+    assert _followed(distance).of_index.value == _followed(distance).of_text.value == 0
+    distance[:, :40] += 0.6
+    distance[:, 40:60] -= 0.6
+    distance[:, 60] = np.nan
+    followed = _followed(distance)
+    assert followed.of_index.value == pytest.approx(40 / 399, abs=0.01) and followed.of_index.n == 399
+    assert followed.of_text.value == pytest.approx(20 / 399, abs=0.01)
+    assert followed.of_index.low is not None and followed.of_index.low > 0.08
+    assert np.isnan(followed.q[60]) and (followed.q[:40] < 0.05).all()
 
 
 def test_features_of_the_position_alone_are_tied_to_the_index(stores: dict[str, ActivationStore], cache: Path) -> None:
@@ -125,6 +140,8 @@ def test_features_of_the_position_alone_are_tied_to_the_index(stores: dict[str, 
         assert shift.tied_to_index == len(known)
         assert shift.absolute_index_distance.value == pytest.approx(1)
         assert shift.tied_to_content == 0
+        assert shift.follows_index.value == 1 and shift.follows_text.value == 0
+        assert shift.follows_index.n >= 3 and shift.feature_q.count(0.0) == shift.follows_index.n
     assert [value is None for value in four.feature_absolute_index] == [True, False, False, False]  # silent from index 5 on
     assert four.feature_distance == pytest.approx([1, 1, 1, 1])
     # a token keeps its feature where its group stays the same: at index 1 (as 2), 3, 4, 6 to 12 and 14 on

@@ -8,9 +8,10 @@ With `l_f(p)` the mean activation of feature f at index p of the rows as they ar
 rho being Spearman's correlation over the indices behind the prefix: positive for a feature that is tied to the index, negative for
 one that is tied to content. Where a feature is silent behind the prefix (one that lives at the start of rows, tied to the index)
 rho is undefined; the same question is therefore also put to distances, `D = (d_c - d_i) / (d_c + d_i)` with
-`d_i = sum_p |l - l^(s)|` and `d_c = sum_p |shift_s l - l^(s)|`. Content fidelity is the Jaccard index of the (token, feature)
-firings of the same tokens with and without the prefix, and FVE is compared on the same tokens, under the mask and with the mask
-open. Intervals are by bootstrap over documents. Source: docs/method.md, "Fidelity and splicing".
+`d_i = sum_p |l - l^(s)|` and `d_c = sum_p |shift_s l - l^(s)|`; a feature follows the index where D lies above 0, the text where it
+lies below, at q < .05 over all features (D against how much it varies over resampled documents). Content fidelity is the Jaccard index
+of the (token, feature) firings of the same tokens with and without the prefix, and FVE is compared on the same tokens, under the mask
+and with the mask open. Intervals are by bootstrap over documents. Source: docs/method.md, "Fidelity and splicing".
 """
 
 import itertools
@@ -33,7 +34,7 @@ from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
 from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
 from temporallens.evaluation.section import Section, Subject
-from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, quotient, ranks, resampled_documents
+from temporallens.evaluation.statistics import Estimate, correlation, estimate_of, q_values, quotient, ranks, resampled_documents
 from temporallens.evaluation.threads import on_threads
 from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, counted, estimated
@@ -44,6 +45,11 @@ LEAST_TEXT = 8
 LEAST_SHARE = 0.25
 """An index counts when at least so many of the rows have a token there that no rule excludes, with and without the prefix; of packed rows,
 so many of those that have a held-out token at the index where most have one."""
+
+DISCOVERED = 0.05
+"""False discovery rate at which a feature is said to follow the index or the text."""
+
+TINY = float(np.finfo(np.float64).tiny)
 
 CELLS = 1 << 22
 """Numbers of one table of profiles by document or by resample; features are taken in parts that keep within it."""
@@ -97,12 +103,15 @@ class ShiftFidelity(NamedTuple):
     tied_to_index: int  # features whose own interval of AI lies above 0, not corrected for their number: 2.5 % do by chance, and below
     tied_to_content: int  # below 0
     undecided: int  # around 0
+    follows_index: Estimate  # share of the features that have a D for which it lies above 0, q < .05 over all of them
+    follows_text: Estimate  # below 0
     content: Estimate  # Jaccard index of firings; n is the number of firings with or without the prefix
     fve: Explained  # as the dictionary is
     open_fve: Explained | None  # with its mask open everywhere; None where nothing is masked
     mask_change: Estimate | None  # how much more FVE changes under the mask than with it open
     feature_absolute_index: list[float | None] | None  # AI of each measured feature; None where a correlation is undefined
     feature_distance: list[float | None] | None  # D of each; None where it is silent
+    feature_q: list[float | None] | None  # that D is not 0, over the features that have one
     feature_content: list[float | None] | None  # Jaccard index of each
     position_content: list[float | None]  # Jaccard index by index behind the prefix
     position_count: list[int]  # tokens by index behind the prefix that no rule excludes with or without it
@@ -127,6 +136,14 @@ class _Scores(NamedTuple):
     index_correlation: Float[np.ndarray, "*B1 F"]
     content_correlation: Float[np.ndarray, "*B1 F"]
     distance: Float[np.ndarray, "*B1 F"]
+
+
+class _Followed(NamedTuple):
+    """What features follow, told from chance."""
+
+    of_index: Estimate
+    of_text: Estimate
+    q: Float[np.ndarray, " F"]  # NaN where there is no distance
 
 
 @own_defaults()
@@ -204,6 +221,7 @@ class _Comparison:
         low, high = _interval_ends(absolute)
         defined = np.isfinite(absolute[0])
         content, feature_content, position_content = self.content(run)
+        followed = _followed(scores.distance)
         fve, open_fve, mask_change = self.explained(run)
         return ShiftFidelity(
             shift=run.shift,
@@ -214,12 +232,15 @@ class _Comparison:
             tied_to_index=int((low > 0).sum()),
             tied_to_content=int((high < 0).sum()),
             undecided=int((defined & ~(low > 0) & ~(high < 0)).sum()),
+            follows_index=followed.of_index,
+            follows_text=followed.of_text,
             content=content,
             fve=fve,
             open_fve=open_fve,
             mask_change=mask_change,
             feature_absolute_index=_finite_or_none(absolute[0]),
             feature_distance=_finite_or_none(scores.distance[0]),
+            feature_q=_finite_or_none(followed.q),
             feature_content=feature_content,
             position_content=position_content,
             position_count=_behind((self.base.usable & run.usable).sum(0), run.shift).tolist(),
@@ -330,6 +351,34 @@ def _mean_over_features(values: Float[np.ndarray, "B1 F"]) -> Estimate:
     return estimate_of(float(means[0]), means[1:], values.shape[1])
 
 
+def _followed(distance: Float[np.ndarray, "B1 F"]) -> _Followed:
+    """Which distances lie above or below 0 by more than their resamples vary: normal tails, Benjamini-Hochberg over features. What a
+    resample finds is what was found, moved as far as the resample lies from the mean of resamples."""
+    from scipy import stats
+
+    found, resampled = distance[0], distance[1:]
+    q = np.full(len(found), np.nan)
+    if len(resampled) < 2:  # one document, of which nothing varies
+        return _Followed(Estimate(None, None, None, 0), Estimate(None, None, None, 0), q)
+    known = np.isfinite(distance).all(0)
+    spread = resampled[:, known].std(0, ddof=1)
+    ratio = np.divide(found[known], spread, out=np.where(found[known] == 0, 0.0, np.copysign(np.inf, found[known])), where=spread > 0)
+    p = 2 * stats.norm.sf(np.abs(ratio))
+    q[known] = q_values(p)
+    accepted = p[q[known] < DISCOVERED]
+    least = -stats.norm.ppf(max(accepted.max(), TINY) / 2) * spread if len(accepted) else np.full(len(spread), np.inf)
+    moved = found[known] + resampled[:, known] - resampled[:, known].mean(0)
+
+    def share(side: float) -> Estimate:
+        discovered = (q[known] < DISCOVERED) & (side * found[known] > 0)
+        if not len(discovered):
+            return Estimate(None, None, None, 0)
+        again = (side * moved >= np.maximum(least, TINY)).mean(1)
+        return estimate_of(float(discovered.mean()), again, len(discovered), (0.0, 1.0))
+
+    return _Followed(share(1.0), share(-1.0), q)
+
+
 def _interval_ends(values: Float[np.ndarray, "B1 F"]) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, " F"]]:
     """Each feature's own interval; NaN where there is none."""
     estimates = [estimate_of(float(column[0]), column[1:], 1) for column in values.T]
@@ -365,6 +414,8 @@ def tables(found: Mapping[str, FidelityMeasures]) -> list[Table]:
                     [
                         estimated(shift.absolute_index, 2),
                         f"{shift.tied_to_index:,} / {shift.tied_to_content:,} / {shift.undecided:,}",
+                        estimated(shift.follows_index, 1, 100, " %"),
+                        estimated(shift.follows_text, 1, 100, " %"),
                         estimated(shift.content, 1, 100, " %"),
                         estimated(shift.fve.change, 4),
                         estimated(shift.mask_change, 4),
@@ -375,21 +426,26 @@ def tables(found: Mapping[str, FidelityMeasures]) -> list[Table]:
         "dictionary, prefix",
         "absolute index (AI)",
         "tied to index / content / neither",
+        "follow the index",
+        "follow the text",
         "firings that stay",
         "FVE change",
         "of it by the mask",
     ]
-    note = "AI above 0: a feature's profile stays with the index; below: it moves with the text."
+    note = (
+        "AI above 0: a feature's profile stays with the index; below: it moves with the text. Follow: the same by the distance of "
+        "profiles, q < .05 over all features that have one, those silent behind the prefix among them."
+    )
     return [Table("Positional fidelity", columns, rows, note)]
 
 
 SECTION = Section(
     name="fidelity",
     policy=FidelityPolicy,
-    version=1,
+    version=2,
     measure=_of_subject,
     measures=FidelityMeasures,
-    details=("features", "shifts.feature_absolute_index", "shifts.feature_distance", "shifts.feature_content"),
+    details=("features", "shifts.feature_absolute_index", "shifts.feature_distance", "shifts.feature_q", "shifts.feature_content"),
     reads_model=True,
     tables=tables,
 )
