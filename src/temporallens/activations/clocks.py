@@ -55,6 +55,11 @@ class TokenRow(NamedTuple):
     line_start: Bool[np.ndarray, " S"]  # whether it is the first token of a line; False where no clock asks
     read: Int[np.ndarray, "K _"] = np.zeros((0, 0), dtype=np.int64)  # what each reader of the clock says of it
 
+    def at(self, chosen: Int[np.ndarray, " n"]) -> "TokenRow":
+        """Some of its tokens."""
+        tokens, document, position, sentence_start, line_start = (column[chosen] for column in self[:5])
+        return TokenRow(tokens, document, position, sentence_start, line_start, self.read[:, chosen] if len(self.read) else self.read)
+
 
 def index_in_row(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
     return np.arange(len(row.tokens))

@@ -9,6 +9,7 @@ from temporallens.evaluation.bits.section import SECTION as BITS, BitsPolicy
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy
 from temporallens.evaluation.cost import SECTION as COST, CostPolicy
 from temporallens.evaluation.features import SECTION as FEATURES, FeaturesPolicy
+from temporallens.evaluation.interventions.section import SECTION as INTERVENTIONS, InterventionsPolicy
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
 from temporallens.evaluation.model.splicing import SECTION as SPLICING, SplicingPolicy
 from temporallens.evaluation.order.section import SECTION as ORDER, OrderPolicy
@@ -24,7 +25,10 @@ from temporallens.settings import Settings
 
 SECTIONS: dict[str, Section] = {
     section.name: section
-    for section in (POSITIONS, OCTAVES, SINKS, CLOSING, BITS, TOKENS, CLUSTERS, FEATURES, SPLICING, FIDELITY, ORDER, PROBING, DRIFT, COST)
+    for section in (
+        *(POSITIONS, OCTAVES, SINKS, CLOSING, BITS, TOKENS, CLUSTERS, FEATURES),
+        *(SPLICING, FIDELITY, INTERVENTIONS, ORDER, PROBING, DRIFT, COST),
+    )
 }
 """In the order in which they are measured and stand in `results.json`."""
 
@@ -59,6 +63,8 @@ class Evaluation(Settings):
     """What the model loses when it goes on from reconstructions."""
     fidelity: FidelityPolicy | None = None
     """What features follow when a prefix pushes the text to later positions."""
+    interventions: InterventionsPolicy | None = Field(None, exclude_if=_not_asked)
+    """What the model loses when features, or what position says, are taken away: whether what is encoded is used."""
     order: OrderPolicy | None = None
     """Probing on tasks that a bag of words cannot do."""
     probing: ProbingPolicy | None = None

@@ -22,6 +22,7 @@ from temporallens.evaluation.bits.section import SECTION as BITS
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClusterMeasures
 from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import errors_by_document, find_firings
+from temporallens.evaluation.interventions.section import SECTION as INTERVENTIONS
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY
 from temporallens.evaluation.positions.correlations import correlate_positions
 from temporallens.evaluation.positions.retention import ProfileRetention
@@ -37,6 +38,7 @@ from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity
 from temporallens.figures.frontier import draw_frontier
+from temporallens.figures.interventions import Arm as Changed, draw_interventions
 from temporallens.figures.known import draw_known, expecting
 from temporallens.figures.masks import NO_SOFT, draw_masks
 from temporallens.figures.passage import Reading, draw_passage
@@ -165,6 +167,9 @@ class _Files(NamedTuple):
         if any(BITS.name in run.measures for run in runs):
             known = f"{entry}: what is known of codes beforehand"
             found.append(Picture(f"bits{suffix}", known, lambda: draw_bits(arms_of(BITS, runs, BitsArm), known)))
+        if any(INTERVENTIONS.name in run.measures for run in runs):
+            used = f"{entry}: is what is encoded of position used?"
+            found.append(Picture(f"interventions{suffix}", used, lambda: draw_interventions(arms_of(INTERVENTIONS, runs, Changed), used)))
         knowing, ordinary = self._passages(runs)
         if knowing is not None:
             title = f"{entry}: a sentence, and what was known of it before a code was read"

@@ -3,7 +3,8 @@
 Maps of the past are a ridge regression. With the dictionary as it is, training sequences are walked in closed loop, and what codes have to
 say of each row is regressed on what earlier reconstructions of its sequence offer. The reconstructions then change, so this is done again.
 A map that predicts well from reconstructions that it is no part of may still run away once it feeds on its own: the penalty is that which
-leaves the least in closed loop, on training documents that the map was not fitted on; where none leaves less than no map, there is none.
+leaves the least error in closed loop, on training documents that the map was not fitted on; where none does better than no map, there is
+none. Codes were learnt without the past, so a map has to help them as they are.
 
 Thresholds are measured on documents of which the tables know nothing, as they know nothing of other texts: a row that is left out alone
 still has the rest of its document in them, so that less is left for its codes. The tables that serve here are fitted on the others.
@@ -94,21 +95,23 @@ def fit_past(dictionary: Dictionary, store: ActivationStore, train: Int[np.ndarr
     chosen = _spread(train)
     apart = left_out(store, chosen)
     tried = list(_chunks(dictionary, store, chosen[apart] if apart.any() else chosen, inputs))
-    least, best = _left(dictionary, tried), dictionary.past_map.clone()
+    least, best = _error(dictionary, tried), dictionary.past_map.clone()
     for _ in range(ROUNDS):
         for candidate in list(_solved(dictionary, _chunks(dictionary, store, chosen[~apart], inputs))):
             dictionary.past_map.copy_(candidate)
-            left = _left(dictionary, tried)
-            if left < least:
-                least, best = left, candidate
+            error = _error(dictionary, tried)
+            if error < least:
+                least, best = error, candidate
         dictionary.past_map.copy_(best)
 
 
-def _left(dictionary: Dictionary, chunks: Sequence[_Chunk]) -> float:
-    """The squares that are left for codes, in closed loop; NaN where the maps run away."""
-    return sum(
-        float(dictionary.walked(chunk.x, chunk.position, chunk.context).left[chunk.kept].double().square().sum()) for chunk in chunks
-    )
+def _error(dictionary: Dictionary, chunks: Sequence[_Chunk]) -> float:
+    """Squared error of reconstructions in closed loop; NaN where the maps run away."""
+    total = 0.0
+    for chunk in chunks:
+        found = dictionary.walked(chunk.x, chunk.position, chunk.context)
+        total += float((found.left - dictionary.reconstruct(found.codes))[chunk.kept].double().square().sum())
+    return total
 
 
 def _solved(dictionary: Dictionary, chunks: Iterator[_Chunk]) -> Iterator[Float[Tensor, "JD D"]]:

@@ -9,7 +9,7 @@ there the mean squared distance of its last hidden states from the clean ones, a
 cross-entropy. Intervals are by bootstrap over documents.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -137,16 +137,7 @@ def measure_splicing(
 
     Raises TemporalLensError when dictionary, store and model do not belong together, or rows are too short.
     """
-    check_origin(dictionary, store, model, layer)
-    check_target(dictionary, store)
-    chosen = choose_rows(store, held_out, policy.rows, LEAST_TOKENS, "splicing")
-    harvest = harvest_of(store)
-    network = _whole_model(model, harvest.compute_dtype, harvest.revision, content_stamp(model))
-    check_unchanged(network, store)
-    place = layer if harvest.target is None else harvest.target
-    work = _Splicing(network, place, store, chosen, policy.batch_size)
-    if not int(work.counted.sum()):
-        raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
+    work = opened(dictionary, model, layer, store, held_out, policy.rows, policy.batch_size, "splicing")
     substitutes: dict[str, Substitute] = {"spliced": lambda rows: dictionary(rows.x.float(), rows.position.long(), context_of(rows))}
     if dictionary.config.expectation is not None:
         substitutes["known"] = partial(without_codes, dictionary)
@@ -155,15 +146,37 @@ def measure_splicing(
     if ablated is None:
         mean = (store.target or store).moments.pooled_mean().float()
         substitutes |= {"zero": lambda rows: torch.zeros_like(rows.x), "mean": lambda rows: mean.expand(len(rows.x), -1)}
-    last = None if files is None else files.tensors(key | {"of": "last block"})
-    if last is None:
-        last = {"stream": _last_streams(work)}
-        if files is not None:
-            files.put_tensors(key | {"of": "last block"}, last)
-    losses = {name: values.numpy() for name, values in (ablated or {}).items()} | _losses(work, last["stream"], substitutes)
+    losses = {name: values.numpy() for name, values in (ablated or {}).items()} | losses_of(work, last_streams(work, cache), substitutes)
     if ablated is None and files is not None:
         files.put_tensors(key, {name: torch.from_numpy(values) for name, values in losses.items() if not _of_dictionary(name)})
     return _summarise(work, losses, policy)
+
+
+def opened(
+    dictionary: Dictionary,
+    model: str,
+    layer: Layer,
+    store: ActivationStore,
+    held_out: Int[np.ndarray, " n"],
+    rows: int,
+    batch_size: int,
+    what: str,
+) -> "Splicer":
+    """At most so many held-out rows, and the model that they go on through: from the layer of the store, or that of its target. `what` is
+    done with them.
+
+    Raises TemporalLensError as `measure_splicing` does.
+    """
+    check_origin(dictionary, store, model, layer)
+    check_target(dictionary, store)
+    chosen = choose_rows(store, held_out, rows, LEAST_TOKENS, what)
+    harvest = harvest_of(store)
+    network = whole_model(model, harvest.compute_dtype, harvest.revision, content_stamp(model))
+    check_unchanged(network, store)
+    work = Splicer(network, layer if harvest.target is None else harvest.target, store, chosen, batch_size)
+    if not int(work.counted.sum()):
+        raise TemporalLensError(f"the held-out rows of {store.folder} hold no usable token before their last: nothing can be spliced")
+    return work
 
 
 def _of_dictionary(name: str) -> bool:
@@ -172,12 +185,12 @@ def _of_dictionary(name: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _whole_model(model: str, dtype: RequestedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
+def whole_model(model: str, dtype: RequestedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
     """All layers of `model` and its head, loaded once for all dictionaries of a study."""
     return LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
 
 
-class _Splicing:
+class Splicer:
     """Rows of a store and the model that they go on through."""
 
     def __init__(self, model: LanguageModel, layer: Layer, store: ActivationStore, chosen: TokenRows, batch_size: int) -> None:
@@ -248,8 +261,18 @@ class _Splicing:
                 yield f"kl/{name}", kl.double()
 
 
-def _last_streams(work: _Splicing) -> Float[Tensor, "N D"]:
+def last_streams(work: Splicer, cache: Path | None) -> Float[Tensor, "N D"]:
     """What the last block makes of the stored stream, at all rows; so the model's blocks are run once for all dictionaries."""
+    files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work) | {"of": "last block"}
+    found = None if files is None else files.tensors(key)
+    if found is None:
+        found = {"stream": _read_through(work)}
+        if files is not None:
+            files.put_tensors(key, found)
+    return found["stream"]
+
+
+def _read_through(work: Splicer) -> Float[Tensor, "N D"]:
     with progress(f"Reading with {work.model.title}", int(work.chosen.length.sum()), "tokens") as advance, torch.no_grad():
         parts = []
         for batch in work.batches():
@@ -258,7 +281,7 @@ def _last_streams(work: _Splicing) -> Float[Tensor, "N D"]:
     return torch.cat(parts)
 
 
-def _losses(work: _Splicing, last: Float[Tensor, "N D"], substitutes: dict[str, Substitute]) -> Losses:
+def losses_of(work: Splicer, last: Float[Tensor, "N D"], substitutes: Mapping[str, Substitute], scopes: Sequence[Scope] = SCOPES) -> Losses:
     """Losses of every counted token with the stream as it is, and with each of the substitutes in its place."""
     found: dict[str, list[Tensor]] = {}
     read = 0
@@ -268,7 +291,7 @@ def _losses(work: _Splicing, last: Float[Tensor, "N D"], substitutes: dict[str, 
             changed: dict[str, Tensor] = {}
             for name, substitute in substitutes.items():
                 instead = substitute(batch.rows)
-                changed |= {f"{name}/{scope}": work.changed(batch, instead, scope) for scope in SCOPES}
+                changed |= {f"{name}/{scope}": work.changed(batch, instead, scope) for scope in scopes}
             for name, loss in work.compare(batch, clean, changed):
                 found.setdefault(name, []).append(loss)
             read += len(batch.rows.x)
@@ -281,15 +304,15 @@ def _losses(work: _Splicing, last: Float[Tensor, "N D"], substitutes: dict[str, 
     return {name: loss.numpy() for name, loss in losses.items()}
 
 
-def _ablated_key(work: _Splicing) -> dict[str, Any]:
+def _ablated_key(work: Splicer) -> dict[str, Any]:
     """Everything that shapes the losses under ablation, which are the same for every dictionary."""
     return {"store": store_fingerprint(work.store), "sequences": work.chosen.entry.tolist(), "batch_size": work.batch_size}
 
 
-def _summarise(work: _Splicing, losses: Losses, policy: SplicingPolicy) -> SplicingMeasures:
+def _summarise(work: Splicer, losses: Losses, policy: SplicingPolicy) -> SplicingMeasures:
     documents = int(work.document.max()) + 1
     times = resampled_documents(documents, policy.resamples, np.random.default_rng(policy.seed))
-    means = _Means(work.document, np.concatenate([np.ones((1, documents)), times]))
+    means = Means(work.document, np.concatenate([np.ones((1, documents)), times]))
     longest = int(work.index.max()) + 1
     starts = np.array(group_starts(longest, max(1, min(policy.bins, longest - 1))))
     bin_of = np.searchsorted(starts, work.index, side="right") - 1
@@ -317,7 +340,7 @@ def _reason(model: LanguageModel) -> str:
     return f"{model.title} {why}: it predicts no next token, so its last hidden states are compared instead of cross-entropy and KL"
 
 
-class _Means:
+class Means:
     """Means over tokens, as they are and in every resample of the documents."""
 
     def __init__(self, document: Int[np.ndarray, " n"], weights: Float[np.ndarray, "B1 D"]) -> None:
@@ -331,7 +354,7 @@ class _Means:
         return quotient(total, count)
 
 
-def _measured(means: _Means, losses: Losses, scope: Scope, over: Bool[np.ndarray, " n"]) -> Spliced:
+def _measured(means: Means, losses: Losses, scope: Scope, over: Bool[np.ndarray, " n"]) -> Spliced:
     """The comparison over the tokens `over`."""
     tokens, is_known = int(over.sum()), f"known/{scope}" in losses
 

@@ -187,7 +187,7 @@ def as_trained(row: TokenRow, shape: RowShape, trained: int) -> Iterator[TokenRo
     for start in range(half, length - closing - trained + half, max(half - closing, 1)):
         text = np.arange(start + opening, min(start + trained, length) - closing)
         chosen = np.r_[0:opening, text, length - closing : length]
-        yield TokenRow(*(column[..., chosen] for column in row))
+        yield row.at(chosen)
 
 
 def _later_half(trained: int) -> int:
