@@ -175,6 +175,10 @@ def test_the_models_own_mlp_is_given_back_in_every_section(inspected: Any) -> No
     assert run.mse_loss < 1e-6
     assert run.measures.keys() >= {"positions", "tokens", "clusters", "splicing", "fidelity", "drift"}
     assert abs(run.measures["splicing"]["headline"]["kl"]["value"]) < 1e-6
+    assert all(octave["fve"]["value"] == pytest.approx(1, abs=1e-5) for octave in run.measures["octaves"]["octaves"])
+    assert run.measures["closing"]["fve_change"]["value"] <= 1e-6  # what is exact can only lose
+    passage = run.measures["tokens"]["passage"]
+    assert passage is None or passage["codes"] == pytest.approx([1] * len(passage["codes"]), abs=1e-4)
     assert all(octave["fve"]["value"] == pytest.approx(1, abs=1e-5) for octave in run.measures["drift"]["octaves"])
     assert all(abs(shift["fve"]["change"]["value"]) < 1e-5 for shift in run.measures["fidelity"]["shifts"])
     report = (out / "report.html").read_text()
