@@ -175,6 +175,10 @@ def test_the_models_own_mlp_is_given_back_in_every_section(inspected: Any) -> No
     assert run.mse_loss < 1e-6
     assert run.measures.keys() >= {"positions", "tokens", "clusters", "splicing", "fidelity", "drift"}
     assert abs(run.measures["splicing"]["headline"]["kl"]["value"]) < 1e-6
+    assert all(octave["fve"]["value"] == pytest.approx(1, abs=1e-5) for octave in run.measures["octaves"]["octaves"])
+    assert run.measures["closing"]["fve_change"]["value"] <= 1e-6  # what is exact can only lose
+    passage = run.measures["tokens"]["passage"]
+    assert passage is None or passage["codes"] == pytest.approx([1] * len(passage["codes"]), abs=1e-4)
     assert all(octave["fve"]["value"] == pytest.approx(1, abs=1e-5) for octave in run.measures["drift"]["octaves"])
     assert all(abs(shift["fve"]["change"]["value"]) < 1e-5 for shift in run.measures["fidelity"]["shifts"])
     report = (out / "report.html").read_text()
@@ -252,3 +256,20 @@ def test_a_transcoder_that_does_not_say_what_it_gives_is_asked(model: Path, tmp_
         inspection([str(own)])
     (entry,) = inspection([str(own)], target=GIVEN).study.activations.values()
     assert entry.target == GIVEN
+
+
+def test_a_pair_that_lies_in_a_store_is_an_entry_of_a_study(store: tl.ActivationStore, model: Path, tmp_path: Path) -> None:
+    own = own_mlp(model, tmp_path / "own")
+    study = f"""\
+name: pairs
+activations: {{mlp: {{source: store, path: {store.folder}}}}}
+arms: {{theirs: {{kind: pretrained, path: {own}}}}}
+training: {{steps: 2, batch_size: 32, log_every: 2, held_out: 0.4}}
+"""
+    (tmp_path / "study.yaml").write_text(study)
+    run_study(read_study(tmp_path / "study.yaml"), tmp_path / "out", up_to="train")
+    taken = tl.ActivationStore(tmp_path / "out" / "stores" / "mlp").target
+    assert taken is not None and store.target is not None and taken.manifest == store.target.manifest
+    (tmp_path / "study.yaml").write_text(study.replace(f"kind: pretrained, path: {own}", "kind: topk, features: 64, k: 4"))
+    with pytest.raises(TemporalLensError, match=r"activations.mlp has a target, .* and arms.theirs would be trained on it"):
+        read_study(tmp_path / "study.yaml")

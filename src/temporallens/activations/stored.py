@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from temporallens.activations.store import ActivationStore
+from temporallens.activations.writer import TARGET
 from temporallens.errors import TemporalLensError
-from temporallens.files import link_or_copy, locked, user_path
+from temporallens.files import link_or_copy, locked, make_folder, user_path
 from temporallens.settings import Settings
 
 MANIFEST = "manifest.json"
@@ -40,14 +41,19 @@ class StoredPolicy(Settings):
 def take_store(policy: StoredPolicy, out: Path) -> ActivationStore:
     """The store, in a folder of the study's: its files take no space again where the file system has links."""
     store = policy.opened
-    manifest = store.folder / MANIFEST
     if out.exists() and out.samefile(store.folder):
         raise TemporalLensError(f"{out} is the study's own folder for these activations: move the store somewhere else")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with locked(out):
-        for file in sorted(
-            path for path in store.folder.iterdir() if path.is_file() and path != manifest and not path.name.startswith(".")
-        ):
-            link_or_copy(file, out / file.name)
-        link_or_copy(manifest, out / MANIFEST)
+        if store.target is not None:  # of a pair the other place's store is whole before its own
+            _take(store.target.folder, out / TARGET)
+        _take(store.folder, out)
     return ActivationStore(out)
+
+
+def _take(folder: Path, out: Path) -> None:
+    """The files of a store, its manifest last."""
+    make_folder(out)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST and not path.name.startswith("."))
+    for file in (*files, folder / MANIFEST):
+        link_or_copy(file, out / file.name)

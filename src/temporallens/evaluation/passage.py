@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.context import UNKNOWN, Context, context_of
+from temporallens.activations.loader import with_targets
 from temporallens.activations.writer import Rows
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.features import words_of
@@ -51,10 +52,10 @@ def passage_of(dictionary: Dictionary, seen: HeldOut) -> Passage | None:
     found = _first(seen)
     if found is None:
         return None
-    rows, words, chosen = found
-    context, x = context_of(rows), rows.x.float()
+    rows, wanted, words, chosen = found
+    context, x = context_of(rows), wanted.float()
     whole = (x - seen.variation.moments.pooled_mean()).square().sum(1)
-    seen_as = dictionary.reconstructed(x, rows.position.long(), context)
+    seen_as = dictionary.reconstructed(rows.x.float(), rows.position.long(), context)
     share = 1 - (x - seen_as.x).square().sum(1) / whole
     token = before = None
     told: Float[Tensor, " N"] = torch.zeros_like(share)
@@ -76,17 +77,17 @@ def passage_of(dictionary: Dictionary, seen: HeldOut) -> Passage | None:
     )
 
 
-def _first(seen: HeldOut) -> tuple[Rows, list[str], Int[Tensor, " T"]] | None:
-    """A sequence, and which rows of it are the passage, with their words."""
+def _first(seen: HeldOut) -> tuple[Rows, Float[Tensor, "N D"], list[str], Int[Tensor, " T"]] | None:
+    """A sequence with what is to be given back of it, and which rows of it are the passage, with their words."""
     fallback = None
     for entry in seen.entries:
-        rows = seen.store.read(np.array([entry]))
+        rows, wanted = next(with_targets(seen.store, np.array([entry])))
         words = words_of(seen.store, set(rows.token.tolist()))
         if not words:
             return None
         for first in starts(rows, [words.get(token, "") for token in rows.token.tolist()]):
             chosen = torch.arange(first, first + TOKENS)
-            found = rows, [words[token] for token in rows.token[chosen].tolist()], chosen
+            found = rows, wanted, [words[token] for token in rows.token[chosen].tolist()], chosen
             if first > FIRST:
                 return found
             fallback = fallback or found  # a text without sentences has its first tokens

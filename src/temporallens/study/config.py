@@ -17,7 +17,7 @@ from temporallens.evaluation.scan import ScanPolicy
 from temporallens.evaluation.sections import SECTIONS, Evaluation
 from temporallens.layout import RunId, as_file_name
 from temporallens.settings import Seed, Settings
-from temporallens.study.sources import Activations, positions_of
+from temporallens.study.sources import Activations, positions_of, target_in
 from temporallens.training.policy import TrainingPolicy
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
@@ -130,9 +130,9 @@ class Study(Settings):
     @model_validator(mode="after")
     def _targets_are_not_trained(self) -> "Study":
         """No arm here learns to give activations of another point than it takes."""
-        for entry, policy in self.from_models().items():
-            trained = next((name for name, arm in self.arms.items() if arm.trained), None)
-            if policy.target is not None and trained is not None:
+        trained = next((name for name, arm in self.arms.items() if arm.trained), None)
+        for entry, policy in self.activations.items():
+            if trained is not None and target_in(policy) is not None:
                 raise ValueError(
                     f"activations.{entry} has a target, which is for transcoders that are trained already, and arms.{trained} would be "
                     "trained on it: leave one of them out"

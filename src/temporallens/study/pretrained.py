@@ -26,6 +26,7 @@ from temporallens.interop.loading import read_pretrained
 from temporallens.interop.points import layer_of
 from temporallens.study.config import Study
 from temporallens.study.models import model_sizes
+from temporallens.study.sources import target_in
 from temporallens.study.stages import Stage
 from temporallens.training.finishing import CALIBRATION_BATCHES
 from temporallens.training.history import History
@@ -55,11 +56,11 @@ def check_pretrained(study: Study, stages: Iterable[Stage]) -> None:
 
 
 def _planned(study: Study, entry: str) -> Place:
-    policy = study.activations[entry]
+    policy, given = study.activations[entry], target_in(study.activations[entry])
+    target = None if given is None else (given,)
     if not isinstance(policy, HarvestPolicy):
-        return Place(f"activations.{entry}", policy.width, None)
+        return Place(f"activations.{entry}", policy.width, None, target=target)
     sizes = model_sizes(policy.model)
-    target = None if policy.target is None else (policy.target,)
     return Place(f"activations.{entry}", sizes and sizes.width, policy.model, (policy.layer,), target)
 
 

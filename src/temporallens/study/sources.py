@@ -12,11 +12,13 @@ from pydantic import BeforeValidator, Discriminator, Tag
 
 from temporallens.activations.expressions import clock_of
 from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
+from temporallens.activations.language.hooks import Layer
 from temporallens.activations.made.records import RecordsPolicy, harvest_records
 from temporallens.activations.made.worlds import WorldPolicy, harvest_world
 from temporallens.activations.position_names import names_in
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.stored import StoredPolicy, take_store
+from temporallens.activations.writer import TARGET
 
 TAG = "source: "
 """Begins the names by which pydantic tells the sources apart, so that none is mistaken for a key of the file."""
@@ -48,6 +50,14 @@ Activations = Annotated[
 def positions_of(entry: Activations) -> int:
     """Positions that an entry's clock knows."""
     return clock_of(entry.clock).size(entry.context_length) if isinstance(entry, HarvestPolicy) else entry.positions
+
+
+def target_in(entry: Activations) -> Layer | None:
+    """What an entry holds beside what is read, for transcoders; None where it is no pair."""
+    if isinstance(entry, HarvestPolicy):
+        return entry.target
+    said = entry.opened.manifest.description.policies.get(TARGET) if isinstance(entry, StoredPolicy) else None
+    return said if isinstance(said, int | str) else None
 
 
 def make_store(entry: Activations, out: Path) -> ActivationStore:

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from pydantic import Field
+from torch import Tensor
 
 from temporallens.activations.context import context_of
-from temporallens.activations.loader import sequential
+from temporallens.activations.loader import with_targets
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows
 from temporallens.defaults import own_defaults
@@ -172,7 +173,7 @@ class _Closing:
 @torch.inference_mode()
 def _entries(dictionary: Dictionary, seen: HeldOut, group_of: Int[np.ndarray, " P"]) -> _Entries:
     """One more pass over the held-out documents, for the residuals."""
-    parts = [_of_chunk(dictionary, rows) for rows in sequential(seen.store, seen.entries)]
+    parts = [_of_chunk(dictionary, *chunk) for chunk in with_targets(seen.store, seen.entries)]
     rows_of = np.cumsum([0] + [len(part.scale) for part in parts])
     firings = seen.encoded(dictionary).firings
     return _Entries(
@@ -196,7 +197,7 @@ class _Chunk(NamedTuple):
     scale: Float64[np.ndarray, " n"]
 
 
-def _of_chunk(dictionary: Dictionary, rows: Rows) -> _Chunk:
+def _of_chunk(dictionary: Dictionary, rows: Rows, wanted: Float[Tensor, "N D"]) -> _Chunk:
     """The kept rows of a chunk. What codes decode to is a constant of the row, and codes times decoder, scaled where the dictionary scales
     its input."""
     kept = rows.excluded == 0
@@ -207,7 +208,7 @@ def _of_chunk(dictionary: Dictionary, rows: Rows) -> _Chunk:
     plain = pattern.combine(value, dictionary.decoder)
     whole = found - dictionary.decode(torch.zeros_like(codes), position, context)
     scale = torch.linalg.vector_norm(whole, dim=1) / torch.linalg.vector_norm(plain, dim=1).clamp_min(torch.finfo(plain.dtype).tiny)
-    along = pattern.inner(x - found, dictionary.decoder) * value * scale[row]
+    along = pattern.inner(wanted[kept].float() - found, dictionary.decoder) * value * scale[row]
     return _Chunk(row.numpy(), feature.numpy(), value.numpy(), along.double().numpy(), scale.double().numpy())
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int
 from pydantic import Field
 
-from temporallens.activations.loader import sequential
+from temporallens.activations.loader import with_targets
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -126,8 +126,8 @@ def _octave_of(
 def _squares(seen: HeldOut) -> Float64[np.ndarray, " N"]:
     """Squared distance of each kept row from the mean of all."""
     mean, parts = seen.variation.moments.pooled_mean(), []
-    for rows in sequential(seen.store, seen.entries):
-        parts.append((rows.x[rows.excluded == 0].double() - mean).square().sum(1).numpy())
+    for rows, wanted in with_targets(seen.store, seen.entries):
+        parts.append((wanted[rows.excluded == 0].double() - mean).square().sum(1).numpy())
     return np.concatenate(parts)
 
 
