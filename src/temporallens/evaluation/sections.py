@@ -15,6 +15,7 @@ from temporallens.evaluation.model.splicing import SECTION as SPLICING, Splicing
 from temporallens.evaluation.order.section import SECTION as ORDER, OrderPolicy
 from temporallens.evaluation.positions.closing import SECTION as CLOSING, ClosingPolicy
 from temporallens.evaluation.positions.drift import SECTION as DRIFT, DriftPolicy
+from temporallens.evaluation.positions.length import SECTION as LENGTH, LengthPolicy
 from temporallens.evaluation.positions.octaves import SECTION as OCTAVES, OctavesPolicy
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
 from temporallens.evaluation.positions.sinks import SECTION as SINKS, SinksPolicy
@@ -27,7 +28,7 @@ SECTIONS: dict[str, Section] = {
     section.name: section
     for section in (
         *(POSITIONS, OCTAVES, SINKS, CLOSING, BITS, TOKENS, CLUSTERS, FEATURES),
-        *(SPLICING, FIDELITY, INTERVENTIONS, ORDER, PROBING, DRIFT, COST),
+        *(SPLICING, FIDELITY, INTERVENTIONS, ORDER, PROBING, DRIFT, LENGTH, COST),
     )
 }
 """In the order in which they are measured and stand in `results.json`."""
@@ -71,6 +72,8 @@ class Evaluation(Settings):
     """Sparse probing on labelled sets."""
     drift: DriftPolicy | None = Field(None, exclude_if=_not_asked)
     """How dictionaries do on rows longer than those that they were trained on."""
+    length: LengthPolicy | None = Field(None, exclude_if=_not_asked)
+    """What becomes of features, and of what the model makes of reconstructions, on such rows."""
     cost: CostPolicy | None = Field(None, exclude_if=_not_asked)
     """What a dictionary costs beside its codes: parameters, arithmetic, and everything that is decoded."""
 

@@ -112,20 +112,19 @@ def measure_drift(
     table, documents = read.sequence_table, np.unique(read.sequence_table.document)
     resamples = resampled_documents(len(documents), policy.resamples, np.random.default_rng(policy.seed))
     weights = np.concatenate([np.ones((1, len(documents))), resamples])
-    longer = np.bincount(table.whole, weights=table.length)[table.whole] > trained
-    entries = [np.flatnonzero(own) for own in (longer, ~longer)]
     long, short = (
-        _Errors(errors_by_document(dictionary, read, own, cache), weights[:, np.isin(documents, table.document[own])]) for own in entries
+        _Errors(errors_by_document(dictionary, read, own, cache), weights[:, np.isin(documents, table.document[own])])
+        for own in longer_and_again(read, trained)
     )
-    later_half = _later_half(trained)
-    beyond, before = long.sums(trained, read.positions), short.sums(later_half, trained)
-    octaves = [_octave(*run, run[0] >= trained, long.sums(*run)) for run in _runs(trained, read.positions)]
+    half = later_half(trained)
+    beyond, before = long.sums(trained, read.positions), short.sums(half, trained)
+    octaves = [_octave(*run, run[0] >= trained, long.sums(*run)) for run in runs_of(trained, read.positions)]
     return DriftMeasures(
         trained=trained,
         context_length=read.positions,
         documents=len(documents),
         octaves=[octave for octave in octaves if octave.fve.n],
-        as_trained=_octave(later_half, trained, False, before),
+        as_trained=_octave(half, trained, False, before),
         fve_change=_estimate(beyond.fve - before.fve, beyond.tokens),
         l0_change=_estimate(beyond.l0 - before.l0, beyond.tokens),
     )
@@ -148,6 +147,13 @@ def longer_store(store: ActivationStore, held_out: Int[np.ndarray, " n"], policy
     policies = {**description.policies, "context_length": longer.context_length}
     description = description.model_copy(update={"source": source, "policies": policies, "positions": longer.context_length})
     return read_rows(folder, description, network, longer, rows, "longer rows")
+
+
+def longer_and_again(read: ActivationStore, trained: int) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " s"]]:
+    """Entries of the longer rows of such a store, and of the rows that hold the same tokens at trained positions."""
+    table = read.sequence_table
+    longer = np.bincount(table.whole, weights=table.length)[table.whole] > trained
+    return np.flatnonzero(longer), np.flatnonzero(~longer)
 
 
 def _length(policy: DriftPolicy, harvest: HarvestPolicy, network: LanguageModel) -> int:
@@ -183,14 +189,14 @@ def as_trained(row: TokenRow, shape: RowShape, trained: int) -> Iterator[TokenRo
     """Every token of a longer row that stands beyond the trained positions, in the later half of a row of so many; the half before it
     holds what goes before in the text."""
     opening, closing = int(shape.opening is not None), int(shape.closing is not None)
-    half, length = trained - _later_half(trained), len(row.tokens)
+    half, length = trained - later_half(trained), len(row.tokens)
     for start in range(half, length - closing - trained + half, max(half - closing, 1)):
         text = np.arange(start + opening, min(start + trained, length) - closing)
         chosen = np.r_[0:opening, text, length - closing : length]
         yield row.at(chosen)
 
 
-def _later_half(trained: int) -> int:
+def later_half(trained: int) -> int:
     """The first of the later half of the trained positions."""
     return trained - trained // 2
 
@@ -222,7 +228,7 @@ def _text_of(store: ActivationStore, harvest: HarvestPolicy) -> Corpus:
     return text
 
 
-def _runs(trained: int, positions: int) -> list[tuple[int, int]]:
+def runs_of(trained: int, positions: int) -> list[tuple[int, int]]:
     """Octaves of the trained positions, and beyond them: first position and the one after the last."""
     beyond, first = [], trained
     while first < positions:
