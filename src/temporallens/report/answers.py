@@ -97,9 +97,13 @@ def question(results: Results) -> str:
     alone = [*study.one_seed.arms, *study.one_seed.activations]
     but = f" ({listed(alone)} with one)" if alone and seeds > 1 else ""
     trained = f"{arms} {were} trained{each}{at}{length}, with {counted(seeds, 'seed', 'seeds')}{but}."
-    if {run.kind for run in results.runs} <= {kind for kind, arm in ARMS.items() if not arm.trained}:
-        trained = f"{arms} {were} trained elsewhere, and {were} taken as found."
     share = f" ({percent(training.held_out)} of them)"
+    if {run.kind for run in results.runs} <= {kind for kind, arm in ARMS.items() if not arm.trained}:
+        opening = f"What do dictionaries that others trained make of position, in the activations of {listed(sources)}?"
+        found = f"{arms} {were} trained elsewhere, and {were} taken as found."
+        return (
+            f"{opening} {found} Everything is measured on held-out documents{share}, where nothing else is said without sinks and index 0."
+        )
     measured = f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart."
     return f"{opening} {trained} {measured}"
 

@@ -107,7 +107,8 @@ def _fidelity(found: FidelityMeasures) -> str:
     return (
         f"Pushed by {counted(shift.shift, 'token', 'tokens')}, of {index.n:,} features that fire often enough "
         f"{round(index.value * index.n):,} follow the index, {_percents(index)}, and {round(text.value * index.n):,} the text, "
-        f"{_percents(text)}, at q < .05; the others neither. FVE of the same tokens changes by {_change(shift.fve.change, 4)}."
+        f"{_percents(text)}, at q < .05 (as those do that do not depend on position). FVE of the same tokens changes by "
+        f"{_change(shift.fve.change, 4)}."
     )
 
 
@@ -130,7 +131,7 @@ def _beyond(run: RunResult, results: Results) -> str:
         return "Not measured: the study read no rows longer than these, or the model takes none."
     found: DriftMeasures = DRIFT.read(run.measures[DRIFT.name])
     last, beyond = found.octaves[-1], [octave for octave in found.octaves if octave.beyond]
-    changes = f"FVE of the same tokens changes by {_change(found.fve_change, 4)} and L0 by {_change(found.l0_change, 1)}"
+    changes = f"FVE of the same tokens changes by {_change(found.fve_change, 4)} and L0 by {_change(found.l0_change, 2)}"
     verdict = {"above": "FVE rises", "below": "FVE falls", "no difference": "FVE stays"}[
         verdict_of(found.fve_change.low, found.fve_change.high)
     ]
