@@ -44,6 +44,8 @@ LOADING_SECONDS = 3.0
 TOKENISED_PER_SECOND = 600_000
 SCANNED_SECONDS = 2e-8
 """Of the sums by clock, for each token, layer and dimension."""
+BEFOREHAND_SECONDS = 2e-7
+"""The same of what is known beforehand, where it is asked for."""
 
 
 class PlanLine(NamedTuple):
@@ -105,7 +107,8 @@ def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     sizes = model_sizes(scan.model)
     if sizes is None:
         return Amount(tokens, None, None)
-    seconds = tokens * sizes.layers * (speeds.block(sizes, precision(scan.compute_dtype)) + SCANNED_SECONDS * sizes.width)
+    summed = SCANNED_SECONDS + (0.0 if scan.beforehand is None else BEFOREHAND_SECONDS)
+    seconds = tokens * sizes.layers * (speeds.block(sizes, precision(scan.compute_dtype)) + summed * sizes.width)
     return Amount(tokens, None, LOADING_SECONDS + seconds)
 
 
