@@ -291,7 +291,9 @@ def report(
 
 @app.command("scan")
 def scan_command(
-    model: Annotated[str, typer.Argument(help="A shipped name, a hub name, a model directory or a .gguf file.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A shipped name, a hub name, a model directory, a .gguf file, or a store.", show_default=False)
+    ],
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and its figures are written.", parser=user_path)
     ] = Path("runs/scan"),
@@ -300,12 +302,21 @@ def scan_command(
     sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
 ) -> None:
     """What is known of MODEL's activations before any training: from position by four clocks, from tokens and from the past, at every
-    layer, with norms and sinks."""
+    layer, with norms and sinks. Of a store, what position explains, by its own clock."""
+    from temporallens.activations.store import ActivationStore
     from temporallens.evaluation.beforehand import BeforehandPolicy, in_words
     from temporallens.evaluation.scan import ScanPolicy
-    from temporallens.study.run import scan_and_draw
+    from temporallens.evaluation.stored_scan import in_words as store_in_words
+    from temporallens.study.run import scan_and_draw, scan_store_and_draw
     from temporallens.study.tables import beforehand_table, scan_table
 
+    if (Path(model) / "manifest.json").is_file():
+        scan, pictures = scan_store_and_draw(user_path(model), out, sequences)
+        _print_table(scan_table(scan))
+        typer.echo(store_in_words(scan, ActivationStore(user_path(model))))
+        for picture in pictures:
+            typer.echo(picture)
+        return
     asked = BeforehandPolicy()
     policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences, beforehand=asked)
     scan, pictures = scan_and_draw(policy, out)

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import temporallens as tl
+from temporallens.cli import app
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.known.fields import named_fields, score_fields
 from temporallens.evaluation.results import load_results
+from temporallens.evaluation.scan import Scan
 from temporallens.figures.style import new_figure, position_axis
+from temporallens.files import read_json
 from temporallens.study.pictures import pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
@@ -141,3 +145,17 @@ def test_a_store_that_is_none_is_refused_when_the_study_is_read(tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(STUDY.format(store=tmp_path / "nothing"))
     with pytest.raises(TemporalLensError, match="does not exist: it should be the folder of an activation store"):
         read_study(tmp_path / "study.yaml")
+
+
+def test_a_store_is_scanned_as_models_are(run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["scan", str(run / "stores" / "images"), "--out", str(tmp_path / "scan")])
+    assert result.exit_code == 0, result.output
+    assert "position (given) explains" in result.stdout
+    scan = Scan.from_json(read_json(tmp_path / "scan" / "scan.json", "a scan"))
+    assert set(scan.clocks) == {"position", "index"}
+    x, positions = patches()
+    means = np.stack([x[positions == value].mean(0) for value in range(9)])
+    explained = np.square(means[positions] - x.mean((0, 1))).sum() / np.square(x - x.mean((0, 1))).sum()
+    assert scan.clocks["position"].eta2[0] == pytest.approx(explained, rel=1e-4)
+    floor, index = scan.clocks["position"].floor[0], scan.clocks["index"].eta2[0]
+    assert floor is not None and index is not None and index < 0.1 and floor < 0.1

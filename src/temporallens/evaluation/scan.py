@@ -13,7 +13,7 @@ and the past is measured layer by layer (`beforehand`).
 import itertools
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -200,7 +200,7 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
                 _add_batch(model, batch, layers, sums, groupings, groups, marks, policy.norm_multiple, streams)
                 advance(batch.size)
         known = None if streams is None else _known(streams, rows, groupings, model, policy)
-    clocks = {name: _clock_scan(name, bins[name], groupings, sums) for name in bins}
+    clocks = {name: clock_scan(name, bins[name], groupings, sums) for name in bins}
     return Scan(
         model=policy.model,
         revision=model.revision,
@@ -208,8 +208,8 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
         dtype=model.precision,
         layers=[str(layer) for layer in layers],
         clocks=clocks,
-        norm=[_finite_or_none(layer.by_index[1] / layer.by_index[0]) for layer in sums],
-        sinks=[_finite_or_none(layer.by_index[2] / layer.by_index[0]) for layer in sums],
+        norm=[finite_or_none(layer.by_index[1] / layer.by_index[0]) for layer in sums],
+        sinks=[finite_or_none(layer.by_index[2] / layer.by_index[0]) for layer in sums],
         sequences=len(rows),
         tokens=sum(len(row.tokens) for row in rows),
         context_length=policy.context_length,
@@ -303,16 +303,23 @@ def choose_rows(
 
 def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) -> tuple[dict[str, np.ndarray], list[Grouping], int]:
     """The bins of every clock, its groupings (the true one first, then the shuffled ones), and the number of groups in all."""
-    generator = np.random.default_rng([policy.seed, 1])
+    times = {name: [clock.times(row, marks) for row in rows] for name, clock in CLOCKS.items()}
+    return group_times(times, policy.shuffles, policy.seed, ("index",))
+
+
+def group_times(
+    times_by_clock: Mapping[str, list[Int[np.ndarray, " _"]]], shuffles: int, seed: int, exactly: Sequence[str]
+) -> tuple[dict[str, np.ndarray], list[Grouping], int]:
+    """The same of what clocks say of every row; the values of some are told apart exactly, farther than those of others."""
+    generator = np.random.default_rng([seed, 1])
     bins: dict[str, np.ndarray] = {}
     groupings: list[Grouping] = []
     groups = 0
-    for name, clock in CLOCKS.items():
-        times = [clock.times(row, marks) for row in rows]
-        exact = EXACT_INDEX if name == "index" else EXACT_TIMES
+    for name, times in times_by_clock.items():
+        exact = EXACT_INDEX if name in exactly else EXACT_TIMES
         bins[name] = growing_starts(max(int(row.max()) for row in times), exact, BIN_GROWTH)
         labels = [np.searchsorted(bins[name], row, side="right") - 1 for row in times]
-        for labelling in [labels, *(shuffled(labels, generator) for _ in range(policy.shuffles))]:
+        for labelling in [labels, *(shuffled(labels, generator) for _ in range(shuffles))]:
             groupings.append(Grouping(name, labelling, groups))
             groups += len(bins[name])
     return bins, groupings, groups
@@ -339,7 +346,7 @@ def _add_batch(
     index = torch.from_numpy(np.concatenate([np.arange(len(row.tokens)) for row in batch.rows]))
     tokens = np.concatenate([row.tokens for row in batch.rows])
     text = (index > 0) & ~torch.from_numpy(marks.special[tokens])
-    bags = _bags(batch, groupings, groups, index)
+    bags = bags_of(batch.sequences.tolist(), groupings, groups, index)
     streams = model.residuals(batch.tokens, batch.mask, layers)
     for depth, (layer, layer_sums) in enumerate(zip(layers, sums, strict=True)):
         stream = streams.pop(layer)
@@ -350,17 +357,16 @@ def _add_batch(
             kept.add(depth, batch, x, counted)
 
 
-def _bags(batch: TokenBatch, groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:
-    """Sort the batch's tokens by group, for all groupings at once."""
+def bags_of(rows: Sequence[int], groupings: Sequence[Grouping], groups: int, index: Int[Tensor, " N"]) -> Bags:
+    """Sort the tokens of some rows by group, for all groupings at once."""
     late = groups * (index >= LATE).numpy()
-    rows = batch.sequences.tolist()
     labels = np.concatenate([np.concatenate([grouping.labels[row] for row in rows]) + grouping.first + late for grouping in groupings])
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=2 * groups)
     return Bags(torch.from_numpy(order % len(index)), torch.from_numpy(np.cumsum(counts) - counts))
 
 
-def _clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Grouping], sums: Sequence[LayerSums]) -> ClockScan:
+def clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Grouping], sums: Sequence[LayerSums]) -> ClockScan:
     true, *nulls = [slice(grouping.first, grouping.first + len(values)) for grouping in groupings if grouping.clock == name]
     found = [explained(layer.sums[:, true].sum(0), layer.squares.sum()) for layer in sums]
     late = [explained(layer.sums[1, true], layer.squares[1]) for layer in sums]
@@ -368,7 +374,7 @@ def _clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Gr
         values=values.tolist(),
         eta2=[share_of_total for share_of_total, _ in found],
         floor=[_mean([explained(layer.sums[:, null].sum(0), layer.squares.sum())[0] for null in nulls]) for layer in sums],
-        share=[_finite_or_none(shares) for _, shares in found],
+        share=[finite_or_none(shares) for _, shares in found],
         late_eta2=[share_of_total for share_of_total, _ in late],
         late_floor=[_mean([explained(layer.sums[1, null], layer.squares[1])[0] for null in nulls]) for layer in sums],
     )
@@ -390,6 +396,6 @@ def _mean(values: Sequence[Share]) -> Share:
     return sum(known) / len(known) if known else None
 
 
-def _finite_or_none(values: Float[Tensor, " n"]) -> list[Share]:
+def finite_or_none(values: Float[Tensor, " n"]) -> list[Share]:
     """As JSON holds it: null where there was no token."""
     return [value if np.isfinite(value) else None for value in values.tolist()]

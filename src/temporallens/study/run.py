@@ -24,6 +24,7 @@ from temporallens.evaluation.results import Results, RunResult, assemble, load_r
 from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.sections import SECTIONS
+from temporallens.evaluation.stored_scan import scan_store
 from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.save import save
 from temporallens.figures.scan import draw_scan
@@ -182,6 +183,13 @@ def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[Scan, list[Path]]:
         else {"beforehand": draw_beforehand([result]), "scan": draw_scan([result])}
     )
     return result, [save(figure, RunFolder(folder).figures / f"{name}.png") for name, figure in drawn.items()]
+
+
+def scan_store_and_draw(store: Path, folder: Path, sequences: int) -> tuple[Scan, list[Path]]:
+    """Scan a store: `scan.json` and `figures/` in `folder`."""
+    result = scan_store(store, sequences)
+    write_json(folder / "scan.json", result.to_json())
+    return result, [save(draw_scan([result]), RunFolder(folder).figures / "scan.png")]
 
 
 def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
