@@ -306,7 +306,8 @@ def in_words(name: str, measured: InterventionMeasures) -> str:
         said = f"the model uses it: taking it away costs {estimated(used, 4)} {unit} more than as large a change in other directions"
     else:
         said = f"taking it away costs no more than as large a change in other directions ({estimated(used, 4)} {unit})"
-    return f"{name}: position is {encoded} of the variance, and {said}."
+    lost = "" if measured.loss != "cross-entropy" else f"; next-token loss changes by {estimated(means.found.loss, 4)}"
+    return f"{name}: position is {encoded} of the variance, and {said}{lost}."
 
 
 def _of_subject(subject: Subject, policy: InterventionsPolicy) -> InterventionMeasures:
