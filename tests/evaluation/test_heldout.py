@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.positional import Positional
@@ -19,6 +20,7 @@ from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.identity import dictionary_fingerprint
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.layout import RunFolder, RunId
+from temporallens.study import pictures
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 
@@ -95,7 +97,15 @@ def test_a_whole_evaluation_encodes_every_document_once(tmp_path: Path, monkeypa
         return original(*given)
 
     monkeypatch.setattr(Dictionary, "encode", counted)
+
+    def unrendered(figure: Figure, path: Path, format: str = "png") -> Path:
+        """What a picture reads it reads when it is drawn; to render it takes most of the time."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
     monkeypatch.setattr(heldout, "_open", counted_open)
+    monkeypatch.setattr(pictures, "save", unrendered)
     run_study(study, folder.root, "figures")
     store = ActivationStore(folder.store("world"))
     split = store.split(0.25, 0)
