@@ -62,7 +62,7 @@ def known_weights(history: History) -> Float[np.ndarray, "T P"] | None:
 
 def absent(history: History, what: str) -> str:
     """Why a run's history does not hold something: of a dictionary that others trained there is the line of step 0 alone."""
-    return ELSEWHERE if history["step"][-1] == 0 else f"this run's history does not hold {what}"
+    return ELSEWHERE if list(history["step"]) == [0] else f"this run's history does not hold {what}"
 
 
 def has_zero(values: np.ndarray) -> bool:
