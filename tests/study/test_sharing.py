@@ -114,8 +114,10 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants
     from huggingface_hub.hf_api import HfApi
+
+    close_session()  # whatever connections it holds are to a server that is gone
 
     for kept in (Hub.files, Hub.asked, Hub.refuses):
         kept.clear()
