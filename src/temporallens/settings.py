@@ -66,6 +66,11 @@ def _may_be_true(annotation: Any) -> bool:
     return annotation is bool or bool in get_args(annotation)
 
 
+def not_asked(part: object) -> bool:
+    """Of what came after 0.1.0: where it is not asked for, it leaves no trace, so that what was finished stays so."""
+    return part is None
+
+
 def first_problem(error: ValidationError) -> str:
     """Where a file's content is not as it should be, and how."""
     first = error.errors(include_url=False)[0]

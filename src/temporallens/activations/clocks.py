@@ -135,6 +135,9 @@ CLOCKS: dict[str, Clock] = {
 }
 
 
+MOST_POSITIONS = 1 << 20
+"""That positions of one's own, and clocks by expression, can tell apart."""
+
 GIVEN = "given"
 """In place of a clock: positions that came with the activations."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from temporallens.activations.clocks import CLOCKS, Clock, TokenMarks, TokenRow
+from temporallens.activations.clocks import CLOCKS, MOST_POSITIONS, Clock, TokenMarks, TokenRow
 from temporallens.errors import TemporalLensError, did_you_mean
 
 DEEPEST = 8
@@ -27,7 +27,6 @@ DEEPEST = 8
 LONGEST_SINCE = 256
 FIELDS = 64
 """Columns of a table that are told apart."""
-MOST_POSITIONS = 1 << 20
 EXPRESSION_CHARACTERS = 1000
 
 

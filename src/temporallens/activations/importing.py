@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from temporallens.activations.clocks import CLOCKS, GIVEN
+from temporallens.activations.clocks import CLOCKS, GIVEN, MOST_POSITIONS
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
-from temporallens.activations.position_names import MOST_POSITIONS, NAMES, as_json_keys, checked_names
+from temporallens.activations.position_names import NAMES, as_json_keys, checked_names
 from temporallens.activations.writer import Rows, StoreWriter, refuse_occupied
 from temporallens.defaults import own_defaults
 from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from temporallens.activations.clocks import MOST_POSITIONS
 from temporallens.errors import TemporalLensError
 from temporallens.settings import first_problem
 
@@ -12,7 +13,6 @@ NAMES = "position_names"
 """Their key among the policies of a store."""
 LONGEST = 80
 """Characters of a name."""
-MOST_POSITIONS = 1 << 20
 
 
 def _by_number(names: Any) -> Any:
@@ -34,11 +34,6 @@ def _by_number(names: Any) -> Any:
 
 PositionNames = Annotated[dict[int, str], BeforeValidator(_by_number)]
 _ADAPTER: TypeAdapter[dict[int, str]] = TypeAdapter(PositionNames)
-
-
-def unnamed(names: object) -> bool:
-    """Of what came after 0.1.0: where it is not asked for, it leaves no trace, so that what was finished stays so."""
-    return names is None
 
 
 def checked_names(names: Any) -> dict[int, str]:

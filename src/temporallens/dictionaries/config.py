@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
-from temporallens.settings import Settings
+from temporallens.settings import Settings, not_asked
 
 Role = Literal["ordinary", "baseline", "fallback", "control", "positional", "temporal"]
 """What an arm is for in a study.
@@ -57,7 +57,7 @@ class ArmSettings(Settings):
     position_weights: bool = False
     """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
 
-    expectation: ExpectationPolicy | None = Field(None, exclude_if=lambda policy: policy is None)
+    expectation: ExpectationPolicy | None = Field(None, exclude_if=not_asked)
     """What inputs lose beforehand, and get back, because the tokens say it; written only where it is asked for."""
 
     permuted: bool = False

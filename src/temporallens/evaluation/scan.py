@@ -40,7 +40,7 @@ from temporallens.evaluation.bins import growing_starts
 from temporallens.files import explained as written
 from temporallens.precision import ComputeDtype
 from temporallens.progress import note, progress
-from temporallens.settings import Length, Seed, Settings
+from temporallens.settings import Length, Seed, Settings, not_asked
 
 FORMAT = "temporallens.scan/1"
 BATCH_TOKENS = 4096
@@ -50,11 +50,6 @@ BIN_GROWTH = 1.25  # beyond, each bin begins so much later than the one before
 LATE = 8  # "late" statistics leave out the first tokens of a row, which differ from all later ones
 
 Share = float | None  # None where there was no token
-
-
-def _not_asked(part: object) -> bool:
-    """Of what came after 0.1.0: where it is not asked for, it leaves no trace, so that what was finished stays so."""
-    return part is None
 
 
 class ScanPolicy(Settings):
@@ -76,7 +71,7 @@ class ScanPolicy(Settings):
     """Tokens of more than so many times the batch's median norm are sinks."""
     shuffles: int = Field(1, ge=1)
     """Shuffled clocks behind the noise floor; their mean is reported."""
-    beforehand: BeforehandPolicy | None = Field(None, exclude_if=_not_asked)
+    beforehand: BeforehandPolicy | None = Field(None, exclude_if=not_asked)
     """What is known of activations beforehand: from tokens, position and the past, on held-out documents."""
 
 
@@ -111,7 +106,7 @@ class Scan:
     excluded: dict[str, Any]  # the rules by which tokens are left out of eta2
     late_from: int = LATE
     format: str = field(default=FORMAT)
-    beforehand: Annotated[Beforehand | None, Field(exclude_if=_not_asked)] = None  # where it was asked for
+    beforehand: Annotated[Beforehand | None, Field(exclude_if=not_asked)] = None  # where it was asked for
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "beforehand" or value is not None}

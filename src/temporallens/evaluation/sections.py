@@ -22,7 +22,7 @@ from temporallens.evaluation.positions.sinks import SECTION as SINKS, SinksPolic
 from temporallens.evaluation.probing.section import SECTION as PROBING, ProbingPolicy
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.tokens import SECTION as TOKENS, TokensPolicy
-from temporallens.settings import Settings
+from temporallens.settings import Settings, not_asked
 
 SECTIONS: dict[str, Section] = {
     section.name: section
@@ -34,11 +34,6 @@ SECTIONS: dict[str, Section] = {
 """In the order in which they are measured and stand in `results.json`."""
 
 
-def _not_asked(policy: Settings | None) -> bool:
-    """Of a section that came after 0.1.0: where a study does not ask for it, it leaves no trace, so that what was finished stays so."""
-    return policy is None
-
-
 class Evaluation(Settings):
     """What is measured beyond reconstruction; a section that is left out is not measured, `{}` takes its defaults."""
 
@@ -46,15 +41,15 @@ class Evaluation(Settings):
     """Which dictionaries: of each arm on each activations entry the first seed at the middle one of its levels, or every one."""
     positions: PositionsPolicy | None = None
     """Which features depend on position, what of that hardening and other seeds keep, what masks and weights follow."""
-    octaves: OctavesPolicy | None = Field(None, exclude_if=_not_asked)
+    octaves: OctavesPolicy | None = Field(None, exclude_if=not_asked)
     """Whether some positions are explained worse than others."""
-    sinks: SinksPolicy | None = Field(None, exclude_if=_not_asked)
+    sinks: SinksPolicy | None = Field(None, exclude_if=not_asked)
     """Which features live on the first tokens of rows, or on sinks."""
-    closing: ClosingPolicy | None = Field(None, exclude_if=_not_asked)
+    closing: ClosingPolicy | None = Field(None, exclude_if=not_asked)
     """What a mask made after training closes at equal FVE."""
-    bits: BitsPolicy | None = Field(None, exclude_if=_not_asked)
+    bits: BitsPolicy | None = Field(None, exclude_if=not_asked)
     """How many bits of which features fire are known beforehand, from position, token or their own past."""
-    tokens: TokensPolicy | None = Field(None, exclude_if=_not_asked)
+    tokens: TokensPolicy | None = Field(None, exclude_if=not_asked)
     """Which features detect one token or go on firing, and what is known without codes."""
     clusters: ClustersPolicy | None = None
     """Features grouped by when in the sequence they fire."""
@@ -64,17 +59,17 @@ class Evaluation(Settings):
     """What the model loses when it goes on from reconstructions."""
     fidelity: FidelityPolicy | None = None
     """What features follow when a prefix pushes the text to later positions."""
-    interventions: InterventionsPolicy | None = Field(None, exclude_if=_not_asked)
+    interventions: InterventionsPolicy | None = Field(None, exclude_if=not_asked)
     """What the model loses when features, or what position says, are taken away: whether what is encoded is used."""
     order: OrderPolicy | None = None
     """Probing on tasks that a bag of words cannot do."""
     probing: ProbingPolicy | None = None
     """Sparse probing on labelled sets."""
-    drift: DriftPolicy | None = Field(None, exclude_if=_not_asked)
+    drift: DriftPolicy | None = Field(None, exclude_if=not_asked)
     """How dictionaries do on rows longer than those that they were trained on."""
-    length: LengthPolicy | None = Field(None, exclude_if=_not_asked)
+    length: LengthPolicy | None = Field(None, exclude_if=not_asked)
     """What becomes of features, and of what the model makes of reconstructions, on such rows."""
-    cost: CostPolicy | None = Field(None, exclude_if=_not_asked)
+    cost: CostPolicy | None = Field(None, exclude_if=not_asked)
     """What a dictionary costs beside its codes: parameters, arithmetic, and everything that is decoded."""
 
     def sections(self, *, of_model: bool) -> dict[str, Settings]:

@@ -38,7 +38,8 @@ def scan_store(folder: Path, sequences: int = 256, shuffles: int = 20, seed: int
     description = store.manifest.description
     with progress("Scanning a store", int(store.sequence_table.length[entries].sum()), "tokens") as advance:
         for part in parts:
-            rows, index = store.read(part), store.read(part).index.long()
+            rows = store.read(part)
+            index = rows.index.long()
             bags = bags_of(range(first, first + len(part)), groupings, groups, index)
             sums.add(rows.x, rows.excluded == 0, index, bags, float("inf"))
             first += len(part)

@@ -33,7 +33,7 @@ from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowPolicy, row_shape, token_rows
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
-from temporallens.activations.position_names import NAMES, PositionNames, as_json_keys, unnamed
+from temporallens.activations.position_names import NAMES, PositionNames, as_json_keys
 from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
 from temporallens.activations.writer import PROGRESS_FILE, TARGET, Rows, StoreWriter
 from temporallens.defaults import own_defaults
@@ -41,7 +41,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path
 from temporallens.precision import Precision, RequestedPrecision
 from temporallens.progress import note, progress
-from temporallens.settings import Length, Settings
+from temporallens.settings import Length, Settings, not_asked
 
 WINDOW_ROWS = 512  # rows that are ordered by length together
 NORM_ROWS = 32  # rows whose median norm the norm rule compares with
@@ -59,7 +59,7 @@ class HarvestPolicy(Settings):
     """The residual stream after this block, counted from 0, or `embed`: the stream before block 0. In its place `hook` takes any name
     of a place, such as `blocks.12.hook_mlp_out` or `model.layers.12.mlp`, and beside a number what is read there: `resid_pre`,
     `resid_post`, `attn_out`, `mlp_in` or `mlp_out`."""
-    target: Layer | None = Field(None, exclude_if=lambda target: target is None)
+    target: Layer | None = Field(None, exclude_if=not_asked)
     """For transcoders, which give activations of another point than they take: that point, such as `blocks.12.hook_mlp_out`, read in
     the same pass."""
     revision: str | None = None
@@ -87,7 +87,7 @@ class HarvestPolicy(Settings):
     clock: str = "index"
     """What `position` means: index, document, sentence or newline, or an expression (`docs/method.md`, "Clocks"): `{modulo: 24, of:
     newline}`, `{from_end: index}`, `{since: REGEX}`, `{field: ","}`, `{product: [A, B]}`."""
-    position_names: PositionNames | None = Field(None, exclude_if=unnamed)
+    position_names: PositionNames | None = Field(None, exclude_if=not_asked)
     """Names of positions, a list from 0 or by number, shown in place of these; None: numbers."""
     norm_multiple: float | None = Field(10.0, gt=1)
     """Tokens of more than so many times the median norm of 32 rows together are excluded as sinks; None: no such rule."""

@@ -20,7 +20,6 @@ from temporallens.activations.language.models import Layer
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.dictionaries.masks import group_starts
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import find_firings
@@ -35,7 +34,7 @@ from temporallens.evaluation.interventions.changes import (
     turned,
     within,
 )
-from temporallens.evaluation.model.splicing import Losses, Means, Splicer, last_streams, losses_of, opened
+from temporallens.evaluation.model.splicing import Losses, Means, Splicer, index_bins, last_streams, losses_of, opened
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, discover, usual_positions
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, resampled_documents
@@ -248,9 +247,7 @@ class _Summary:
         self, work: Splicer, losses: Losses, sizes: Mapping[tuple[str, str, int], float], means: Means, policy: InterventionsPolicy
     ) -> None:
         self._work, self._losses, self._sizes, self._means = work, losses, sizes, means
-        longest = int(work.index.max()) + 1
-        self._starts = np.array(group_starts(longest, max(1, min(policy.bins, longest - 1))))
-        self._longest = longest
+        self._bin_count = policy.bins
 
     def _of(self, name: str, what: str, draws: int, kind: str) -> Float[np.ndarray, " n"]:
         """A loss of every token, over the draws."""
@@ -282,19 +279,14 @@ class _Summary:
             found=self._effect(name, FOUND, draws[FOUND]),
             controls={what: self._effect(name, what, draws[what]) for what in controls},
             beyond={what: self._estimate(kl[FOUND] - kl[what]) for what in controls},
-            bins=list(self._bins(kl, controls)),
+            bins=self._bins(kl, controls),
         )
 
     def _bins(self, kl: Mapping[str, Float[np.ndarray, " n"]], controls: list[str]) -> list[BinEffects]:
-        bin_of = np.searchsorted(self._starts, self._work.index, side="right") - 1
-        found = []
-        for number in range(len(self._starts)):
-            own = bin_of == number
-            if own.any():
-                last = int(self._starts[number + 1]) - 1 if number + 1 < len(self._starts) else self._longest - 1
-                by_control = {what: self._estimate(kl[what], own) for what in controls}
-                found.append(BinEffects(max(1, int(self._starts[number])), last, self._estimate(kl[FOUND], own), by_control))
-        return found
+        return [
+            BinEffects(first, last, self._estimate(kl[FOUND], own), {what: self._estimate(kl[what], own) for what in controls})
+            for first, last, own in index_bins(self._work.index, self._bin_count)
+        ]
 
 
 def in_words(name: str, measured: InterventionMeasures) -> str:

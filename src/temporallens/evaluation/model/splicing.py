@@ -313,14 +313,7 @@ def _summarise(work: Splicer, losses: Losses, policy: SplicingPolicy) -> Splicin
     documents = int(work.document.max()) + 1
     times = resampled_documents(documents, policy.resamples, np.random.default_rng(policy.seed))
     means = Means(work.document, np.concatenate([np.ones((1, documents)), times]))
-    longest = int(work.index.max()) + 1
-    starts = np.array(group_starts(longest, max(1, min(policy.bins, longest - 1))))
-    bin_of = np.searchsorted(starts, work.index, side="right") - 1
-    bins = []
-    for number, in_bin in ((number, bin_of == number) for number in range(len(starts))):
-        if in_bin.any():
-            last = int(starts[number + 1]) - 1 if number + 1 < len(starts) else longest - 1
-            bins.append(Bin(max(1, int(starts[number])), last, _measured(means, losses, "kept", in_bin)))
+    bins = [Bin(first, last, _measured(means, losses, "kept", own)) for first, last, own in index_bins(work.index, policy.bins)]
     every = np.ones(len(work.index), dtype=bool)
     head = work.model.has_head
     return SplicingMeasures(
@@ -333,6 +326,17 @@ def _summarise(work: Splicer, losses: Losses, policy: SplicingPolicy) -> Splicin
         documents=documents,
         tokens=len(work.index),
     )
+
+
+def index_bins(index: Int[np.ndarray, " n"], bins: int) -> Iterator[tuple[int, int, Bool[np.ndarray, " n"]]]:
+    """Log-spaced bins of indices in the row in which there is a token: the first and last index, and which tokens."""
+    longest = int(index.max()) + 1
+    starts = np.array(group_starts(longest, max(1, min(bins, longest - 1))))
+    bin_of = np.searchsorted(starts, index, side="right") - 1
+    for number, start in enumerate(starts.tolist()):
+        own = bin_of == number
+        if own.any():
+            yield max(1, start), (int(starts[number + 1]) if number + 1 < len(starts) else longest) - 1, own
 
 
 def _reason(model: LanguageModel) -> str:
