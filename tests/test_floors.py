@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
-    {"defaults", "files", "layout", "memory", "precision", "progress", "serial", "settings", "stopping", "wording"},
+    {"defaults", "files", "heartbeats", "layout", "memory", "precision", "processes", "progress", "serial", "settings", "stopping", "wording"},
     {"cache"},
     {"activations"},
     {"dictionaries"},

@@ -5,10 +5,12 @@ exit code 2; SIGINT and SIGTERM end a command with 130 and 143 and a sentence on
 its traceback. Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from temporallens.errors import TemporalLensError, TemporalLensWarning, did_you_mean
+from temporallens.errors import GO_ON, TemporalLensError, TemporalLensWarning, did_you_mean
 from temporallens.files import read_json, user_path
 from temporallens.layout import RunFolder
 
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
     from temporallens.study.stages import Kind
 
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+SHARED = ("run", "harvest", "train", "evaluate", "figures", "report")
+"""Commands that several processes do together."""
 WIDE = 160
 FILE = "FILE[:NAME]"
-GO_ON = "what is finished is kept; give the same command again to go on from there"
 
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -61,11 +64,28 @@ def _warnings_as_sentences() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *location: Any) -> None:
             if issubclass(category, TemporalLensWarning):
-                typer.echo(f"warning: {message}", err=True)
+                _tell(f"warning: {message}")
             else:
                 as_before(message, category, *location)
 
         warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _alone() -> bool:
+    """Whether this is the only process, as far as can be known without PyTorch."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Where `torchrun` started several processes, they do a command as one, of which process 0 prints what there is to print."""
+    if _alone():
+        yield
+        return
+    from temporallens.processes import joined, rank
+
+    with joined(), Path(os.devnull).open("w") if rank() else nullcontext(sys.stdout) as out, redirect_stdout(out):
         yield
 
 
@@ -97,29 +117,38 @@ class Commands(TyperGroup):
         """The command that is called, with its name and the arguments behind it."""
         if args[0] not in self.commands:
             raise TemporalLensError(f"there is no command '{args[0]}'{did_you_mean(args[0], self.commands)}")
+        if args[0] not in SHARED and not _alone():
+            raise TemporalLensError(f"'{args[0]}' is done by one process: leave out torchrun, which is for {', '.join(SHARED)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; raises typer.Exit with the code that belongs to its end."""
         try:
-            with _sigterm_raises(), _warnings_as_sentences():
+            with _sigterm_raises(), _warnings_as_sentences(), _together():
                 return super().invoke(ctx)
         except TemporalLensError as error:
             raise _refused(error) from error
         except USAGE_ERROR as error:
             raise _refused(self._mistake(error, ctx)) from error
         except Terminated as error:
-            typer.echo(f"terminated: {GO_ON}", err=True)
+            _tell(f"terminated: {GO_ON}")
             raise typer.Exit(TERMINATED) from error
         except KeyboardInterrupt as error:
-            typer.echo(f"interrupted: {GO_ON}", err=True)
+            _tell(f"interrupted: {GO_ON}")
             raise typer.Exit(INTERRUPTED) from error
 
 
 def _refused(error: TemporalLensError) -> typer.Exit:
     """Print the sentence; what is returned ends the command."""
-    typer.echo(f"error: {error}", err=True)
+    _tell(f"error: {error}")
     return typer.Exit(MISTAKE)
+
+
+def _tell(line: str) -> None:
+    """A line on standard error; of several processes one speaks."""
+    processes = sys.modules.get("temporallens.processes")  # where it is not loaded there is only this one
+    if processes is None or processes.speaks():
+        typer.echo(line, err=True)
 
 
 app = typer.Typer(
@@ -498,7 +527,7 @@ def _run_up_to(kind: "Kind", study: Path, out: Path | None, model: str | None) -
 def _run(study_file: "StudyFile", folder: Path, kind: "Kind") -> None:
     from temporallens.study.run import run_study
 
-    run_study(study_file, folder, kind, say=lambda line: typer.echo(line, err=True))
+    run_study(study_file, folder, kind, say=_tell)
 
 
 def _print_plan(study_file: "StudyFile", folder: Path) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+GO_ON = "what is finished is kept; give the same command again to go on from there"
+"""What a user is told of work that was cut short."""
+
 
 class TemporalLensError(Exception):
     """A mistake a user can mend. The command line prints its sentence and exits with code 2, without a traceback."""

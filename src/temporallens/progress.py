@@ -1,7 +1,10 @@
-"""Progress bars with a rate and the time left, on standard error, where that is a terminal; and notes, wherever it leads."""
+"""Progress bars with a rate and the time left, on standard error, where that is a terminal; and notes, wherever it leads. Of several
+processes one shows them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from temporallens.processes import speaks
 
 
 @contextmanager
@@ -25,13 +28,15 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not (console.is_terminal and speaks())) as bars:
         task = bars.add_task(title, total=total)
         yield lambda amount: bars.advance(task, amount)
 
 
 def note(sentence: str) -> None:
     """One line on standard error, on a terminal or not: what a user should know of the work that begins."""
+    if not speaks():
+        return
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False).print(sentence)

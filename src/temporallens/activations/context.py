@@ -33,11 +33,11 @@ class Context(NamedTuple):
         return Context(self.token[chosen], self.token_before[chosen])
 
     def reordered(self, order: Int[Tensor, " N"]) -> "Context":
-        """Of all rows, in another order: those of sequences stay so."""
+        """Of all rows, or of those of some whole sequences, in another order: those of sequences stay so."""
         plain = self.rows(order)
         if self.before is None or self.usable is None:
             return plain
-        number, before = torch.empty_like(order), self.before[order]
+        number, before = torch.full_like(self.before, UNKNOWN), self.before[order]
         number[order] = torch.arange(len(order), device=order.device)
         before = torch.where(before < 0, UNKNOWN, number[before.clamp(min=0)])
         return plain._replace(before=before, usable=self.usable[order])

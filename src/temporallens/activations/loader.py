@@ -3,7 +3,8 @@
 Each epoch permutes whole sequences (of packed ones, the parts that are of one document) over the store. Consecutive sequences of that
 permutation fill a window of bounded size, whose rows are permuted again and cut into batches. Both permutations are functions of (seed,
 epoch, window) alone, so the loader's state is three integers and a resumed run sees exactly the batches that an uninterrupted one would
-have seen. The next window is read by a thread while the current one is used. For several processes, each takes every `world`-th sequence.
+have seen. The next window is read by a thread while the current one is used. Several processes all see the same batches, and each works on its
+share of every one (`training/views.py`).
 
 With `whole`, for dictionaries that read sequences, a window is not permuted again: its sequences stay together, in the order of the
 epoch's permutation, and as many as fit into `batch_size` rows, excluded ones counted, make a batch.
@@ -81,14 +82,12 @@ class Loader:
         batch_size: int,
         seed: int,
         *,
-        rank: int = 0,
-        world: int = 1,
         window_bytes: int = WINDOW_BYTES,
         neighbours: bool = False,
         whole: bool = False,
     ) -> None:
         self._store, self._sequences, self._batch_size, self._seed = store, np.asarray(sequences), batch_size, seed
-        self._rank, self._world, self._neighbours, self._whole = rank, world, neighbours, whole
+        self._neighbours, self._whole = neighbours, whole
         self._cursor = Cursor(0, 0, 0)
         longest = int(store.sequence_table.length[self._sequences].max(initial=0))
         if whole and longest > batch_size:
@@ -112,8 +111,7 @@ class Loader:
         self._current, self._ahead = None, None
 
     def _order(self, epoch: int) -> np.ndarray:
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._sequences)
-        return order[self._rank :: self._world]
+        return np.random.default_rng((self._seed, epoch)).permutation(self._sequences)
 
     def _read(self, epoch: int, window: int) -> _Window:
         order = self._order(epoch)
@@ -126,7 +124,7 @@ class Loader:
             ends = _whole_batches(self._store.sequence_table.length[entries], self._batch_size)
             shuffled, bounds = kept, torch.searchsorted(kept, torch.from_numpy(ends)).tolist()
         else:
-            shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, self._rank)).permutation(kept.numpy()))
+            shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, 0)).permutation(kept.numpy()))
             bounds = list(range(0, len(kept) + 1, self._batch_size))
         context = context_of(rows)
         chain = _chained(context, kept) if self._whole else None

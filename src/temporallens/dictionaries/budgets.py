@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.dictionaries.sparse import CHUNK_ROWS, Block, Codes, Floor
+from temporallens.processes import gathered, lowest
 
 
 def rows_at(positions: Int[Tensor, " M"], known: int) -> Int[Tensor, " P"]:
@@ -30,19 +31,23 @@ def apportioned(weights: Float[Tensor, " P"], count: Int[Tensor, " P"], k: int) 
 def largest_by_position(
     codes: Codes, positions: Int[Tensor, " N"], budgets: Int[Tensor, " P"]
 ) -> tuple[Bool[Tensor, " M"], Float[Tensor, " P"]]:
-    """Which entries are among the `budgets` largest positive ones of their position, of those tied the earliest, and the smallest
-    chosen at each position, 0 where there is none. Rows are in ascending order of position, so each position's entries stand
+    """Which entries are among the `budgets` largest positive ones of their position in the batch, of those tied the earliest, and the
+    smallest chosen there at each position, 0 where there is none. Rows are in ascending order of position, so each position's entries stand
     together, and one sort by (position, value) puts its largest first without moving any into another's place."""
     position = positions.index_select(0, codes.pattern.row)
-    available = rows_at(position, len(budgets))
-    first = available.cumsum(0) - available
     values = codes.values.clamp(min=0)
     descending = (position + 1) * 2**32 - values.view(torch.int32)  # bits of positive floats are in the order of their values
-    order = torch.sort(descending, stable=True).indices
-    rank = torch.arange(len(order), device=order.device) - first.index_select(0, position)
-    chosen = torch.zeros_like(order, dtype=torch.bool)
-    chosen[order[rank < budgets.index_select(0, position)]] = True
+    everywhere = gathered(descending)
+    ordered, order = torch.sort(everywhere.values, stable=True)
+    at = torch.div(ordered - 1, 2**32, rounding_mode="floor")  # positions, in order
+    available = rows_at(at, len(budgets))
+    first = available.cumsum(0) - available
+    rank = torch.arange(len(order), device=order.device) - first.index_select(0, at)
+    taken = order[rank < budgets.index_select(0, at)]
+    chosen = torch.zeros_like(position, dtype=torch.bool)
+    chosen[everywhere.ours(taken.sort().values)] = True
     chosen &= codes.values > 0
-    smallest = torch.full_like(budgets, torch.inf, dtype=values.dtype)
-    smallest.scatter_reduce_(0, position[chosen], values[chosen], "amin")
-    return chosen, torch.where(smallest.isinf(), 0.0, smallest)
+    least = torch.full_like(budgets, torch.inf, dtype=values.dtype)
+    least.scatter_reduce_(0, position[chosen], values[chosen], "amin")
+    least = lowest(least)
+    return chosen, torch.where(least.isinf(), 0.0, least)

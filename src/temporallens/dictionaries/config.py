@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
+from temporallens.processes import count
 from temporallens.settings import Settings, not_asked
 
 Role = Literal["ordinary", "baseline", "fallback", "control", "positional", "temporal"]
@@ -81,6 +82,16 @@ class ArmSettings(Settings):
             raise TemporalLensError(
                 f"arms of kind '{self.kind}' read whole rows of text: give training.batches: rows, for all arms, so that they see the same"
             )
+        if self.mixes_rows and count() > 1:
+            raise TemporalLensError(
+                f"arms of kind '{self.kind}' compare the rows of a batch with each other, so that {count()} processes cannot share it: "
+                "train them with one process"
+            )
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether a row's loss depends on what else is in its batch, beyond which codes are chosen: then no processes can share one."""
+        return False
 
     @property
     def penalty(self) -> float:

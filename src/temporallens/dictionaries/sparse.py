@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from temporallens.processes import gathered, lowest, total
+
 CHUNK_ROWS = 1024
 """Rows of one encoder product: enough to keep it fast, few enough that its result is small beside the dense one."""
 
@@ -309,16 +311,21 @@ class Codes(NamedTuple):
         return self.keep(self.values > threshold)
 
     def largest(self, count: int) -> "Codes":
-        """The `count` largest values; of those tied at the smallest the earliest."""
-        values = self.values
-        if len(values) <= count:
+        """Those that are among the `count` largest of the batch; of those tied at the smallest the earliest."""
+        everywhere = gathered(self.values)
+        if len(everywhere.values) <= count:
             return self
-        threshold = _smallest_of_largest(values, count)
-        chosen = (values >= threshold).nonzero()[:, 0]
-        if len(chosen) == count:
-            return self.at(chosen)
+        return self.at(everywhere.ours(largest_of(everywhere.values, count)[0]))
+
+
+def largest_of(values: Float[Tensor, " M"], count: int) -> tuple[Int[Tensor, " m"], Float[Tensor, ""]]:
+    """Where the `count` largest values are, of those tied at the smallest the earliest; and the smallest of them."""
+    threshold = _smallest_of_largest(values, count)
+    chosen = (values >= threshold).nonzero()[:, 0]
+    if len(chosen) > count:
         above, tied = values > threshold, values == threshold
-        return self.keep(above | (tied & (tied.cumsum(0) <= count - above.sum())))
+        chosen = (above | (tied & (tied.cumsum(0) <= count - above.sum()))).nonzero()[:, 0]
+    return chosen, threshold
 
 
 def _smallest_of_largest(values: Float[Tensor, " M"], count: int) -> Tensor:
@@ -343,7 +350,8 @@ def select_largest(
     scale: Scale,
     dtype: torch.dtype,
 ) -> Codes:
-    """The `count` largest positive codes of a batch (all positive ones where there are fewer), selected exactly.
+    """The `count` largest positive codes of a batch (all positive ones where there are fewer), selected exactly. Of several processes that
+    share the batch each gets those of its rows.
 
     `guess` is the expected threshold, 0 where nothing is known. The product with the encoder, in `dtype`, only nominates
     candidates, those above a little less than the guess; they are measured in float32 and the selection is exact among them. When the
@@ -356,10 +364,11 @@ def select_largest(
         codes = Codes(pattern, raw, scale(raw, pattern))
         if floor == 0:
             break
-        if len(raw) >= count:
-            codes = codes.largest(count)
-            if len(codes.values) == count and float(codes.values.min()) >= floor * margin:
-                return codes
+        everywhere = gathered(codes.values)
+        if len(everywhere.values) >= count:
+            chosen, threshold = largest_of(everywhere.values, count)
+            if float(threshold) >= floor * margin:
+                return codes.at(everywhere.ours(chosen))
     return codes.above(0.0).largest(count)
 
 
@@ -377,16 +386,21 @@ def _sampled_guess(x: Tensor, encoder: Tensor, bias: Tensor, count: int, scale: 
     sample = x[::step]
     pattern, found = entries_above(sample, encoder, bias, whole(len(sample), 0.0))
     values = scale(found, Pattern(pattern.row * step, pattern.feature, len(x), len(encoder)))
-    wanted = 2 * count * len(sample) // len(x)
-    return 0.0 if len(values) <= wanted else float(values.kthvalue(len(values) - wanted).values)
+    wanted = 2 * count * len(sample) // total(len(x))
+    guess = 0.0 if len(values) <= wanted else float(values.kthvalue(len(values) - wanted).values)
+    return float(lowest(torch.tensor(guess, dtype=torch.float64, device="cpu")))  # the same for all
 
 
 def select_largest_static(pre: Float[Tensor, "N F"], codes: Float[Tensor, "N F"], count: int, scale: Scale) -> Codes:
-    """The same selection in shapes that do not depend on the data, for devices that a program must not wait for.
+    """The same selection in shapes that do not depend on the data, for devices that a program must not wait for: as long as no other
+    process has a share of the batch.
 
     `codes` is what the arm makes of all of `pre`. Where fewer than `count` are positive the rest are codes of value 0.
     """
-    flat = codes.view(-1).topk(count, sorted=False).indices.sort().values
+    flat = codes.view(-1).topk(min(count, codes.numel()), sorted=False).indices.sort().values
+    everywhere = gathered(codes.view(-1).index_select(0, flat))
+    if len(everywhere.values) > count:
+        flat = flat.index_select(0, everywhere.ours(largest_of(everywhere.values, count)[0]))
     pattern = pattern_of(flat, *pre.shape)
     raw = pre.reshape(-1).index_select(0, flat).float().relu()
     return Codes(pattern, raw, scale(raw, pattern))

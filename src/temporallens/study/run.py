@@ -1,11 +1,14 @@
 """Walks a study: scan, harvest, train, evaluate, figures, report, each stage done once and recorded.
 
+Several processes walk it together: they share the work of the stages in `SHARED`, and process 0 does what is left and writes everything.
 This is the one place where the study meets the functions of the lower floors; each `_do_...` below is the glue of one kind of
 stage. They get the stages that are not finished and yield each as it is done, so that an interruption loses no finished one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from temporallens import processes
 from temporallens.activations.language.harvest import harvest_policy
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
@@ -38,7 +42,7 @@ from temporallens.study.config import Study
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures
-from temporallens.study.pins import new_pins, pinned_study, read_pins, write_pins
+from temporallens.study.pins import Pins, new_pins, pinned_study, read_pins, write_pins
 from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
@@ -46,6 +50,9 @@ from temporallens.study.stages import GAINS, KINDS, Kind, Records, Stage, partne
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
+
+SHARED: tuple[Kind, ...] = ("train",)
+"""Kinds of stages of which several processes share the work; the others are those of process 0, for which the rest wait."""
 
 TOGETHER = 16
 """Dictionaries that are trained side by side at most: it bounds the memory, and what an interruption can lose."""
@@ -77,6 +84,12 @@ class Run:
         """The entries of a store that no dictionary of this study is trained on."""
         return store.split(self.study.training.held_out, self.study.training.data_seed).held_out
 
+    def pending(self, stages: Iterable[Stage]) -> list[Stage]:
+        """Those that are not finished."""
+        by_name = {stage.name: stage for stage in stages}
+        names = processes.told(lambda: [name for name, stage in by_name.items() if not self.records.finished(stage)])
+        return [by_name[name] for name in names]
+
     def measured(self) -> list[Stage]:
         """The stages that measure a section of one dictionary."""
         return [stage for stage in self.stages if stage.section and stage.section != GAINS]
@@ -105,28 +118,37 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     check_models(study)
     check_texts(study)
     check_batches(study)
-    pins, records = read_pins(folder), Records(folder)
-    stages = stages_of(pinned_study(study, pins), text)
-    if not all(map(records.finished, stages)):
-        pins = new_pins(study, pins)
+    pins = processes.told(lambda: _pins(study_file, folder))
     study = pinned_study(study, pins)
-    stages = stages_of(study, text)
-    pending = [stage for stage in stages if not records.finished(stage)]
-    reach_models(_models_read(study, pending))
+    run = Run(study, text, folder, stages_of(study, text), Records(folder), say)
+    pending = run.pending(run.stages)
+    processes.once(lambda: reach_models(_models_read(study, pending)))
     check_pretrained(study, pending)
-    run = Run(study, text, folder, stages, records, say)
-    with locked(folder):
-        write_copy(run.paths.study, text)
-        write_pins(folder, pins)
+    with locked(folder) if processes.rank() == 0 else nullcontext():
         if study.threads is not None:  # their number decides how sums are split, and so their last bits
             torch.set_num_threads(study.threads)
-        for name, pinned in pins.items():
-            say(f"{name}: read as {pinned}")
-        for stage in stages:
-            if stage.name in OF_THE_WHOLE:
-                run.records.withdraw(stage)
+        processes.once(lambda: _begin(run, pins))
         for kind in KINDS[: KINDS.index(up_to) + 1]:
-            _do([stage for stage in stages if stage.kind == kind], run, kind)
+            _do([stage for stage in run.stages if stage.kind == kind], run, kind)
+
+
+def _pins(study_file: StudyFile, folder: Path) -> dict[str, str]:
+    """The commits of a study's data sets; new ones are asked for where anything is to be done."""
+    study, text = study_file
+    pins, records = read_pins(folder), Records(folder)
+    finished = all(map(records.finished, stages_of(pinned_study(study, pins), text)))
+    return dict(pins if finished else new_pins(study, pins))
+
+
+def _begin(run: Run, pins: Pins) -> None:
+    """Write what is known before any stage."""
+    write_copy(run.paths.study, run.text)
+    write_pins(run.folder, pins)
+    for name, pinned in pins.items():
+        run.say(f"{name}: read as {pinned}")
+    for stage in run.stages:
+        if stage.name in OF_THE_WHOLE:
+            run.records.withdraw(stage)
 
 
 def _models_read(study: Study, stages: Iterable[Stage]) -> set[tuple[str, str | None]]:
@@ -144,14 +166,25 @@ def _models_read(study: Study, stages: Iterable[Stage]) -> set[tuple[str, str | 
 
 
 def _do(stages: list[Stage], run: Run, kind: Kind) -> None:
-    pending = [stage for stage in stages if not run.records.finished(stage)]
+    pending = run.pending(stages)
     if len(pending) < len(stages):
         run.say(f"{kind}: {len(stages) - len(pending)} of {len(stages)} finished before, skipped")
-    for stage in pending:
-        run.records.start(stage)
-    for stage in WORK[kind](run, pending):
-        run.records.finish(stage)
-        run.say(f"{stage.name}: done")
+    processes.once(lambda: _for_each(run.records.start, pending))
+    if kind in SHARED:
+        for stage in WORK[kind](run, pending):
+            processes.once(partial(_finish, run, stage))
+    else:
+        processes.once(lambda: _for_each(partial(_finish, run), WORK[kind](run, pending)))
+
+
+def _finish(run: Run, stage: Stage) -> None:
+    run.records.finish(stage)
+    run.say(f"{stage.name}: done")
+
+
+def _for_each(do: Callable[[Stage], None], stages: Iterable[Stage]) -> None:
+    for stage in stages:
+        do(stage)
 
 
 def _groups(stages: list[Stage], key: Callable[[Stage], Any]) -> list[list[Stage]]:
@@ -213,7 +246,7 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         if isinstance(arm := read[stage.name], Pretrained):
             store = ActivationStore(run.paths.store(stage.activations))
-            save_pretrained(run.study, stage, arm, store, run.path(stage))
+            processes.once(partial(save_pretrained, run.study, stage, arm, store, run.path(stage)))
             yield stage
     stages = [stage for stage in stages if read[stage.name].trained]
     for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:
@@ -221,13 +254,18 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         entry = group[0].activations
         store, folder = ActivationStore(run.paths.store(entry)), run.paths.arms(entry)
         checkpoint = checkpoint_file(folder, training_settings(store, arms, run.study.training))
-        for abandoned in other_checkpoints(folder, checkpoint):
-            remove(abandoned)
-        if all((run.folder / stage.proof).exists() for stage in group):  # killed between the end of training and its record
-            remove_checkpoints(checkpoint)
+        if processes.told(partial(_trained_before, [run.folder / stage.proof for stage in group], checkpoint)):
+            processes.once(partial(remove_checkpoints, checkpoint))
         else:
             train_arms(store, arms, run.study.training, folder)
         yield from group
+
+
+def _trained_before(proofs: list[Path], checkpoint: Path) -> bool:
+    """Whether a training was killed between its end and its record; what trainings with other settings left is removed."""
+    for abandoned in other_checkpoints(checkpoint.parent, checkpoint):
+        remove(abandoned)
+    return all(proof.exists() for proof in proofs)
 
 
 def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
+from temporallens import processes
 from temporallens.activations.language.embeddings import token_embeddings
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import ArmConfig
@@ -31,16 +32,17 @@ class Expectations:
 
         Raises TemporalLensError as `fit_expectation` does.
         """
-        if arm.expectation is None or arm.expectation.token is None:
+        policy = arm.expectation
+        if policy is None or policy.token is None:
             return None
         by_position = arm.centre != "pooled"
-        asked = arm.expectation.model_dump(mode="json", exclude={"past", "decay", "past_of"})
+        asked = policy.model_dump(mode="json", exclude={"past", "decay", "past_of"})
         key = fingerprint([asked, by_position, "" if among is None else among.tolist()])[:16]
         file = self._checkpoint.with_name(f"{self._checkpoint.stem}-expectation-{key}.safetensors")
         if file not in self._made:
-            if not file.exists():
+            if not processes.told(file.exists):
                 train = self._train if among is None else self._train[among]
-                self._fitted(arm.expectation, by_position, train).save(file)
+                processes.once(lambda: self._fitted(policy, by_position, train).save(file))
             self._made[file] = load_expectation(file, self._store.width).scaled(self._inputs.scale)
         return self._made[file]
 

@@ -2,6 +2,7 @@
 saved, with their histories and summaries."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from temporallens import processes
 from temporallens.activations.loader import Cursor, Loader, Mixing
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.dictionaries.steps import Progress
-from temporallens.files import write_json
+from temporallens.files import read_json, write_json
 from temporallens.precision import DTYPES, precision
 from temporallens.training.expectations import Expectations
 from temporallens.training.left_out import fit_past, left_out, measure_thresholds
@@ -90,7 +92,8 @@ class Finishing:
         for run, dictionary in taken.items():
             self._fold(dictionary)
             for folder in folders[run]:
-                save_dictionary(dictionary, self.out / run.name / folder, run.arm, self.store.positions, self._origin() | {"step": steps})
+                description = self._origin() | {"step": steps}
+                processes.once(partial(save_dictionary, dictionary, self.out / run.name / folder, run.arm, self.store.positions, description))
 
     def _fold(self, dictionary: Dictionary) -> None:
         dictionary.cpu().fold(self.inputs.centre, self.inputs.scale)
@@ -100,9 +103,16 @@ class Finishing:
         return {"source": source.source, "policies": source.policies}
 
     def save(self, trainee: Trainee) -> TrainedArm:
-        """Write what a finished training leaves; `training.json`, the proof, comes last."""
-        run, folder, policy = trainee.run, self.out / trainee.run.name, self.policy
+        """Write what a finished training leaves, and read the dictionary back."""
+        run, folder = trainee.run, self.out / trainee.run.name
         self._fold(trainee.dictionary)
+        processes.once(partial(self._write, trainee, folder))
+        summary = read_json(folder / "training.json", "the summary of a training run")
+        return TrainedArm(folder, load_dictionary(folder, type(run.arm)), summary)
+
+    def _write(self, trainee: Trainee, folder: Path) -> None:
+        """`training.json`, the proof, comes last."""
+        run, policy = trainee.run, self.policy
         summary = {
             "arm": run.arm.model_dump(mode="json"),
             "seed": run.seed,
@@ -120,4 +130,3 @@ class Finishing:
         speed = policy.steps * policy.batch_size / max(trainee.seconds, 1e-9)
         write_json(folder / "timing.json", {"seconds": trainee.seconds, "tokens_per_second": speed})
         write_json(folder / "training.json", summary)
-        return TrainedArm(folder, load_dictionary(folder, type(run.arm)), summary)

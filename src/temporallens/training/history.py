@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens import processes
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_tensors, write_tensors
 
@@ -31,7 +32,8 @@ class Trouble(NamedTuple):
 
 
 class Window:
-    """Sums over the steps since the last logged one; they stay on the device, so that a step never waits for them."""
+    """Sums over the steps since the last logged one, of this process's rows; they stay on the device, so that a step never waits for them.
+    What is asked of them is of all processes."""
 
     def __init__(self, positions: int, device: torch.device) -> None:
         nothing = torch.zeros(positions, dtype=torch.float32, device=device)
@@ -59,7 +61,7 @@ class Window:
 
     def trouble(self, before: "History") -> Trouble | None:
         """The first step whose loss is not finite, or far above what it was in the lines before."""
-        losses, usual = torch.stack(self.losses).cpu().numpy(), before.usual("loss")
+        losses, usual = processes.summed(torch.stack(self.losses)).cpu().numpy(), before.usual("loss")
         wrong = ~np.isfinite(losses) | (losses > SPIKE * usual)  # no number is above NaN
         if not wrong.any():
             return None
@@ -68,13 +70,14 @@ class Window:
 
     def line(self) -> dict[str, Any]:
         """Averages over the window, as numpy values."""
-        count = self.by_position["position_count"]
+        by_position = {name: processes.summed(sums) for name, sums in self.by_position.items()}
+        count = by_position["position_count"]
         nothing = torch.full_like(count, torch.nan)
-        loss = torch.where(count > 0, self.by_position["position_loss"] / count, nothing)
-        l0 = torch.where(count > 0, self.by_position["position_l0"] / count, nothing)
-        averages = {name: float(value) / self.steps for name, value in self.sums.items()}
+        loss = torch.where(count > 0, by_position["position_loss"] / count, nothing)
+        l0 = torch.where(count > 0, by_position["position_l0"] / count, nothing)
+        averages = {name: float(processes.summed(value)) / self.steps for name, value in self.sums.items()}
         return averages | {
-            "l0": float(self.by_position["position_l0"].sum() / count.sum()),
+            "l0": float(by_position["position_l0"].sum() / count.sum()),
             "position_loss": loss.cpu().numpy(),
             "position_loss_average": float(loss.nanmean()),
             "position_loss_maximum": float(loss[count > 0].max()),

@@ -4,6 +4,7 @@ Everything is summed over dimensions and features and averaged over tokens, in f
 (`docs/method.md`). Squared errors are in these common units whatever the arm scales its inputs by, so that arms can be compared.
 Rows may be weighed by position (lab notes, Runs 5 and 6); the parts are reported unweighted beside the sum that is minimised.
 Masks learn from the squared error that a code saves (`arms/positional.py`): another measure of reconstruction has to change that too.
+Of several processes each has a share of the rows; losses, and so gradients, are their parts of the batch's, which add up to them.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens import processes
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.steps import Dead, Forward
 
 
 class Losses(NamedTuple):
-    """The parts of one batch's loss; scalars unless said otherwise."""
+    """The parts of one batch's loss, as far as they come from this process's rows; scalars unless said otherwise."""
 
     loss: Float[Tensor, ""]  # what is minimised
     mse: Float[Tensor, ""]  # squared error per token, summed over dimensions
@@ -53,14 +55,19 @@ def objective(
     units = None if weights.gain is None else weights.gain.square().reciprocal()
     per_row = _times(per_row, units)
     fitted = per_row if forward.extra is None else per_row + forward.extra
-    loss = _times(fitted, weights.reconstruction).mean()
+    loss = _mean(_times(fitted, weights.reconstruction))
     if sparsity:
-        loss = loss + sparsity * _times(forward.magnitude, weights.sparsity).mean()
+        loss = loss + sparsity * _mean(_times(forward.magnitude, weights.sparsity))
     revival = dictionary.auxiliary(x, positions, residual, dead) if auxiliary and dead is not None else None
     if revival is not None:
-        loss = loss + auxiliary * _times(revival, units).mean()
+        loss = loss + auxiliary * _mean(_times(revival, units))
     per_row = per_row.detach()
-    return Losses(loss, per_row.mean(), forward.magnitude.detach().mean(), per_row, residual)
+    return Losses(loss, _mean(per_row), _mean(forward.magnitude.detach()), per_row, residual)
+
+
+def _mean(rows: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """What this process's rows add to the mean over all rows of the batch."""
+    return rows.sum() / processes.total(len(rows))
 
 
 def _times(rows: Float[Tensor, " N"], weights: Float[Tensor, " N"] | None) -> Float[Tensor, " N"]:

@@ -1,6 +1,7 @@
 """One dictionary while it is trained: its optimizer, its step, its counters, its line of the history, and what a checkpoint holds of it.
 
-A step minimises `objective` on one view of a batch (`views`), with the decoder's rows kept at unit norm.
+A step minimises `objective` on one view of a batch (`views`), with the decoder's rows kept at unit norm. Several processes hold the same
+dictionary: each learns from its share of the batch, and gradients and counts are added up.
 """
 
 import math
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from temporallens import processes
 from temporallens.activations.loader import Cursor
 from temporallens.dictionaries.base import ArmConfig
 from temporallens.dictionaries.expectations.tables import Expectation
@@ -84,6 +86,7 @@ class Trainee:
         losses = self._losses(view, forward)
         self._optimizer.zero_grad(set_to_none=True)
         losses.loss.backward()
+        processes.sum_gradients(dictionary.parameters())
         dictionary.remove_parallel_gradient()
         self._optimizer.step()
         dictionary.normalise_decoder()
@@ -99,7 +102,8 @@ class Trainee:
 
     def _look_back(self, losses: Losses, forward: Forward, view: View) -> None:
         """Note what the step says about features and positions; labels, permuted or not, are as many as the positions are."""
-        self._tokens_since_fired = torch.where(forward.fired > 0, 0, self._tokens_since_fired + len(view.label))
+        seen = self._tokens_since_fired + processes.total(len(view.label))
+        self._tokens_since_fired = torch.where(processes.summed(forward.fired) > 0, 0, seen)
         count = losses.per_row.new_zeros(self._positions).index_add_(0, view.label, torch.ones_like(losses.per_row))
         self._adaptive.follow(losses.per_row, forward.magnitude.detach(), view.label, count)
         if self._adaptive.by_loss is not None:

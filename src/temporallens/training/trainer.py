@@ -1,6 +1,6 @@
 """The training loop: several arms and seeds side by side, from one pass over the store, each batch the same for all.
 
-Batches are prepared once for all arms (`views`). A checkpoint holds every arm's weights, optimizer, dead-feature counters,
+Several processes share every batch (`processes`), and the first writes. Batches are prepared once for all arms (`views`). A checkpoint holds every arm's weights, optimizer, dead-feature counters,
 position weights and history, and the loader's cursor: a run that was interrupted and goes on ends with the same bits as one that
 never stopped.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from temporallens import processes
 from temporallens.activations.loader import Cursor, Loader
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
@@ -73,7 +74,7 @@ def train_arms(
     finishing.calibrate({trainee.run: trainee.dictionary for trainee in trainees})
     trained = {trainee.run.name: finishing.save(trainee) for trainee in trainees}
     loader.close()
-    remove_checkpoints(checkpoint)
+    processes.once(partial(remove_checkpoints, checkpoint))
     return trained
 
 
@@ -91,6 +92,7 @@ def _learn(
     if start == 0:
         for trainee in trainees:
             begin(trainee.dictionary)
+            processes.same(trainee.dictionary.state_dict().values())
     with held_signals() as stopping, progress(f"training {len(trainees)} arms", policy.steps * policy.batch_size, "tokens") as advance:
         advance(start * policy.batch_size)
         batches: list[Cursor] = []  # since the last logged step
@@ -103,13 +105,19 @@ def _learn(
                 if logged:
                     _log(trainee, step, batches, checkpoints)
                 if step + 1 in trainee.snapshots:
-                    save_snapshot(trainee.dictionary, snapshot_file(checkpoint, trainee.run.name, step + 1))
+                    file = snapshot_file(checkpoint, trainee.run.name, step + 1)
+                    processes.once(partial(save_snapshot, trainee.dictionary, file))
             advance(policy.batch_size)
             batches = [] if logged else batches
-            if logged and (stopping() or ((step + 1) // policy.log_every) % _logs_per_checkpoint(policy) == 0):
+            if not logged:
+                continue
+            stop = processes.anywhere(stopping())
+            if stop or ((step + 1) // policy.log_every) % _logs_per_checkpoint(policy) == 0:
                 _save(checkpoints, trainees, loader, step + 1)
-                if stopping():
-                    break
+            if stop and not stopping():
+                raise KeyboardInterrupt  # another process was asked to stop
+            if stop:
+                break
 
 
 def _checked(runs: Sequence[ArmRun], policy: TrainingPolicy) -> list[ArmRun]:
@@ -147,7 +155,7 @@ def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
 def _save(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, step: int) -> None:
     tensors = {f"{trainee.run.name}/{name}": tensor for trainee in trainees for name, tensor in trainee.tensors().items()}
     state = {"step": step, "cursor": list(loader.cursor), "seconds": {trainee.run.name: trainee.seconds for trainee in trainees}}
-    checkpoints.save(tensors, state)
+    processes.once(partial(checkpoints.save, tensors, state))
 
 
 def _resume(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, policy: TrainingPolicy) -> int:

@@ -7,6 +7,7 @@ What is taken off a row by position is measured, not learned, and follows its tr
 the arm is given.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens import processes
 from temporallens.activations.context import Context
 from temporallens.activations.loader import Batch
 from temporallens.dictionaries.base import ArmConfig, Dictionary
@@ -36,38 +38,49 @@ class View(NamedTuple):
 
 
 class Views:
-    """The views of one batch; `step` counts the batches of the training stream."""
+    """The views of one batch, or of this process's share of it; `step` counts the batches of the training stream."""
 
     def __init__(self, batch: Batch, inputs: Inputs, seed: int, step: int) -> None:
-        device = inputs.centre.device
         order = torch.argsort(batch.position, stable=True)
-        x = inputs.normalise(batch.x[order].to(device))
-        position = batch.position[order].to(device)
-        usable = None if batch.before is None else torch.ones_like(batch.before, dtype=torch.bool)
-        context = Context(batch.token, batch.token_before, batch.before, usable).reordered(order).to(device)
-        previous = None
-        if batch.previous is not None and batch.paired is not None and batch.previous_position is not None:
-            before = inputs.normalise(batch.previous[order].to(device))
-            previous = Previous(before, batch.paired[order].to(device), batch.previous_position[order].to(device))
-        self._plain = View(x, position, position, previous, context)
-        self._seed, self._step = seed, step
+        self._order, self._own = order, _share(batch, order)
+        self._batch, self._inputs, self._seed, self._step = batch, inputs, seed, step
         self._made: dict[tuple[str, bool, ExpectationPolicy | None], View] = {}
 
     def of(self, arm: ArmConfig, dictionary: Dictionary) -> View:
         """What `arm` sees; dictionaries that are centred alike, by position and by what tokens say, share it."""
         kind = (arm.centre, arm.permuted, arm.expectation)
         if kind not in self._made:
-            view = _permuted(self._plain, self._seed, self._step) if arm.permuted else self._plain
-            self._made[kind] = _centred(view, dictionary)
+            self._made[kind] = _centred(self._permuted_view if arm.permuted else self._plain, dictionary)
         return self._made[kind]
 
+    @cached_property
+    def _plain(self) -> View:
+        return self._of_rows(self._order[self._own])
 
-def _permuted(view: View, seed: int, step: int) -> View:
-    rows = np.random.default_rng((PERMUTING, seed, step)).permutation(len(view.x))
-    chosen = torch.from_numpy(rows).to(view.x.device)
-    previous = None if view.previous is None else Previous(*(column[chosen] for column in view.previous))
-    context = None if view.context is None else view.context.reordered(chosen)
-    return View(view.x[chosen], view.label, view.position[chosen], previous, context)
+    @cached_property
+    def _permuted_view(self) -> View:
+        chosen = np.random.default_rng((PERMUTING, self._seed, self._step)).permutation(len(self._order))
+        return self._of_rows(self._order[torch.from_numpy(chosen)][self._own])
+
+    def _of_rows(self, chosen: Int[Tensor, " n"]) -> View:
+        """These rows of the batch, under the labels of those of this process in order."""
+        batch, normalise, device = self._batch, self._inputs.normalise, self._inputs.centre.device
+        usable = None if batch.before is None else torch.ones_like(batch.before, dtype=torch.bool)
+        context = Context(batch.token, batch.token_before, batch.before, usable).reordered(chosen).to(device)
+        previous = None
+        if batch.previous is not None and batch.paired is not None and batch.previous_position is not None:
+            before = normalise(batch.previous[chosen].to(device))
+            previous = Previous(before, batch.paired[chosen].to(device), batch.previous_position[chosen].to(device))
+        label = batch.position[self._order[self._own]].to(device)
+        return View(normalise(batch.x[chosen].to(device)), label, batch.position[chosen].to(device), previous, context)
+
+
+def _share(batch: Batch, order: Int[Tensor, " N"]) -> Tensor | slice:
+    """Which of a batch's rows in this order are those of this process: rows are dealt out in turn, so that all get rows of every position,
+    and rows of text are dealt out whole where arms may read them."""
+    if batch.before is None:
+        return slice(processes.rank(), None, processes.count())
+    return torch.unique(batch.sequence, return_inverse=True)[1][order] % processes.count() == processes.rank()
 
 
 def _centred(view: View, dictionary: Dictionary) -> View:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens import processes
 from temporallens.dictionaries.arms.standard import L1Config
 from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.training.objective import RowWeights
@@ -39,7 +40,8 @@ class PositionWeights:
     @torch.no_grad()
     def follow(self, losses: Float[Tensor, " N"], positions: Int[Tensor, " N"], count: Float[Tensor, " P"]) -> None:
         """Take in the losses of a batch's rows; `count` is how many of them each position has."""
-        sums = torch.zeros_like(self._average).index_add_(0, positions, losses.double())
+        sums = processes.summed(torch.zeros_like(self._average).index_add_(0, positions, losses.double()))
+        count = processes.summed(count)
         rate = (1 - DECAY) * (count > 0)
         self._average.add_(rate * (sums / count.clamp(min=1) / self._variance - self._average))
         self._evidence.add_(rate * (1 - self._evidence))

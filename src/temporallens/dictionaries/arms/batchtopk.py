@@ -32,6 +32,7 @@ from temporallens.dictionaries.sparse import (
     whole,
 )
 from temporallens.dictionaries.steps import Dead, Forward, Previous
+from temporallens.processes import smallest, total
 
 THRESHOLD_DECAY = 0.99
 """Running mean over about 100 batches; the first batch starts it."""
@@ -95,7 +96,7 @@ class BatchTopKDictionary(Dictionary):
 
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
-        count = self.config.k * len(centred)
+        count = self.config.k * total(len(centred))
         if centred.is_cuda:
             product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, self.encoder.T)]
             pre = torch.addmm(*product)
@@ -143,9 +144,12 @@ class BatchTopKDictionary(Dictionary):
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
-        codes = self._select(x - self.decoder_bias, positions)
-        if len(codes.values):
-            self._thresholds.append(codes.values.min())
+        self._note_threshold(self._select(x - self.decoder_bias, positions).values)
+
+    def _note_threshold(self, selected: Float[Tensor, " M"]) -> None:
+        threshold = smallest(selected)
+        if threshold.is_cuda or bool(threshold.isfinite()):
+            self._thresholds.append(threshold)
 
     def finished(self) -> None:
         if self._thresholds:
@@ -164,11 +168,11 @@ class BatchTopKDictionary(Dictionary):
         return summed_up(sparse_decode(codes.values, self.decoder, codes.pattern) + self.decoder_bias, codes)
 
     def _follow_threshold(self, selected: Float[Tensor, " M"]) -> None:
-        if len(selected):
-            smallest = selected.min()
-            self._expected = 0.0 if smallest.is_cuda else float(smallest)
-            followed = torch.lerp(smallest, self.threshold, THRESHOLD_DECAY)
-            self.threshold.copy_(torch.where(self.threshold > 0, followed, smallest))
+        last = smallest(selected)
+        if last.is_cuda or bool(last.isfinite()):  # a GPU's program does not wait to learn that, for it always selects some
+            self._expected = 0.0 if last.is_cuda else float(last)
+            followed = torch.lerp(last, self.threshold, THRESHOLD_DECAY)
+            self.threshold.copy_(torch.where(self.threshold > 0, followed, last))
 
     def auxiliary(
         self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], residual: Float[Tensor, "N D"], dead: Dead

@@ -9,6 +9,7 @@ get more, and L0 over all stays k. Training selects exactly, the largest codes o
 it exceeds its position's threshold, and the mean threshold where training had no tokens.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -31,6 +32,7 @@ from temporallens.dictionaries.sparse import (
     select_largest,
     whole,
 )
+from temporallens.processes import smallest, summed, total
 
 FOLLOWED = 0.9
 """Running mean of a position's threshold, over about 10 batches: where to look for the next, which changes no result."""
@@ -73,9 +75,9 @@ class BudgetedDictionary(BatchTopKDictionary):
 
     @torch.no_grad()
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
-        budgets = apportioned(self.weights, rows_at(positions, len(self.weights)), self.config.k)
+        budgets = apportioned(self.weights, summed(rows_at(positions, len(self.weights))), self.config.k)
         codes = self._candidates(centred, GUESS * self._expected_thresholds(centred).index_select(0, positions))
-        found = rows_at(positions.index_select(0, codes.pattern.row), len(budgets))
+        found = summed(rows_at(positions.index_select(0, codes.pattern.row), len(budgets)))
         missed = (found < budgets).index_select(0, positions)
         if bool(missed.any()):
             codes = self._with_all_of(missed, codes, centred)
@@ -87,10 +89,11 @@ class BudgetedDictionary(BatchTopKDictionary):
         known = self.thresholds > 0
         if bool(known.any()):
             return torch.where(known, self.thresholds, self.thresholds[known].min())
-        count = SAMPLED * self.config.k * len(centred)
+        count = SAMPLED * self.config.k * total(len(centred))
         blocks = partial(whole, len(centred))
         largest = select_largest(centred, self.encoder, self.encoder_bias, count, 0.0, blocks, _unscaled, self.encoder_dtype)
-        return torch.full_like(self.thresholds, float(largest.values.min()) if len(largest.values) else 0.0)
+        lowest = float(smallest(largest.values))
+        return torch.full_like(self.thresholds, lowest if math.isfinite(lowest) else 0.0)
 
     def _candidates(self, centred: Float[Tensor, "N D"], floors: Float[Tensor, " N"]) -> Codes:
         """All pre-activations above the floors of their rows, or, where bfloat16 nominates them, above a margin over the floors."""

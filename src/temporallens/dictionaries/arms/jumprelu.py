@@ -32,6 +32,7 @@ from temporallens.dictionaries.sparse import (
     sparse_encode,
 )
 from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
+from temporallens.processes import summed, total
 
 LOWEST = 1e-3
 """Of a threshold while it is learned."""
@@ -123,7 +124,7 @@ class JumpReLUDictionary(Dictionary):
         pattern, raw = self._near(centred)
         raw = sparse_encode(raw, centred, self.encoder, self.encoder_bias, self.decoder_bias, pattern)
         values, in_use = _Jump.apply(raw, self.threshold.index_select(0, pattern.feature), self.config.bandwidth)
-        excess = in_use.sum() / len(x) / self.config.l0 - 1
+        excess = summed(in_use.sum()) / total(len(x)) / self.config.l0 - 1
         extra = (self._share * self.config.weight * self.width * excess.square()).expand(len(x))
         return summed_up(sparse_decode(values, self.decoder, pattern) + self.decoder_bias, Codes(pattern, raw, values), extra)
 

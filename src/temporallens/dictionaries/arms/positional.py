@@ -30,6 +30,7 @@ from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.masks import CLOSED, LearnsMask, MaskConfig, PositionMask, gated_blocks, group_starts
 from temporallens.dictionaries.sparse import Block, Codes, Floor, Pattern, entries_above
 from temporallens.dictionaries.steps import Forward, Progress
+from temporallens.processes import count, summed, total
 
 REOPENING_ROWS = 1024
 """Rows of a batch that are searched for closed entries worth reopening."""
@@ -139,7 +140,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         else:
             slope = self.gates().view(-1).index_select(0, entry)
             values = raw.detach() * slope
-        tokens = self.missed.new_zeros(len(self.missed)).index_add_(0, groups, torch.ones_like(groups, dtype=self.missed.dtype))
+        tokens = summed(self.missed.new_zeros(len(self.missed)).index_add_(0, groups, torch.ones_like(groups, dtype=self.missed.dtype)))
         gain = self.gain(positions)
         unit = None if gain is None else gain.square().index_select(0, pattern.row)
         return _Gated.apply(raw, self.mask.table(), values, slope, entry, tokens, unit, config.least_share)
@@ -158,7 +159,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         if self.mask.basis is not None or (progress.step + 1) % self.config.reopen_every or progress.share < self.config.mask_warmup:
             return  # what a smooth mask closes still learns from its neighbours
         assert forward.codes is not None
-        rows = torch.arange(0, len(x), max(1, len(x) // REOPENING_ROWS), device=x.device)
+        rows = torch.arange(0, len(x), max(1, total(len(x)) // REOPENING_ROWS), device=x.device)
         looked = _Looked(x[rows] - self.decoder_bias, positions[rows], residual[rows], self.gates() <= CLOSED)
         self._weigh(looked, forward.codes.of_rows(rows))
         share = (self.searched / self.searched.sum())[:, None]
@@ -178,7 +179,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         tokens = torch.zeros_like(self.searched).index_add_(0, groups, torch.ones_like(groups, dtype=self.searched.dtype))
         new = (missed.view_as(self.missed), earned, firings, tokens)
         for memory, evidence in zip((self.missed, self.earned, self.firings, self.searched), new, strict=True):
-            memory.mul_(REOPENING_MEMORY).add_(evidence)
+            memory.mul_(REOPENING_MEMORY).add_(summed(evidence))
 
     def _closed_codes(self, looked: "_Looked", groups: Int[Tensor, " N"]) -> Codes:
         """What closed entries would have had; only their columns are multiplied."""
@@ -230,5 +231,5 @@ class _Gated(torch.autograd.Function):
         per_token = values / rows if unit is None else values / (rows * unit)
         saved = values * (per_token - gradient)  # z^2 + 2 z d . r, over rows: position weights, which are near 1, are left out of z^2
         earned = saved.new_zeros(ctx.shape.numel()).index_add_(0, entry, saved).view(ctx.shape)
-        expected = (tokens / rows)[:, None] * earned.sum(0).clamp(min=0)
-        return gradient * slope, ctx.least_share * expected - earned, None, None, None, None, None, None
+        expected = (tokens / rows)[:, None] * summed(earned.sum(0)).clamp(min=0)  # over the batch; the gradients of all processes add up
+        return gradient * slope, ctx.least_share / count() * expected - earned, None, None, None, None, None, None

@@ -16,6 +16,7 @@ from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.dictionaries.arms.masked import FixedMaskDictionary
 from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.masks import group_of_position, group_starts
+from temporallens.processes import summed
 
 
 class PostHoc(TopKConfig):
@@ -52,15 +53,16 @@ class PostHocDictionary(FixedMaskDictionary):
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
         codes = self._select(x - self.decoder_bias, positions)
+        self._note_threshold(codes.values)
         if not len(codes.values):
             return
-        self._thresholds.append(codes.values.min())
         entries, groups = self.entries(codes.pattern, positions).cpu(), self.groups(positions).cpu()
         self._fired.index_add_(0, entries, (codes.values > 0).float().cpu())
         self._seen.index_add_(0, groups, torch.ones(len(groups), dtype=torch.float32))
 
     def finished(self) -> None:
         super().finished()
-        rate = self._fired.view(len(self._seen), -1) / self._seen.clamp(min=1)[:, None]
-        unseen = (self._seen == 0)[:, None]  # groups of which nothing is known stay open, as do features that never fired
+        fired, seen = summed(self._fired), summed(self._seen)
+        rate = fired.view(len(seen), -1) / seen.clamp(min=1)[:, None]
+        unseen = (seen == 0)[:, None]  # groups of which nothing is known stay open, as do features that never fired
         self.open.copy_((rate >= self.config.cut * rate.amax(0)) | unseen)

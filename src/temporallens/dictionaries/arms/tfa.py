@@ -32,8 +32,10 @@ from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKCo
 from temporallens.dictionaries.base import Reconstructed
 from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.inputs import Positions, Tokens, refuse_non_finite
+from temporallens.dictionaries.sparse import largest_of
 from temporallens.dictionaries.steps import Dead, Forward, Previous
 from temporallens.errors import TemporalLensError
+from temporallens.processes import gathered, total
 
 GAIN = 0.25
 """Of the tied encoder, at first."""
@@ -82,6 +84,10 @@ class TFA(TopKConfig):
         if self.expectation is not None:
             raise ValueError("a tfa arm predicts by itself: leave its expectation out")
         return self
+
+    @property
+    def mixes_rows(self) -> bool:
+        return self.context == "other"
 
     def build(self, width: int, positions: int, generator: torch.Generator) -> "TFADictionary":
         return TFADictionary(width, self, generator)
@@ -205,7 +211,11 @@ class TFADictionary(BatchTopKDictionary):
             largest = rows.topk(k, dim=1, sorted=False)
             mask = torch.zeros_like(rows).scatter_(1, largest.indices, 1.0)
         else:
-            largest = rows.flatten().topk(k * len(rows), sorted=False)
+            count = k * total(len(rows))
+            largest = rows.flatten().topk(min(count, rows.numel()), sorted=False)
+            everywhere = gathered(largest.values)
+            if len(everywhere.values) > count:  # several processes share the batch
+                largest = type(largest)(column[everywhere.ours(largest_of(everywhere.values, count)[0])] for column in largest)
             mask = torch.zeros_like(rows.flatten()).scatter_(0, largest.indices, 1.0).view_as(rows)
         values = largest.values.flatten()
         return novel * mask, values[values > 0]
@@ -229,8 +239,7 @@ class TFADictionary(BatchTopKDictionary):
     @torch.no_grad()
     def look(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], context: Context | None) -> None:
         values = self._chosen(self._split(x, positions, context, self.encoder).novel)[1]
-        if len(values):
-            self._thresholds.append(values.min())
+        self._note_threshold(values)
 
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
         self.look(x, positions, None)

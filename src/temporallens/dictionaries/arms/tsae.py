@@ -56,6 +56,10 @@ class TSAE(TopKConfig):
                 f"share = {self.share} of {self.features} features leaves {high} high-level ones; give it at least one, and not all"
             )
 
+    @property
+    def mixes_rows(self) -> bool:
+        return True
+
     def build(self, width: int, positions: int, generator: torch.Generator) -> "TSAEDictionary":
         return TSAEDictionary(width, self, generator)
 

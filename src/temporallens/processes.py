@@ -1,0 +1,216 @@
+"""Several processes that do one study together, and what a sum, a smallest value or a list is over all of them.
+
+Code on the floors above is written for the share of the work that its process has, and asks here where it needs to know of all: alone,
+every function below gives back what it was given. `torchrun` starts the processes, PyTorch's own engine carries the numbers between them
+(gloo between processors, NCCL between GPUs), and `joined` makes them one company. Process 0 alone writes and speaks. `heartbeats` looks
+after the others: nothing here has a timeout of its own, for a process may wait for hours while process 0 measures.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch import distributed as dist
+
+from temporallens.errors import TemporalLensError, first_line
+from temporallens.heartbeats import Heartbeats
+
+T = TypeVar("T")
+FOR_EVER = timedelta(days=365)
+
+
+class _Company(NamedTuple):
+    """The processes of `torchrun`, and which of them this is."""
+
+    rank: int
+    count: int
+    heartbeats: Heartbeats
+
+
+_companies: list[_Company] = []
+"""That which this process is part of; none while it is alone."""
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return _companies[-1].rank if _companies else 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _companies[-1].count if _companies else 1
+
+
+def speaks() -> bool:
+    """Whether this process is the one that users hear: the first that lives."""
+    return not _companies or _companies[-1].heartbeats.speaks
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Work together with the other processes that `torchrun` started; alone where it started none.
+
+    Raises TemporalLensError that names the process where one of the others ends early, or is not heard of any more.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _companies:
+        yield
+        return
+    own, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    store, *_ = next(dist.rendezvous("env://", own, size))
+    company = _Company(own, size, Heartbeats(own, size))
+    _companies.append(company)  # to the end, where it ends badly: who speaks is asked even then
+    try:
+        with _exchange():
+            dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=FOR_EVER)
+        yield
+        wait()
+    except BaseException as error:
+        company.heartbeats.end(error)  # raises where another process is the cause
+        raise
+    company.heartbeats.stop()
+    dist.destroy_process_group()
+    _companies.remove(company)
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """PyTorch's errors of a connection that broke, as a sentence on who broke it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TemporalLensError(
+            _companies[-1].heartbeats.cause() or f"the processes lost touch with each other: {first_line(error)}"
+        ) from error
+
+
+def wait() -> None:
+    """Go on when all are here."""
+    total(0)
+
+
+def total(number: int) -> int:
+    """Sum of a number over all processes."""
+    if not _companies:
+        return number
+    return int(_reduced(torch.tensor(number, device="cpu"), dist.ReduceOp.SUM))
+
+
+def anywhere(happened: bool) -> bool:
+    """Whether something happened in any process."""
+    return total(int(happened)) > 0
+
+
+def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    """`values`, overwritten."""
+    with _exchange():
+        dist.all_reduce(values, operation)
+    return values
+
+
+class _Summed(torch.autograd.Function):
+    """What depends on a sum does so in every process: gradients add up like the values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _reduced(values.detach().clone(), dist.ReduceOp.SUM)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _reduced(gradients[0].clone(), dist.ReduceOp.SUM)
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes; differentiable."""
+    return _Summed.apply(values) if _companies else values
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Let every parameter have the gradient of the sum of all processes' losses."""
+    if _companies:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                _reduced(parameter.grad, dist.ReduceOp.SUM)
+
+
+def lowest(values: Tensor) -> Tensor:
+    """The smallest of each of a tensor's elements over all processes."""
+    return _reduced(values.detach().clone(), dist.ReduceOp.MIN) if _companies else values
+
+
+def smallest(values: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+    """The smallest of all processes' values; infinity where none has any."""
+    return lowest(values.detach().amin() if len(values) else values.new_full((), torch.inf))
+
+
+class Gathered(NamedTuple):
+    """The values of all processes, in order of process."""
+
+    values: Tensor
+    first: int  # where those of this process begin
+    last: int  # and end
+
+    def ours(self, places: Int[Tensor, " m"]) -> Int[Tensor, " n"]:
+        """Those of these ascending places that are of this process, counted from its first value."""
+        if len(self.values) == self.last - self.first:
+            return places
+        return places[(places >= self.first) & (places < self.last)] - self.first
+
+
+def gathered(values: Tensor) -> Gathered:
+    """The values `[M]` of all processes; M may differ."""
+    if not _companies:
+        return Gathered(values, 0, len(values))
+    sizes = _alike(torch.tensor([len(values)], device="cpu")).tolist()
+    if not any(sizes):
+        return Gathered(values, 0, 0)
+    padded = values.new_zeros(max(sizes))
+    padded[: len(values)] = values.detach()
+    parts = _alike(padded).view(count(), -1)
+    first = sum(sizes[: rank()])
+    return Gathered(torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), first, first + len(values))
+
+
+def _alike(values: Tensor) -> Tensor:
+    """The values of all processes, one after the other, where all have as many."""
+    found = values.new_empty(count() * len(values))
+    with _exchange():
+        dist.all_gather(list(found.chunk(count())), values)
+    return found
+
+
+def once(work: Callable[[], object]) -> None:
+    """Let process 0 do what is done once, such as writing; the others go on when it is done."""
+    if rank() == 0:
+        work()
+    wait()
+
+
+def told(find: Callable[[], T]) -> T:
+    """What process 0 finds, for all; it should be JSON."""
+    if not _companies:
+        return find()
+    content = json.dumps(find()).encode() if rank() == 0 else b""
+    size = total(len(content))
+    letters = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(size, dtype=torch.uint8, device="cpu")
+    with _exchange():
+        dist.broadcast(letters, 0)
+    found: T = json.loads(letters.numpy().tobytes())
+    return found
+
+
+def same(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of process 0: nobody's arithmetic is quite that of another machine."""
+    if _companies:
+        with _exchange():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
