@@ -9,7 +9,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "temporallens"
 FLOORS = [
     {"errors"},
-    {"defaults", "files", "heartbeats", "layout", "memory", "precision", "processes", "progress", "serial", "settings", "stopping", "wording"},
+    {"defaults", "files", "heartbeats", "layout", "memory", "precision", "serial", "settings", "wording"},
+    {"processes"},
+    {"progress", "stopping"},
     {"cache"},
     {"activations"},
     {"dictionaries"},

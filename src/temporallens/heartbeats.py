@@ -17,7 +17,7 @@ from temporallens.errors import GO_ON, TemporalLensError
 
 EVERY = 1.0
 """Seconds between two signs of life."""
-SILENCE = 25.0
+SILENCE = 20.0
 """Seconds without one after which a process is given up: with those 30 that `torchrun` gives a stopped one it makes less than a minute."""
 SHORT_SILENCE = 5.0
 """The same once a connection is broken."""
@@ -64,7 +64,8 @@ class Heartbeats:
         self._hurry.set()
         before, deadline = self._lives(), time.monotonic() + SHORT_SILENCE + 3 * EVERY
         while not self._known.wait(EVERY / 10) and time.monotonic() < deadline:
-            if all(now >= then + 2 for then, now in zip(before, self._lives(), strict=True)):  # the first may have been on its way
+            lives = zip(self._said, before, self._lives(), strict=True)
+            if all(said.startswith(ENDED) or now >= then + 2 for said, then, now in lives):  # the first may have been on its way
                 break
         return self._cause
 

@@ -10,13 +10,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 
 from temporallens.errors import TemporalLensError, first_line
 from temporallens.heartbeats import Heartbeats
@@ -25,7 +25,8 @@ T = TypeVar("T")
 FOR_EVER = timedelta(days=365)
 
 
-class _Company(NamedTuple):
+@dataclass(frozen=True)
+class _Company:
     """The processes of `torchrun`, and which of them this is."""
 
     rank: int

@@ -3,8 +3,8 @@
 Each epoch permutes whole sequences (of packed ones, the parts that are of one document) over the store. Consecutive sequences of that
 permutation fill a window of bounded size, whose rows are permuted again and cut into batches. Both permutations are functions of (seed,
 epoch, window) alone, so the loader's state is three integers and a resumed run sees exactly the batches that an uninterrupted one would
-have seen. The next window is read by a thread while the current one is used. Several processes all see the same batches, and each works on its
-share of every one (`training/views.py`).
+have seen. The next window is read by a thread while the current one is used. Several processes all see the same batches, and each works on
+its share of every one (`training/views.py`).
 
 With `whole`, for dictionaries that read sequences, a window is not permuted again: its sequences stay together, in the order of the
 epoch's permutation, and as many as fit into `batch_size` rows, excluded ones counted, make a batch.

@@ -93,7 +93,8 @@ class Finishing:
             self._fold(dictionary)
             for folder in folders[run]:
                 description = self._origin() | {"step": steps}
-                processes.once(partial(save_dictionary, dictionary, self.out / run.name / folder, run.arm, self.store.positions, description))
+                out = self.out / run.name / folder
+                processes.once(partial(save_dictionary, dictionary, out, run.arm, self.store.positions, description))
 
     def _fold(self, dictionary: Dictionary) -> None:
         dictionary.cpu().fold(self.inputs.centre, self.inputs.scale)

@@ -1,8 +1,8 @@
 """The training loop: several arms and seeds side by side, from one pass over the store, each batch the same for all.
 
-Several processes share every batch (`processes`), and the first writes. Batches are prepared once for all arms (`views`). A checkpoint holds every arm's weights, optimizer, dead-feature counters,
+Batches are prepared once for all arms (`views`). A checkpoint holds every arm's weights, optimizer, dead-feature counters,
 position weights and history, and the loader's cursor: a run that was interrupted and goes on ends with the same bits as one that
-never stopped.
+never stopped. Several processes share every batch, and process 0 writes: nothing in a checkpoint depends on how many they were.
 """
 
 from collections.abc import Callable, Sequence

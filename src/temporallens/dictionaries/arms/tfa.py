@@ -208,16 +208,17 @@ class TFADictionary(BatchTopKDictionary):
         """The codes that a batch selects, and their values."""
         k, rows = self.config.k, novel.detach()
         if self.config.novel == "topk":
-            largest = rows.topk(k, dim=1, sorted=False)
-            mask = torch.zeros_like(rows).scatter_(1, largest.indices, 1.0)
+            values, places = rows.topk(k, dim=1, sorted=False)
+            mask = torch.zeros_like(rows).scatter_(1, places, 1.0)
         else:
             count = k * total(len(rows))
-            largest = rows.flatten().topk(min(count, rows.numel()), sorted=False)
-            everywhere = gathered(largest.values)
+            values, places = rows.flatten().topk(min(count, rows.numel()), sorted=False)
+            everywhere = gathered(values)
             if len(everywhere.values) > count:  # several processes share the batch
-                largest = type(largest)(column[everywhere.ours(largest_of(everywhere.values, count)[0])] for column in largest)
-            mask = torch.zeros_like(rows.flatten()).scatter_(0, largest.indices, 1.0).view_as(rows)
-        values = largest.values.flatten()
+                kept = everywhere.ours(largest_of(everywhere.values, count)[0])
+                values, places = values[kept], places[kept]
+            mask = torch.zeros_like(rows.flatten()).scatter_(0, places, 1.0).view_as(rows)
+        values = values.flatten()
         return novel * mask, values[values > 0]
 
     def learn(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None, context: Context | None) -> Forward:

@@ -1,0 +1,125 @@
+"""Several processes that do one study: what they exchange, that they train the same dictionaries as one, and how they end."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from companies import ROOT, process_of, run_together, torchrun
+from company_worker import ARMS, ROW_ARMS, train_all
+from conftest import DOCUMENTS, SEQUENCES, sparse_world
+from temporallens import processes
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms.tfa import TFA
+from temporallens.dictionaries.arms.tsae import TSAE
+from temporallens.dictionaries.saving import load_dictionary
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.results import load_results
+from temporallens.training.history import load_history
+
+STUDY = """\
+name: shared
+threads: 1
+activations:
+  world: {{source: world, width: 16, features: 24, positions: 16, sequences: 64, start: 3, periods: [4], active: 2, highest_rate: 0.2}}
+arms:
+  batchtopk: {{kind: batchtopk, features: 32, k: 3}}
+  positional: {{kind: positional, features: 32, k: 3, groups: 3}}
+training: {{steps: {steps}, batch_size: 64, learning_rate: 0.005, log_every: 5, checkpoint_every: 10, held_out: 0.25, dead_after: 2000}}
+"""
+WORKER = ROOT / "tests" / "company_worker.py"
+
+
+def study(folder: Path, steps: int) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(STUDY.format(steps=steps))
+    return path
+
+
+def alike(one: Path, other: Path) -> None:
+    """Two dictionaries of the same features up to the order of sums."""
+    first, second = (load_dictionary(folder).decoder.detach() for folder in (one, other))
+    assert torch.allclose((first * second).sum(1), torch.ones(len(first)), atol=1e-4), one.name
+
+
+def test_alone_everything_is_what_it_was():
+    values, full = torch.tensor([3.0, 1.0]), torch.tensor([0, 1])
+    assert (processes.rank(), processes.count(), processes.speaks()) == (0, 1, True)
+    assert processes.total(7) == 7 and processes.anywhere(True) and processes.told(lambda: 5) == 5
+    assert processes.summed(values) is values and processes.gathered(values).values is values
+    assert processes.gathered(values).ours(full) is full
+    assert float(processes.smallest(values)) == 1 and float(processes.smallest(values[:0])) == float("inf")
+
+
+def test_every_exchange_is_over_all_processes(tmp_path):
+    run_together(3, WORKER, "exchanges", tmp_path)
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(3)]
+    for own in found:
+        assert own["total"] == 6 and own["anywhere"] == [True, False] and own["told"] == {"by": 0}
+        assert own["gathered"] == [0, 10, 11, 20, 21, 22] and own["nothing"] == []
+        assert own["smallest"] == [1, 10, float("inf")]
+        assert own["gradient"] == [3 * 2 * 12 * (found.index(own) + 1)]  # each process has the same loss, (2 + 4 + 6)^2
+        assert own["summed"] == [6, 6] and own["same"] == [0, 0]
+    assert [own["ours"] for own in found] == [[0], [0, 1], []]
+
+
+def test_a_process_that_ends_early_is_named_once_and_ends_all(tmp_path):
+    with torchrun(2, WORKER, "failing", tmp_path) as process:
+        said = process.communicate()[0]
+    assert process.returncode != 0
+    named = re.findall("error: process 1 of 2 on .+ ended: this process has no room", said)
+    assert len(named) == 1, said
+
+
+def test_arms_that_compare_rows_are_for_one_process(monkeypatch):
+    TSAE(features=8, k=2).check_training("tokens")
+    monkeypatch.setattr("temporallens.dictionaries.config.count", lambda: 2)
+    with pytest.raises(TemporalLensError, match="'tsae' compare the rows of a batch with each other, so that 2 processes cannot share it"):
+        TSAE(features=8, k=2).check_training("tokens")
+    TFA(features=64, k=4).check_training("rows")
+    with pytest.raises(TemporalLensError, match="'tfa' compare"):
+        TFA(features=64, k=4, context="other").check_training("rows")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_train_the_dictionaries_that_one_trains(tmp_path):
+    ActivationStore.from_arrays(sparse_world(), tmp_path / "store", documents=np.arange(SEQUENCES) % DOCUMENTS)
+    train_all(tmp_path, "alone")
+    run_together(2, WORKER, "training", tmp_path, "shared")
+    for arms, suffix in ((ARMS, ""), (ROW_ARMS, "-rows")):
+        for name in arms:
+            one, many = tmp_path / f"alone{suffix}" / name, tmp_path / f"shared{suffix}" / name
+            alike(one, many)
+            alone, shared = load_history(one / "history.safetensors"), load_history(many / "history.safetensors")
+            for column in ("loss", "l0", "position_loss", "position_count", "dead_features", "position_weight"):
+                assert np.allclose(alone[column], shared[column], rtol=1e-3, equal_nan=True), (name, column)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_with_another_number_of_processes_after_one_was_killed(tmp_path):
+    path, whole, shared = study(tmp_path, 400), tmp_path / "whole", tmp_path / "shared"
+    run_together(1, "-m", "temporallens", "evaluate", path, "--out", whole)
+    with torchrun(2, "-m", "temporallens", "evaluate", path, "--out", shared) as process:
+        while not list(shared.glob("arms/world/checkpoint-*")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        started = time.monotonic()
+        os.kill(process_of(1, process.pid), signal.SIGKILL)
+        said = process.communicate()[0]
+    assert process.returncode != 0 and time.monotonic() - started < 60
+    assert len(re.findall(r"process 1 of 2 on .+ has not been heard of for \d+ seconds", said)) == 1, said
+    assert not list(shared.glob("arms/world/*/training.json"))
+    run_together(1, "-m", "temporallens", "evaluate", path, "--out", shared)
+    run_together(4, "-m", "temporallens", "evaluate", path, "--out", tmp_path / "four")
+    for folder in (shared, tmp_path / "four"):
+        for first, second in zip(load_results(whole).runs, load_results(folder).runs, strict=True):
+            assert abs(first.fve - second.fve) < 1e-3
+            alike(whole / "arms" / first.id.path, folder / "arms" / second.id.path)
