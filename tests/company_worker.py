@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from temporallens import processes
+from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.budgeted import Budgeted
@@ -78,6 +79,13 @@ def train_all(folder: Path, out: str) -> None:
         train_arms(ActivationStore(folder / "store"), [ArmRun(name, arm, 0) for name, arm in arms.items()], policy, folder / place)
 
 
+def harvest_all(folder: Path, out: str) -> None:
+    """Two layers of the tiny model over the text in a folder."""
+    shared = {"model": str(folder / "llama"), "text": str(folder / "text.jsonl"), "context_length": 16, "batch_size": 4}
+    policies = [HarvestPolicy(layer=layer, **shared) for layer in (0, 1)]
+    harvest_policy(policies, [folder / out / "low", folder / out / "high"])
+
+
 def failing(folder: Path) -> None:
     """Process 1 cannot go on; the others wait for it."""
     if processes.rank() == 1:
@@ -89,4 +97,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     work, place = sys.argv[1], Path(sys.argv[2])
     with processes.joined():
-        {"exchanges": exchanges, "failing": failing, "training": lambda folder: train_all(folder, sys.argv[3])}[work](place)
+        {"exchanges": exchanges, "failing": failing, "training": train_all, "harvest": harvest_all}[work](place, *sys.argv[3:])

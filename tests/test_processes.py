@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from companies import ROOT, process_of, run_together, torchrun
-from company_worker import ARMS, ROW_ARMS, train_all
+from company_worker import ARMS, ROW_ARMS, harvest_all, train_all
 from conftest import DOCUMENTS, SEQUENCES, sparse_world
 from temporallens import processes
 from temporallens.activations.store import ActivationStore
@@ -22,6 +22,8 @@ from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.training.history import load_history
+from tiny_models import tiny_model
+from tiny_studies import documents
 
 STUDY = """\
 name: shared
@@ -85,6 +87,20 @@ def test_arms_that_compare_rows_are_for_one_process(monkeypatch):
     TFA(features=64, k=4).check_training("rows")
     with pytest.raises(TemporalLensError, match="'tfa' compare"):
         TFA(features=64, k=4, context="other").check_training("rows")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_harvest_the_bytes_that_one_harvests(tmp_path):
+    tiny_model("llama", tmp_path / "llama")
+    (tmp_path / "text.jsonl").write_text(documents(150))
+    harvest_all(tmp_path, "alone")
+    run_together(3, WORKER, "harvest", tmp_path, "shared")
+    for layer in ("low", "high"):
+        files = [path for path in sorted((tmp_path / "alone" / layer).iterdir()) if path.name != ".lock"]
+        assert len(files) == 4
+        for path in files:
+            assert path.read_bytes() == (tmp_path / "shared" / layer / path.name).read_bytes(), path
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ every function below gives back what it was given. `torchrun` starts the process
 after the others: nothing here has a timeout of its own, for a process may wait for hours while process 0 measures.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -187,6 +188,45 @@ def _alike(values: Tensor) -> Tensor:
     with _exchange():
         dist.all_gather(list(found.chunk(count())), values)
     return found
+
+
+def dealt(items: Iterable[T], work: Callable[[T], list[Tensor]]) -> Iterator[tuple[T, list[Tensor]]]:
+    """Items in their order with what `work` makes of each, for process 0: all of them work, each on one of so many items. The others, who
+    should have the same items, get nothing."""
+    waiting = iter(items)
+    while turn := list(itertools.islice(waiting, count())):
+        own = work(turn[rank()]) if rank() < len(turn) else []
+        if rank() == 0:
+            yield turn[0], own
+            yield from ((item, _received(sender)) for sender, item in enumerate(turn[1:], 1))
+        elif rank() < len(turn):
+            _send(own)
+
+
+def _send(tensors: list[Tensor]) -> None:
+    """Tensors on the processor, to process 0."""
+    kinds = json.dumps([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors]).encode()
+    header = torch.frombuffer(bytearray(kinds), dtype=torch.uint8)
+    with _exchange():
+        for content in (torch.tensor([len(header)], device="cpu"), header, *(_as_bytes(tensor) for tensor in tensors)):
+            dist.send(content, 0)
+
+
+def _received(sender: int) -> list[Tensor]:
+    with _exchange():
+        size = torch.empty(1, dtype=torch.int64, device="cpu")
+        dist.recv(size, sender)
+        header = torch.empty(int(size), dtype=torch.uint8, device="cpu")
+        dist.recv(header, sender)
+        kinds = json.loads(header.numpy().tobytes())
+        tensors = [torch.empty(shape, dtype=getattr(torch, kind), device="cpu") for kind, shape in kinds]
+        for tensor in tensors:
+            dist.recv(_as_bytes(tensor), sender)
+    return tensors
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def once(work: Callable[[], object]) -> None:

@@ -67,19 +67,6 @@ def test_a_restored_loader_goes_on_exactly(store, before, seed):
         loader.close()
 
 
-def test_processes_share_the_sequences_without_overlap(store):
-    seen = []
-    for rank in range(2):
-        loader = small(store, rank=rank, world=2)
-        mine = set()
-        while loader.cursor.epoch == 0:
-            mine |= set(next(loader).sequence.tolist())
-        loader.close()
-        seen.append(mine)
-    assert not seen[0] & seen[1]
-    assert len(seen[0] | seen[1]) > 0.9 * store.sequences
-
-
 def test_mixing_is_reported(store):
     loader = small(store, window_bytes=1 << 20)
     mixing = loader.mixing()

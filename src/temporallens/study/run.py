@@ -51,7 +51,7 @@ from temporallens.training.checkpoint import checkpoint_file, other_checkpoints,
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
 
-SHARED: tuple[Kind, ...] = ("train",)
+SHARED: tuple[Kind, ...] = ("harvest", "train")
 """Kinds of stages of which several processes share the work; the others are those of process 0, for which the rest wait."""
 
 TOGETHER = 16
@@ -234,7 +234,7 @@ def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         yield from group
     for stage in stages:
         if stage.activations not in policies:
-            make_store(run.study.activations[stage.activations], run.path(stage))
+            processes.once(partial(make_store, run.study.activations[stage.activations], run.path(stage)))
             yield stage
 
 

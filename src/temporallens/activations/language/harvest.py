@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from temporallens import processes
 from temporallens.activations.clocks import Clock, TokenMarks, TokenRow
 from temporallens.activations.expressions import canonical, clock_of
 from temporallens.activations.language.corpora import Corpus, at_commit, open_corpus
@@ -169,22 +170,13 @@ class TokenBatch(NamedTuple):
         return sum(len(row.tokens) for row in self.rows)
 
 
-class Writer(NamedTuple):
-    """The store of one layer, and the appends that it holds from before an interruption."""
-
-    layer: Layer
-    store: StoreWriter
-    done: int
-    beside: tuple[Layer, ...] = ()  # the other layer of a pair, whose sinks are left out of both
-
-
 class _Planned(NamedTuple):
     """One store to be written."""
 
     layer: Layer
     out: Path
     description: StoreDescription
-    beside: tuple[Layer, ...] = ()
+    beside: tuple[Layer, ...] = ()  # the other layer of a pair, whose sinks are left out of both
 
 
 @overload
@@ -256,11 +248,13 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     clock = clock_of(policy.clock)
     planned = [store for one, out in zip(policies, outs, strict=True) for store in _planned(one, out, model, text)]
     with ExitStack() as stack:
-        for out in outs:
-            stack.enter_context(locked(out))
-        writers = [_writer(store) for store in planned if not _finished(store.out, store.description)]
-        if writers:
-            _fill(writers, model, text, policy, clock, marks)
+        if processes.rank() == 0:
+            for out in outs:
+                stack.enter_context(locked(out))
+        pending = processes.told(lambda: [number for number, store in enumerate(planned) if not _finished(store.out, store.description)])
+        if pending:
+            _fill([planned[number] for number in pending], model, text, policy, clock, marks)
+        processes.wait()
     return [ActivationStore(out) for out in outs]
 
 
@@ -356,34 +350,43 @@ def _completed(recorded: StoreDescription, wanted: StoreDescription) -> StoreDes
     return recorded.model_copy(update={"source": source | known, "policies": policies | {"compute_dtype": recorded.dtype}})
 
 
-def _writer(planned: _Planned) -> Writer:
-    store = StoreWriter(planned.out, planned.description)
-    return Writer(planned.layer, store, store.appends_done, planned.beside)
-
-
-def _fill(writers: Sequence[Writer], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
-    """Run the schedule from where the least advanced of the stores stands, and finish them all."""
+def _fill(stores: Sequence[_Planned], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
+    """Run the schedule from where the least advanced of the stores stands, and finish them all. Several processes read batches in turn,
+    and process 0 writes them."""
     if text.summary is not None:
         note(text.summary)
     shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
     whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text, readers=clock.readers)
     rows, total = counted(_limited(whole, policy.max_tokens, policy.context_length), policy.max_tokens)
     left = _padding(policy, model) == "left"
-    layers = list(dict.fromkeys(layer for writer in writers for layer in (writer.layer, *writer.beside)))
-    start = min(writer.done for writer in writers)
-    together = rows_together(policy.batch_size)
+    layers = list(dict.fromkeys(layer for store in stores for layer in (store.layer, *store.beside)))
+    writers = [StoreWriter(store.out, store.description) for store in stores] if processes.rank() == 0 else []
+    done = processes.told(lambda: [writer.appends_done for writer in writers])
+    batches = enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left))
+
+    def read(numbered: tuple[int, TokenBatch]) -> list[Tensor]:
+        """The columns of the rows of every store that has them not yet."""
+        number, batch = numbered
+        streams = read_streams(model, batch, layers, policy.batch_size)
+        columns = columns_of(batch, clock, marks, policy.context_length)
+        found: list[Tensor] = []
+        for store, before in zip(stores, done, strict=True):
+            if number >= before:
+                beside = [streams[layer] for layer in store.beside]
+                found += store_rows(streams[store.layer], batch, columns, policy.norm_multiple, beside)
+        return found
+
     with progress(f"Harvesting {model.title}", total, "tokens") as advance, background() as submit:
-        for number, batch in enumerate(schedule(rows, together, model.padding_token, left)):
-            if number >= start:
-                streams = read_streams(model, batch, layers, policy.batch_size)
-                columns = columns_of(batch, clock, marks, policy.context_length)
-                for writer in writers:
-                    if number >= writer.done:
-                        beside = [streams[layer] for layer in writer.beside]
-                        submit(writer.store.append, store_rows(streams[writer.layer], batch, columns, policy.norm_multiple, beside))
+        for _, batch in itertools.islice(batches, min(done)):
+            advance(batch.size)
+        for (number, batch), found in processes.dealt(batches, read):
+            columns = iter(found)
+            for writer, before in zip(writers, done, strict=True):
+                if number >= before:
+                    submit(writer.append, Rows(*itertools.islice(columns, len(Rows._fields))))
             advance(batch.size)
     for writer in writers:
-        writer.store.finish()
+        writer.finish()
 
 
 def _limited(rows: Iterable[TokenRow], max_tokens: int | None, context_length: int) -> Iterator[TokenRow]:
