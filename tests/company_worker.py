@@ -21,9 +21,9 @@ from temporallens.dictionaries.arms.standard import Standard
 from temporallens.dictionaries.arms.tfa import TFA
 from temporallens.dictionaries.arms.topk import TopK
 from temporallens.errors import TemporalLensError
+from temporallens.training import trainer
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.trainee import ArmRun
-from temporallens.training.trainer import train_arms
 
 ARMS = {
     "batchtopk": BatchTopK(features=64, k=4),
@@ -76,7 +76,7 @@ def exchanges(folder: Path) -> None:
 def train_all(folder: Path, out: str) -> None:
     """Train every arm on the store in a folder."""
     for arms, policy, place in ((ARMS, POLICY, out), (ROW_ARMS, ROWS, f"{out}-rows")):
-        train_arms(ActivationStore(folder / "store"), [ArmRun(name, arm, 0) for name, arm in arms.items()], policy, folder / place)
+        trainer.train_arms(ActivationStore(folder / "store"), [ArmRun(name, arm, 0) for name, arm in arms.items()], policy, folder / place)
 
 
 def harvest_all(folder: Path, out: str) -> None:
@@ -84,6 +84,21 @@ def harvest_all(folder: Path, out: str) -> None:
     shared = {"model": str(folder / "llama"), "text": str(folder / "text.jsonl"), "context_length": 16, "batch_size": 4}
     policies = [HarvestPolicy(layer=layer, **shared) for layer in (0, 1)]
     harvest_policy(policies, [folder / out / "low", folder / out / "high"])
+
+
+def small_windows(*_: Any) -> int:
+    """Rows of a stream's windows: few, so that there are several."""
+    return 640
+
+
+def learn_from_stream(folder: Path, out: str) -> None:
+    """One dictionary from a stream."""
+    policy = HarvestPolicy(
+        model=str(folder / "llama"), text=str(folder / "text.jsonl"), layer=1, context_length=16, stream=True, stored_every=4
+    )
+    (store,) = harvest_policy([policy], [folder / out / "store"])
+    run = ArmRun("batchtopk", BatchTopK(features=64, k=4), 0)
+    trainer.train_arms(store, [run], TrainingPolicy(steps=60, batch_size=64, log_every=10, held_out=0.5), folder / out, stream=policy)
 
 
 def failing(folder: Path) -> None:
@@ -95,6 +110,7 @@ def failing(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work, place = sys.argv[1], Path(sys.argv[2])
+    trainer.window_rows = small_windows
+    works = (exchanges, failing, train_all, harvest_all, learn_from_stream)
     with processes.joined():
-        {"exchanges": exchanges, "failing": failing, "training": train_all, "harvest": harvest_all}[work](place, *sys.argv[3:])
+        {work.__name__: work for work in works}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from companies import ROOT, process_of, run_together, torchrun
-from company_worker import ARMS, ROW_ARMS, harvest_all, train_all
+from company_worker import ARMS, ROW_ARMS, harvest_all, learn_from_stream, small_windows, train_all
 from conftest import DOCUMENTS, SEQUENCES, sparse_world
 from temporallens import processes
 from temporallens.activations.store import ActivationStore
@@ -21,6 +21,7 @@ from temporallens.dictionaries.arms.tsae import TSAE
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
+from temporallens.training import trainer
 from temporallens.training.history import load_history
 from tiny_models import tiny_model
 from tiny_studies import documents
@@ -91,16 +92,20 @@ def test_arms_that_compare_rows_are_for_one_process(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_processes_harvest_the_bytes_that_one_harvests(tmp_path):
+def test_processes_harvest_the_bytes_that_one_harvests_and_share_a_stream(tmp_path, monkeypatch):
     tiny_model("llama", tmp_path / "llama")
     (tmp_path / "text.jsonl").write_text(documents(150))
     harvest_all(tmp_path, "alone")
-    run_together(3, WORKER, "harvest", tmp_path, "shared")
+    run_together(3, WORKER, "harvest_all", tmp_path, "shared")
     for layer in ("low", "high"):
         files = [path for path in sorted((tmp_path / "alone" / layer).iterdir()) if path.name != ".lock"]
         assert len(files) == 4
         for path in files:
             assert path.read_bytes() == (tmp_path / "shared" / layer / path.name).read_bytes(), path
+    monkeypatch.setattr(trainer, "window_rows", small_windows)
+    learn_from_stream(tmp_path, "alone")
+    run_together(2, WORKER, "learn_from_stream", tmp_path, "shared")
+    alike(tmp_path / "alone" / "batchtopk", tmp_path / "shared" / "batchtopk")
 
 
 @pytest.mark.slow
@@ -108,7 +113,7 @@ def test_processes_harvest_the_bytes_that_one_harvests(tmp_path):
 def test_processes_train_the_dictionaries_that_one_trains(tmp_path):
     ActivationStore.from_arrays(sparse_world(), tmp_path / "store", documents=np.arange(SEQUENCES) % DOCUMENTS)
     train_all(tmp_path, "alone")
-    run_together(2, WORKER, "training", tmp_path, "shared")
+    run_together(2, WORKER, "train_all", tmp_path, "shared")
     for arms, suffix in ((ARMS, ""), (ROW_ARMS, "-rows")):
         for name in arms:
             one, many = tmp_path / f"alone{suffix}" / name, tmp_path / f"shared{suffix}" / name

@@ -3,6 +3,8 @@ products go through the processor's cache part by part."""
 
 import ctypes
 import functools
+import resource
+import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """What glibc's `mallopt` calls them (`malloc.h`)."""
@@ -15,6 +17,15 @@ KEPT = 1 << 30
 
 CACHED_ROWS = 512
 """Rows of a weight matrix that are worked on at a time, where a product in between would else leave the processor's cache."""
+
+
+def most_memory() -> int:
+    """Bytes that this process has held at most: of the accelerator where it uses one, else resident ones."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)  # bytes there
 
 
 @functools.cache

@@ -26,13 +26,14 @@ T = TypeVar("T")
 FOR_EVER = timedelta(days=365)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Company:
     """The processes of `torchrun`, and which of them this is."""
 
     rank: int
     count: int
     heartbeats: Heartbeats
+    beside: Any = None  # connections for a thread
 
 
 _companies: list[_Company] = []
@@ -74,6 +75,7 @@ def joined() -> Iterator[None]:
     try:
         with _exchange():
             dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=FOR_EVER)
+            company.beside = dist.new_group(backend="gloo", timeout=FOR_EVER)
         yield
         wait()
     except BaseException as error:
@@ -190,6 +192,40 @@ def _alike(values: Tensor) -> Tensor:
     return found
 
 
+def spread(items: Iterable[T], work: Callable[[T], list[Tensor]], stopped: Callable[[], bool]) -> Iterator[list[Tensor]]:
+    """What `work` makes of items, in their order and for all processes, each of which works on one of so many. It ends early once any
+    process says that it is stopped. It has connections of its own, so it may go on in a thread beside everything else."""
+    waiting = iter(items)
+    while turn := list(itertools.islice(waiting, count())):
+        if not _companies:
+            if stopped():
+                return
+            yield work(turn[0])
+            continue
+        group = _companies[-1].beside
+        stop = torch.tensor(int(stopped()), device="cpu")
+        with _exchange():
+            dist.all_reduce(stop, dist.ReduceOp.MAX, group)
+        if stop:
+            return
+        own = work(turn[rank()]) if rank() < len(turn) else []
+        yield from (_broadcast(own if sender == rank() else None, sender, group) for sender in range(len(turn)))
+
+
+def _broadcast(tensors: list[Tensor] | None, sender: int, group: Any) -> list[Tensor]:
+    """The tensors on the processor that the sender has."""
+    header = _header(tensors) if tensors is not None else None
+    with _exchange():
+        size = torch.tensor([0 if header is None else len(header)], device="cpu")
+        dist.broadcast(size, sender, group)
+        header = torch.empty(int(size), dtype=torch.uint8, device="cpu") if header is None else header
+        dist.broadcast(header, sender, group)
+        tensors = _room(header) if tensors is None else tensors
+        for tensor in tensors:
+            dist.broadcast(_as_bytes(tensor), sender, group)
+    return tensors
+
+
 def dealt(items: Iterable[T], work: Callable[[T], list[Tensor]]) -> Iterator[tuple[T, list[Tensor]]]:
     """Items in their order with what `work` makes of each, for process 0: all of them work, each on one of so many items. The others, who
     should have the same items, get nothing."""
@@ -205,8 +241,7 @@ def dealt(items: Iterable[T], work: Callable[[T], list[Tensor]]) -> Iterator[tup
 
 def _send(tensors: list[Tensor]) -> None:
     """Tensors on the processor, to process 0."""
-    kinds = json.dumps([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors]).encode()
-    header = torch.frombuffer(bytearray(kinds), dtype=torch.uint8)
+    header = _header(tensors)
     with _exchange():
         for content in (torch.tensor([len(header)], device="cpu"), header, *(_as_bytes(tensor) for tensor in tensors)):
             dist.send(content, 0)
@@ -218,11 +253,22 @@ def _received(sender: int) -> list[Tensor]:
         dist.recv(size, sender)
         header = torch.empty(int(size), dtype=torch.uint8, device="cpu")
         dist.recv(header, sender)
-        kinds = json.loads(header.numpy().tobytes())
-        tensors = [torch.empty(shape, dtype=getattr(torch, kind), device="cpu") for kind, shape in kinds]
+        tensors = _room(header)
         for tensor in tensors:
             dist.recv(_as_bytes(tensor), sender)
     return tensors
+
+
+def _header(tensors: list[Tensor]) -> Tensor:
+    """Types and shapes."""
+    kinds = [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors]
+    return torch.frombuffer(bytearray(json.dumps(kinds).encode()), dtype=torch.uint8)
+
+
+def _room(header: Tensor) -> list[Tensor]:
+    """Tensors of these types and shapes."""
+    kinds = json.loads(header.numpy().tobytes())
+    return [torch.empty(shape, dtype=getattr(torch, kind), device="cpu") for kind, shape in kinds]
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

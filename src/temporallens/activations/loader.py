@@ -11,6 +11,7 @@ epoch's permutation, and as many as fit into `batch_size` rows, excluded ones co
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -50,6 +51,7 @@ class _Window(NamedTuple):
     rows: Batch
     bounds: list[int]  # rows at which batches begin, and where the last one ends
     before: Int[Tensor, " M"] | None  # where in the window the token before each row is; the row itself where there is none
+    following: "Cursor"  # where the next window is
 
 
 class Cursor(NamedTuple):
@@ -67,11 +69,47 @@ class Mixing(NamedTuple):
     position_entropy: float  # entropy of positions in bits, over that of the store's positions; 1 is perfect
 
 
+class Windows(ABC):
+    """Where the rows of windows come from; asked by one thread at a time."""
+
+    @abstractmethod
+    def read(self, epoch: int, window: int) -> tuple[Rows, Float[Tensor, "N D"] | None, bool]:
+        """Rows of whole sequences; what is to be given back of them, where it is something else; and whether the epoch ends here."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to stop)
+        """No more windows are wanted, not even one that is being read."""
+
+
+def window_rows(store: ActivationStore, batch_size: int, window_bytes: int = WINDOW_BYTES) -> int:
+    """How many rows a window should have."""
+    row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4) * (1 if store.target is None else 2)
+    return max(window_bytes // row_bytes, 4 * batch_size)
+
+
+class StoredWindows(Windows):
+    """Windows of about so many rows from a store, of sequences that are permuted over all of it, anew in every epoch."""
+
+    def __init__(self, store: ActivationStore, sequences: Int[np.ndarray, " n"], seed: int, rows: int, whole: bool) -> None:
+        self._store, self._sequences, self._seed, self._whole = store, sequences, seed, whole
+        mean_length = max(1.0, store.rows / store.sequences)
+        self._size = max(1, min(len(sequences), math.ceil(rows / mean_length)))
+        self._windows = max(1, len(sequences) // self._size)
+
+    def read(self, epoch: int, window: int) -> tuple[Rows, Float[Tensor, "N D"] | None, bool]:
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._sequences)
+        first, last = window * self._size, window == self._windows - 1
+        entries = order[first : len(order) if last else first + self._size]
+        entries = entries if self._whole else np.sort(entries)
+        target = None if self._store.target is None else self._store.target.read(entries).x
+        return self._store.read(entries), target, last
+
+
 class Loader:
     """Endless shuffled batches of exactly `batch_size` kept rows (no sinks, no special tokens) of the given sequences, or, with `whole`, of
     the kept rows of as many whole sequences as have no more than `batch_size` rows.
 
-    With `neighbours`, the same batches also carry the activation of the token before each row: windows hold whole sequences.
+    `windows` may come from elsewhere than from the store. With `neighbours`, the same batches also carry the activation of the token
+    before each row: windows hold whole sequences.
     Raises TemporalLensError when the sequences hold fewer kept rows than one batch, or one of them has more rows than a batch.
     """
 
@@ -85,6 +123,7 @@ class Loader:
         window_bytes: int = WINDOW_BYTES,
         neighbours: bool = False,
         whole: bool = False,
+        windows: "Windows | None" = None,
     ) -> None:
         self._store, self._sequences, self._batch_size, self._seed = store, np.asarray(sequences), batch_size, seed
         self._neighbours, self._whole = neighbours, whole
@@ -92,11 +131,8 @@ class Loader:
         longest = int(store.sequence_table.length[self._sequences].max(initial=0))
         if whole and longest > batch_size:
             raise TemporalLensError(f"rows of {longest} tokens do not fit into batches of {batch_size}: raise training.batch_size")
-        row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4) * (1 if store.target is None else 2)
-        mean_length = max(1.0, store.rows / store.sequences)
-        window_rows = max(window_bytes // row_bytes, 4 * batch_size)
-        self._window_sequences = max(1, min(len(self._order(0)), math.ceil(window_rows / mean_length)))
-        self._windows = max(1, len(self._order(0)) // self._window_sequences)
+        size = window_rows(store, batch_size, window_bytes)
+        self._windows = windows or StoredWindows(store, self._sequences, seed, size, whole)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._ahead: tuple[Cursor, Future[_Window]] | None = None
         self._current: _Window | None = None
@@ -107,21 +143,15 @@ class Loader:
         return self._cursor
 
     def restore(self, cursor: Cursor) -> None:
-        self._cursor = Cursor(*cursor)
-        self._current, self._ahead = None, None
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._sequences)
+        before, self._cursor = self._cursor, Cursor(*cursor)
+        if before[:2] != self._cursor[:2]:
+            self._current = None
 
     def _read(self, epoch: int, window: int) -> _Window:
-        order = self._order(epoch)
-        first = window * self._window_sequences
-        last = len(order) if window == self._windows - 1 else first + self._window_sequences
-        entries = order[first:last] if self._whole else np.sort(order[first:last])
-        rows = self._store.read(entries)
+        rows, target, last = self._windows.read(epoch, window)
         kept = (rows.excluded == 0).nonzero()[:, 0]
         if self._whole:
-            ends = _whole_batches(self._store.sequence_table.length[entries], self._batch_size)
+            ends = _whole_batches(runs_of(rows), self._batch_size)
             shuffled, bounds = kept, torch.searchsorted(kept, torch.from_numpy(ends)).tolist()
         else:
             shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, 0)).permutation(kept.numpy()))
@@ -130,11 +160,9 @@ class Loader:
         chain = _chained(context, kept) if self._whole else None
         context = context.rows(shuffled)
         chosen = Batch(rows.x[shuffled], rows.position[shuffled].long(), rows.sequence[shuffled], context.token, context.token_before)
-        target = None if self._store.target is None else self._store.target.read(entries).x[shuffled]
-        return _Window(chosen._replace(before=chain, target=target), bounds, _before(rows, shuffled) if self._neighbours else None)
-
-    def _after(self, cursor: Cursor) -> Cursor:
-        return Cursor(cursor.epoch, cursor.window + 1, 0) if cursor.window + 1 < self._windows else Cursor(cursor.epoch + 1, 0, 0)
+        chosen = chosen._replace(before=chain, target=None if target is None else target[shuffled])
+        following = Cursor(epoch + 1, 0, 0) if last else Cursor(epoch, window + 1, 0)
+        return _Window(chosen, bounds, _before(rows, shuffled) if self._neighbours else None, following)
 
     def _window(self) -> _Window:
         if self._current is None:
@@ -148,7 +176,7 @@ class Loader:
                 raise TemporalLensError(
                     f"a window of {self._store.folder} holds {usable} usable rows, fewer than one batch of {self._batch_size}"
                 )
-            following = self._after(cursor)
+            following = self._current.following
             self._ahead = (following, self._reader.submit(self._read, following.epoch, following.window))
         return self._current
 
@@ -156,7 +184,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        rows, bounds, before = self._window()
+        rows, bounds, before, following = self._window()
         number = bounds.index(self._cursor.row)
         first, last = bounds[number : number + 2]
         batch = _part(rows, first, last)
@@ -170,16 +198,17 @@ class Loader:
         if number + 2 < len(bounds):
             self._cursor = self._cursor._replace(row=last)
         else:  # a tail shorter than a batch is left out; another permutation leaves out other rows
-            self._cursor, self._current = self._after(self._cursor), None
+            self._cursor, self._current = following, None
         return batch
 
     def close(self) -> None:
+        self._windows.close()
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._current, self._ahead = None, None
 
     def mixing(self, batches: int = 4) -> Mixing:
         """Look at `batches` batches from the start of the first window, without moving the loader."""
-        window, bounds, _ = self._read(0, 0)
+        window, bounds, *_ = self._read(0, 0)
         if len(bounds) < 2:
             usable = len(window.x)
             raise TemporalLensError(
@@ -197,6 +226,12 @@ def _part(rows: Batch, first: int, last: int) -> Batch:
     x, position, sequence, token, token_before = (column[first:last] for column in rows[:5])
     target = None if rows.target is None else rows.target[first:last]
     return Batch(x, position, sequence, token, token_before, before=before, target=target)
+
+
+def runs_of(rows: Rows) -> Int64[np.ndarray, " n"]:
+    """Lengths of the runs of rows that are of one sequence and document."""
+    owners = torch.stack([rows.sequence, rows.document])
+    return torch.unique_consecutive(owners, dim=1, return_counts=True)[1].numpy()
 
 
 def _whole_batches(lengths: Int[np.ndarray, " n"], most: int) -> Int64[np.ndarray, " k"]:

@@ -120,11 +120,16 @@ def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     tokens, sizes = harvest_tokens(policy), model_sizes(policy.model)
     if tokens is None or sizes is None:
         return Amount(tokens, None, None)
-    blocks = block_of(policy.layer) + 1
     element = 4 if policy.dtype == "float32" else 2
-    seconds = tokens * blocks * speeds.block(sizes, precision(policy.precision)) if blocks else 0.0
+    seconds = _reading(policy, sizes, tokens, speeds)
     seconds += LOADING_SECONDS + (_text_size(policy)[0] or tokens) / TOKENISED_PER_SECOND
     return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), seconds)
+
+
+def _reading(policy: HarvestPolicy, sizes: ModelSizes, tokens: int, speeds: Speeds) -> float:
+    """Seconds for so many tokens through the blocks of the model that are needed."""
+    blocks = block_of(policy.layer) + 1
+    return tokens * blocks * speeds.block(sizes, precision(policy.precision)) if blocks else 0.0
 
 
 def _making(policy: WorldPolicy | RecordsPolicy, speeds: Speeds) -> float:
@@ -146,7 +151,11 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
         return Amount(tokens, None, None)
     entries = width * arm.features
     products = tokens * entries * (SPARSE_PRODUCTS if arm.level == "k" else DENSE_PRODUCTS)
-    return Amount(tokens, 2 * 4 * entries, products / speeds.products())
+    seconds = products / speeds.products()
+    policy = study.activations[stage.activations]
+    if isinstance(policy, HarvestPolicy) and policy.stream and (sizes := model_sizes(policy.model)):  # one pass for all dictionaries
+        seconds += _reading(policy, sizes, tokens, speeds) / sum(run.activations == stage.activations for run in study.trainings())
+    return Amount(tokens, 2 * 4 * entries, seconds)
 
 
 def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
@@ -187,14 +196,16 @@ def tokens_of(policy: Activations) -> int | None:
 
 
 def harvest_tokens(policy: HarvestPolicy) -> int | None:
-    """About how many tokens a harvest reads: what its text holds, bounded by its policy; None when neither is known."""
+    """About how many tokens a harvest reads: what its text holds, bounded by its policy, and of a stream what is stored of it; None when
+    neither is known."""
     in_text, documents = _text_size(policy)
     bounds = [in_text, policy.max_tokens]
     if documents is not None and policy.rows_per_document is not None:
         bounds.append(documents * policy.rows_per_document * policy.context_length)
     elif documents is not None and policy.rows == "document":
         bounds.append(documents * policy.context_length)
-    return min((bound for bound in bounds if bound is not None), default=None)
+    tokens = min((bound for bound in bounds if bound is not None), default=None)
+    return tokens // policy.stored_every if policy.stream and tokens is not None else tokens
 
 
 def _text_size(policy: HarvestPolicy) -> tuple[int | None, int | None]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 
 from temporallens import processes
-from temporallens.activations.language.harvest import harvest_policy
+from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.arms.pretrained import Pretrained
@@ -257,7 +257,9 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         if processes.told(partial(_trained_before, [run.folder / stage.proof for stage in group], checkpoint)):
             processes.once(partial(remove_checkpoints, checkpoint))
         else:
-            train_arms(store, arms, run.study.training, folder)
+            policy = run.study.activations[entry]
+            stream = policy if isinstance(policy, HarvestPolicy) and policy.stream else None
+            train_arms(store, arms, run.study.training, folder, stream=stream)
         yield from group
 
 

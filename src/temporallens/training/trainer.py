@@ -6,6 +6,7 @@ never stopped. Several processes share every batch, and process 0 writes: nothin
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 
 from temporallens import processes
-from temporallens.activations.loader import Cursor, Loader
+from temporallens.activations.language.harvest import HarvestPolicy
+from temporallens.activations.language.streams import StreamedWindows
+from temporallens.activations.loader import Cursor, Loader, window_rows
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import ArmConfig, Dictionary
@@ -33,13 +36,20 @@ from temporallens.training.scales import position_scales
 from temporallens.training.snapshots import save_snapshot, snapshot_file
 from temporallens.training.trainee import ArmRun, Trainee
 from temporallens.training.views import Views
+from temporallens.training.watch import Watch
 
 
 @own_defaults()
 def train_arms(
-    store: ActivationStore, runs: Sequence[ArmRun], policy: TrainingPolicy, out: Path | str, device: str | None = None
+    store: ActivationStore,
+    runs: Sequence[ArmRun],
+    policy: TrainingPolicy,
+    out: Path | str,
+    device: str | None = None,
+    stream: HarvestPolicy | None = None,
 ) -> dict[str, TrainedArm]:
-    """Train `runs` side by side; each leaves `out/<name>/` with its dictionary, `history.safetensors` and `training.json`.
+    """Train `runs` side by side; each leaves `out/<name>/` with its dictionary, `history.safetensors` and `training.json`. With `stream`,
+    by which the store was harvested, batches come from its model, and the store says what is known beforehand.
 
     Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError for runs
     that are none, when the store has a target, when it cannot be divided by document, when a loss is not finite, or when a dictionary's
@@ -62,18 +72,19 @@ def train_arms(
     trainees = [Trainee(run, store.width, store.positions, policy, target, scales, expectations.of(run.arm)) for run in runs]
     neighbours = any(trainee.dictionary.wants_previous for trainee in trainees)
     whole = policy.batches == "rows"
-    loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours, whole=whole)
-    mixing = loader.mixing()
-    start = partial(Dictionary.begin, store=store, entries=split.train, centre=inputs.centre, scale=inputs.scale)
-    _learn(trainees, loader, inputs.to(target), policy, checkpoint, start)
-    finishing = Finishing(store, split.train, loader, loader.cursor, inputs, expectations, mixing, policy, out, target)
-    for steps in sorted({steps for trainee in trainees for steps in trainee.snapshots}):
-        finishing.save_snapshots(trainees, steps, checkpoint)
-    for trainee in trainees:
-        trainee.dictionary.advance(Progress(policy.steps, policy.steps))
-    finishing.calibrate({trainee.run: trainee.dictionary for trainee in trainees})
-    trained = {trainee.run.name: finishing.save(trainee) for trainee in trainees}
-    loader.close()
+    windows = None if stream is None else StreamedWindows(stream, policy.data_seed, window_rows(store, policy.batch_size), whole)
+    loader = Loader(store, split.train, policy.batch_size, policy.data_seed, neighbours=neighbours, whole=whole, windows=windows)
+    with closing(loader):
+        mixing = loader.mixing()
+        start = partial(Dictionary.begin, store=store, entries=split.train, centre=inputs.centre, scale=inputs.scale)
+        _learn(trainees, loader, inputs.to(target), policy, checkpoint, start)
+        finishing = Finishing(store, split.train, loader, loader.cursor, inputs, expectations, mixing, policy, out, target)
+        for steps in sorted({steps for trainee in trainees for steps in trainee.snapshots}):
+            finishing.save_snapshots(trainees, steps, checkpoint)
+        for trainee in trainees:
+            trainee.dictionary.advance(Progress(policy.steps, policy.steps))
+        finishing.calibrate({trainee.run: trainee.dictionary for trainee in trainees})
+        trained = {trainee.run.name: finishing.save(trainee) for trainee in trainees}
     processes.once(partial(remove_checkpoints, checkpoint))
     return trained
 
@@ -96,9 +107,12 @@ def _learn(
     with held_signals() as stopping, progress(f"training {len(trainees)} arms", policy.steps * policy.batch_size, "tokens") as advance:
         advance(start * policy.batch_size)
         batches: list[Cursor] = []  # since the last logged step
+        watch = Watch()
         for step in range(start, policy.steps):
             batches.append(loader.cursor)
-            views = Views(next(loader), inputs, policy.data_seed, step)
+            with watch.waiting():
+                batch = next(loader)
+            views = Views(batch, inputs, policy.data_seed, step)
             logged = (step + 1) % policy.log_every == 0 or step + 1 == policy.steps
             for trainee in trainees:
                 trainee.step(views.of(trainee.run.arm, trainee.dictionary), Progress(step, policy.steps))
@@ -107,7 +121,7 @@ def _learn(
                 if step + 1 in trainee.snapshots:
                     file = snapshot_file(checkpoint, trainee.run.name, step + 1)
                     processes.once(partial(save_snapshot, trainee.dictionary, file))
-            advance(policy.batch_size)
+            advance(policy.batch_size, watch.words(trainees) if logged else "")
             batches = [] if logged else batches
             if not logged:
                 continue

@@ -98,6 +98,11 @@ class HarvestPolicy(Settings):
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively and the store holds no more, else float32."""
     batch_size: int = Field(32, ge=1)
     """Rows in a forward pass; changes nothing but the time and the last bits."""
+    stream: bool = Field(False, exclude_if=lambda stream: not stream)
+    """Whether training reads the model, window after window, instead of a store. What is measured, and what is known of activations before
+    training, comes from a store of every so manieth document; the others are kept nowhere."""
+    stored_every: int = Field(10, ge=2, exclude_if=lambda every: every == 10)
+    """Of a stream one document in so many is in the store, and in no window; `training.held_out` of these are held out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -138,6 +143,8 @@ class HarvestPolicy(Settings):
             raise ValueError(f"rows_per_document goes with rows: split, not with rows: {self.rows}")
         if self.target is not None and self.target == self.layer:
             raise ValueError(f"the target is {self.target}, which is what is read: leave it out")
+        if self.stream and self.target is not None:
+            raise ValueError("a stream trains, and transcoders are not trained here: leave out stream, or the target")
         return self
 
     @property
@@ -244,8 +251,6 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
         _refuse_stores_of_other_texts(text, outs)
     deepest = max((one.deepest for one in policies), key=block_of)
     model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
-    marks = TokenMarks.of(model.tokenizer)
-    clock = clock_of(policy.clock)
     planned = [store for one, out in zip(policies, outs, strict=True) for store in _planned(one, out, model, text)]
     with ExitStack() as stack:
         if processes.rank() == 0:
@@ -253,7 +258,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
                 stack.enter_context(locked(out))
         pending = processes.told(lambda: [number for number, store in enumerate(planned) if not _finished(store.out, store.description)])
         if pending:
-            _fill([planned[number] for number in pending], model, text, policy, clock, marks)
+            _fill([planned[number] for number in pending], Reading(policy, model, text))
         processes.wait()
     return [ActivationStore(out) for out in outs]
 
@@ -310,6 +315,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "compute_dtype": model.precision,
             **({ACROSS_DOCUMENTS: True} if policy.rows == "packed" else {}),
             **({} if policy.target is None else {TARGET: model.named(policy.target)}),
+            **({"stored_every": policy.stored_every} if policy.stream else {}),
         },
         width=model.width,
         dtype=policy.dtype,
@@ -350,33 +356,69 @@ def _completed(recorded: StoreDescription, wanted: StoreDescription) -> StoreDes
     return recorded.model_copy(update={"source": source | known, "policies": policies | {"compute_dtype": recorded.dtype}})
 
 
-def _fill(stores: Sequence[_Planned], model: LanguageModel, text: Corpus, policy: HarvestPolicy, clock: Clock, marks: TokenMarks) -> None:
+class Reading:
+    """A text on its way through a model, as a policy has it. Of a stream, what is stored, or (`streamed`) what is not."""
+
+    def __init__(self, policy: HarvestPolicy, model: LanguageModel, text: Corpus, streamed: bool = False) -> None:
+        self.policy, self.model, self.text, self._streamed = policy, model, text, streamed
+        self._marks, self._clock = TokenMarks.of(model.tokenizer), clock_of(policy.clock)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many are read at most; what is stored of a stream and what is not share those of the policy."""
+        policy = self.policy
+        if not policy.stream or policy.max_tokens is None:
+            return policy.max_tokens
+        stored = max(policy.context_length, policy.max_tokens // policy.stored_every)
+        return policy.max_tokens - stored if self._streamed else stored
+
+    def rows(self) -> Iterator[TokenRow]:
+        """The rows in order, lazily."""
+        policy, clock = self.policy, self._clock
+        shape = row_shape(self.model, policy.context_length, policy.bos, policy.rows)
+        documents: Iterable[str] = self.text
+        if policy.stream:
+            documents = (text for number, text in enumerate(self.text) if (number % policy.stored_every > 0) == self._streamed)
+        whole = token_rows(
+            self.model, documents, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text, readers=clock.readers
+        )
+        return _limited(whole, self.max_tokens, policy.context_length)
+
+    def batches(self, rows: Iterable[TokenRow]) -> Iterator[TokenBatch]:
+        """Those that are read together."""
+        left = _padding(self.policy, self.model) == "left"
+        return schedule(rows, rows_together(self.policy.batch_size), self.model.padding_token, left)
+
+    def columns(self, batch: TokenBatch) -> dict[str, Tensor]:
+        return columns_of(batch, self._clock, self._marks, self.policy.context_length)
+
+    def streams(self, batch: TokenBatch, layers: Sequence[Layer]) -> dict[Layer, Float[Tensor, "N D"]]:
+        return read_streams(self.model, batch, layers, self.policy.batch_size)
+
+
+def _fill(stores: Sequence[_Planned], reading: Reading) -> None:
     """Run the schedule from where the least advanced of the stores stands, and finish them all. Several processes read batches in turn,
     and process 0 writes them."""
-    if text.summary is not None:
-        note(text.summary)
-    shape = row_shape(model, policy.context_length, policy.bos, policy.rows)
-    whole = token_rows(model, text, shape, policy.rows, policy.rows_per_document, starts=clock.reads_text, readers=clock.readers)
-    rows, total = counted(_limited(whole, policy.max_tokens, policy.context_length), policy.max_tokens)
-    left = _padding(policy, model) == "left"
+    if reading.text.summary is not None:
+        note(reading.text.summary)
+    rows, total = counted(reading.rows(), reading.max_tokens)
     layers = list(dict.fromkeys(layer for store in stores for layer in (store.layer, *store.beside)))
     writers = [StoreWriter(store.out, store.description) for store in stores] if processes.rank() == 0 else []
     done = processes.told(lambda: [writer.appends_done for writer in writers])
-    batches = enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left))
+    batches = enumerate(reading.batches(rows))
 
     def read(numbered: tuple[int, TokenBatch]) -> list[Tensor]:
         """The columns of the rows of every store that has them not yet."""
         number, batch = numbered
-        streams = read_streams(model, batch, layers, policy.batch_size)
-        columns = columns_of(batch, clock, marks, policy.context_length)
+        streams, columns = reading.streams(batch, layers), reading.columns(batch)
         found: list[Tensor] = []
         for store, before in zip(stores, done, strict=True):
             if number >= before:
                 beside = [streams[layer] for layer in store.beside]
-                found += store_rows(streams[store.layer], batch, columns, policy.norm_multiple, beside)
+                found += store_rows(streams[store.layer], batch, columns, reading.policy.norm_multiple, beside)
         return found
 
-    with progress(f"Harvesting {model.title}", total, "tokens") as advance, background() as submit:
+    with progress(f"Harvesting {reading.model.title}", total, "tokens") as advance, background() as submit:
         for _, batch in itertools.islice(batches, min(done)):
             advance(batch.size)
         for (number, batch), found in processes.dealt(batches, read):
