@@ -253,7 +253,7 @@ def test_codes_are_the_formula_in_training_and_at_inference_on_every_path(gate, 
     found = torch.zeros_like(formula).index_put((chosen.pattern.row, chosen.pattern.feature), chosen.values)
     torch.testing.assert_close(found, largest(formula))
     pre = d.pre_activations(x).detach()
-    static = select_largest_static(pre, d.modulate(pre, positions), K * 200, partial(d.scale, positions=positions))  # in float32
+    static = select_largest_static([(pre, d.modulate(pre, positions))], K * 200, partial(d.scale, positions=positions))  # in float32
     on_devices = torch.zeros_like(formula).index_put((static.pattern.row, static.pattern.feature), static.values.detach().double())
     torch.testing.assert_close(on_devices, found, rtol=1e-5, atol=1e-6)
     d.threshold.fill_(0.7)

@@ -151,7 +151,7 @@ def test_the_static_selection_is_the_same_selection():
 
     dynamic = select_largest(x, encoder, bias, 100, 0.5, blocks, scale, torch.float32)
     pre = torch.addmm(bias, x, encoder.T)
-    static = select_largest_static(pre, pre.relu() * gates, 100, scale)
+    static = select_largest_static(zip(pre.split(7), (pre.relu() * gates).split(7), strict=True), 100, scale)
     assert torch.equal(static.pattern.row, dynamic.pattern.row)
     assert torch.equal(static.pattern.feature, dynamic.pattern.feature)
     torch.testing.assert_close(static.values, dynamic.values)

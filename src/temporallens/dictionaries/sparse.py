@@ -8,7 +8,7 @@ functions whose backward passes were derived by hand and are tested against the 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ from temporallens.processes import gathered, lowest, total
 
 CHUNK_ROWS = 1024
 """Rows of one encoder product: enough to keep it fast, few enough that its result is small beside the dense one."""
+
+CHUNK_ENTRIES = 1 << 24
+"""Entries that it has at most: of a dictionary of more than 16,384 features it has fewer rows."""
 
 WORD_BITS = 3
 WORD = 1 << WORD_BITS
@@ -112,6 +115,11 @@ def _zeros(size: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
 
 
+def chunk_rows(features: int) -> int:
+    """Rows that are multiplied by so many features at a time."""
+    return max(1, min(CHUNK_ROWS, CHUNK_ENTRIES // max(1, features)))
+
+
 class Floor(NamedTuple):
     """What a pre-activation must exceed to be a candidate, in rows `first` to `last`; not negative."""
 
@@ -182,8 +190,9 @@ def _found_by_chunk(
     for block in blocks:
         weight = encoder if block.features is None else encoder.index_select(0, block.features)
         offset = bias if block.features is None else bias.index_select(0, block.features)
-        for first in range(block.floors[0].first, block.floors[-1].last, CHUNK_ROWS):
-            last = min(first + CHUNK_ROWS, block.floors[-1].last)
+        rows = chunk_rows(len(weight))
+        for first in range(block.floors[0].first, block.floors[-1].last, rows):
+            last = min(first + rows, block.floors[-1].last)
             pre, mask = product(x[first:last], weight, offset, memory), memory.mask(last - first, len(weight))
             _compare(pre, first, last, block.floors, mask)
             hits = _hits(mask)
@@ -391,19 +400,32 @@ def _sampled_guess(x: Tensor, encoder: Tensor, bias: Tensor, count: int, scale: 
     return float(lowest(torch.tensor(guess, dtype=torch.float64, device="cpu")))  # the same for all
 
 
-def select_largest_static(pre: Float[Tensor, "N F"], codes: Float[Tensor, "N F"], count: int, scale: Scale) -> Codes:
+def select_largest_static(parts: Iterable[tuple[Float[Tensor, "n F"], Float[Tensor, "n F"]]], count: int, scale: Scale) -> Codes:
     """The same selection in shapes that do not depend on the data, for devices that a program must not wait for: as long as no other
     process has a share of the batch.
 
-    `codes` is what the arm makes of all of `pre`. Where fewer than `count` are positive the rest are codes of value 0.
+    `parts` are the pre-activations of consecutive rows, and what the arm makes of all of them, so many rows at a time. Where fewer than
+    `count` are positive the rest are codes of value 0.
     """
-    flat = codes.view(-1).topk(min(count, codes.numel()), sorted=False).indices.sort().values
-    everywhere = gathered(codes.view(-1).index_select(0, flat))
+    found, rows, features = [], 0, 0
+    for pre, codes in parts:
+        top = codes.view(-1).topk(min(count, codes.numel()), sorted=False)
+        found.append((top.values, top.indices + rows * pre.shape[1], pre.reshape(-1).index_select(0, top.indices)))
+        rows, features = rows + len(pre), pre.shape[1]
+    values, flat, raw = (torch.cat(columns) for columns in zip(*found, strict=True))
+    if len(values) > count:
+        values, flat, raw = _at(values.topk(count, sorted=False).indices, values, flat, raw)
+    flat, order = flat.sort()
+    everywhere = gathered(values.index_select(0, order))
     if len(everywhere.values) > count:
-        flat = flat.index_select(0, everywhere.ours(largest_of(everywhere.values, count)[0]))
-    pattern = pattern_of(flat, *pre.shape)
-    raw = pre.reshape(-1).index_select(0, flat).float().relu()
+        kept = everywhere.ours(largest_of(everywhere.values, count)[0])
+        flat, order = _at(kept, flat, order)
+    raw, pattern = raw.index_select(0, order).float().relu(), pattern_of(flat, rows, features)
     return Codes(pattern, raw, scale(raw, pattern))
+
+
+def _at(places: Int[Tensor, " m"], *columns: Tensor) -> list[Tensor]:
+    return [column.index_select(0, places) for column in columns]
 
 
 class _SparseEncode(torch.autograd.Function):

@@ -8,6 +8,7 @@ selected, so that a token's codes do not depend on its neighbours. A running mea
 measured anew with the final ones. Dead features are revived with AuxK (Gao et al. 2024).
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -23,6 +24,7 @@ from temporallens.dictionaries.sparse import (
     Block,
     Codes,
     Pattern,
+    chunk_rows,
     dense_of,
     entries_above,
     select_largest,
@@ -98,9 +100,7 @@ class BatchTopKDictionary(Dictionary):
     def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
         count = self.config.k * total(len(centred))
         if centred.is_cuda:
-            product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, self.encoder.T)]
-            pre = torch.addmm(*product)
-            return select_largest_static(pre, self.modulate(pre, positions), count, partial(self.scale, positions=positions))
+            return select_largest_static(self._parts(centred, positions), count, partial(self.scale, positions=positions))
         return select_largest(
             centred,
             self.encoder,
@@ -111,6 +111,14 @@ class BatchTopKDictionary(Dictionary):
             partial(self.scale, positions=positions),
             self.encoder_dtype,
         )
+
+    def _parts(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pre-activations and codes of some rows after the other."""
+        bias, encoder = self.encoder_bias.to(self.encoder_dtype), self.encoder.T.to(self.encoder_dtype)
+        rows = chunk_rows(self.features)
+        for x, at in zip(centred.to(self.encoder_dtype).split(rows), positions.split(rows), strict=True):
+            pre = torch.addmm(bias, x, encoder)
+            yield pre, self.modulate(pre, at)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         if torch.is_grad_enabled() or x.is_cuda or (positions is None and self.position_aware):

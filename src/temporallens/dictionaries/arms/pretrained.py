@@ -20,7 +20,7 @@ from torch import Tensor
 from temporallens.dictionaries.arms.topk import largest_of_rows
 from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.config import Role
-from temporallens.dictionaries.sparse import CHUNK_ROWS, Block, Floor, Scratch, dense_of, entries_above, plain_product
+from temporallens.dictionaries.sparse import Block, Floor, Scratch, chunk_rows, dense_of, entries_above, plain_product
 from temporallens.dictionaries.steps import Forward, Previous
 from temporallens.errors import TemporalLensError
 from temporallens.settings import Settings
@@ -188,7 +188,7 @@ class PretrainedDictionary(Dictionary):
         if not self.config.grouped:
             return dense_of(*largest_of_rows(x, *weights, self.config.k, torch.float32))
         memory = Scratch(x)
-        largest = [self._of_groups(plain_product(rows, *weights, memory)) for rows in x.split(CHUNK_ROWS)]
+        largest = [self._of_groups(plain_product(rows, *weights, memory)) for rows in x.split(chunk_rows(self.features))]
         values, feature = (torch.cat([part[side] for part in largest]) for side in (0, 1))
         return x.new_zeros(len(x), self.features).scatter_(1, feature, values.relu())
 

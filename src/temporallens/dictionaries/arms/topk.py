@@ -18,10 +18,10 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
-    CHUNK_ROWS,
     Codes,
     Pattern,
     Scratch,
+    chunk_rows,
     dense_of,
     pattern_of,
     plain_product,
@@ -108,7 +108,7 @@ def largest_of_rows_static(
 def _nominate(x: Tensor, encoder: Tensor, bias: Tensor, count: int) -> tuple[Float[Tensor, "N c"], Int[Tensor, "N c"]]:
     """Values and features of the `count` largest entries of each row, in no order."""
     memory = Scratch(x)
-    parts = [plain_product(rows, encoder, bias, memory).topk(count, dim=1, sorted=False) for rows in x.split(CHUNK_ROWS)]
+    parts = [plain_product(rows, encoder, bias, memory).topk(count, dim=1, sorted=False) for rows in x.split(chunk_rows(len(encoder)))]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
