@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import expectations, harvest, memory, openness, scaling, training_step
+from benchmarks import expectations, harvest, memory, openness, scale, scaling, training_step
 from benchmarks.report import as_text, write_docs
 from benchmarks.timing import Section, Settings, Sizes, busy, processor
 
@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "scaling": scaling.measure,
     "memory": memory.measure,
     "harvest": harvest.measure,
+    "scale": scale.measure,
 }
 
 

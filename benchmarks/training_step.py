@@ -56,12 +56,15 @@ def normalisation(data: list[Tensor]) -> Inputs:
 class OurStep:
     """The trainer's step on one batch after another."""
 
-    def __init__(self, arm: Arm, sizes: Sizes, precision: Precision, data: list[Tensor], device: torch.device) -> None:
+    def __init__(
+        self, arm: Arm, sizes: Sizes, precision: Precision, data: list[Tensor], device: torch.device, share: slice = slice(None)
+    ) -> None:
+        """`data` are the batches, or of several processes this one's `share` of their rows."""
         policy = training_policy(sizes, precision)
         self.trainee = Trainee(ArmRun("benchmark", arm, 0), sizes.width, sizes.positions, policy, device)
         self.progress = Progress(round(LEARNING * STEPS), STEPS)
         self._inputs, self._data = normalisation(data), cycle(data)
-        self._position = positions_of(sizes, device)
+        self._position = positions_of(sizes, device)[share]
 
     def learn(self, x: Tensor, position: Tensor) -> None:
         self.trainee.step(View(self._inputs.normalise(x), position, position, None), self.progress)

@@ -2,10 +2,11 @@
 
     make chaos KILLS=200        (python -m tools.chaos --kills 200 [--seed 0] [--folder FOLDER])
 
-A small study with every stage (scan, harvest of a language model and of a world, training of three kinds of arms, evaluation with five
-of its sections, figures, report) runs once without interruption. Then it runs in fresh folders in processes that get SIGKILL: every
-other one after a random time, the rest at a random file operation: at the making of a temporary file, before or after it is flushed,
-before or after it is renamed. The next process goes on in the same folder, and may be killed too, until one comes to the end. Last line:
+A small study with every stage (scan, harvest of a language model, of a stream and of a world, training of three kinds of arms, evaluation
+with five of its sections, figures, report) runs once without interruption. Then it runs in fresh folders in processes that get SIGKILL:
+every other one after a random time, the rest at a random file operation: at the making of a temporary file, before or after it is
+flushed, before or after it is renamed. The next process goes on in the same folder, and may be killed too, until one comes to the end.
+Last line:
 
     N kills, N recovered, 0 lost, 0 different
 
@@ -243,7 +244,8 @@ def write_study(folder: Path, sequences: int = 96, steps: int = 60, model: Path 
     scans = harvests = arms = evaluation = ""
     if model is not None:
         scans = f"scans: [{{model: {model}, text: {text}, context_length: 16, sequences: 8}}]"
-        harvests = f"  model: {{model: {model}, text: {text}, layer: 1, context_length: 16, batch_size: 4, dtype: float32}}"
+        read = f"model: {model}, text: {text}, context_length: 16, batch_size: 4, dtype: float32"
+        harvests = f"  model: {{{read}, layer: 1}}\n  stream: {{{read}, layer: 0, stream: true, stored_every: 2}}"
         arms, evaluation = MORE_ARMS, EVALUATION
     path = folder / "study.yaml"
     content = {"scans": scans, "harvests": harvests, "arms": arms, "evaluation": evaluation}

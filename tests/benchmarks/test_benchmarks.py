@@ -12,7 +12,7 @@ from benchmarks.report import write_docs
 from benchmarks.scaling import exponent
 from benchmarks.timing import Section, Settings, Sizes, Times, interleaved
 
-from benchmarks import peers
+from benchmarks import peers, scale
 from tiny_models import TEXTS, tiny_model
 
 BATCHTOPK = ["vs_dense_matmuls", "vs_dense_reference", "vs_encoder_product", *(f"vs_{library}" for library in LIBRARIES)]
@@ -28,6 +28,7 @@ KEYS = {
     "harvest.vs_bare_forward",
     "peak_memory_ratio",
     "peak_memory_ratio.float32",
+    "scale.training_two_processes",
     *(f"scaling.{name}" for name in ("features", "k", "width", "batch", "openness")),
 }
 
@@ -43,11 +44,17 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(sizes, turn_seconds=0.001, model=str(model), layer=1, text=str(text), context_length=16, tokens=200)
 
 
+@pytest.mark.slow
+def test_two_processes_are_timed(settings: Settings) -> None:
+    assert scale.seconds(settings, 2) > 0
+
+
 @pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "without_bfloat16"])
 def test_one_command_measures_every_ratio_and_writes_the_page(
     settings: Settings, tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("temporallens.precision.has_bfloat16", lambda device: native)
+    monkeypatch.setattr(scale, "seconds", lambda settings, count: 1 / count)  # starting processes takes longer than all the rest
     keys = {key for key in KEYS if native or ".float32" not in key}  # what `auto` gives is float32 where there is no bfloat16
     docs = tmp_path / "docs"
     docs.mkdir()
