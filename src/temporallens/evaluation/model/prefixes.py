@@ -100,10 +100,10 @@ def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) 
             "leave fidelity out"
         )
     opening, closing = enclosing(store)
-    return [_shifted(_row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
+    return [_shifted(row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
 
 
-def _row_of(rows: Rows) -> TokenRow:
+def row_of(rows: Rows) -> TokenRow:
     """A row as the store has it. Where its clock restarts, a sentence (or line) begins: what the clock reads, if it reads any."""
     begins = rows.position.numpy() == 0
     return TokenRow(rows.token.numpy(), rows.document.numpy(), rows.document_position.numpy(), begins, begins)
