@@ -16,7 +16,7 @@ from temporallens.evaluation.results import ActivationsResult, Results, RunResul
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
 from temporallens.report.inspected import Asked, asked
-from temporallens.wording import ONE_SEED, average, counted, fixed, listed, percent, plus
+from temporallens.wording import ONE_SEED, average, capital, counted, fixed, listed, percent, plus
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
@@ -137,7 +137,7 @@ def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparis
     elif alone:
         remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
     sentence = "; ".join(clauses)
-    return Answer(name, source(entry), sentence[0].upper() + sentence[1:] + ".", findings, remarks)
+    return Answer(name, source(entry), capital(sentence) + ".", findings, remarks)
 
 
 def _seeds(runs: Runs) -> int:
