@@ -48,6 +48,7 @@ BATCH_TOKENS = 4096
 EXACT_INDEX = 256  # bins of the index clock are single values up to here
 EXACT_TIMES = 16  # the other clocks up to here
 BIN_GROWTH = 1.25  # beyond, each bin begins so much later than the one before
+MOST_DOCUMENTS = 1 << 20  # of a text that has no end, such as a hub data set
 LATE = 8  # "late" statistics leave out the first tokens of a row, which differ from all later ones
 
 Share = float | None  # None where there was no token
@@ -63,7 +64,7 @@ class ScanPolicy(Settings):
     context_length: Length = Field(128, ge=2)
     """Tokens in a row, BOS included."""
     sequences: int = Field(256, ge=2)
-    """Rows to read: as many from every document as possible, chosen by the seed."""
+    """Rows to read: as many from every document as possible, chosen by the seed; of a text of more documents, one from each of so many."""
     compute_dtype: ComputeDtype = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
     seed: Seed = 0
@@ -305,9 +306,9 @@ def _embeddings(model: LanguageModel) -> Float[Tensor, "V E"] | None:
 def choose_rows(
     model: LanguageModel, documents: Iterable[str], shape: RowShape, wanted: int, generator: np.random.Generator
 ) -> list[TokenRow]:
-    """About as many rows from each of the first documents, at random indices, in the order of the text."""
+    """About as many rows from each document, or from as many of them as rows are wanted, at random indices, in the order of the text."""
     ranked: list[tuple[int, int, int, TokenRow]] = []
-    rows = token_rows(model, itertools.islice(documents, wanted), shape, "split")
+    rows = token_rows(model, sampled(documents, wanted, generator.spawn(1)[0]), shape, "split")
     for document, group in itertools.groupby(rows, key=lambda row: int(row.document[0])):
         candidates = list(group)
         for rank, index in enumerate(generator.permutation(len(candidates))[:wanted]):
@@ -316,6 +317,18 @@ def choose_rows(
     if len(ranked) < 2:
         raise TemporalLensError(f"the text has {len(ranked)} row of {shape.context_length} tokens; a scan needs at least 2")
     return [row for *_, row in sorted(ranked[:wanted], key=lambda entry: entry[1:3])]
+
+
+def sampled(documents: Iterable[str], wanted: int, generator: np.random.Generator) -> list[str]:
+    """So many of the documents in their order, each with the same chance, in one pass and in the memory of these (Vitter's algorithm R);
+    all where there are no more, and none beyond the first MOST_DOCUMENTS."""
+    kept: list[tuple[int, str]] = []
+    for number, document in enumerate(itertools.islice(documents, MOST_DOCUMENTS)):
+        if number < wanted:
+            kept.append((number, document))
+        elif (place := int(generator.integers(number + 1))) < wanted:
+            kept[place] = (number, document)
+    return [document for _, document in sorted(kept)]
 
 
 def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) -> tuple[dict[str, np.ndarray], list[Grouping], int]:

@@ -119,6 +119,15 @@ def q_values(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.asarray(stats.false_discovery_control(p, method="bh")) if len(p) else p.astype(np.float64)
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm (1979): for each test, the smallest level of all together at which it is rejected."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate([(len(p) - rank) * p[test] for rank, test in enumerate(order)]) if len(p) else np.empty(0)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in corrected]
+
+
 def _half_width(values: Sequence[float]) -> float | None:
     from scipy import stats  # a second to import, and only studies with several seeds need it
 

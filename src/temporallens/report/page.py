@@ -73,7 +73,10 @@ def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, 
             name=results.name,
             question=question(results),
             answers=answers(results),
-            arms=[section(name, entry, results.runs_of(name), comparison[name], study.notes) for name, entry in entries.items()],
+            arms=[
+                section(name, entry, results.runs_of(name), comparison[name], study.notes, results.paired.get(name, ()))
+                for name, entry in entries.items()
+            ],
             pictures=list(pictures),
             measured=measured_sections(results),
             browsers=list(browsers),

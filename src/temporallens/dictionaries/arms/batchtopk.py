@@ -10,7 +10,7 @@ measured anew with the final ones. Dead features are revived with AuxK (Gao et a
 
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,14 @@ THRESHOLD_DECAY = 0.99
 
 ROUNDING = 1e-4
 """Share by which the floor for candidates lies below the threshold, so that rounding loses none."""
+
+
+class Multiplied(NamedTuple):
+    """The factors of `rows @ weights.T`."""
+
+    rows: Float[Tensor, "N E"]
+    weights: Float[Tensor, "F E"]
+    taken_off: Float[Tensor, " E"]  # of the rows, which learns through them
 
 
 class TopKConfig(ArmConfig):
@@ -93,16 +101,25 @@ class BatchTopKDictionary(Dictionary):
         """The same for whole rows of pre-activations, 0 where there is no code; under the policy `mean` without positions."""
         return pre.relu()
 
+    def multiplied(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Multiplied:
+        """What gives the pre-activations: rows, each feature's weights for them, and the decoder's bias that was taken off the rows."""
+        return Multiplied(centred, self.encoder, self.decoder_bias)
+
+    def selected(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+        """The codes that a batch selects, without gradients."""
+        return self._select(self.multiplied(x - self.decoder_bias, positions), positions)
+
     @torch.no_grad()
-    def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+    def _select(self, factors: Multiplied, positions: Int[Tensor, " N"]) -> Codes:
+        centred, encoder, _ = factors
         count = self.config.k * len(centred)
         if centred.is_cuda:
-            product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, self.encoder.T)]
+            product = [tensor.to(self.encoder_dtype) for tensor in (self.encoder_bias, centred, encoder.T)]
             pre = torch.addmm(*product)
             return select_largest_static(pre, self.modulate(pre, positions), count, partial(self.scale, positions=positions))
         return select_largest(
             centred,
-            self.encoder,
+            encoder,
             self.encoder_bias,
             count,
             self._expected or float(self.threshold),
@@ -133,17 +150,17 @@ class BatchTopKDictionary(Dictionary):
     @torch.no_grad()
     def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
         """Codes at inference of rows in order of position: what closed features would cost is not paid."""
-        threshold, centred = float(self.threshold), x - self.decoder_bias
+        threshold, (centred, encoder, _) = float(self.threshold), self.multiplied(x - self.decoder_bias, positions)
         if not self.scales:
-            return entries_above(centred, self.encoder, self.encoder_bias, self.blocks(positions, threshold))
+            return entries_above(centred, encoder, self.encoder_bias, self.blocks(positions, threshold))
         blocks = self.blocks(positions, threshold * (1 - ROUNDING))
-        pattern, raw = entries_above(centred, self.encoder, self.encoder_bias, blocks)
+        pattern, raw = entries_above(centred, encoder, self.encoder_bias, blocks)
         codes = Codes(pattern, raw, self.scale(raw, pattern, positions)).above(threshold)
         return codes.pattern, codes.values
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
-        codes = self._select(x - self.decoder_bias, positions)
+        codes = self.selected(x, positions)
         if len(codes.values):
             self._thresholds.append(codes.values.min())
 
@@ -153,10 +170,10 @@ class BatchTopKDictionary(Dictionary):
 
     def training_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
         """The codes that a batch selects, differentiable in the weights."""
-        centred = x - self.decoder_bias.detach()
-        pattern, raw, selected = self._select(centred, positions)
+        factors = self.multiplied(x - self.decoder_bias.detach(), positions)
+        pattern, raw, selected = self._select(factors, positions)
         self._follow_threshold(selected)
-        values = sparse_encode(raw, centred, self.encoder, self.encoder_bias, self.decoder_bias, pattern)
+        values = sparse_encode(raw, factors.rows, factors.weights, self.encoder_bias, factors.taken_off, pattern)
         return Codes(pattern, raw, self.scale(values, pattern, positions))
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
