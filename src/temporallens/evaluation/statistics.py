@@ -138,7 +138,7 @@ def _p_value(mean: float, deviation: float, count: int) -> float:
 
 
 def ranks(values: Float[np.ndarray, "f P"]) -> Float64[np.ndarray, "f P"]:
-    """Of finite values in their row, from 1 on; equal ones share their mean. SciPy's `rankdata`, which takes several times as long: here
+    """Of finite values in their row, from 1 on; equal ones share their mean. SciPy's `rankdata`, which takes more than twice as long: here
     only what equals a neighbour is looked at again."""
     rows, columns = values.shape
     order = (values.argsort(1) + np.arange(rows)[:, None] * columns).ravel()
