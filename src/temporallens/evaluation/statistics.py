@@ -147,16 +147,21 @@ def _p_value(mean: float, deviation: float, count: int) -> float:
 
 
 def ranks(values: Float[np.ndarray, "f P"]) -> Float64[np.ndarray, "f P"]:
-    """Of finite values in their row, from 1 on; equal ones share their mean. SciPy's `rankdata`, which takes three times as long."""
-    order = values.argsort(1) + np.arange(len(values))[:, None] * values.shape[1]
+    """Of finite values in their row, from 1 on; equal ones share their mean. SciPy's `rankdata`, which takes more than twice as long: here
+    only what equals a neighbour is looked at again."""
+    rows, columns = values.shape
+    order = (values.argsort(1) + np.arange(rows)[:, None] * columns).ravel()
     ordered = values.ravel()[order]
-    begins = np.ones(values.shape, dtype=bool)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.flatnonzero(begins)
-    count = np.diff(first, append=values.size)
-    found = np.empty(values.shape)
-    found.ravel()[order.ravel()] = np.repeat(first % values.shape[1] + (count + 1) / 2, count)
-    return found
+    equal = np.zeros(values.size + 1, dtype=bool)  # to the one before it
+    np.equal(ordered[1:], ordered[:-1], out=equal[1:-1])
+    equal[:-1].reshape(values.shape)[:, :1] = False
+    before, after = equal[:-1], equal[1:]
+    first, last = np.flatnonzero(after & ~before), np.flatnonzero(before & ~after)
+    rank = np.tile(np.arange(1.0, columns + 1), rows)
+    rank[before | after] = np.repeat((rank[first] + rank[last]) / 2, last - first + 1)
+    found = np.empty(values.size)
+    found[order] = rank
+    return found.reshape(values.shape)
 
 
 def correlation(left: Float[np.ndarray, "f P"], right: Float[np.ndarray, "f P"]) -> Float[np.ndarray, " f"]:
