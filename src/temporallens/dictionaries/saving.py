@@ -98,7 +98,8 @@ def load_dictionary(folder: Path | str, arm: type[ArmConfig] | None = None) -> D
         raise TemporalLensError(f"{path} does not have the checksum that cfg.json states: the two were not saved together, or are damaged")
     made, sizes = _described(folder / "cfg.json", config, ours, arm)
     width, features, positions = sizes.d_in, sizes.d_sae, sizes.positions
-    shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, width), "b_dec": (width,)}
+    given = made.gives(width)
+    shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, given), "b_dec": (given,)}
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"

@@ -47,7 +47,8 @@ def assemble(path: Path, config: Pretrained, parts: Mapping[str, Entry]) -> Pret
     features, width = parts["encoder"].shape
     if max(features, width) > 1 << 24:
         raise TemporalLensError(f"{path}: {features:,} features of width {width:,} are more than a dictionary can have here (16,777,216)")
-    config = config.model_copy(update={"features": features})
+    given = _output_width(path, parts["decoder"], features, width) if config.transcodes else None
+    config = config.model_copy(update={"features": features, "output_width": given})
     with torch.device("meta"):
         dictionary = config.make(width, 1, torch.Generator())
     wanted = dictionary.state_dict()
@@ -63,6 +64,15 @@ def assemble(path: Path, config: Pretrained, parts: Mapping[str, Entry]) -> Pret
             _fill(tensor, parts[name]) if name in parts else tensor.zero_()
     assert isinstance(dictionary, PretrainedDictionary)
     return dictionary.eval()
+
+
+def _output_width(path: Path, decoder: Entry, features: int, width: int) -> int | None:
+    """Of a decoder that has a row for each feature; None where it is that of the input, or the matrix is misshapen, which is said later."""
+    if len(decoder.shape) != 2 or decoder.shape[0] != features or decoder.shape[1] in (0, width):
+        return None
+    if decoder.shape[1] > 1 << 24:
+        raise TemporalLensError(f"{path}: '{decoder.name}' decodes to width {decoder.shape[1]:,}, more than there can be here (16,777,216)")
+    return decoder.shape[1]
 
 
 def _fill(target: Tensor, entry: Entry) -> None:

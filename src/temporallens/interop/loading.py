@@ -173,7 +173,8 @@ def described(dictionary: Dictionary) -> list[str]:
     if normalised:
         lines.append(f"each activation has {normalised} first")
     if config.transcodes:
-        lines.append("a transcoder: it gives activations of another point")
+        wide = f", of width {dictionary.output_width:,}" if dictionary.output_width != dictionary.width else ""
+        lines.append(f"a transcoder: it gives activations of another point{wide}")
     return [*lines, *(f"{name.replace('_', ' ')}: {value}" for name, value in about.items())]
 
 
