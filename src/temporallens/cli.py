@@ -403,11 +403,14 @@ def inspect_command(
     """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
     from temporallens.activations.language.hooks import layer_named
     from temporallens.study.inspection import inspection
+    from temporallens.study.pretrained import check_pretrained
+    from temporallens.study.stages import stages_of
 
     places = [None if place is None else layer_named(place) for place in (layer, target)]
     study_file = inspection(dictionaries, model, places[0], text, tokens, places[1], trained_context, without or ())
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
+        check_pretrained(study_file.study, stages_of(*study_file))
         _print_plan(study_file, folder)
     else:
         _run(study_file, folder, "report")

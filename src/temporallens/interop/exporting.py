@@ -57,7 +57,8 @@ def refuse_full(out: Path, but: Container[str] = ()) -> None:
     """Raise TemporalLensError where `out` is no folder that something can be written into."""
     with explained(out):
         if out.exists() and (not out.is_dir() or any(path.name not in but for path in out.iterdir())):
-            raise TemporalLensError(f"{out} is not empty: choose an empty folder")
+            found = "not empty" if out.is_dir() else "a file"
+            raise TemporalLensError(f"{out} is {found}: choose an empty folder")
 
 
 def export(folder: Path | str, form: str, out: Path | str, card: Card = Card()) -> Path:  # noqa: B008 (frozen)

@@ -18,9 +18,10 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries import saving
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained, PretrainedDictionary
 from temporallens.dictionaries.base import ArmConfig, Dictionary
-from temporallens.errors import TemporalLensError, first_line
+from temporallens.errors import TemporalLensError
 from temporallens.files import read_json, user_path
 from temporallens.interop import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, plain, saelens, sparsify
+from temporallens.interop.exporting import refuse_full
 from temporallens.interop.foreign import OPENERS
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=@ -]+)*")
@@ -122,7 +123,12 @@ def _place(request: Pretrained) -> tuple[Path, Pretrained]:
         return path, request
     name = request.path
     if path.is_absolute() or name.startswith((".", "~")) or ".." in name or not HUB_NAME.fullmatch(name):
-        raise TemporalLensError(f"there is no dictionary at {name}: no such file or folder")
+        hint = (
+            "; one on the hub is named user/name/folder, without address or revision"
+            if name.startswith(("http", "hf:")) or "@" in name
+            else ""
+        )
+        raise TemporalLensError(f"there is no dictionary at {name}: no such file or folder{hint}")
     place, commit = _fetched(name, request.revision)
     return place, request.model_copy(update={"revision": commit})
 
@@ -144,7 +150,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
     except (OSError, ValueError, HTTPError) as error:
         pinned = f" at revision {revision}" if revision else ""
         raise TemporalLensError(
-            f"dictionary {name}{pinned} was found neither here nor on the hub (unknown name, no access, or no network): {first_line(error)}"
+            f"dictionary {name}{pinned} was found neither here nor on the hub (unknown name, no access, or no network)"
         ) from error
     place = Path(folder) / inside
     if not place.exists():
@@ -180,8 +186,9 @@ def described(dictionary: Dictionary) -> list[str]:
 
 def save_as_ours(dictionary: Dictionary, folder: Path | str) -> None:
     """Save a dictionary of another library as one of ours, with what its file says of its model. Raises TemporalLensError for one that is
-    ours already."""
-    config = dictionary.config
+    ours already, and for a folder that is not empty, which may be the dictionary's own."""
+    config, folder = dictionary.config, user_path(folder)
+    refuse_full(folder)
     if not isinstance(config, Pretrained):
         raise TemporalLensError("this dictionary was saved here: copy its folder")
     origin = config.origin

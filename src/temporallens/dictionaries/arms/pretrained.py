@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from temporallens.dictionaries.arms.topk import largest_of_rows
@@ -27,6 +27,8 @@ from temporallens.settings import Settings, not_asked
 
 LAYER_NORM_EPSILON = 1e-5
 """SAELens'."""
+LONGEST_WORD = 1000
+"""Of a file, in characters."""
 
 
 class Origin(Settings):
@@ -46,6 +48,14 @@ class Origin(Settings):
     """Tokens of a row in training."""
     bos: bool | None = None
     """Whether rows began with BOS."""
+
+    @field_validator("format", "model", "point", "layer", "target")
+    @classmethod
+    def _one_line(cls, name: int | str | None) -> int | str | None:
+        """They are printed as they stand."""
+        if isinstance(name, str) and not (name.isprintable() and len(name) <= LONGEST_WORD):
+            raise ValueError(f"a name is one line of printable characters, {LONGEST_WORD:,} at most")
+        return name
 
 
 class Pretrained(ArmConfig):
