@@ -130,7 +130,18 @@ def _reshape(header: dict[str, Any], name: str, dice: random.Random) -> None:
     if name:
         shape = header[name]["shape"]
         size = math.prod(shape)
-        shapes = ([size], [1, size], [size, 1], shape[::-1], [*shape, 1], [0, *shape], [2, size // 2], [size // 3, 3], [2**40, 0], [])
+        shapes: tuple[list[int], ...] = (
+            [size],
+            [1, size],
+            [size, 1],
+            shape[::-1],
+            [*shape, 1],
+            [0, *shape],
+            [2, size // 2],
+            [size // 3, 3],
+            [2**40, 0],
+            [],
+        )
         header[name]["shape"] = dice.choice(shapes)
 
 

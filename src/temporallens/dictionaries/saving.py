@@ -79,7 +79,10 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     ours = metadata.get("temporallens") if isinstance(metadata, dict) else None
     if not isinstance(ours, dict) or ours.get("format") != FORMAT:
         found = ours.get("format") if isinstance(ours, dict) else None
-        raise TemporalLensError(f"{path} is not a dictionary that TemporalLens saved: its format is '{found}', not '{FORMAT}'")
+        raise TemporalLensError(
+            f"{path} is not a dictionary that TemporalLens saved: its format is '{found}', not '{FORMAT}'; of one of another library "
+            "`temporallens dictionary FOLDER --out OURS` makes one"
+        )
     return dict(config)
 
 
