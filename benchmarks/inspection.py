@@ -11,7 +11,6 @@ is removed.
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -88,8 +87,8 @@ def costs(command: Sequence[str], threads: int) -> Cost:
     """What a command costs; what it says is printed."""
     began = time.monotonic()
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    process = subprocess.Popen(command, env=os.environ | dict.fromkeys(names, str(threads)))
-    _, status, used = os.wait4(process.pid, 0)
+    process = os.posix_spawn(command[0], command, os.environ | dict.fromkeys(names, str(threads)))
+    _, status, used = os.wait4(process, 0)
     if status:
         sys.exit("error: the inspection failed; what it said stands above")
     return Cost(time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9)
