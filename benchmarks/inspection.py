@@ -87,7 +87,7 @@ def costs(command: Sequence[str], threads: int) -> Cost:
     """What a command costs; what it says is printed."""
     began = time.monotonic()
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    process = os.posix_spawn(command[0], command, os.environ | dict.fromkeys(names, str(threads)))
+    process = os.posix_spawn(command[0], list(command), os.environ | dict.fromkeys(names, str(threads)))
     _, status, used = os.wait4(process, 0)
     if status:
         sys.exit("error: the inspection failed; what it said stands above")

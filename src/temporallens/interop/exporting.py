@@ -11,7 +11,7 @@ another's. What these libraries cannot say is refused.
 
 import json
 import shutil
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from temporallens.dictionaries.arms.pretrained import PretrainedDictionary
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import SAELENS_VERSION, load_dictionary, read_config
 from temporallens.errors import TemporalLensError
-from temporallens.files import explained, read_json, user_path, write_atomically, write_tensors, write_text
+from temporallens.files import read_json, refuse_full, user_path, write_atomically, write_tensors, write_text
 from temporallens.interop.card import PICTURE, Card, Described, check_licence, written
 from temporallens.wording import listed
 
@@ -54,14 +54,6 @@ def check_form(form: str) -> None:
     """Raise TemporalLensError for a library in whose files nothing is written."""
     if form not in WRITERS:
         raise TemporalLensError(f"the format is '{form}': it should be one of {', '.join(WRITERS)}")
-
-
-def refuse_full(out: Path, but: Container[str] = ()) -> None:
-    """Raise TemporalLensError where `out` is no folder that something can be written into."""
-    with explained(out):
-        if out.exists() and (not out.is_dir() or any(path.name not in but for path in out.iterdir())):
-            found = "not empty" if out.is_dir() else "a file"
-            raise TemporalLensError(f"{out} is {found}: choose an empty folder")
 
 
 def export(folder: Path | str, form: str, out: Path | str, card: Card = Card()) -> Path:  # noqa: B008 (frozen)

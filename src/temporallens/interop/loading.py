@@ -19,9 +19,8 @@ from temporallens.dictionaries import saving
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained, PretrainedDictionary
 from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json, user_path
+from temporallens.files import read_json, refuse_full, user_path
 from temporallens.interop import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, plain, saelens, sparsify
-from temporallens.interop.exporting import refuse_full
 from temporallens.interop.foreign import OPENERS
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=@ -]+)*")
