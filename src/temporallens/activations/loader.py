@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
     previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
     before: Int[Tensor, " N"] | None = None  # of whole sequences: number in the batch of the kept row before, -1 for none
-    target: Float[Tensor, "N D"] | None = None  # what is to be given back, where the store has something else than x for it
+    target: Float[Tensor, "N E"] | None = None  # what is to be given back, where the store has something else than x for it
 
 
 class _Window(NamedTuple):
@@ -93,7 +93,7 @@ class Loader:
         longest = int(store.sequence_table.length[self._sequences].max(initial=0))
         if whole and longest > batch_size:
             raise TemporalLensError(f"rows of {longest} tokens do not fit into batches of {batch_size}: raise training.batch_size")
-        row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4) * (1 if store.target is None else 2)
+        row_bytes = store.row_bytes + (0 if store.target is None else store.target.row_bytes)
         mean_length = max(1.0, store.rows / store.sequences)
         window_rows = max(window_bytes // row_bytes, 4 * batch_size)
         self._window_sequences = max(1, min(len(self._order(0)), math.ceil(window_rows / mean_length)))
@@ -238,7 +238,7 @@ def _entropy(counts: Int[Tensor, " P"]) -> float:
     return float(-(share * share.log2()).sum())
 
 
-def with_targets(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Iterator[tuple[Rows, Float[Tensor, "N D"]]]:
+def with_targets(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Iterator[tuple[Rows, Float[Tensor, "N E"]]]:
     """The same as `sequential`, and beside the rows what a dictionary has to give of them: `x`, or what the store's target holds."""
     target = store.target
     targets = None if target is None else sequential(target, sequences)

@@ -81,11 +81,12 @@ class ActivationStore:
             if size != shard.bytes:
                 found = "is missing" if size < 0 else f"has {size} bytes instead of {shard.bytes}: it is truncated or foreign"
                 raise TemporalLensError(f"shard {path} {found}; {self._remedy}")
-            if shard.rows * self._row_bytes > shard.bytes:
+            if shard.rows * self.row_bytes > shard.bytes:
                 raise self._contradiction(f"{shard.rows} rows do not fit into the {shard.bytes} bytes of {shard.file}")
 
     @property
-    def _row_bytes(self) -> int:
+    def row_bytes(self) -> int:
+        """Of one activation."""
         description = self.manifest.description
         return description.width * DTYPES[description.dtype].itemsize
 
@@ -145,10 +146,14 @@ class ActivationStore:
         target = ActivationStore(self.folder / TARGET)
         columns = ("length", "sequence", "document")
         own, other = self.sequence_table, target.sequence_table
-        sizes = (self.width, self.positions) == (target.width, target.positions)
-        if not sizes or not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
+        if self.positions != target.positions or not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
             raise self._contradiction(f"{target.folder} does not hold the same rows")
         return target
+
+    @property
+    def given(self) -> "ActivationStore":
+        """What is to be given back of the rows: what the target holds, where there is one."""
+        return self.target or self
 
     @cached_property
     def moments(self) -> Moments:

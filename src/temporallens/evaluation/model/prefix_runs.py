@@ -107,7 +107,7 @@ def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndar
 
 def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np.ndarray, " R"]) -> Spread:
     """Counts, sums and squares of what is to be given back of the chosen tokens, by document and by index."""
-    width, groups = run.store.width, (int(documents.max()) + 1, chosen.shape[1])
+    width, groups = run.store.given.width, (int(documents.max()) + 1, chosen.shape[1])
     sums = [(torch.zeros(size, width, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)) for size in groups]
     for tokens in _tokens(run, chosen):
         x = tokens.wanted.double()

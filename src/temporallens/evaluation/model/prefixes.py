@@ -6,7 +6,6 @@ text stands `s` places further on. The rows run through the model as the harvest
 is excluded), and their activations are a store of their own, kept in a cache.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +23,12 @@ from temporallens.activations.language.harvest import (
     rows_together,
     schedule,
     store_rows,
-    target_of,
 )
 from temporallens.activations.language.hooks import Layer
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.store import ActivationStore
-from temporallens.activations.writer import TARGET, Rows, StoreWriter
+from temporallens.activations.writer import Rows, StoreWriter, pair_of_writers, target_of
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import TokenRows, harvest_of
@@ -152,9 +150,7 @@ def read_rows(
 
 
 def _writers(folder: Path, description: StoreDescription, policy: HarvestPolicy) -> dict[Layer, StoreWriter]:
-    """By what is read: that of the target, where there is one, is begun anew unless both are unfinished, and is finished first."""
-    target = folder / TARGET
-    if policy.target is not None and (target / "manifest.json").exists():
-        shutil.rmtree(target)
-    writers = {} if policy.target is None else {policy.target: StoreWriter(target, target_of(description))}
-    return writers | {policy.layer: StoreWriter(folder, description)}
+    """By what is read: that of the target, where there is one, first."""
+    if policy.target is None:
+        return {policy.layer: StoreWriter(folder, description)}
+    return dict(zip((policy.target, policy.layer), pair_of_writers(folder, description, target_of(description)), strict=True))
