@@ -11,6 +11,7 @@ its case: another exception, another content, ten seconds of computing without a
 
 import argparse
 import json
+import os
 import random
 import resource
 import shutil
@@ -46,7 +47,7 @@ from temporallens.study.reading import read_copy, read_study, write_copy
 from temporallens.training.checkpoint import load_checkpoint, save_checkpoint
 from temporallens.training.history import History, load_history
 from tools.interop import FIXTURES
-from tools.mutations import mutated, other_values, rewritten
+from tools.mutations import mutated, other_tensors, other_values, repacked, rewritten
 
 SECONDS, PATIENCE = 10, 300
 """A reader that has computed for so long, or has waited for so long, hangs."""
@@ -164,7 +165,7 @@ def _foreign(case: str, file: str) -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
-        return folder / _request(folder).get("folder", ".") / file
+        return Path(os.path.normpath(folder / _request(folder).get("folder", ".") / file))
 
     return make
 
@@ -290,10 +291,13 @@ FOREIGN = {
     "SAELens cfg": ("saelens-topk", "cfg.json"),
     "SAELens weights": ("saelens-gated", "sae_weights.safetensors"),
     "SAELens scaler": ("saelens-standard-expected_average_only_in", "activation_scaler.json"),
+    "SAELens transcoder cfg": ("saelens-skip_transcoder-d_out", "cfg.json"),
+    "SAELens transcoder weights": ("saelens-skip_transcoder-d_out", "sae_weights.safetensors"),
     "SAELens whitening": ("saelens-standard-covariance_whitening", "activation_whitening.safetensors"),
     "dictionary_learning weights": ("dictionary_learning-MatryoshkaBatchTopKSAE", "ae.pt"),
     "dictionary_learning config": ("dictionary_learning-AutoEncoderTopK", "config.json"),
     "sparsify cfg": ("sparsify-topk", "cfg.json"),
+    "sparsify training": ("sparsify-transcoder", "../config.json"),
     "sparsify weights": ("sparsify-topk", "sae.safetensors"),
     "Gemma Scope": ("gemma_scope", "params.npz"),
     "Gemma Scope 2": ("gemma_scope_2-transcoder", "params.safetensors"),
@@ -302,7 +306,8 @@ FOREIGN = {
     "Llama Scope settings": ("llama_scope", "hyperparams.json"),
 }
 """Files of other libraries' dictionaries, of which other files of theirs lie beside."""
-HOSTILE = {".json": rewritten, ".safetensors": other_values}
+HOSTILE = {".json": rewritten, ".safetensors": other_tensors, ".npz": repacked, ".pt": repacked}
+"""What somebody does who knows the format, by the ending of a file's name."""
 
 
 FORMATS: dict[str, Format] = {
@@ -393,9 +398,9 @@ def fuzz(name: str, cases: range, seed: int, folder: Path) -> Tally:
         dice = random.Random(f"{name} {seed} {case}")
         for file, before in files.items():
             if not file.exists() or file.read_bytes() != before:
-                file.write_bytes(before)
+                _write(file, before)
         try:
-            path.write_bytes((kind.change or mutated)(content, dice))
+            _write(path, (kind.change or mutated)(content, dice))
             kind.mend(whole)
         except (KeyError, TypeError, TemporalLensError, OSError):  # so odd a file that it cannot be mended
             pass
@@ -415,6 +420,12 @@ def fuzz(name: str, cases: range, seed: int, folder: Path) -> Tally:
             if kind.sealed and found != wanted:
                 findings.append(Finding(name, case, "read as something else, and nobody noticed"))
     return Tally(refused, same, other, findings)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """As a new file: some file systems wait for the disk where one is written over."""
+    file.unlink(missing_ok=True)
+    file.write_bytes(content)
 
 
 def limit_memory() -> None:

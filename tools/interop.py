@@ -32,6 +32,7 @@ from temporallens.dictionaries.arms.pretrained import PretrainedDictionary
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary as load_ours, save_dictionary
 from temporallens.interop.exporting import WRITERS, export
+from temporallens.interop.loading import save_as_ours
 from temporallens.interop.points import layer_of
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,8 @@ OUT: dict[str, dict[str, Any]] = {
     "sliced": {"k": K},
 }
 """The settings of what is exported, by kind; it has as many features as all cases."""
+OTHERS = ("saelens-standard-b_dec-kept", "saelens-jumprelu", "saelens-topk-rescale_acts_by_decoder_norm", "sparsify-topk", "gemma_scope")
+"""Cases that go out again in the files of every library that has a form for them."""
 STEPS, SEQUENCES, LENGTH = 20, 40, 12
 """Of the training of what is exported: short, as nothing but its weights is needed."""
 
@@ -156,6 +159,11 @@ def round_trips(folder: Path, sizes: dict[str, int]) -> list[Found]:
         trained = tl.train(store, arm, STEPS, folder / "arms" / kind, batch_size=64).folder
         forms = [form for form in WRITERS if form != "sparsify" or kind == "topk"]
         cases += [write_out(trained, kind, form, rows, folder / "cases" / f"{form}-{kind}") for form in forms]
+    for case in OTHERS:
+        saved, made = folder / "arms" / case, folder.parent / case
+        save_as_ours(tl.load_dictionary(made / json.loads((made / "request.json").read_text()).get("folder", ".")), saved)
+        forms = [form for form in WRITERS if form != "sparsify" or "topk" in case]
+        cases += [write_out(saved, case, form, rows, folder / "cases" / f"{form}-{case}") for form in forms]
     _worker(folder / "cases", ["--read"])
     return [compare_out(case) for case in cases]
 

@@ -80,8 +80,11 @@ def randomised(module: nn.Module, seed: int = 1) -> None:
 # SAELens
 
 
-def saelens(kind: str, training: bool = False, scale: float | None = None, **settings: Any) -> Callable[[Path, Sizes], Answer]:
-    """An architecture; `training` keeps the file of its trainer, where an inference file is what its codes are computed with."""
+def saelens(
+    kind: str, training: bool = False, scale: float | None = None, wider: int = 0, **settings: Any
+) -> Callable[[Path, Sizes], Answer]:
+    """An architecture; `training` keeps the file of its trainer, where an inference file is what its codes are computed with. A transcoder
+    gives activations that are so much `wider` than those that it takes."""
 
     @torch.no_grad()
     def make(folder: Path, sizes: Sizes) -> Answer:
@@ -91,7 +94,7 @@ def saelens(kind: str, training: bool = False, scale: float | None = None, **set
         registry = SAE_TRAINING_CLASS_REGISTRY if training or kind not in SAE_CLASS_REGISTRY else SAE_CLASS_REGISTRY
         sae_class, config_class = registry[kind]
         given = {"d_in": sizes.width, "d_sae": sizes.features, "apply_b_dec_to_input": not kind.endswith("transcoder"), **settings}
-        given |= {"d_out": sizes.width} if kind.endswith("transcoder") else {}
+        given |= {"d_out": sizes.width + wider} if kind.endswith("transcoder") else {}
         given |= {"k": sizes.k} if "topk" in kind else {}
         given |= {"matryoshka_widths": [sizes.features // 3, sizes.features]} if kind.startswith("matryoshka") else {}
         sae = sae_class(config_class(**given))
@@ -376,6 +379,8 @@ CASES: dict[str, Callable[[Path, Sizes], Answer]] = {
     "saelens skip_transcoder": saelens("skip_transcoder"),
     "saelens jumprelu_transcoder": saelens("jumprelu_transcoder", normalize_activations="layer_norm"),
     "saelens jumprelu_skip_transcoder": saelens("jumprelu_skip_transcoder"),
+    "saelens jumprelu_transcoder, d_out": saelens("jumprelu_transcoder", wider=3),
+    "saelens skip_transcoder, d_out": saelens("skip_transcoder", normalize_activations="constant_norm_rescale", wider=-2),
     "dictionary_learning AutoEncoder": dictionary_learning("AutoEncoder"),
     "dictionary_learning AutoEncoder, norms in codes": dictionary_learning("AutoEncoder", norms_in_codes=True),
     "dictionary_learning AutoEncoderNew": dictionary_learning("AutoEncoderNew"),

@@ -1,8 +1,11 @@
 """Random changes of a file's content, for `tools.fuzz`: careless ones, and those of somebody who knows the format."""
 
+import io
 import json
+import math
 import random
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +105,70 @@ def _rewrite(value: Any, dice: random.Random) -> None:
 
 
 def other_values(content: bytes, dice: random.Random) -> bytes:
-    """Other numbers in a safetensors file: integers and floats of every size, in place; or its header changed, in proportion."""
+    """Other numbers in a safetensors file: integers and floats of every size, in place."""
     start = 8 + int.from_bytes(content[:8], "little")
     offset = dice.randrange(start, len(content))
     junk = dice.choice((b"\xff" * 8, b"\x7f" * 8, bytes(8), (2**40).to_bytes(8, "little"), np.float32(np.nan).tobytes()))
     return content[:offset] + junk[: len(content) - offset] + content[offset + len(junk) :]
+
+
+def other_tensors(content: bytes, dice: random.Random) -> bytes:
+    """Other numbers in a safetensors file, or other shapes, types, names and places of its tensors in a header that can be read."""
+    if dice.random() < 0.5:
+        return other_values(content, dice)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for _ in range(dice.choice((1, 1, 2))):
+        name = dice.choice([name for name in header if name != "__metadata__"] or [""])
+        dice.choice((_reshape, _rename, _rewrite_entry))(header, name, dice)
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + content[start:]
+
+
+def _reshape(header: dict[str, Any], name: str, dice: random.Random) -> None:
+    """The same number of numbers in another shape."""
+    if name:
+        shape = header[name]["shape"]
+        size = math.prod(shape)
+        shapes: tuple[list[int], ...] = (
+            [size],
+            [1, size],
+            [size, 1],
+            shape[::-1],
+            [*shape, 1],
+            [0, *shape],
+            [2, size // 2],
+            [size // 3, 3],
+            [2**40, 0],
+            [],
+        )
+        header[name]["shape"] = dice.choice(shapes)
+
+
+def _rename(header: dict[str, Any], name: str, dice: random.Random) -> None:
+    """Another name, or that of another tensor, whose place it takes."""
+    if name:
+        header[dice.choice([*header, "W_skip", "threshold", "k", "", "\0", "scaling_factor", "log_threshold"])] = header.pop(name)
+
+
+def _rewrite_entry(header: dict[str, Any], name: str, dice: random.Random) -> None:
+    if dice.random() < 0.3 and name:
+        header[name]["dtype"] = dice.choice(("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "F4", ""))
+    else:
+        _rewrite(header, dice)
+
+
+def repacked(content: bytes, dice: random.Random) -> bytes:
+    """An archive of which one part was changed, or left out, with checksums that are right."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = dice.choice(list(parts))
+    if dice.random() < 0.1:
+        del parts[name]
+    else:
+        parts[name] = mutated(parts[name], dice)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for member, part in parts.items():
+            archive.writestr(member, part)
+    return out.getvalue()

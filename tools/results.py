@@ -18,7 +18,16 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import RunResult, TimedResults, TimedRun, by_arm, load_results
 from temporallens.evaluation.statistics import mean_of
 from temporallens.files import write_text
-from temporallens.report.tables import FIELDS, WORLD, comparison_tables, dictionaries_table, openness_table, score_at, score_tables
+from temporallens.report.tables import (
+    FIELDS,
+    WORLD,
+    comparison_tables,
+    dictionaries_table,
+    openness_table,
+    paired_tables,
+    score_at,
+    score_tables,
+)
 from temporallens.wording import Table
 
 DIGITS = 6
@@ -94,7 +103,9 @@ def as_lines(content: Mapping[str, Any]) -> str:
 def tables_of(results: TimedResults, entry: str) -> list[Table]:
     """The tables of one activations entry; every dictionary on its own only where there is one of each arm."""
     runs = results.runs_of(entry)
-    tables = [*comparison_tables(entry, runs, results.comparison[entry]), openness_table(entry, runs), *score_tables(entry, runs)]
+    comparison = results.comparison[entry]
+    paired = paired_tables(entry, runs, comparison, results.paired.get(entry, ()))
+    tables = [*comparison_tables(entry, runs, comparison), *paired, openness_table(entry, runs), *score_tables(entry, runs)]
     if len({run.family for run in runs}) == len(runs):
         tables.append(dictionaries_table(entry, runs, results.study.notes))
     return [table for table in tables if table.rows]

@@ -377,6 +377,10 @@ def import_command(
         Path | None,
         typer.Option("--position-names", metavar="FILE.json", help="Names of positions: a list from 0, or by number.", parser=user_path),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar=FILE, help="For transcoders: what they should give, sequences x positions x any width."),
+    ] = None,
     keep_first: Annotated[bool, typer.Option("--keep-first", help="Train on position 0 too, where it is no attention sink.")] = False,
 ) -> None:
     """Make a store of your own activations: anything sequential, not only text.
@@ -388,14 +392,17 @@ def import_command(
     from temporallens.activations.importing import read_files
     from temporallens.activations.store import ActivationStore
 
-    files = read_files(activations, name, mask=mask, tokens=tokens, documents=documents, positions=positions)
+    files = read_files(activations, name, mask=mask, tokens=tokens, documents=documents, positions=positions, target=target)
     for line in files.taken:
         typer.echo(line)
     companions: dict[str, Any] = dict(files.companions)
+    if target is not None:
+        companions["target_source"] = Path(target).name
     if position_names is not None:
         companions["position_names"] = read_json(position_names, "names of positions", foreign=True)
     store = ActivationStore.from_arrays(files.x, out, exclude_first=not keep_first, source=files.file, **companions)
-    typer.echo(f"{store.rows:,} activations of width {store.width} from {store.sequences:,} sequences: {out}")
+    given = "" if store.target is None else f", and of width {store.target.width} in its target,"
+    typer.echo(f"{store.rows:,} activations of width {store.width}{given} from {store.sequences:,} sequences: {out}")
 
 
 @app.command("inspect")
@@ -425,11 +432,14 @@ def inspect_command(
     """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
     from temporallens.activations.language.hooks import layer_named
     from temporallens.study.inspection import inspection
+    from temporallens.study.pretrained import check_pretrained
+    from temporallens.study.stages import stages_of
 
     places = [None if place is None else layer_named(place) for place in (layer, target)]
     study_file = inspection(dictionaries, model, places[0], text, tokens, places[1], trained_context, without or ())
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
+        check_pretrained(study_file.study, stages_of(*study_file))
         _print_plan(study_file, folder)
     else:
         _run(study_file, folder, "report")

@@ -1,7 +1,11 @@
 """The one exception that reaches a user: a sentence saying what is wrong, where, and what would be right."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys."""
 
 GO_ON = "what is finished is kept; give the same command again to go on from there"
 """What a user is told of work that was cut short."""
@@ -12,7 +16,9 @@ class TemporalLensError(Exception):
 
     def __init__(self, sentence: str) -> None:
         whole = sentence.encode(errors="backslashreplace").decode()  # names that a damaged file gives may hold half characters,
-        super().__init__(" ".join(whole.split("\n")))  # and line breaks
+        super().__init__(
+            CONTROL.sub(lambda found: repr(found[0])[1:-1], " ".join(whole.split("\n")))
+        )  # line breaks, and what moves a cursor
 
 
 class CannotWriteError(TemporalLensError):

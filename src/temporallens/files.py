@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -362,6 +362,14 @@ def _sweep(folder: Path) -> None:
         for path in folder.rglob(".*.partial"):
             if LEFTOVER.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
+
+
+def refuse_full(out: Path, but: Container[str] = ()) -> None:
+    """Raise TemporalLensError where `out` is no folder that something can be written into."""
+    with explained(out):
+        if out.exists() and (not out.is_dir() or any(path.name not in but for path in out.iterdir())):
+            found = "not empty" if out.is_dir() else "a file"
+            raise TemporalLensError(f"{out} is {found}: choose an empty folder")
 
 
 def abandon(folder: Path) -> None:

@@ -75,6 +75,10 @@ class RunFolder(NamedTuple):
     def gains(self, activations: str) -> Path:
         return self.root / "measures" / "gains" / f"{activations}.json"
 
+    def paired(self, activations: str) -> Path:
+        """Families against baselines, by position."""
+        return self.root / "measures" / "paired" / f"{activations}.json"
+
 
 def as_file_name(text: str) -> str:
     """`text` with everything that a file name should not hold replaced by a dash: `google/gemma-2-2b` -> `google-gemma-2-2b`."""

@@ -32,6 +32,11 @@ def fixed(value: float | None, digits: int) -> str:
     return minus(f"{value:z,.{digits}f}") if known(value) else UNKNOWN
 
 
+def capital(sentence: str) -> str:
+    """With a capital at its head, and what follows as it is."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def plus(value: float, written: str) -> str:
     """A written number with a plus where it is above zero."""
     return f"+{written}" if value > 0 else written

@@ -220,7 +220,7 @@ def test_bfloat16_holds_what_float16_would_lose(tmp_path):
     [
         (np.zeros((4, 3), np.float32), {}, r"must have shape \[sequences, positions, width\]"),
         (np.zeros((4, 3, 2), np.int64), {}, "must be floating point"),
-        (np.zeros((0, 3, 2), np.float32), {}, "are empty"),
+        (np.zeros((0, 3, 2), np.float32), {}, "activations must not be empty"),
         (np.full((4, 3, 2), np.nan, np.float32), {}, "NaN or infinity at sequence 0, index 0"),
         (np.ones((4, 3, 2), np.float32), {"tokens": np.zeros((4, 2))}, "tokens has shape"),
         (np.ones((4, 3, 2), np.float32), {"mask": np.eye(4)[:, :3]}, "sequence 3 is masked out"),
@@ -246,7 +246,7 @@ def test_arrays_that_cannot_be_stored_are_refused_with_the_reason(tmp_path, x, o
 
 
 def test_arrays_that_turn_out_bad_late_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("temporallens.activations.importing.StoreWriter", partial(StoreWriter, shard_bytes=1))
+    monkeypatch.setattr("temporallens.activations.writer.StoreWriter", partial(StoreWriter, shard_bytes=1))
     monkeypatch.setattr("temporallens.activations.importing.CHUNK_BYTES", 1)
     x = np.ones((6, 3, 2), np.float32)
     x[5, 2, 1] = np.inf
@@ -265,7 +265,7 @@ def test_an_interrupted_import_goes_on_with_the_same_arrays_and_no_others(tmp_pa
         append(writer, rows)
 
     monkeypatch.setattr("temporallens.activations.importing.CHUNK_BYTES", 40 * world[0].nbytes)
-    monkeypatch.setattr("temporallens.activations.importing.StoreWriter", partial(StoreWriter, shard_bytes=1))
+    monkeypatch.setattr("temporallens.activations.writer.StoreWriter", partial(StoreWriter, shard_bytes=1))
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from made_results import make_beforehand, make_scan
 from temporallens import wording
 from temporallens.errors import TemporalLensError
-from temporallens.figures import style as look
+from temporallens.figures import steps, style as look
 from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.position_analysis import draw_position_analysis
 from temporallens.figures.save import save
@@ -229,3 +229,11 @@ def test_numbers_and_shares_read_well() -> None:
     assert [wording.percent(share) for share in (0, 0.9, 0.0121, 0.0004)] == ["0\u00a0%", "90\u00a0%", "1.2\u00a0%", "0.04\u00a0%"]
     assert [wording.fixed(value, 2) for value in (-0.001, -0.006, None)] == ["0.00", "−0.01", "–"]
     assert wording.plain("a\nb" + "c" * 100, 11) == "a bcc…ccccc"
+
+
+def test_a_position_is_called_by_its_name_where_it_has_one() -> None:
+    assert look.called(1200) == "position 1,200"
+    with look.named_positions({5: "McDonald"}):
+        assert [look.called(position) for position in (4, 5)] == ["position 4", "position 5 (McDonald)"]
+        assert steps.band_name(5, 6) == "position 5 (McDonald)" and steps.band_name(5, 7) == "positions 5 to 6"
+    assert steps.band_name(5, 6) == "position 5"

@@ -482,7 +482,56 @@ def test_what_is_no_dictionary_is_refused_in_a_sentence(tmp_path: Path) -> None:
             tl.load_dictionary(path)
 
 
+def test_what_a_file_calls_its_model_is_printed_and_so_one_line(copy: Callable[[str], Path]) -> None:
+    folder = copy("saelens-topk")
+    path = folder / "cfg.json"
+    config = json.loads(path.read_text())
+    for name in ("two\nlines", "red \x1b[31m", "m" * 1001):
+        path.write_text(json.dumps(config | {"metadata": config["metadata"] | {"model_name": name}}))
+        with pytest.raises(TemporalLensError, match="says something odd of its model: model: a name is one line of printable characters"):
+            tl.load_dictionary(folder)
+    path.write_text(json.dumps(config | {"architecture": "\x1b[2J\r"}))
+    with pytest.raises(TemporalLensError, match=r"says architecture = \\x1b\[2J\\r, which is not known"):
+        tl.load_dictionary(folder)
+
+
+def test_sizes_that_are_requested_must_be_those_of_the_file() -> None:
+    for request, sentence in (({"features": 99}, "has features = 16, and features = 99"), ({"output_width": 3}, "output_width = 3 was")):
+        with pytest.raises(TemporalLensError, match=sentence):
+            tl.load_dictionary(FIXTURES / "saelens-topk", **request)
+    assert tl.load_dictionary(FIXTURES / "saelens-topk", features=16, output_width=6).features == 16
+
+
+def test_links_and_what_is_no_file_are_read_as_what_they_lead_to_or_refused(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copy("saelens-topk")
+    for name in ("cfg.json", "sae_weights.safetensors"):  # the hub's own cache is made of links
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    assert tl.load_dictionary(folder).features == 16
+    (folder / "sae_weights.safetensors").unlink()
+    for place in (tmp_path / "cfg.json", Path("/dev/zero"), Path("sae_weights.safetensors")):
+        (folder / "sae_weights.safetensors").symlink_to(place)
+        with pytest.raises(TemporalLensError, match=r"cannot be read as the weights|holds no dictionary of a format"):
+            tl.load_dictionary(folder)
+        (folder / "sae_weights.safetensors").unlink()
+
+
+def test_addresses_are_no_names_on_the_hub() -> None:
+    for name in ("https://huggingface.co/user/name", "user/name@main", "hf://user/name"):
+        with pytest.raises(TemporalLensError, match="one on the hub is named user/name/folder, without address or revision"):
+            tl.load_dictionary(name)
+
+
 # The command line
+
+
+def test_nothing_is_written_over(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copy("saelens-topk")
+    before = (folder / "cfg.json").read_bytes()
+    for out in (folder, folder / "cfg.json"):
+        found = CliRunner().invoke(app, ["dictionary", str(folder), "--out", str(out)])
+        assert found.exit_code == 2 and "choose an empty folder" in found.output
+    assert (folder / "cfg.json").read_bytes() == before
 
 
 def test_the_command_says_what_a_dictionary_is_and_saves_it_as_ours(tmp_path: Path) -> None:

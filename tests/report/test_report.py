@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from made_firings import sampled
+from made_firings import box, sampled
 from made_results import ENTRY, STUDY, make_comparison, make_entry, make_results, make_run, make_scan
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.bits.section import BitsPolicy, bits_of
 from temporallens.evaluation.clusters.chance import Chance
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClustersPolicy, cluster_firings
 from temporallens.evaluation.clusters.stability import Agreement, Bootstraps
@@ -136,6 +137,20 @@ def test_openness_is_told_by_octaves_of_positions_with_its_interval() -> None:
     table = tables.openness_table("a", [make_run(), *runs])
     assert table.columns == ["arm", "seeds", "1", "2 to 3", "4 to 5"]
     assert table.rows[0].cells[:2] == ["2", "0.550 ± 0.635"]
+
+
+def test_what_positions_say_of_features_stands_beside_masks() -> None:
+    firings = sampled(np.stack([box(8, 15, 0.5), box(1, 9, 0.5)]), 60)
+    nothing = np.zeros(len(firings.position), dtype=bool)
+    found = bits_of(firings, {}, nothing, BitsPolicy(draws=1, resamples=20))
+    share = found.saved["position"]
+    assert share is not None and share.over_null.value is not None and share.over_null.value > 0.2
+    runs = [make_run("batchtopk"), make_run("positional", measures={"bits": as_json(found)})]
+    reached, _ = tables.comparison_tables("a", runs, make_comparison(runs))
+    assert reached.columns[-1] == "bits known by position"
+    assert [row.cells[-1].partition(" ")[0] for row in reached.rows] == ["–", f"{100 * share.over_null.value:.2f}"]
+    masked = tables.openness_table("a", [runs[1].model_copy(update={"openness_by_position": [1.0, 0.5], "position_count": [0, 9]})])
+    assert masked.columns[-1] == "bits known by position" and masked.rows[0].cells[-1] == reached.rows[1].cells[-1]
 
 
 def test_scores_of_a_world_are_averaged_over_seeds_and_missing_ones_have_no_column() -> None:

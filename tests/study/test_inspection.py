@@ -1,12 +1,15 @@
 """`temporallens inspect`: a dictionary that is trained already, judged on a small model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import temporallens as tl
+from temporallens.cli import app
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
@@ -56,6 +59,32 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
     assert report.count("Not measured: the study left fidelity out.") == 2
     assert report.index("<dl") < report.index("On held-out documents")
     assert "theirs-2" in report and "were trained elsewhere, and were taken as found" in report
+
+
+def test_names_of_any_length_and_number_are_told_apart(trained: Path, texts: Path, tmp_path: Path) -> None:
+    places = [
+        shutil.copytree(trained, tmp_path / name) for name in ("a/s-3", "b/s", "c/s", "d/ö\u00fc", "e/" + "n" * 200, "f/" + "n" * 200)
+    ]
+    study = inspection([str(place) for place in places], text=str(texts), tokens=2_000).study
+    assert list(study.arms) == ["s-3", "s", "s-4", "dictionary", "n" * 40, f"{'n' * 40}-6"]
+    assert len(study.name) <= 80
+
+
+def test_a_target_is_for_transcoders(trained: Path, texts: Path) -> None:
+    with pytest.raises(
+        TemporalLensError, match="gives back what it takes, and --target says where it gives something else: leave that out"
+    ):
+        inspection([str(trained)], text=str(texts), target="blocks.1.hook_mlp_out")
+
+
+def test_what_does_not_fit_is_refused_before_a_plan_is_printed(trained: Path, texts: Path, tmp_path: Path) -> None:
+    narrow, model = Path(__file__).parents[1] / "interop" / "fixtures" / "saelens-topk", trained.parent / "tiny"
+    found = CliRunner().invoke(app, ["inspect", str(narrow), "--model", str(model), "--text", str(texts), "--dry-run"])
+    assert found.exit_code == 2 and "for activations of width 6, and those of activations.tiny-3 have 32" in found.output
+    found = CliRunner().invoke(
+        app, ["inspect", str(trained), "--text", str(texts), "--tokens", "2000", "--out", str(tmp_path / "out"), "--dry-run"]
+    )
+    assert found.exit_code == 0 and "harvest/tiny-1" in found.output and not (tmp_path / "out").exists()
 
 
 def test_rows_are_those_of_training_as_far_as_they_can_be(trained: Path) -> None:

@@ -96,7 +96,7 @@ def test_run_again_it_does_nothing(folder: Path) -> None:
         "scan: 1 of 1 finished before, skipped",
         "harvest: 2 of 2 finished before, skipped",
         "train: 4 of 4 finished before, skipped",
-        "evaluate: 5 of 5 finished before, skipped",
+        "evaluate: 7 of 7 finished before, skipped",
         "figures: 1 of 1 finished before, skipped",
         "report: 1 of 1 finished before, skipped",
     ]

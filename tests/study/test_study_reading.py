@@ -31,10 +31,10 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["quickstart", "gemma-2-2b"])
-def test_the_shipped_studies_are_valid_and_name_the_three_arms(name: str) -> None:
+def test_the_shipped_studies_are_valid_and_name_a_plain_and_a_masked_arm(name: str) -> None:
     study = read_study(STUDIES / f"{name}.yaml").study
     assert study.name == name
-    assert [arm.kind for arm in study.arms.values()] == ["standard", "batchtopk", "positional"]
+    assert {"batchtopk", "positional"} < {arm.kind for arm in study.arms.values()}
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -319,19 +319,26 @@ def changed(before: dict[str, Stage], after: dict[str, Stage]) -> set[str]:
 
 
 END = {"results", "figures", "report"}
+PAIRED = {f"measure/paired/{store}" for store in ("low", "high")}
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("k: 4", "k: 5", {f"{kind}/{store}/positional-seed0" for kind in ("train", "evaluate") for store in ("low", "high")} | END),
+        (
+            "k: 4",
+            "k: 5",
+            {f"{kind}/{store}/positional-seed0" for kind in ("train", "evaluate") for store in ("low", "high")} | PAIRED | END,
+        ),
         (
             "layer: 2",
             "layer: 3",
-            {"harvest/high"} | {f"{kind}/high/{arm}-seed0" for kind in ("train", "evaluate") for arm in ("standard", "positional")} | END,
+            {"harvest/high", "measure/paired/high"}
+            | {f"{kind}/high/{arm}-seed0" for kind in ("train", "evaluate") for arm in ("standard", "positional")}
+            | END,
         ),
         ("sequences: 4", "sequences: 5", {"scan"} | END),
-        ("seeds: [0]", "seeds: [0, 1]", END),
+        ("seeds: [0]", "seeds: [0, 1]", PAIRED | END),
         ("name: tiny", "# a remark\nname: tiny", {"report"}),
     ],
 )
@@ -344,7 +351,7 @@ def test_a_changed_setting_invalidates_just_what_depends_on_it(write: Callable[.
 def test_changed_training_retrains_but_does_not_harvest(write: Callable[..., Path]) -> None:
     before = stages(write())
     found = changed(before, stages(write(("steps: 12", "steps: 13"))))
-    assert {name.split("/")[0] for name in found} == {"train", "evaluate"} | END
+    assert {name.split("/")[0] for name in found} == {"train", "evaluate", "measure"} | END
 
 
 def test_a_changed_text_or_model_invalidates_everything(write: Callable[..., Path], sources: dict[str, Path], tmp_path: Path) -> None:

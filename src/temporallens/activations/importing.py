@@ -19,7 +19,7 @@ from temporallens.activations.clocks import CLOCKS, GIVEN, MOST_POSITIONS
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, beyond_norm
 from temporallens.activations.position_names import NAMES, as_json_keys, checked_names
-from temporallens.activations.writer import Rows, StoreWriter, refuse_occupied
+from temporallens.activations.writer import TARGET, Rows, pair_of_writers, refuse_occupied, target_of
 from temporallens.defaults import own_defaults
 from temporallens.errors import CannotWriteError, TemporalLensError, did_you_mean
 from temporallens.files import abandon, in_order, locked, user_path
@@ -44,7 +44,7 @@ class Imported(NamedTuple):
     """Activations and their companions, as files gave them."""
 
     x: np.ndarray
-    companions: dict[str, np.ndarray]  # by what they are: mask, tokens, documents, positions
+    companions: dict[str, np.ndarray]  # by what they are: mask, tokens, documents, positions, target
     file: str  # name of the file of the activations
     taken: list[str]  # of each file that holds several arrays a line on which were read as what, and which were not
 
@@ -53,18 +53,19 @@ def read_files(activations: str, name: str | None = None, **given: str | None) -
     """Read activations and what comes with them. Each is named as `FILE` or `FILE:NAME`; `name` is that of the activations.
 
     Of a file that holds several arrays and no name is given for, the one with the name of what is wanted is read; companions that
-    stand beside the activations under their names belong to them unless others are `given`.
+    stand beside the activations under their names belong to them unless others are `given`. A target, which many files have for
+    something else, is read where it is named.
     """
     path, own_name = _file_and_name(activations)
     if name is not None and own_name is not None:
         raise TemporalLensError(f"the activations are named twice, as '{own_name}' and as '{name}': leave one of them out")
     found = {"activations": (path, _chosen(path, own_name if name is None else name, ACTIVATIONS))}
-    for what in COMPANIONS:
+    for what in (*COMPANIONS, TARGET):
         other = given.get(what)
         if other is not None:
             file, inside = _file_and_name(other)
             found[what] = (file, _chosen(file, inside, (what,)))
-        elif what in names_in(path) and what != found["activations"][1] and len(names_in(path)) > 1:
+        elif what in COMPANIONS and what in names_in(path) and what != found["activations"][1] and len(names_in(path)) > 1:
             found[what] = (path, what)
     arrays = {what: read_array(*where) for what, where in found.items()}
     return Imported(arrays.pop("activations"), arrays, path.name, _taken(found))
@@ -219,9 +220,11 @@ def store_arrays(
     documents: Any = None,
     positions: Any = None,
     position_names: Any = None,
+    target: Any = None,
     exclude_first: bool = True,
     norm_multiple: SupportsFloat | None = NORM_MULTIPLE,
     source: str = "arrays",
+    target_source: str = "arrays",
 ) -> Path:
     """Write `[N, S, D]` activations (an array or tensor of float16, bfloat16, float32 or float64) as a float32 store; its folder.
 
@@ -230,26 +233,27 @@ def store_arrays(
     All may be tensors on any device, and NumPy's masked arrays: what is masked of `x` (whole vectors) or of `mask` is absent,
     a masked token has no id. Positions count from a sequence's first activation, and a hole keeps those of what follows it, unless
     `positions` `[N, S]` say what they are: whole numbers from 0, below 2^20. `position_names` are theirs, a list from 0 or by number.
+    `target` `[N, S, E]`, for transcoders, is what they should give of the same tokens, of any width: it becomes a store of its own inside
+    this one, and what the norm rule leaves out at either place is left out at both. `source` and `target_source` name the two.
     Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays, and a
     second process that would write to `out` meanwhile is refused.
     exclude_first leaves index 0 out of training and headline metrics, as language models want it. The norm rule of `norm_multiple`
     warns and excludes nothing where more than half of the norms are 0. Raises TemporalLensError for another rank, mismatched
     shapes, NaN or infinity.
     """
-    if isinstance(x, Tensor):
-        x = _dense(x, "activations")
-    elif not hasattr(x, "dtype"):  # what has one may lie in a file, and is read piece by piece
-        x = _array(x, "activations")
+    x, target = _ordinary(x, "activations"), None if target is None else _ordinary(target, TARGET)
     norm_multiple = _checked_multiple(norm_multiple)
     sequences, length, width = _shape(x)
-    chunk = max(1, CHUNK_BYTES // (length * width * 4))
+    output_width = None if target is None else _target_width(target, sequences, length)
+    chunk = max(1, CHUNK_BYTES // (length * max(width, output_width or 0) * 4))
     parts = [slice(first, min(first + chunk, sequences)) for first in range(0, sequences, chunk)]
     mask = _present(x, mask, parts)
+    mask = mask if target is None else _present(target, mask, parts)
     tokens = np.full((sequences, length), -1) if tokens is None else _whole(tokens, "tokens", (sequences, length), missing=-1)
     documents = np.arange(sequences) if documents is None else _whole(documents, "documents", (sequences,))
     given = None if positions is None else _positions(positions, mask > 0)
     names = None if position_names is None else _names(position_names, given, mask > 0)
-    stored = (x, mask, tokens, documents, *([] if given is None else [given]))
+    stored = (x, mask, tokens, documents, *(array for array in (given, target) if array is not None))
     description = StoreDescription(
         source={
             "kind": "arrays",
@@ -263,6 +267,7 @@ def store_arrays(
             "context_length": length,
             "position_zero": "excluded" if exclude_first else "kept",
             "norm_multiple": norm_multiple,
+            **({} if target is None else {TARGET: target_source}),
         },
         width=width,
         dtype="float32",
@@ -271,21 +276,43 @@ def store_arrays(
     out = user_path(out)
     refuse_occupied(out)
     with locked(out):
-        writer = StoreWriter(out, description)
+        beside = None if output_width is None else target_of(description).model_copy(update={"width": output_width})
+        writers = pair_of_writers(out, description, beside)
         try:
             for number, part in enumerate(parts):
-                if number >= writer.appends_done:
-                    rows = _rows(x[part], mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple)
+                if number >= min(writer.appends_done for writer in writers):
+                    arrays = [array[part] for array in (target, x) if array is not None]
+                    pair = _rows(arrays, mask[part], tokens[part], documents[part], part.start, exclude_first, norm_multiple)
                     if given is not None:
-                        rows = rows._replace(position=torch.from_numpy(given[part][mask[part] > 0]))
-                    writer.append(rows)
-            return writer.finish()
+                        position = torch.from_numpy(given[part][mask[part] > 0])
+                        pair = [rows._replace(position=position) for rows in pair]
+                    for writer, rows in zip(writers, pair, strict=True):
+                        if number >= writer.appends_done:
+                            writer.append(rows)
+            return [writer.finish() for writer in writers][-1]
         except CannotWriteError:
             raise
         except TemporalLensError:
-            writer.discard()
+            for writer in writers:
+                writer.discard()
             abandon(out)
             raise
+
+
+def _ordinary(x: Any, name: str) -> Any:
+    """As an array, but what has a type of its own, which may lie in a file and is read piece by piece."""
+    if isinstance(x, Tensor):
+        return _dense(x, name)
+    return x if hasattr(x, "dtype") else _array(x, name)
+
+
+def _target_width(target: Any, sequences: int, length: int) -> int:
+    shape = _shape(target, "the target")
+    if shape[:2] != (sequences, length):
+        raise TemporalLensError(
+            f"the target has shape {shape}, and should have {sequences} sequences of {length} positions, as the activations have"
+        )
+    return shape[2]
 
 
 def _content(arrays: tuple[Any, ...], parts: list[slice]) -> str:
@@ -310,16 +337,16 @@ def _checked_multiple(multiple: Any) -> float | None:
     return number
 
 
-def _shape(x: Any) -> tuple[int, int, int]:
+def _shape(x: Any, name: str = "activations") -> tuple[int, int, int]:
     """Sequences, positions and width of activations that can be stored."""
     if len(x.shape) != 3:
-        raise TemporalLensError(f"activations must have shape [sequences, positions, width]; this array has shape {tuple(x.shape)}")
+        raise TemporalLensError(f"{name} must have shape [sequences, positions, width]; this array has shape {tuple(x.shape)}")
     sequences, length, width = (int(size) for size in x.shape)
     if 0 in (sequences, length, width):
-        raise TemporalLensError(f"the activations are empty: their shape is {(sequences, length, width)}")
-    first = _array(x[:1], "activations")
+        raise TemporalLensError(f"{name} must not be empty; this array has shape {(sequences, length, width)}")
+    first = _array(x[:1], name)
     if not (first.dtype.kind == "f" or first.dtype.name == "bfloat16"):
-        raise TemporalLensError(f"activations must be floating point; this array holds {first.dtype}")
+        raise TemporalLensError(f"{name} must be floating point; this array holds {first.dtype}")
     return sequences, length, width
 
 
@@ -447,10 +474,17 @@ def _has_holes(mask: np.ndarray) -> bool:
 
 
 def _rows(
-    x: Any, mask: np.ndarray, tokens: np.ndarray, documents: np.ndarray, first: int, exclude_first: bool, multiple: float | None
-) -> Rows:
-    values = x.cpu().float() if isinstance(x, Tensor) else _single(np.ma.getdata(_array(x, "activations")))
-    count, length, _ = values.shape
+    arrays: Sequence[Any],
+    mask: np.ndarray,
+    tokens: np.ndarray,
+    documents: np.ndarray,
+    first: int,
+    exclude_first: bool,
+    multiple: float | None,
+) -> list[Rows]:
+    """Of one array, or of a pair, which leave out the same."""
+    several = [x.cpu().float() if isinstance(x, Tensor) else _single(np.ma.getdata(_array(x, "activations"))) for x in arrays]
+    count, length, _ = several[0].shape
     present = torch.from_numpy(np.array(mask > 0))
     if not bool(present.any(1).all()):
         empty = first + int((~present.any(1)).nonzero()[0])
@@ -462,10 +496,10 @@ def _rows(
     if exclude_first:
         excluded |= (index == 0).to(torch.uint8) * FIRST
     if multiple is not None:
-        norms = torch.linalg.vector_norm(values[present], dim=1)
-        excluded |= beyond_norm(norms, index > 0, multiple).to(torch.uint8) * NORM
-    return Rows(
-        x=values[present],
+        norms = [torch.linalg.vector_norm(values[present], dim=1) for values in several]
+        excluded |= torch.stack([beyond_norm(own, index > 0, multiple) for own in norms]).any(0).to(torch.uint8) * NORM
+    columns = Rows(
+        x=several[0][present],
         position=index,
         index=index,
         document_position=index,
@@ -474,6 +508,7 @@ def _rows(
         token=torch.from_numpy(tokens.astype(np.int64))[present],
         excluded=excluded,
     )
+    return [columns._replace(x=values[present]) for values in several]
 
 
 def _single(values: np.ndarray) -> Float[Tensor, "N S D"]:

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     paired: Bool[Tensor, " N"] | None = None  # whether the store has that token, and no rule excludes it
     previous_position: Int[Tensor, " N"] | None = None  # what the clock says of that token
     before: Int[Tensor, " N"] | None = None  # of whole sequences: number in the batch of the kept row before, -1 for none
-    target: Float[Tensor, "N D"] | None = None  # what is to be given back, where the store has something else than x for it
+    target: Float[Tensor, "N E"] | None = None  # what is to be given back, where the store has something else than x for it
 
 
 class _Window(NamedTuple):
@@ -82,7 +82,7 @@ class Windows(ABC):
 
 def window_rows(store: ActivationStore, batch_size: int, window_bytes: int = WINDOW_BYTES) -> int:
     """How many rows a window should have."""
-    row_bytes = store.width * (2 if store.manifest.description.dtype == "bfloat16" else 4) * (1 if store.target is None else 2)
+    row_bytes = store.row_bytes + (0 if store.target is None else store.target.row_bytes)
     return max(window_bytes // row_bytes, 4 * batch_size)
 
 
@@ -271,7 +271,7 @@ def _entropy(counts: Int[Tensor, " P"]) -> float:
     return float(-(share * share.log2()).sum())
 
 
-def with_targets(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Iterator[tuple[Rows, Float[Tensor, "N D"]]]:
+def with_targets(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Iterator[tuple[Rows, Float[Tensor, "N E"]]]:
     """The same as `sequential`, and beside the rows what a dictionary has to give of them: `x`, or what the store's target holds."""
     target = store.target
     targets = None if target is None else sequential(target, sequences)

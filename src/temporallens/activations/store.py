@@ -7,6 +7,7 @@ each run of them that is of one document, so that whoever divides entries by doc
 normative description, `writer` what writes one.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from temporallens.activations.duplicates import twins, with_twins
 from temporallens.activations.importing import store_arrays
 from temporallens.activations.manifest import Shard, read_manifest, remedy
 from temporallens.activations.moments import Moments, MomentSums
@@ -79,11 +81,12 @@ class ActivationStore:
             if size != shard.bytes:
                 found = "is missing" if size < 0 else f"has {size} bytes instead of {shard.bytes}: it is truncated or foreign"
                 raise TemporalLensError(f"shard {path} {found}; {self._remedy}")
-            if shard.rows * self._row_bytes > shard.bytes:
+            if shard.rows * self.row_bytes > shard.bytes:
                 raise self._contradiction(f"{shard.rows} rows do not fit into the {shard.bytes} bytes of {shard.file}")
 
     @property
-    def _row_bytes(self) -> int:
+    def row_bytes(self) -> int:
+        """Of one activation."""
         description = self.manifest.description
         return description.width * DTYPES[description.dtype].itemsize
 
@@ -143,10 +146,14 @@ class ActivationStore:
         target = ActivationStore(self.folder / TARGET)
         columns = ("length", "sequence", "document")
         own, other = self.sequence_table, target.sequence_table
-        sizes = (self.width, self.positions) == (target.width, target.positions)
-        if not sizes or not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
+        if self.positions != target.positions or not all(np.array_equal(getattr(own, name), getattr(other, name)) for name in columns):
             raise self._contradiction(f"{target.folder} does not hold the same rows")
         return target
+
+    @property
+    def given(self) -> "ActivationStore":
+        """What is to be given back of the rows: what the target holds, where there is one."""
+        return self.target or self
 
     @cached_property
     def moments(self) -> Moments:
@@ -226,7 +233,8 @@ class ActivationStore:
         return self.sequence_table.document[entries]
 
     def split(self, held_out: float, seed: int) -> Split:
-        """Divide the entries of the sequence table by document. Raises TemporalLensError when either side would be empty."""
+        """Divide the entries of the sequence table by document; documents that are mostly copies of a held-out one are held out with it.
+        Raises TemporalLensError when either side would be empty."""
         if not 0 < held_out < 1:
             raise TemporalLensError(f"held_out is {held_out}: it should be a share of the documents, above 0 and below 1")
         document = self.documents_of(np.arange(self.sequences))
@@ -235,8 +243,29 @@ class ActivationStore:
             raise TemporalLensError(f"{self.folder} holds {len(documents)} document: a held-out split by document needs at least 2")
         count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
         chosen = np.random.default_rng(whole_seed(seed)).permutation(documents)[:count]
-        mask = np.isin(document, chosen)
+        mask = np.isin(document, with_twins(chosen, self.twins))
+        if mask.all():
+            raise TemporalLensError(
+                f"the documents of {self.folder} are mostly copies of each other, so that whichever are held out, all others would be too"
+            )
         return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
+
+    @cached_property
+    def twins(self) -> Int[np.ndarray, "E 2"]:
+        """Pairs of documents that are mostly copies of each other, by their tokens; none where rows have no tokens."""
+        return twins(self._texts(), self.rows)
+
+    def _texts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Token, sequence and document of the rows that have a token, shard by shard."""
+        table = self.sequence_table
+        for number, shard in enumerate(self.manifest.shards):
+            own = np.flatnonzero(table.shard == number)
+            own = own[np.argsort(table.start[own], kind="stable")]
+            sequence, document = (np.repeat(column[own], table.length[own]) for column in (table.sequence, table.document))
+            with safe_open(inside(self.folder, shard.file), framework="np") as file:
+                token = file.get_tensor("token")
+            known = token >= 0
+            yield token[known], sequence[known], document[known]
 
     def moments_of(self, entries: Int[np.ndarray, " n"], chunk: int = 512) -> Moments:
         """Moments over these entries of the sequence table alone, in bounded memory."""

@@ -4,6 +4,8 @@ Shards are written to a temporary name, flushed and renamed; the manifest is wri
 store, and a harvest that was interrupted continues where its last whole shard ended. `docs/formats.md` is the normative description.
 """
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +57,13 @@ def refuse_occupied(folder: Path) -> None:
         foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "shard-")) and path.name != TARGET)
         if foreign:
             raise TemporalLensError(f"{folder} is not empty (it holds '{foreign[0]}'); choose an empty folder for the store")
+
+
+def target_of(description: StoreDescription, source: Mapping[str, Any] | None = None) -> StoreDescription:
+    """What the store of a target says, beside that of this description: of what it is one, and its own source."""
+    policies = {name: value for name, value in description.policies.items() if name != TARGET}
+    said = {**description.source, TARGET: True} if source is None else {**source, "target_of": description.source["layer"]}
+    return description.model_copy(update={"source": said, "policies": policies})
 
 
 class StoreWriter:
@@ -197,6 +206,15 @@ class StoreWriter:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
         self._progress_file.unlink(missing_ok=True)
         return self.folder
+
+
+def pair_of_writers(folder: Path, description: StoreDescription, target: StoreDescription | None) -> list[StoreWriter]:
+    """Of a store, behind that of its target, where it has one: this is begun anew unless both are unfinished, and is finished first."""
+    if target is None:
+        return [StoreWriter(folder, description)]
+    if (folder / TARGET / "manifest.json").exists():
+        shutil.rmtree(folder / TARGET)
+    return [StoreWriter(folder / TARGET, target), StoreWriter(folder, description)]
 
 
 def _summary(moments: Moments) -> PositionCounts:

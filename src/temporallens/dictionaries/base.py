@@ -1,6 +1,7 @@
 """What every dictionary has and does: weights, encoding, decoding, and what one training step needs from it.
 
-Weights are kept with one row per feature: `encoder [F, D]`, `decoder [F, D]` (unit rows). A dictionary computes
+Weights are kept with one row per feature: `encoder [F, D]`, `decoder [F, D]` (unit rows; `[F, E]` where it
+decodes to another width). A dictionary computes
 `pre = (x - decoder_bias) @ encoder.T + encoder_bias`, turns it into codes in the way of its arm, and reconstructs
 `codes @ decoder + decoder_bias`. While it is trained its inputs are centred and scaled; `fold` then moves it into raw units.
 What its settings have in common stands in `config`, what it is given in `inputs` and `steps`, its centring in `centring`.
@@ -33,6 +34,10 @@ class ArmConfig(ArmSettings):
     def build(self, width: int, positions: int, generator: torch.Generator) -> "Dictionary":
         """A new dictionary of this arm for activations of `width` on a clock of `positions`."""
 
+    def gives(self, width: int) -> int:
+        """Width of what is decoded, where activations have `width`."""
+        return width
+
     def make(self, width: int, positions: int, generator: torch.Generator) -> "Dictionary":
         """What `build` gives, with room for per-position means and scales where the arm is centred on them."""
         self.check(positions)
@@ -55,7 +60,7 @@ class Reconstructed(NamedTuple):
     """What a dictionary makes of activations."""
 
     codes: Float[Tensor, "*batch F"]
-    x: Float[Tensor, "*batch D"]
+    x: Float[Tensor, "*batch E"]
 
 
 class Walk(NamedTuple):
@@ -126,6 +131,11 @@ class Dictionary(Centred):
     @property
     def width(self) -> int:
         return self.encoder.shape[1]
+
+    @property
+    def output_width(self) -> int:
+        """Of what is decoded: that of what is encoded, but of some transcoders."""
+        return self.decoder.shape[1]
 
     @property
     def position_aware(self) -> bool:
@@ -330,14 +340,14 @@ class Dictionary(Centred):
         refuse_unfit(z, self.features, "codes", f"{self.features} features")
         where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
         context = self.context(z, tokens)
-        flat = self._replayed(self.added(self.reconstruct(z).reshape(-1, self.width), context), context)
+        flat = self._replayed(self.added(self.reconstruct(z).reshape(-1, self.output_width), context), context)
         flat = self.uncentre(flat, where, self.known(context))
         refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
-        return flat.reshape(*z.shape[:-1], self.width)
+        return flat.reshape(*z.shape[:-1], self.output_width)
 
     def forward(
         self, x: Float[Tensor, "*batch D"], positions: Positions | None = None, tokens: Tokens | None = None
-    ) -> Float[Tensor, "*batch D"]:
+    ) -> Float[Tensor, "*batch E"]:
         return self.reconstructed(x, positions, tokens).x
 
     def reconstructed(

@@ -12,6 +12,7 @@ from temporallens.dictionaries.arms.batchtopk import BatchTopK as BatchTopK
 from temporallens.dictionaries.arms.budgeted import Budgeted as Budgeted
 from temporallens.dictionaries.arms.jumprelu import JumpReLU as JumpReLU
 from temporallens.dictionaries.arms.matryoshka import Matryoshka as Matryoshka
+from temporallens.dictionaries.arms.position_bias import PositionBias as PositionBias
 from temporallens.dictionaries.arms.position_mean import PositionMean as PositionMean
 from temporallens.dictionaries.arms.positional import Positional as Positional
 from temporallens.dictionaries.arms.positional_relu import PositionalReLU as PositionalReLU
@@ -38,6 +39,7 @@ Arm = Annotated[
     | Tokenized
     | Budgeted
     | PositionMean
+    | PositionBias
     | Positional
     | PositionalReLU
     | Sliced

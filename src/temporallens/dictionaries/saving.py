@@ -79,7 +79,10 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     ours = metadata.get("temporallens") if isinstance(metadata, dict) else None
     if not isinstance(ours, dict) or ours.get("format") != FORMAT:
         found = ours.get("format") if isinstance(ours, dict) else None
-        raise TemporalLensError(f"{path} is not a dictionary that TemporalLens saved: its format is '{found}', not '{FORMAT}'")
+        raise TemporalLensError(
+            f"{path} is not a dictionary that TemporalLens saved: its format is '{found}', not '{FORMAT}'; of one of another library "
+            "`temporallens dictionary FOLDER --out OURS` makes one"
+        )
     return dict(config)
 
 
@@ -98,7 +101,8 @@ def load_dictionary(folder: Path | str, arm: type[ArmConfig] | None = None) -> D
         raise TemporalLensError(f"{path} does not have the checksum that cfg.json states: the two were not saved together, or are damaged")
     made, sizes = _described(folder / "cfg.json", config, ours, arm)
     width, features, positions = sizes.d_in, sizes.d_sae, sizes.positions
-    shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, width), "b_dec": (width,)}
+    given = made.gives(width)
+    shapes = {"W_enc": (width, features), "b_enc": (features,), "W_dec": (features, given), "b_dec": (given,)}
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"

@@ -3,13 +3,12 @@
 A family is an arm of a study at all its levels. Its FVE(L0), for one seed, is a curve of one measured point per level; it is read
 at common L0 values by straight lines in log L0 between measured points, and never beyond its range by more than `REACH`. What two
 families reach there is paired by seed: mean difference with Student's interval, and the ratio of what they leave unexplained. A
-family of one level is one point, compared where L0 agree within `REACH`.
+family of one level is one point, compared where L0 agree within `EQUAL`.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +18,10 @@ from temporallens.dictionaries.kinds import ARMS, kinds_of
 from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of, ratio_of
 
 REACH = 0.05
-"""Share of an L0 within which two L0 count as equal: so far beyond its range a curve is read, along its nearest line."""
+"""Share of an L0 by which a curve is read beyond its range, along its nearest line."""
+
+EQUAL = 0.01
+"""Share of an L0 within which two L0 count as equal, where there is no line to read along: FVE rises by a few thousandths over it."""
 
 
 UNTRAINED = {kind for kind, arm in ARMS.items() if not arm.trained}
@@ -81,6 +83,11 @@ class Point(NamedTuple):
     fve_within_position: float
 
 
+def common_levels(levels: Mapping[str, Sequence[float]]) -> Sequence[float]:
+    """The L0 values that a study's levels name, at which families are compared; none where no level is an L0."""
+    return levels.get("k") or levels.get("l0") or ()
+
+
 def compare(runs: Sequence[RunScores], levels: Sequence[float]) -> Comparison:
     """Compare the families among `runs` at the L0 values `levels` (without any, at those of the baselines), and at those of dictionaries
     that were trained elsewhere."""
@@ -96,7 +103,7 @@ def compare(runs: Sequence[RunScores], levels: Sequence[float]) -> Comparison:
         at = {family: by_seed for family, by_seed in at.items() if by_seed}
         reached += [_reached(family, l0, list(by_seed.values())) for family, by_seed in at.items()]
         for family in at:
-            for baseline in _baselines_of(family, baselines):
+            for baseline in baselines_of(family, baselines):
                 if pairs := _pairs(at[family], at.get(baseline, {})):
                     against.append(_against(family, baseline, l0, pairs))
     return Comparison(l0=common, baselines=baselines, reached=reached, against=against)
@@ -113,7 +120,7 @@ def _families_of(role: Role, runs: Sequence[RunScores]) -> list[str]:
     return [kind if kind in families else families[0] for kind, families in by_kind if families]
 
 
-def _baselines_of(family: str, baselines: Sequence[str]) -> Sequence[str]:
+def baselines_of(family: str, baselines: Sequence[str]) -> Sequence[str]:
     """Those that `family` is compared with: a baseline itself only with the ones before it."""
     return baselines[: baselines.index(family)] if family in baselines else baselines
 
@@ -137,7 +144,7 @@ def _with_own(common: list[float], runs: Sequence[RunScores], curves: dict[str, 
 
 
 def _equal(l0: float, other: float) -> bool:
-    return other / (1 + REACH) <= l0 <= other * (1 + REACH)
+    return other / (1 + EQUAL) <= l0 <= other * (1 + EQUAL)
 
 
 def _read_all(curves: dict[int, list[Point]], l0: float) -> dict[int, Point]:
@@ -147,25 +154,28 @@ def _read_all(curves: dict[int, list[Point]], l0: float) -> dict[int, Point]:
 
 
 def read_curve(points: Sequence[Point], l0: float) -> Point | None:
-    """The point of a curve at `l0`; None where it does not reach so far."""
-    curve = _merged(points)
-    if len(curve) == 1:
-        return curve[0] if _equal(curve[0].l0, l0) else None
-    if not curve[0].l0 / (1 + REACH) <= l0 <= curve[-1].l0 * (1 + REACH):
+    """The point of a curve at `l0`; None where it does not reach so far. A single point stands as it is."""
+    weights = weights_at([point.l0 for point in points], l0)
+    if weights is None:
         return None
-    right = next((index for index, point in enumerate(curve) if point.l0 >= l0), len(curve) - 1)
-    low, high = curve[max(right, 1) - 1], curve[max(right, 1)]
-    share = math.log(l0 / low.l0) / math.log(high.l0 / low.l0)
-    return Point(l0, *(a + share * (b - a) for a, b in zip(low[1:], high[1:], strict=True)))
+    fve, within = (
+        sum(weight * value for weight, value in zip(weights, column, strict=True)) for column in list(zip(*points, strict=True))[1:]
+    )
+    return Point(points[0].l0 if len({point.l0 for point in points}) == 1 else l0, fve, within)
 
 
-def _merged(points: Sequence[Point]) -> list[Point]:
-    """Points in order of L0; those of equal L0 are averaged."""
-    curve = []
-    for l0, group in groupby(sorted(points), key=lambda point: point[0]):
-        columns = list(zip(*group, strict=True))
-        curve.append(Point(l0, *(sum(column) / len(column) for column in columns[1:])))
-    return curve
+def weights_at(l0s: Sequence[float], l0: float) -> list[float] | None:
+    """How much each dictionary of a curve counts at `l0`, along straight lines in log L0 between those beside it; None where the curve
+    does not reach so far. Those of equal L0 count alike."""
+    steps = sorted(set(l0s))
+    if len(steps) == 1:
+        return [1 / len(l0s)] * len(l0s) if _equal(steps[0], l0) else None
+    if not steps[0] / (1 + REACH) <= l0 <= steps[-1] * (1 + REACH):
+        return None
+    right = max(1, next((index for index, step in enumerate(steps) if step >= l0), len(steps) - 1))
+    share = math.log(l0 / steps[right - 1]) / math.log(steps[right] / steps[right - 1])
+    at = {steps[right - 1]: 1 - share, steps[right]: share}
+    return [at.get(own, 0.0) / l0s.count(own) for own in l0s]
 
 
 def _pairs(ours: dict[int, Point], theirs: dict[int, Point]) -> list[tuple[Point, Point]]:

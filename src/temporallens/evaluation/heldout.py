@@ -141,7 +141,7 @@ class HeldOut:
     @torch.inference_mode()
     def _vary(self) -> Tensors:
         store, entries = self.store, self.entries
-        usable, first = (store.target or store).moments_of(entries), MomentSums(1, store.width)
+        usable, first = store.given.moments_of(entries), MomentSums(1, store.given.width)
         _refuse_none(int(usable.count.sum()), store)
         pooled = usable.pooled_mean()
         shape = len(np.unique(store.documents_of(entries))), store.positions
@@ -172,6 +172,11 @@ def check_target(dictionary: Dictionary, store: ActivationStore) -> None:
         raise TemporalLensError(
             f"{store.folder} has the target {target}, which a '{dictionary.kind}' dictionary does not give: it gives back what it takes; "
             "harvest without a target"
+        )
+    if dictionary.output_width != store.given.width:
+        raise TemporalLensError(
+            f"this dictionary gives activations of width {dictionary.output_width}, and those of {store.given.folder} have width "
+            f"{store.given.width}"
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     JsonValue,
     ModelWrapValidatorHandler,
     PrivateAttr,
@@ -26,7 +27,8 @@ from temporallens.activations.position_names import names_in
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.comparison import Comparison, Part, RunScores, compare
+from temporallens.evaluation.comparison import Comparison, Part, RunScores, common_levels, compare
+from temporallens.evaluation.paired import Paired
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import fingerprint, read_json, write_json
@@ -210,6 +212,8 @@ class Results(Part):
     comparison: dict[str, Comparison]
     gains: dict[str, dict[str, Any]]
     """By activations: what probes of each dictionary have over those of an ordinary one (`docs/formats.md`)."""
+    paired: Annotated[dict[str, list[Paired]], Field(default_factory=dict, exclude_if=lambda paired: not paired)]
+    """By activations: families against baselines on the same tokens, by position; none in files of earlier versions."""
 
 
 class TimedResults(Results):
@@ -271,9 +275,10 @@ def assemble(
     scans: Iterable[Path] = (),
     measures: Mapping[tuple[RunId, str], Path] | None = None,
     gains: Mapping[str, Path] | None = None,
+    paired: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Gather the files `scans`, the `measures` (by run and section) and `gains` (by activations), and `stores/`, `arms/` and `evaluation/`
-    of an output folder, into its `results.json`; `runs` are its dictionaries with each one's arm in the study and its level.
+    """Gather the files `scans`, the `measures` (by run and section), `gains` and `paired` (by activations), and `stores/`, `arms/` and
+    `evaluation/` of an output folder, into its `results.json`; `runs` are its dictionaries with each one's arm in the study and its level.
 
     Raises TemporalLensError when a dictionary saw no training step or when a number is missing or not finite.
     """
@@ -292,6 +297,7 @@ def assemble(
         "runs": [_run(paths, run, family, level) | {"measures": _measures(run, measures or {})} for run, (family, level) in runs.items()],
         "comparison": {},
         "gains": {key: read_json(path, "gains of dictionaries") for key, path in (gains or {}).items()},
+        "paired": {key: read_json(path, "a comparison by position")["paired"] for key, path in (paired or {}).items()},
     }
     results = _valid(content, f"{folder} holds no valid results: ")
     results = results.model_copy(update={"comparison": {key: _comparison(results, key) for key in stores}})
@@ -305,14 +311,13 @@ def _scan(path: Path) -> Scan:
 
 def _comparison(results: Results, activations: str) -> Comparison:
     """Of the runs of one store, at the L0 values that the study's levels name."""
-    levels = results.study.levels
     known = {family for family, arm in results.study.arms.items() if arm.expectation}
     runs = [
         RunScores(run.family, run.kind, run.seed, run.l0, run.fve, run.fve_within_position, run.family not in known)
         for run in results.runs
         if run.activations == activations
     ]
-    return compare(runs, levels.get("k") or levels.get("l0") or ())
+    return compare(runs, common_levels(results.study.levels))
 
 
 def _run(paths: RunFolder, run: RunId, family: str, level: float | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ circularly shifted: whatever remains then is sampling noise. Index 0, sinks (nor
 shown by index beside it. Sums are kept about a typical activation, in float64; clock values that know no bound are binned.
 
 Where it is asked for, the same pass keeps the streams of all layers in a temporary file, and what is known of them beforehand from tokens
-and the past is measured layer by layer (`beforehand`).
+and the past is measured layer by layer (`beforehand`), and how much of their covariance's structure depends on each clock (`structure`).
 """
 
 import itertools
@@ -37,6 +37,7 @@ from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.beforehand import FLOORS_EVERY, Beforehand, BeforehandPolicy, gather, measure, prepare
 from temporallens.evaluation.bins import growing_starts
+from temporallens.evaluation.structure import Structure, drawn, structure_share
 from temporallens.files import explained as written
 from temporallens.precision import ComputeDtype
 from temporallens.progress import note, progress
@@ -47,6 +48,7 @@ BATCH_TOKENS = 4096
 EXACT_INDEX = 256  # bins of the index clock are single values up to here
 EXACT_TIMES = 16  # the other clocks up to here
 BIN_GROWTH = 1.25  # beyond, each bin begins so much later than the one before
+MOST_DOCUMENTS = 1 << 20  # of a text that has no end, such as a hub data set
 LATE = 8  # "late" statistics leave out the first tokens of a row, which differ from all later ones
 
 Share = float | None  # None where there was no token
@@ -62,7 +64,7 @@ class ScanPolicy(Settings):
     context_length: Length = Field(128, ge=2)
     """Tokens in a row, BOS included."""
     sequences: int = Field(256, ge=2)
-    """Rows to read: as many from every document as possible, chosen by the seed."""
+    """Rows to read: as many from every document as possible, chosen by the seed; of a text of more documents, one from each of so many."""
     compute_dtype: ComputeDtype = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
     seed: Seed = 0
@@ -85,6 +87,10 @@ class ClockScan:
     share: list[list[Share]]  # [L][P] what each bin contributes to what the clock explains; sums to 1
     late_eta2: list[Share]  # [L] eta2 over tokens from index `late_from` on
     late_floor: list[Share]  # [L]
+    structure: Annotated[list[Share] | None, Field(exclude_if=not_asked)] = None
+    """[L] Share of the covariance's structure that depends on the clock after centring; None where streams are not kept."""
+    structure_floor: Annotated[list[Share] | None, Field(exclude_if=not_asked)] = None
+    """[L] The same under a shuffled clock."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,9 @@ class Scan:
     beforehand: Annotated[Beforehand | None, Field(exclude_if=not_asked)] = None  # where it was asked for
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "beforehand" or value is not None}
+        content = {name: value for name, value in asdict(self).items() if name != "beforehand" or value is not None}
+        clocks = {name: {key: value for key, value in clock.items() if value is not None} for name, clock in content["clocks"].items()}
+        return content | {"clocks": clocks}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Scan":
@@ -194,8 +202,8 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
             for batch in schedule(rows, max(1, BATCH_TOKENS // policy.context_length), model.padding_token, left=False):
                 _add_batch(model, batch, layers, sums, groupings, groups, marks, policy.norm_multiple, streams)
                 advance(batch.size)
-        known = None if streams is None else _known(streams, rows, groupings, model, policy)
-    clocks = {name: clock_scan(name, bins[name], groupings, sums) for name in bins}
+        known, structure = (None, {}) if streams is None else _known(streams, rows, bins, groupings, model, policy)
+    clocks = {name: clock_scan(name, bins[name], groupings, sums, structure.get(name)) for name in bins}
     return Scan(
         model=policy.model,
         revision=model.revision,
@@ -251,9 +259,15 @@ def _kept_streams(policy: ScanPolicy, layers: int, shape: tuple[int, int, int]) 
 
 
 def _known(
-    streams: Streams, rows: Sequence[TokenRow], groupings: Sequence[Grouping], model: LanguageModel, policy: ScanPolicy
-) -> Beforehand | None:
-    """What is known of the streams beforehand, one layer after the other; None for a text of one document."""
+    streams: Streams,
+    rows: Sequence[TokenRow],
+    bins: Mapping[str, Int[np.ndarray, " _"]],
+    groupings: Sequence[Grouping],
+    model: LanguageModel,
+    policy: ScanPolicy,
+) -> tuple[Beforehand | None, dict[str, Structure]]:
+    """What is known of the streams beforehand, one layer after the other, and by clock how much of their structure depends on it; nothing
+    for a text of one document."""
     assert policy.beforehand is not None
     clocks = {}
     for name in CLOCKS:
@@ -263,13 +277,22 @@ def _known(
         text = prepare(rows, streams.kept, clocks, _embeddings(model), policy.beforehand, policy.seed)
     except TemporalLensError as error:
         note(str(error))  # the scan itself needs no second document
-        return None
+        return None, {}
+    kept = np.flatnonzero(streams.kept)
+    kept = kept[drawn(len(kept), policy.seed)]
+    values = {name: bins[name][labels[:, kept].numpy()] for name, labels in text.clocks.items()}
+    structure = {name: Structure([], []) for name in values}
     with progress("what is known beforehand", streams.layers, "layers") as advance:
         found = []
         for layer in range(streams.layers):
-            found.append(measure(streams.read(layer), text, floors=layer % FLOORS_EVERY == 0))
+            x = streams.read(layer)
+            found.append(measure(x, text, floors=layer % FLOORS_EVERY == 0))
+            chosen = x.flatten(0, 1)[kept]
+            for name, both in values.items():
+                for shares, value in zip(structure[name], both, strict=True):
+                    shares.append(structure_share(chosen, value))
             advance(1)
-    return gather(found, text, encoder=model.is_encoder)
+    return gather(found, text, encoder=model.is_encoder), structure
 
 
 def _embeddings(model: LanguageModel) -> Float[Tensor, "V E"] | None:
@@ -283,9 +306,9 @@ def _embeddings(model: LanguageModel) -> Float[Tensor, "V E"] | None:
 def choose_rows(
     model: LanguageModel, documents: Iterable[str], shape: RowShape, wanted: int, generator: np.random.Generator
 ) -> list[TokenRow]:
-    """About as many rows from each of the first documents, at random indices, in the order of the text."""
+    """About as many rows from each document, or from as many of them as rows are wanted, at random indices, in the order of the text."""
     ranked: list[tuple[int, int, int, TokenRow]] = []
-    rows = token_rows(model, itertools.islice(documents, wanted), shape, "split")
+    rows = token_rows(model, sampled(documents, wanted, generator.spawn(1)[0]), shape, "split")
     for document, group in itertools.groupby(rows, key=lambda row: int(row.document[0])):
         candidates = list(group)
         for rank, index in enumerate(generator.permutation(len(candidates))[:wanted]):
@@ -294,6 +317,18 @@ def choose_rows(
     if len(ranked) < 2:
         raise TemporalLensError(f"the text has {len(ranked)} row of {shape.context_length} tokens; a scan needs at least 2")
     return [row for *_, row in sorted(ranked[:wanted], key=lambda entry: entry[1:3])]
+
+
+def sampled(documents: Iterable[str], wanted: int, generator: np.random.Generator) -> list[str]:
+    """So many of the documents in their order, each with the same chance, in one pass and in the memory of these (Vitter's algorithm R);
+    all where there are no more, and none beyond the first MOST_DOCUMENTS."""
+    kept: list[tuple[int, str]] = []
+    for number, document in enumerate(itertools.islice(documents, MOST_DOCUMENTS)):
+        if number < wanted:
+            kept.append((number, document))
+        elif (place := int(generator.integers(number + 1))) < wanted:
+            kept[place] = (number, document)
+    return [document for _, document in sorted(kept)]
 
 
 def _groupings(rows: Sequence[TokenRow], marks: TokenMarks, policy: ScanPolicy) -> tuple[dict[str, np.ndarray], list[Grouping], int]:
@@ -361,7 +396,13 @@ def bags_of(rows: Sequence[int], groupings: Sequence[Grouping], groups: int, ind
     return Bags(torch.from_numpy(order % len(index)), torch.from_numpy(np.cumsum(counts) - counts))
 
 
-def clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Grouping], sums: Sequence[LayerSums]) -> ClockScan:
+def clock_scan(
+    name: str,
+    values: Int[np.ndarray, " P"],
+    groupings: Sequence[Grouping],
+    sums: Sequence[LayerSums],
+    structure: Structure | None,
+) -> ClockScan:
     true, *nulls = [slice(grouping.first, grouping.first + len(values)) for grouping in groupings if grouping.clock == name]
     found = [explained(layer.sums[:, true].sum(0), layer.squares.sum()) for layer in sums]
     late = [explained(layer.sums[1, true], layer.squares[1]) for layer in sums]
@@ -372,7 +413,16 @@ def clock_scan(name: str, values: Int[np.ndarray, " P"], groupings: Sequence[Gro
         share=[finite_or_none(shares) for _, shares in found],
         late_eta2=[share_of_total for share_of_total, _ in late],
         late_floor=[_mean([explained(layer.sums[1, null], layer.squares[1])[0] for null in nulls]) for layer in sums],
+        structure=None if structure is None else structure.share,
+        structure_floor=None if structure is None else structure.floor,
     )
+
+
+def structure_of(clock: ClockScan, depth: int) -> tuple[Share, Share] | None:
+    """The share of a layer's structure that depends on a clock, and its floor; None where it was not measured."""
+    if clock.structure is None or clock.structure_floor is None:
+        return None
+    return clock.structure[depth], clock.structure_floor[depth]
 
 
 def explained(sums: Float[Tensor, "P D1"], squares: Float[Tensor, ""]) -> tuple[Share, Float[Tensor, " P"]]:

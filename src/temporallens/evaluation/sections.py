@@ -13,6 +13,7 @@ from temporallens.evaluation.interventions.section import SECTION as INTERVENTIO
 from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityPolicy
 from temporallens.evaluation.model.splicing import SECTION as SPLICING, SplicingPolicy
 from temporallens.evaluation.order.section import SECTION as ORDER, OrderPolicy
+from temporallens.evaluation.positions.bos import SECTION as BOS, BosPolicy
 from temporallens.evaluation.positions.closing import SECTION as CLOSING, ClosingPolicy
 from temporallens.evaluation.positions.drift import SECTION as DRIFT, DriftPolicy
 from temporallens.evaluation.positions.length import SECTION as LENGTH, LengthPolicy
@@ -28,7 +29,7 @@ SECTIONS: dict[str, Section] = {
     section.name: section
     for section in (
         *(POSITIONS, OCTAVES, SINKS, CLOSING, BITS, TOKENS, CLUSTERS, FEATURES),
-        *(SPLICING, FIDELITY, INTERVENTIONS, ORDER, PROBING, DRIFT, LENGTH, COST),
+        *(SPLICING, FIDELITY, INTERVENTIONS, ORDER, PROBING, DRIFT, LENGTH, BOS, COST),
     )
 }
 """In the order in which they are measured and stand in `results.json`."""
@@ -69,6 +70,8 @@ class Evaluation(Settings):
     """How dictionaries do on rows longer than those that they were trained on."""
     length: LengthPolicy | None = Field(None, exclude_if=not_asked)
     """What becomes of features, and of what the model makes of reconstructions, on such rows."""
+    bos: BosPolicy | None = Field(None, exclude_if=not_asked)
+    """What rests on the token that opens rows, read without it and with another in its place."""
     cost: CostPolicy | None = Field(None, exclude_if=not_asked)
     """What a dictionary costs beside its codes: parameters, arithmetic, and everything that is decoded."""
 

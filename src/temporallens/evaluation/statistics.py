@@ -119,6 +119,15 @@ def q_values(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.asarray(stats.false_discovery_control(p, method="bh")) if len(p) else p.astype(np.float64)
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm (1979): for each test, the smallest level of all together at which it is rejected."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate([(len(p) - rank) * p[test] for rank, test in enumerate(order)]) if len(p) else np.empty(0)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in corrected]
+
+
 def _half_width(values: Sequence[float]) -> float | None:
     from scipy import stats  # a second to import, and only studies with several seeds need it
 
@@ -138,16 +147,21 @@ def _p_value(mean: float, deviation: float, count: int) -> float:
 
 
 def ranks(values: Float[np.ndarray, "f P"]) -> Float64[np.ndarray, "f P"]:
-    """Of finite values in their row, from 1 on; equal ones share their mean. SciPy's `rankdata`, which takes three times as long."""
-    order = values.argsort(1) + np.arange(len(values))[:, None] * values.shape[1]
+    """Of finite values in their row, from 1 on; equal ones share their mean. SciPy's `rankdata`, which takes more than twice as long: here
+    only what equals a neighbour is looked at again."""
+    rows, columns = values.shape
+    order = (values.argsort(1) + np.arange(rows)[:, None] * columns).ravel()
     ordered = values.ravel()[order]
-    begins = np.ones(values.shape, dtype=bool)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.flatnonzero(begins)
-    count = np.diff(first, append=values.size)
-    found = np.empty(values.shape)
-    found.ravel()[order.ravel()] = np.repeat(first % values.shape[1] + (count + 1) / 2, count)
-    return found
+    equal = np.zeros(values.size + 1, dtype=bool)  # to the one before it
+    np.equal(ordered[1:], ordered[:-1], out=equal[1:-1])
+    equal[:-1].reshape(values.shape)[:, :1] = False
+    before, after = equal[:-1], equal[1:]
+    first, last = np.flatnonzero(after & ~before), np.flatnonzero(before & ~after)
+    rank = np.tile(np.arange(1.0, columns + 1), rows)
+    rank[before | after] = np.repeat((rank[first] + rank[last]) / 2, last - first + 1)
+    found = np.empty(values.size)
+    found[order] = rank
+    return found.reshape(values.shape)
 
 
 def correlation(left: Float[np.ndarray, "f P"], right: Float[np.ndarray, "f P"]) -> Float[np.ndarray, " f"]:

@@ -1,13 +1,16 @@
 """The scan of a store: how much of its activations' variance position explains, by its own clock and by the index, before any training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from temporallens.activations.expressions import clock_of
 from temporallens.activations.language.token_rows import evenly_spaced
 from temporallens.activations.store import ActivationStore
-from temporallens.evaluation.scan import LayerSums, Scan, bags_of, clock_scan, finite_or_none, group_times
+from temporallens.evaluation.scan import LayerSums, Scan, bags_of, clock_scan, finite_or_none, group_times, shuffled, structure_of
+from temporallens.evaluation.structure import Structure, drawn, structure_share
 from temporallens.progress import progress
 
 CHUNK = 64
@@ -44,6 +47,7 @@ def scan_store(folder: Path, sequences: int = 256, shuffles: int = 20, seed: int
             sums.add(rows.x, rows.excluded == 0, index, bags, float("inf"))
             first += len(part)
             advance(len(rows.x))
+    structure = _structure(store, entries, told, seed)
     layer = description.source.get("layer")
     return Scan(
         model=str(description.source.get("model") or folder.name),
@@ -51,7 +55,7 @@ def scan_store(folder: Path, sequences: int = 256, shuffles: int = 20, seed: int
         text=str(description.source.get("text") or description.source.get("file") or folder.name),
         dtype=description.dtype,
         layers=[str(folder.name if layer is None else layer)],
-        clocks={name: clock_scan(name, bins[name], groupings, [sums]) for name in bins},
+        clocks={name: clock_scan(name, bins[name], groupings, [sums], structure[name]) for name in bins},
         norm=[finite_or_none(sums.by_index[1] / sums.by_index[0])],
         sinks=[finite_or_none(sums.by_index[2] / sums.by_index[0])],
         sequences=len(entries),
@@ -60,6 +64,21 @@ def scan_store(folder: Path, sequences: int = 256, shuffles: int = 20, seed: int
         seed=seed,
         excluded={name: description.policies.get(name) for name in ("position_zero", "norm_multiple")},
     )
+
+
+def _structure(
+    store: ActivationStore, entries: Int[np.ndarray, " n"], told: Mapping[str, list[Int[np.ndarray, " _"]]], seed: int
+) -> dict[str, Structure]:
+    """Of each clock how much of the structure depends on it, and on the same clock shuffled."""
+    found: dict[str, Structure] = {}
+    rows, generator = store.read(entries), np.random.default_rng((seed, 2))
+    kept = np.flatnonzero(rows.excluded.numpy() == 0)
+    kept = kept[drawn(len(kept), seed)]
+    for name, own in told.items():
+        both = (np.concatenate(labels)[kept] for labels in (own, shuffled(own, generator)))
+        share, floor = (structure_share(rows.x[kept], value) for value in both)
+        found[name] = Structure([share], [floor])
+    return found
 
 
 def _same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -74,4 +93,8 @@ def in_words(scan: Scan, store: ActivationStore) -> str:
     share, floor = found.eta2[0], found.floor[0]
     if share is None or floor is None:
         return f"{scan.model}: its activations do not vary."
-    return f"{scan.model}: position ({known}) explains {100 * share:.1f} % of the variance (noise floor {100 * floor:.1f} %)."
+    explained = f"{scan.model}: position ({known}) explains {100 * share:.1f} % of the variance (noise floor {100 * floor:.1f} %)"
+    structure, chance = structure_of(found, 0) or (None, None)
+    if structure is None or chance is None:
+        return f"{explained}."
+    return f"{explained}; of the structure that centring leaves {100 * structure:.1f} % depends on it ({100 * chance:.1f} %)."

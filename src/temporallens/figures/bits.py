@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from temporallens.evaluation.bits.section import NAMES, BitsMeasures, Saved, in_words
+from temporallens.evaluation.bits.section import BitsMeasures, Saved, in_words, name_of, names_in
 from temporallens.evaluation.statistics import Estimate, Mean, mean_of
 from temporallens.figures import style
 from temporallens.wording import SPACE, Interval, minus, number, plain
@@ -42,7 +42,7 @@ class Arm(NamedTuple):
 def draw_bits(arms: Sequence[Arm], title: str = "") -> Figure:
     """One panel of bars, by what is known and by arm; `arms` are those of one activations entry that were measured."""
     shown = arms[:MOST_ARMS]
-    names = [name for name in NAMES if any(arm.saved(name) for arm in shown)]
+    names = [name for name in names_in([one for arm in shown for one in arm.seeds]) if any(arm.saved(name) for arm in shown)]
     with style.ours():
         figure = style.new_figure(AROUND + LINE * max(1, len(names)) * (len(shown) + 1))
         style.head(figure, title)
@@ -94,7 +94,7 @@ def _percent(share: float | None) -> str:
 
 
 def _axes(axes: Axes, names: Sequence[str]) -> None:
-    style.name_rows(axes, [NAMES[name] for name in names])
+    style.name_rows(axes, [name_of(name) for name in names])
     axes.tick_params(axis="y", labelsize=9)
     low, high = axes.dataLim.x0, axes.dataLim.x1
     axes.set_xlim(min(0.0, 1.1 * low), 1.22 * high if high > 0 else 1.0)

@@ -19,7 +19,7 @@ from temporallens.evaluation.comparison import REACH
 from temporallens.evaluation.results import RunResult, by_arm, by_family
 from temporallens.evaluation.statistics import Mean, difference_of, mean_of
 from temporallens.figures import steps, style
-from temporallens.wording import ONE_SEED, SPACE, number, percent, plain
+from temporallens.wording import ONE_SEED, SPACE, capital, number, percent, plain
 
 MOST_ROWS = 32
 LINES = 8
@@ -229,7 +229,7 @@ def _pattern_statement(values: Float[np.ndarray, "R P"]) -> str:
         return f"Loss is even over positions: in the typical arm no band is {percent(steps.EVEN - 1)} off the median"
     verb = f"{'is' if last == first + 1 else 'are'} {'hardest' if typical[furthest] > 1 else 'easiest'}"
     spread = f", {number(known.min())} to {number(known.max())} in single arms" if len(known) > 1 else ""
-    return f"{steps.band_name(first, last).capitalize()} {verb}: {number(typical[furthest])}{SPACE}× the median loss{spread}"
+    return f"{capital(steps.band_name(first, last))} {verb}: {number(typical[furthest])}{SPACE}× the median loss{spread}"
 
 
 # d

@@ -99,7 +99,7 @@ def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) 
     mean = after[1:].mean(1)
     axes.legend(loc="lower right" if mean.mean() > 0.5 else "upper right", borderaxespad=0.2)
     low, high = float(mean.min()), float(mean.max())
-    least = f"{percent(float(mean.mean()))} of the mask is open; least at position {int(mean.argmin()) + 1:,}: {percent(low)}"
+    least = f"{percent(float(mean.mean()))} of the mask is open; least at {style.called(int(mean.argmin()) + 1)}: {percent(low)}"
     alike = f"{percent(low)} to {percent(high)} of the mask is open, much alike at every position"
     style.panel_title(axes, "a", least if high - low > ALIKE else alike, PAIR_CHARACTERS)
 

@@ -33,7 +33,7 @@ from temporallens.figures.steps import (
     step_axis,
     training_curve,
 )
-from temporallens.wording import minus, number, percent
+from temporallens.wording import capital, minus, number, percent
 
 LOSS = Followed("squared error per token", "loss", "Loss by position over training", "Final loss over the sequence")
 HEIGHT = 7.4
@@ -118,7 +118,7 @@ def _final_statement(curves: list[Curve]) -> str:
         alike = " in both" if len(curves) > 1 else ""
         return f"No position stands out {' and '.join(samples_of)}: none is {percent(EVEN - 1)} off the median loss{alike}"
     times = ", ".join(f"{number(ratio)} {sample}" for ratio, sample in zip(found.times, samples_of, strict=False))
-    return f"Position {found.position:,} is {'hardest' if found.high else 'easiest'}: {times} (times the median loss)"
+    return f"{capital(style.called(found.position))} is {'hardest' if found.high else 'easiest'}: {times} (times the median loss)"
 
 
 # Panel 3

@@ -223,4 +223,4 @@ def samples(curves: Sequence[Curve]) -> list[str]:
 
 def band_name(first: int, end: int) -> str:
     """`position 1`, `positions 2 to 3`."""
-    return f"position {first:,}" if end == first + 1 else f"positions {first:,} to {end - 1:,}"
+    return style.called(first) if end == first + 1 else f"positions {first:,} to {end - 1:,}"

@@ -176,6 +176,12 @@ def named_positions(names: Mapping[int, str]) -> Iterator[None]:
         _NAMES.reset(token)
 
 
+def called(position: int) -> str:
+    """`position 5`, with its name where it has one: `position 5 (month)`."""
+    name = _NAMES.get().get(position)
+    return f"position {position:,}" + ("" if name is None else f" ({plain(name, NAME)})")
+
+
 def _named_axis(axis: Axis, upright: bool, names: Mapping[int, str], first: int, last: int) -> None:
     runs = [list(run) for _, run in groupby(range(first, last + 1), names.get)]
     shown = [sum(run) / len(run) for run in runs if run[0] in names]  # a name that runs on stands in the middle

@@ -47,7 +47,11 @@ def assemble(path: Path, config: Pretrained, parts: Mapping[str, Entry]) -> Pret
     features, width = parts["encoder"].shape
     if max(features, width) > 1 << 24:
         raise TemporalLensError(f"{path}: {features:,} features of width {width:,} are more than a dictionary can have here (16,777,216)")
-    config = config.model_copy(update={"features": features})
+    given = _output_width(path, parts["decoder"], features, width) if config.transcodes else None
+    for name, found, asked in (("features", features, config.features), ("output_width", given or width, config.output_width)):
+        if name in config.model_fields_set and asked not in (None, found):
+            raise TemporalLensError(f"{path} has {name} = {found}, and {name} = {asked} was requested: leave it out")
+    config = config.model_copy(update={"features": features, "output_width": given})
     with torch.device("meta"):
         dictionary = config.make(width, 1, torch.Generator())
     wanted = dictionary.state_dict()
@@ -57,12 +61,22 @@ def assemble(path: Path, config: Pretrained, parts: Mapping[str, Entry]) -> Pret
             raise TemporalLensError(
                 f"{path}: '{entry.name}' {should}, beside '{parts['encoder'].name}' of {features} features, width {width}"
             )
-    dictionary.to_empty(device="cpu")
+    memory = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in wanted.items()}
+    dictionary.load_state_dict(memory, assign=True)  # `to_empty` would import PyTorch's compiler, for a second
     with torch.no_grad():
         for name, tensor in dictionary.state_dict().items():
             _fill(tensor, parts[name]) if name in parts else tensor.zero_()
     assert isinstance(dictionary, PretrainedDictionary)
     return dictionary.eval()
+
+
+def _output_width(path: Path, decoder: Entry, features: int, width: int) -> int | None:
+    """Of a decoder that has a row for each feature; None where it is that of the input, or the matrix is misshapen, which is said later."""
+    if len(decoder.shape) != 2 or decoder.shape[0] != features or decoder.shape[1] in (0, width):
+        return None
+    if decoder.shape[1] > 1 << 24:
+        raise TemporalLensError(f"{path}: '{decoder.name}' decodes to width {decoder.shape[1]:,}, more than there can be here (16,777,216)")
+    return decoder.shape[1]
 
 
 def _fill(target: Tensor, entry: Entry) -> None:

@@ -5,23 +5,26 @@
     dictionary_learning   ae.pt, config.json      AutoEncoder, AutoEncoderTopK, BatchTopKSAE; JumpReluAutoEncoder where thresholds differ
 
 A dictionary under a mask goes out as its base, which is open everywhere, with its own files in `temporallens/` beside it, and the card says
-so. One that is centred by position, or has an expectation, has no such form. What these libraries cannot say is refused.
+so. One that is centred by position, or has an expectation, has no such form. One that others trained goes out of one library's files into
+another's. What these libraries cannot say is refused.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from temporallens.dictionaries.arms.pretrained import PretrainedDictionary
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import SAELENS_VERSION, load_dictionary, read_config
 from temporallens.errors import TemporalLensError
-from temporallens.files import explained, read_json, user_path, write_atomically, write_tensors, write_text
+from temporallens.files import read_json, refuse_full, user_path, write_atomically, write_tensors, write_text
 from temporallens.interop.card import PICTURE, Card, Described, check_licence, written
+from temporallens.wording import listed
 
 MODULES = {
     "AutoEncoderTopK": "dictionary_learning.trainers.top_k",
@@ -38,7 +41,7 @@ class Base(NamedTuple):
     tensors: dict[str, Tensor]  # encoder [F, D], encoder_bias, decoder [F, D], decoder_bias
     k: int | None  # the largest of each token
     threshold: Tensor | None  # [F]; neither: what is above 0
-    about: dict[str, Any]  # model, layer, point, context_length
+    about: dict[str, Any]  # model, layer, point, context_length, bos
 
 
 class Written(NamedTuple):
@@ -51,13 +54,6 @@ def check_form(form: str) -> None:
     """Raise TemporalLensError for a library in whose files nothing is written."""
     if form not in WRITERS:
         raise TemporalLensError(f"the format is '{form}': it should be one of {', '.join(WRITERS)}")
-
-
-def refuse_full(out: Path, but: Container[str] = ()) -> None:
-    """Raise TemporalLensError where `out` is no folder that something can be written into."""
-    with explained(out):
-        if out.exists() and (not out.is_dir() or any(path.name not in but for path in out.iterdir())):
-            raise TemporalLensError(f"{out} is not empty: choose an empty folder")
 
 
 def export(folder: Path | str, form: str, out: Path | str, card: Card = Card()) -> Path:  # noqa: B008 (frozen)
@@ -83,6 +79,8 @@ def _base(dictionary: Dictionary, folder: Path) -> Base:
     if dictionary.position_offset is not None or dictionary.config.expectation is not None:
         what = "position says" if dictionary.position_offset is not None else "tokens say"
         raise TemporalLensError(f"{folder} takes off what {what} before it encodes, for which no other library has a form")
+    if isinstance(dictionary, PretrainedDictionary):
+        return _of_others(dictionary, folder)
     if dictionary.architecture is None and not dictionary.masked:
         raise TemporalLensError(f"{folder} is a '{dictionary.kind}' dictionary, for which no other library has a form")
     names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
@@ -93,9 +91,36 @@ def _base(dictionary: Dictionary, folder: Path) -> Base:
     ours = read_config(folder)["metadata"]["temporallens"]
     source, policies = ours.get("source") or {}, ours.get("policies") or {}
     layer = source.get("layer")
-    point = f"blocks.{layer}.hook_resid_post" if isinstance(layer, int) else "blocks.0.hook_resid_pre" if layer == "embed" else layer
-    about = {"model": source.get("model"), "layer": layer, "point": point, "context_length": policies.get("context_length")}
-    return Base(tensors, k, kept, about)
+    about = {"model": source.get("model"), "layer": layer, "point": _point(layer), "context_length": policies.get("context_length")}
+    return Base(tensors, k, kept, about | {"bos": policies.get("bos", True)})
+
+
+def _point(layer: int | str | None) -> str | None:
+    """As TransformerLens names it."""
+    return f"blocks.{layer}.hook_resid_post" if isinstance(layer, int) else "blocks.0.hook_resid_pre" if layer == "embed" else layer
+
+
+def _of_others(dictionary: PretrainedDictionary, folder: Path) -> Base:
+    """One that others trained, with codes of the same sizes. A bias that is not taken off the input is added to what is taken off again;
+    without thresholds other than 0, and with rows of unit norm, it is a ReLU."""
+    config, origin = dictionary.config, dictionary.config.origin
+    odd = {
+        "normalises each activation by itself": config.input != "raw",
+        "is a transcoder": config.transcodes,
+        "skips its codes": config.skip,
+        "keeps the largest code of each group": config.grouped,
+    }
+    if found := [what for what, is_so in odd.items() if is_so]:
+        raise TemporalLensError(f"{folder} {listed(found)}, for which there is no form here: keep the files that it came in")
+    names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    tensors = {name: getattr(dictionary, name).detach().contiguous() for name in names}
+    if not config.subtracts_bias:
+        tensors["encoder_bias"] = tensors["encoder_bias"] + tensors["encoder"] @ tensors["decoder_bias"]
+    norms = torch.linalg.vector_norm(tensors["decoder"], dim=1)
+    is_relu = dictionary.threshold is not None and not bool(dictionary.threshold.any()) and torch.allclose(norms, torch.ones_like(norms))
+    about = {"model": origin.model, "layer": origin.layer, "point": _point(origin.layer) or origin.point}
+    about |= {"context_length": origin.context_length, "bos": origin.bos is not False}
+    return Base(tensors, config.k, None if is_relu else dictionary.threshold, about)
 
 
 def _saelens(base: Base, out: Path) -> Written:
@@ -113,7 +138,7 @@ def _saelens(base: Base, out: Path) -> Written:
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": metadata | {"context_size": about["context_length"], "prepend_bos": True},
+        "metadata": metadata | {"context_size": about["context_length"], "prepend_bos": about["bos"]},
     }
     _write_settings(out / "cfg.json", config | ({} if base.k is None else {"k": base.k, "rescale_acts_by_decoder_norm": False}))
     return Written("from sae_lens import SAE\nsae = SAE.load_from_disk(folder)")

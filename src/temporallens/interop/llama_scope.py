@@ -45,19 +45,21 @@ def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
         raise TemporalLensError(f"{path} does not say its jump_relu_threshold")
     said: dict[str, Any] = {"subtracts_bias": False, "k": None, "transcodes": origin["target"] is not None}
     dictionary = assemble(weights, settled(request, path, origin, **said), parts)
-    taken, given = _scales(config, path, dictionary.width)
+    taken, given = _scales(config, path, dictionary.width, dictionary.output_width)
     assert dictionary.threshold is not None
     dictionary.threshold.fill_(threshold * given)
     if flag(config, "sparsity_include_decoder_norm", path, default=True):
         dictionary.threshold.div_(torch.linalg.vector_norm(dictionary.decoder, dim=1).clamp_min(torch.finfo(torch.float32).tiny))
         dictionary.threshold.clamp_(max=torch.finfo(torch.float32).max)  # of a row of zeros, which nothing can exceed
     if flag(config, "apply_decoder_bias_to_pre_encoder", path):
+        if dictionary.output_width != dictionary.width:
+            raise TemporalLensError(f"{path} says that the decoder's bias is taken off the input, and the two have different widths")
         dictionary.encoder_bias.sub_(dictionary.encoder @ dictionary.decoder_bias)
     scale_by(dictionary, taken, given)
     return completed(weights, dictionary)
 
 
-def _scales(config: dict[str, Any], path: Path, width: int) -> tuple[float, float]:
+def _scales(config: dict[str, Any], path: Path, width: int, output_width: int) -> tuple[float, float]:
     """Of input and output."""
     how = config.get("norm_activation", "dataset-wise")
     if how in UNSCALED:
@@ -70,7 +72,7 @@ def _scales(config: dict[str, Any], path: Path, width: int) -> tuple[float, floa
     found = [number(norms, side, path, float, 0) for side in ("in", "out")]
     if not all(found):
         raise TemporalLensError(f"{path} does not say both of dataset_average_activation_norm: in and out")
-    return width**0.5 / found[0], width**0.5 / found[1]
+    return width**0.5 / found[0], output_width**0.5 / found[1]
 
 
 def _origin(config: dict[str, Any]) -> dict[str, Any]:

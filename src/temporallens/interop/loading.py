@@ -18,8 +18,8 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries import saving
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained, PretrainedDictionary
 from temporallens.dictionaries.base import ArmConfig, Dictionary
-from temporallens.errors import TemporalLensError, first_line
-from temporallens.files import read_json, user_path
+from temporallens.errors import TemporalLensError
+from temporallens.files import read_json, refuse_full, user_path
 from temporallens.interop import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, plain, saelens, sparsify
 from temporallens.interop.foreign import OPENERS
 
@@ -122,7 +122,12 @@ def _place(request: Pretrained) -> tuple[Path, Pretrained]:
         return path, request
     name = request.path
     if path.is_absolute() or name.startswith((".", "~")) or ".." in name or not HUB_NAME.fullmatch(name):
-        raise TemporalLensError(f"there is no dictionary at {name}: no such file or folder")
+        hint = (
+            "; one on the hub is named user/name/folder, without address or revision"
+            if name.startswith(("http", "hf:")) or "@" in name
+            else ""
+        )
+        raise TemporalLensError(f"there is no dictionary at {name}: no such file or folder{hint}")
     place, commit = _fetched(name, request.revision)
     return place, request.model_copy(update={"revision": commit})
 
@@ -144,7 +149,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str]:
     except (OSError, ValueError, HTTPError) as error:
         pinned = f" at revision {revision}" if revision else ""
         raise TemporalLensError(
-            f"dictionary {name}{pinned} was found neither here nor on the hub (unknown name, no access, or no network): {first_line(error)}"
+            f"dictionary {name}{pinned} was found neither here nor on the hub (unknown name, no access, or no network)"
         ) from error
     place = Path(folder) / inside
     if not place.exists():
@@ -173,14 +178,16 @@ def described(dictionary: Dictionary) -> list[str]:
     if normalised:
         lines.append(f"each activation has {normalised} first")
     if config.transcodes:
-        lines.append("a transcoder: it gives activations of another point")
+        wide = f", of width {dictionary.output_width:,}" if dictionary.output_width != dictionary.width else ""
+        lines.append(f"a transcoder: it gives activations of another point{wide}")
     return [*lines, *(f"{name.replace('_', ' ')}: {value}" for name, value in about.items())]
 
 
 def save_as_ours(dictionary: Dictionary, folder: Path | str) -> None:
     """Save a dictionary of another library as one of ours, with what its file says of its model. Raises TemporalLensError for one that is
-    ours already."""
-    config = dictionary.config
+    ours already, and for a folder that is not empty, which may be the dictionary's own."""
+    config, folder = dictionary.config, user_path(folder)
+    refuse_full(folder)
     if not isinstance(config, Pretrained):
         raise TemporalLensError("this dictionary was saved here: copy its folder")
     origin = config.origin

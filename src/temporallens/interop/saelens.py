@@ -96,6 +96,7 @@ def read(folder: Path, request: Pretrained) -> PretrainedDictionary:
     if normalised == "expected_average_only_in" and request.input_scale is None:
         request = request.model_copy(update={"input_scale": _scale(folder, path)})
     agree(path, {"d_sae": number(config, "d_sae", path), "d_in": number(config, "d_in", path)}, tensors["W_enc"].T)
+    agree(path, {"d_out": number(config, "d_out", path)}, tensors["W_dec"].T)
     dictionary = _assembled(weights, settled(request, path, _origin(config), **said), tensors)
     if flag(config, "rescale_acts_by_decoder_norm", path):
         norms_into_codes(dictionary)
@@ -170,6 +171,8 @@ def _unwhiten(dictionary: PretrainedDictionary, path: Path) -> None:
     tensors = open_tensors(path)
     expect(path, tensors, ("mean", "matrix", "inverse_matrix"))
     mean, width = vector(tensors["mean"], dictionary.width), dictionary.width
+    if dictionary.output_width != width:
+        raise TemporalLensError(f"{path} whitens activations of width {width}, and those that the dictionary gives have another")
     for name in ("matrix", "inverse_matrix"):
         if tensors[name].shape != (width, width):
             raise TemporalLensError(f"{path}: '{name}' should have shape {(width, width)}, and has {tensors[name].shape}")

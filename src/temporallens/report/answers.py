@@ -12,11 +12,12 @@ from typing import NamedTuple
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Against, Comparison
+from temporallens.evaluation.paired import Paired, PairedBand
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, TimedResults, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
 from temporallens.report.inspected import Asked, asked
-from temporallens.wording import ONE_SEED, average, counted, fixed, listed, percent, plus
+from temporallens.wording import ONE_SEED, average, capital, counted, fixed, listed, percent, plus, span
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
@@ -114,12 +115,14 @@ def question(results: Results) -> str:
 def answers(results: TimedResults) -> list[Answer]:
     """One for each activations entry."""
     return [
-        answer(name, entry, results.runs_of(name), results.comparison[name])._replace(asked=asked(results, name))
+        answer(name, entry, results.runs_of(name), results.comparison[name], results.paired.get(name, ()))._replace(
+            asked=asked(results, name)
+        )
         for name, entry in results.activations.items()
     ]
 
 
-def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparison) -> Answer:
+def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparison, paired: Sequence[Paired] = ()) -> Answer:
     """One sentence on one activations entry, what each arm that knows positions gains, and what must be kept in mind with it."""
     families = by_family(runs)
     masked = by_family(run for run in runs if run.openness is not None)
@@ -130,6 +133,7 @@ def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparis
     ]
     knowing = [*masked, *(family for family in comparison.baselines[1:] if family not in masked)]
     findings = [finding for family in knowing for finding in _findings(family, comparison)]
+    findings += [sentence for family in knowing if (sentence := _where_it_loses(family, comparison, paired))]
     alone = [family for family, alike in families.items() if _seeds(alike) == 1]
     remarks = []
     if len(alone) == len(families):
@@ -137,7 +141,7 @@ def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparis
     elif alone:
         remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
     sentence = "; ".join(clauses)
-    return Answer(name, source(entry), sentence[0].upper() + sentence[1:] + ".", findings, remarks)
+    return Answer(name, source(entry), capital(sentence) + ".", findings, remarks)
 
 
 def _seeds(runs: Runs) -> int:
@@ -167,6 +171,10 @@ def _mask_clause(arm: str, masked: Runs) -> str:
         where = f"from position {first} on" if order == len(segments) - 1 else at
         parts.append(f"{percent(share)} {'of the dictionary ' if order == 0 else ''}{where}")
     return f"the masks of {arm} close {listed(parts)}"
+
+
+LEAST_LOSS = 0.003
+"""Of FVE in a band of positions: what is worth a sentence."""
 
 
 class Segment(NamedTuple):
@@ -237,6 +245,29 @@ def _findings(family: str, comparison: Comparison) -> list[str]:
         if not rows and baseline != family and not _mirrored(family, baseline, comparison.baselines):
             findings.append(f"{family} and {baseline} have no L0 and seed in common, so they are not compared.")
     return findings
+
+
+def _where_it_loses(family: str, comparison: Comparison, paired: Sequence[Paired]) -> str:
+    """Where along the row `family` explains less than the strongest baseline at the middle common L0, whatever a pooled number says."""
+    rows = [one for one in paired if one.family == family and one.l0 == comparison.l0[len(comparison.l0) // 2]]
+    if not rows:
+        return ""
+    fve = {(reached.family, reached.l0): reached.fve.value for reached in comparison.reached}
+    one = max(rows, key=lambda row: fve[row.baseline, row.l0])
+    lost = [said for band in one.bands if (said := _loss_in(band))]
+    over = f"L0 {one.l0:.4g} (intervals over {'documents and seeds' if one.seeds > 1 else 'documents'})"
+    if not lost:
+        return f"By position {family} nowhere explains {LEAST_LOSS} less than {one.baseline} at {over}."
+    return f"By position {family} explains {listed(lost)} than {one.baseline} does at {over}."
+
+
+def _loss_in(band: PairedBand) -> str:
+    """How much less is explained there, where its interval leaves no gain and it is worth a sentence."""
+    value, low, high = band.fve.value, band.fve.low, band.fve.high
+    if value is None or low is None or high is None or high >= 0 or value > -LEAST_LOSS:
+        return ""
+    where = f"{'position' if band.first == band.last else 'positions'} {span(band.first, band.last)}"
+    return f"{fixed(-value, 4)} less at {where} ({fixed(-high, 4)} to {fixed(-low, 4)})"
 
 
 def _mirrored(family: str, baseline: str, baselines: Sequence[str]) -> bool:

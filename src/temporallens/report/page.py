@@ -19,7 +19,7 @@ from temporallens.activations.store import ACROSS_DOCUMENTS
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.beforehand import in_words
 from temporallens.evaluation.results import ActivationsResult, TimedResults
-from temporallens.evaluation.scan import Scan
+from temporallens.evaluation.scan import Scan, structure_of
 from temporallens.files import write_text
 from temporallens.report.answers import answers, late_clock, question
 from temporallens.report.browser import Browsed, packed
@@ -73,7 +73,10 @@ def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, 
             name=results.name,
             question=question(results),
             answers=answers(results),
-            arms=[section(name, entry, results.runs_of(name), comparison[name], study.notes) for name, entry in entries.items()],
+            arms=[
+                section(name, entry, results.runs_of(name), comparison[name], study.notes, results.paired.get(name, ()))
+                for name, entry in entries.items()
+            ],
             pictures=list(pictures),
             measured=measured_sections(results),
             browsers=list(browsers),
@@ -123,12 +126,14 @@ def scan_table(scan: Scan) -> Table:
         cells = [
             *(_above_floor(clock.eta2[depth], clock.floor[depth]) for clock in clocks),
             *(_above_floor(clock.late_eta2[depth], clock.late_floor[depth]) for clock in clocks),
+            *(_above_floor(*both) for clock in clocks if (both := structure_of(clock, depth)) is not None),
             UNKNOWN if norm is None else number(norm),
             number(statistics.median(beyond)) if beyond else UNKNOWN,
             percent(statistics.fmean(sinks)) if sinks else UNKNOWN,
         ]
         rows.append(Row(layer, cells))
     measured = [*(f"{clock} clock" for clock in scan.clocks), *(f"{clock}, late" for clock in scan.clocks)]
+    measured += [f"{name}, structure" for name, clock in scan.clocks.items() if clock.structure]
     columns = ["layer", *measured, "norm at index 0", "median norm beyond", "sinks beyond index 0"]
     known = "" if scan.beforehand is None else f" Known beforehand: {in_words(scan.model, scan.layers, scan.beforehand)}"
     return Table(f"{scan.model}: η² of each clock (noise floor) by layer, norms and sinks", columns, rows, late_clock(scan) + known)

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from temporallens.evaluation.bins import octaves
+from temporallens.evaluation.bits.section import POSITION, SECTION as BITS, BitsMeasures, Saved
 from temporallens.evaluation.comparison import Comparison
+from temporallens.evaluation.paired import Interval, Paired
 from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, by_arm, by_family, marked
 from temporallens.evaluation.statistics import Difference, Mean, mean_of
 from temporallens.report.answers import model_and_layer
-from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, average, fixed, known, minus, number, plus, plus_minus, span
+from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, average, estimated, fixed, known, minus, number, plus, plus_minus, span
 
 NOTE = "earlier records"
 """Heading of the column of a study's notes."""
@@ -60,11 +62,19 @@ class Arms(NamedTuple):
 Runs = Sequence[RunResult]
 
 
-def section(name: str, entry: ActivationsResult, runs: Sequence[TimedRun], comparison: Comparison, notes: Mapping[str, str]) -> Arms:
+def section(
+    name: str,
+    entry: ActivationsResult,
+    runs: Sequence[TimedRun],
+    comparison: Comparison,
+    notes: Mapping[str, str],
+    paired: Sequence[Paired] = (),
+) -> Arms:
     """All tables of one activations entry."""
     title = f"{name}: {model_and_layer(entry)}" if entry.model is not None else name
     tables = [
         *comparison_tables(name, runs, comparison),
+        *paired_tables(name, runs, comparison, paired),
         openness_table(name, runs),
         named_table(name, runs, entry.position_names),
         *score_tables(name, runs),
@@ -89,13 +99,14 @@ def reached_table(name: str, runs: Runs, comparison: Comparison) -> Table:
     fve = {(row.family, row.l0): row.fve for row in comparison.reached}
     within = {(row.family, row.l0): row.fve_within_position for row in comparison.reached}
     columns = [f"{title} at L0 {fixed_l0(l0)}" for title in ("FVE", "within position") for l0 in levels]
-    rows = []
+    rows, bits = [], _bits_column(runs)
     for family, alike in by_family(runs).items():
         cells = [mean_cell(means.get((family, l0))) for means in (fve, within) for l0 in levels]
-        rows.append(Row(marked(family, alike[0]), [seeds_of(alike), *cells, fixed(average(run.openness for run in alike), 3)]))
+        masked = [fixed(average(run.openness for run in alike), 3), *(_position_bits(alike) for _ in bits)]
+        rows.append(Row(marked(family, alike[0]), [seeds_of(alike), *cells, *masked]))
     varied = any(run.level is not None for run in runs)
-    how = "arms at equal L0, read from each arm's own curve" if varied else "arms of one level each, where their L0 agree within 5 %"
-    return Table(f"{name}: {how}", ["arm", "seeds", *columns, "openness"], rows)
+    how = "arms at equal L0, read from each arm's own curve" if varied else "arms of one level each, where their L0 agree within 1 %"
+    return Table(f"{name}: {how}", ["arm", "seeds", *columns, "openness", *bits], rows)
 
 
 def against_table(name: str, runs: Runs, comparison: Comparison, baseline: str) -> Table:
@@ -112,17 +123,74 @@ def against_table(name: str, runs: Runs, comparison: Comparison, baseline: str) 
     return Table(f"{name}: against {baseline}, paired by seed", ["arm", *columns], rows)
 
 
+def paired_tables(name: str, runs: Runs, comparison: Comparison, paired: Sequence[Paired]) -> list[Table]:
+    """What each arm explains more than each baseline on the same tokens, in all and in bands of positions, at the middle common L0."""
+    if not paired:
+        return []
+    middle = comparison.l0[len(comparison.l0) // 2]
+    return [_paired_table(name, runs, middle, rows) for baseline in comparison.baselines if (rows := _of(paired, baseline, middle))]
+
+
+def _of(paired: Sequence[Paired], baseline: str, l0: float) -> list[Paired]:
+    return [one for one in paired if (one.baseline, one.l0) == (baseline, l0)]
+
+
+def _paired_table(name: str, runs: Runs, l0: float, paired: Sequence[Paired]) -> Table:
+    first = {family: alike[0] for family, alike in by_family(runs).items()}
+    bands = paired[0].bands
+    rows = []
+    for one in paired:
+        holm = UNKNOWN if one.p_holm is None else number(one.p_holm)
+        differences = [_signed(band.fve, 4) for band in one.bands]
+        rows.append(
+            Row(marked(one.family, first[one.family]), [_signed(one.fve, 4), holm, one.verdict, *differences, _signed(one.bands[0].l0, 1)])
+        )
+    at = [span(band.first, band.last) for band in bands]
+    columns = ["arm", "FVE difference", "p after Holm", "verdict", *(f"at {where}" for where in at), f"codes more at {at[0]}"]
+    note = (
+        "Paired on the same held-out tokens; intervals are over documents and seeds together, of one seed over documents. Verdicts hold "
+        "after Holm's correction over all comparisons of these activations. L0 is equal over all positions together: the last column says "
+        "by how much it differs at the first ones."
+    )
+    return Table(f"{name}: against {paired[0].baseline} by position, at L0 {fixed_l0(l0)}", columns, rows, note)
+
+
+def _signed(interval: Interval, digits: int) -> str:
+    if interval.value is None:
+        return UNKNOWN
+    return plus(interval.value, plus_minus(interval, digits))
+
+
 def openness_table(name: str, runs: Runs) -> Table:
     """One row per masked arm, at the middle one of its levels: mean openness in octaves of positions, over seeds."""
     masked = by_family(run for run in runs if run.openness_by_position is not None)
     bins = octaves(max((len(run.position_count) for alike in masked.values() for run in alike), default=0))
-    rows = []
+    rows, bits = [], _bits_column(run for alike in masked.values() for run in alike)
     for alike in masked.values():
         arms = list(by_arm(alike).items())
         arm, seeds = arms[len(arms) // 2]
         means = [mean_score(average((run.openness_by_position or [])[first:end]) for run in seeds) for first, end in bins]
-        rows.append(Row(arm, [seeds_of(seeds), *means]))
-    return Table(f"{name}: openness by position", ["arm", "seeds", *(span(first, end - 1) for first, end in bins)], rows)
+        rows.append(Row(arm, [seeds_of(seeds), *means, *(_position_bits(alike) for _ in bits)]))
+    return Table(f"{name}: openness by position", ["arm", "seeds", *(span(first, end - 1) for first, end in bins), *bits], rows)
+
+
+def _bits_column(runs: Iterable[RunResult]) -> list[str]:
+    """The heading of what positions say of which features fire, where any run was measured for it."""
+    return ["bits known by position"] if any(BITS.name in run.measures for run in runs) else []
+
+
+def _position_bits(runs: Runs) -> str:
+    """The share of these bits that a row's position saves, less its null: over documents, or over seeds where there are several."""
+    saved = [known.over_null for run in runs if (known := _saved_by_position(run)) is not None]
+    if len(saved) == 1:
+        return estimated(saved[0], 2, 100, " %")
+    values = [100 * estimate.value for estimate in saved if estimate.value is not None]
+    return f"{plus_minus(mean_of(values), 2)} %" if values else UNKNOWN
+
+
+def _saved_by_position(run: RunResult) -> Saved | None:
+    measured: BitsMeasures | None = BITS.read(run.measures[BITS.name]) if BITS.name in run.measures else None
+    return None if measured is None else measured.saved.get(POSITION)
 
 
 def named_table(name: str, runs: Runs, names: Mapping[int, str]) -> Table:

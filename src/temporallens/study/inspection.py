@@ -5,7 +5,7 @@ Its text is an ordinary study file, kept in the output folder like that of every
 
 import re
 from collections.abc import Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import PurePath
 from typing import Any
 
@@ -26,7 +26,8 @@ CONTEXT, LONGEST = 128, 1024
 HELD_OUT = 0.5
 """Share of the documents that everything is measured on; the other half gives means to compare with."""
 BATCH = 256
-LONGEST_NAME = 80  # of an entry of activations
+LONGEST_NAME = 80  # of a study, and an entry of activations
+LONGEST_ARM = 40
 PREFIXED, SPLICED, LONGER = 1 << 14, 1 << 13, 1 << 15
 """Tokens that the model reads behind each prefix, from reconstructions on, and in longer rows: as many as by default at 128 in a row."""
 DOCUMENTS = 96
@@ -60,6 +61,8 @@ def inspection(
         entry = _activations(path, config.origin, model, layer, text, tokens)
         if config.transcodes:
             entry["target"] = _target(path, config.origin, target)
+        elif target is not None:
+            raise TemporalLensError(f"{path} gives back what it takes, and --target says where it gives something else: leave that out")
         length = _row_length(entry["model"], context)
         same = entries.setdefault(_title(entry), entry | {"context_length": length})
         same["context_length"] = min(same["context_length"], length)
@@ -72,7 +75,7 @@ def inspection(
     only["rows_per_document"] = _rows_each(text, tokens, only["context_length"])
     contexts = [arm["origin"]["context_length"] for arm in arms.values() if "context_length" in arm.get("origin", {})]
     content = {
-        "name": "-".join(["inspect", *arms]),
+        "name": "-".join(["inspect", *arms])[:LONGEST_NAME].rstrip("-._"),
         "activations": entries,
         "arms": arms,
         "training": {"steps": 1, "batch_size": BATCH, "held_out": HELD_OUT},
@@ -115,8 +118,9 @@ def _names(paths: Sequence[str]) -> list[str]:
     """Of the arms: the last parts of their paths, told apart by a number."""
     found: list[str] = []
     for path in paths:
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(path.rstrip("/")).name).strip("-._") or "dictionary"
-        found.append(name if name not in found else f"{name}-{len(found) + 1}")
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(path.rstrip("/")).name)[:LONGEST_ARM].strip("-._") or "dictionary"
+        numbered = (f"{name}-{number}" for number in count(len(found) + 1))
+        found.append(name if name not in found else next(other for other in numbered if other not in found))
     return found
 
 

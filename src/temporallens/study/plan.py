@@ -25,7 +25,7 @@ from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
-from temporallens.study.stages import Records, Stage, stages_of
+from temporallens.study.stages import PAIRED, Records, Stage, stages_of
 
 BYTES_PER_TOKEN = 4.3
 """Of English text, roughly; the estimate for texts of the user's own."""
@@ -159,9 +159,9 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
 
 
 def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
-    if stage.section:
+    if stage.section and stage.section != PAIRED:
         return Amount(None, None, None)
-    if stage.run is None:  # the results, which are assembled, not computed
+    if stage.run is None:  # what is assembled, or compared, of what was computed before
         return Amount(None, None, 0.0)
     policy = study.activations[stage.activations]
     harvested, width = tokens_of(policy), width_of(policy)

@@ -17,6 +17,7 @@ from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.hooks import Layer
 from temporallens.activations.loader import Loader
 from temporallens.activations.store import ActivationStore
+from temporallens.activations.stored import StoredPolicy
 from temporallens.activations.writer import TARGET
 from temporallens.dictionaries.arms.pretrained import Pretrained, PretrainedDictionary
 from temporallens.dictionaries.saving import save_dictionary
@@ -42,9 +43,10 @@ class Place(NamedTuple):
 
     title: str
     width: int | None
-    model: str | None
+    model: str | None  # where it is None, layer and target are no places in one either
     layer: tuple[Layer, ...] = ()  # by every name that it has
     target: tuple[Layer, ...] | None = None  # of a pair
+    output_width: int | None = None  # of what is to be given back
 
 
 def check_pretrained(study: Study, stages: Iterable[Stage]) -> None:
@@ -58,21 +60,31 @@ def check_pretrained(study: Study, stages: Iterable[Stage]) -> None:
 def _planned(study: Study, entry: str) -> Place:
     policy, given = study.activations[entry], target_in(study.activations[entry])
     target = None if given is None else (given,)
+    if isinstance(policy, StoredPolicy):
+        return _lying(policy.opened, Place(f"activations.{entry}", None, None, target=target))
     if not isinstance(policy, HarvestPolicy):
-        return Place(f"activations.{entry}", policy.width, None, target=target)
+        return Place(f"activations.{entry}", policy.width, None, target=target, output_width=policy.width)
     sizes = model_sizes(policy.model)
-    return Place(f"activations.{entry}", sizes and sizes.width, policy.model, (policy.layer,), target)
+    width = sizes and sizes.width
+    return Place(f"activations.{entry}", width, policy.model, (policy.layer,), target, width)
 
 
 def _stored(study: Study, store: ActivationStore, entry: str) -> Place:
     """As planned, and by the names that the model has for it."""
-    planned, about = _planned(study, entry), store.manifest.description
-    layer, target = about.source.get("layer"), about.policies.get(TARGET)
+    return _lying(store, _planned(study, entry))
+
+
+def _lying(store: ActivationStore, planned: Place) -> Place:
+    """With what a store says of itself."""
+    about = store.manifest.description
+    model, layer, target = about.source.get("model"), about.source.get("layer"), about.policies.get(TARGET)
+    if isinstance(model, str) and planned.model is None:
+        planned = planned._replace(model=model)
     if isinstance(layer, int | str):
         planned = planned._replace(layer=(*planned.layer, layer))
     if planned.target is not None and isinstance(target, int | str):
         planned = planned._replace(target=(*planned.target, target))
-    return planned._replace(width=store.width)
+    return planned._replace(width=store.width, output_width=store.given.width)
 
 
 def _check_fit(dictionary: PretrainedDictionary, name: str, place: Place) -> None:
@@ -82,6 +94,11 @@ def _check_fit(dictionary: PretrainedDictionary, name: str, place: Place) -> Non
     _check_target(dictionary, where, place)
     if place.width is not None and dictionary.width != place.width:
         raise TemporalLensError(f"{where}, for activations of width {dictionary.width}, and those of {place.title} have {place.width}")
+    if place.output_width is not None and dictionary.output_width != place.output_width:
+        raise TemporalLensError(
+            f"{where}, which gives activations of width {dictionary.output_width}, and those of the target of {place.title} have "
+            f"{place.output_width}"
+        )
     if place.model is None:
         return
     if origin.model is not None and not _same_model(origin.model, place.model):
@@ -115,7 +132,7 @@ def _check_target(dictionary: PretrainedDictionary, where: str, place: Place) ->
             f"{where}, a transcoder: it gives activations at {named or 'another point'}, and {place.title} has none to compare them with; "
             f"give that entry a target{'' if given is None else f': {given}'}"
         )
-    if origin.target is not None and given not in place.target:
+    if place.model is not None and origin.target is not None and given not in place.target:
         raise TemporalLensError(
             f"{where}, which gives activations at {origin.target}, and the target of {place.title} is {place.target[0]}; if these are the "
             f"same, say so with origin: {{target: {place.target[0]}}}"
@@ -144,7 +161,7 @@ def save_pretrained(study: Study, stage: Stage, arm: Pretrained, store: Activati
     dictionary = read_pretrained(arm)
     _check_fit(dictionary, f"arms.{stage.run.arm}", _stored(study, store, stage.activations))
     split = store.split(policy.held_out, policy.data_seed)
-    moments = (store.target or store).moments_of(split.train)
+    moments = store.given.moments_of(split.train)
     scale = inputs_for(moments.pooled_mean(), moments.pooled_variance()).scale
     loss = _squared_error(dictionary, store, policy) * scale**2
     summary = {

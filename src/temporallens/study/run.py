@@ -23,6 +23,9 @@ from temporallens.defaults import own_defaults
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.comparison import RunScores, common_levels, compare
+from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.paired import banded, bands_of, pair
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.evaluation.results import Results, RunResult, assemble, load_results
 from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
@@ -46,7 +49,7 @@ from temporallens.study.pins import Pins, new_pins, pinned_study, read_pins, wri
 from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
-from temporallens.study.stages import GAINS, KINDS, Kind, Records, Stage, partners_of, remove, stages_of
+from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, remove, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
@@ -92,7 +95,7 @@ class Run:
 
     def measured(self) -> list[Stage]:
         """The stages that measure a section of one dictionary."""
-        return [stage for stage in self.stages if stage.section and stage.section != GAINS]
+        return [stage for stage in self.stages if stage.section and stage.section not in OF_AN_ENTRY]
 
 
 def refuse_foreign_folder(study: Study, folder: Path) -> None:
@@ -275,6 +278,8 @@ def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         if stage.section == GAINS:
             _compare(run, stage)
+        elif stage.section == PAIRED:
+            _pair(run, stage)
         elif stage.run is None:
             _assemble(run)
         elif stage.section:
@@ -320,6 +325,21 @@ def _compare(run: Run, stage: Stage) -> None:
     write_json(run.path(stage), gains(partners_of(run.study, stage.activations), files, run.paths.passes))
 
 
+def _pair(run: Run, stage: Stage) -> None:
+    """Families of one activations entry against baselines on the same tokens, by position."""
+    store, variants, runs = ActivationStore(run.paths.store(stage.activations)), run.study.variants(), []
+    documents, bands = HeldOut(store, run.held_out(store), run.paths.passes), bands_of(store.positions)
+    for run_id in run.study.trainings():
+        if run_id.activations == stage.activations:
+            variant, measured = variants[run_id.arm], read_json(run.paths.evaluation(run_id), "the evaluation of a dictionary")
+            l0, fve, within = (float(measured[name]) for name in ("l0", "fve", "fve_within_position"))
+            scores = RunScores(variant.family, variant.arm.kind, run_id.seed, l0, fve, within, variant.arm.expectation is None)
+            errors = documents.errors(documents.encoded(load_dictionary(run.paths.arm(run_id))))
+            runs.append((scores, banded(errors, bands)))
+    comparison = compare([scores for scores, _ in runs], common_levels(run.study.levels))
+    write_json(run.path(stage), {"paired": [one.model_dump(mode="json") for one in pair(runs, comparison, bands)]})
+
+
 def _assemble(run: Run) -> None:
     study, variants = run.study, run.study.variants()
     assemble(
@@ -329,7 +349,7 @@ def _assemble(run: Run) -> None:
         {run_id: (variants[run_id.arm].family, variants[run_id.arm].level) for run_id in study.trainings()},
         [run.paths.scan(policy.model) for policy in study.scans],
         {(stage.run, stage.section): run.path(stage) for stage in run.measured() if stage.run},
-        {stage.activations: run.path(stage) for stage in run.stages if stage.section == GAINS},
+        *({stage.activations: run.path(stage) for stage in run.stages if stage.section == which} for which in (GAINS, PAIRED)),
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import RunResult, load_results
-from temporallens.files import explained, make_folder, user_path
+from temporallens.files import explained, make_folder, refuse_full, user_path
 from temporallens.interop.card import PICTURE, Card, check_licence
-from temporallens.interop.exporting import check_form, export, refuse_full
+from temporallens.interop.exporting import check_form, export
 from temporallens.interop.pushing import check_push, push
 from temporallens.layout import RunFolder
 

@@ -19,6 +19,7 @@ from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.stored import StoredPolicy
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.comparison import common_levels
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.evaluation.sections import SECTIONS
@@ -37,9 +38,11 @@ HEADLINE_FIGURE = "position_analysis.png"
 VERSIONS: dict[Kind, int] = {"scan": 2, "harvest": 1, "train": 2, "evaluate": 3, "figures": 3, "report": 4}
 """Raise a stage's number when its code gives other output for the same settings: finished ones are then done again."""
 
-GAINS = "gains"
-GAINS_VERSION = 1
-"""Of what dictionaries gain over ordinary ones."""
+GAINS, PAIRED = "gains", "paired"
+"""What is measured of all dictionaries of an activations entry together: what they gain over ordinary ones, and by position."""
+
+OF_AN_ENTRY = {GAINS: 1, PAIRED: 1}
+"""Their versions."""
 
 PATHS = RunFolder()
 """Relative to the output folder."""
@@ -71,7 +74,8 @@ def stages_of(study: Study, study_text: str) -> list[Stage]:
     evaluations = [_evaluate_stage(training) for training in trainings]
     measures = [stage for run in study.measured() for stage in _measure_stages(study, run, trainings)]
     gained = [stage for entry in study.activations if (stage := _gains_stage(study, entry, measures))]
-    before = [*scans, *harvests.values(), *trainings, *evaluations, *measures, *gained]
+    paired = [stage for entry in study.activations if (stage := _paired_stage(study, entry, evaluations))]
+    before = [*scans, *harvests.values(), *trainings, *evaluations, *measures, *gained, *paired]
     results = _stage("evaluate", "results", PATHS.results, {"study": _as_json(study)}, before)
     figures = _stage("figures", "figures", PATHS.figures, None, [results], proof=PATHS.figures / HEADLINE_FIGURE)
     report = _stage("report", "report", PATHS.report, {"study_text": study_text}, [results, figures])
@@ -144,8 +148,18 @@ def _gains_stage(study: Study, entry: str, measures: list[Stage]) -> Stage | Non
     against = partners_of(study, entry)
     if not compared or not against:
         return None
-    shaped_by = {"against": against, "version": GAINS_VERSION}
+    shaped_by = {"against": against, "version": OF_AN_ENTRY[GAINS]}
     return _stage("evaluate", f"measure/{GAINS}/{entry}", PATHS.gains(entry), shaped_by, compared, activations=entry, section=GAINS)
+
+
+def _paired_stage(study: Study, entry: str, evaluations: list[Stage]) -> Stage | None:
+    """Families of one activations entry against baselines; None for a single one."""
+    own = [stage for stage in evaluations if stage.activations == entry]
+    variants = study.variants()
+    if len({variants[stage.run.arm].family for stage in own if stage.run}) < 2:
+        return None
+    shaped_by = {"levels": common_levels(study.levels), "version": OF_AN_ENTRY[PAIRED]}
+    return _stage("evaluate", f"measure/{PAIRED}/{entry}", PATHS.paired(entry), shaped_by, own, activations=entry, section=PAIRED)
 
 
 def partners_of(study: Study, entry: str) -> dict[str, str]:

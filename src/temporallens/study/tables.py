@@ -8,7 +8,7 @@ from rich.table import Table as Printed
 
 from temporallens.evaluation.beforehand import INDEX, LADDER, PAST, TOKEN, Beforehand
 from temporallens.evaluation.results import TimedResults, TimedRun, by_family, marked
-from temporallens.evaluation.scan import ClockScan, Scan
+from temporallens.evaluation.scan import Scan, structure_of
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
 from temporallens.study.plan import Plan, readable_bytes, readable_time
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus, plus_minus
@@ -103,15 +103,18 @@ def _title(results: TimedResults) -> str:
 
 
 def scan_table(scan: Scan) -> Printed:
-    """One row per layer: eta^2 of each clock above its noise floor, and the mean norm at position 0 and beyond."""
+    """One row per layer: eta^2 of each clock above its noise floor, its share of the structure where that is known, and the mean norm at
+    position 0 and beyond."""
     rows = []
     for depth, layer in enumerate(scan.layers):
         first, *norms = (value for value in scan.norm[depth] if value is not None)
         beyond = sum(norms) / max(1, len(norms))
-        shares = [fixed(_excess(clock, depth), 3) for clock in scan.clocks.values()]
-        rows.append(Row(layer, [*shares, fixed(first, 0), fixed(beyond, 0)]))
-    title = f"{scan.model}: eta² of position above its noise floor"
-    return _printed(Table(title, ["layer", *scan.clocks, "norm at 0", "norm beyond"], rows), ["layer"])
+        shares = [fixed(_excess(clock.eta2[depth], clock.floor[depth]), 3) for clock in scan.clocks.values()]
+        structure = [fixed(_excess(*both), 3) for clock in scan.clocks.values() if (both := structure_of(clock, depth)) is not None]
+        rows.append(Row(layer, [*shares, *structure, fixed(first, 0), fixed(beyond, 0)]))
+    title = f"{scan.model}: eta² of position above its noise floor, and the share of what that leaves whose structure depends on position"
+    names = [f"structure:\n{name}" for name, clock in scan.clocks.items() if clock.structure]
+    return _printed(Table(title, ["layer", *scan.clocks, *names, "norm at 0", "norm beyond"], rows), ["layer"])
 
 
 def beforehand_table(model: str, layers: Sequence[str], found: Beforehand) -> Printed:
@@ -123,7 +126,6 @@ def beforehand_table(model: str, layers: Sequence[str], found: Beforehand) -> Pr
     return _printed(Table(f"{model}: variance of held-out documents that is known beforehand", ["layer", *columns], rows), ["layer"])
 
 
-def _excess(clock: ClockScan, depth: int) -> float | None:
-    """eta^2 above its noise floor, not below zero; None where the layer has no variance to explain."""
-    share, floor = clock.eta2[depth], clock.floor[depth]
+def _excess(share: float | None, floor: float | None) -> float | None:
+    """A share above its noise floor, not below zero; None where the layer has no variance to explain."""
     return None if share is None or floor is None else max(0.0, share - floor)

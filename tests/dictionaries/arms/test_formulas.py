@@ -16,6 +16,7 @@ from temporallens.dictionaries.kinds import (
     Matryoshka,
     Positional,
     PositionalReLU,
+    PositionBias,
     PositionMean,
     PostHoc,
     RandomMask,
@@ -62,6 +63,10 @@ def of_each_position(d: Dictionary, pre: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([largest(pre[positions == position].relu()) for position in positions.unique()])
 
 
+def biased(d: Dictionary, pre: Tensor, positions: Tensor) -> Tensor:
+    return largest((pre + d.position_bias[positions]).relu())
+
+
 def of_batch(d: Dictionary, pre: Tensor, positions: Tensor) -> Tensor:
     return largest(pre.relu())
 
@@ -83,6 +88,7 @@ FORMULAS: dict[str, tuple[ArmConfig, Formula, Progress]] = {
     "tsae": (TSAE(**SIZE), of_batch, LEARNING),
     "budgeted": (Budgeted(**SIZE), of_each_position, LEARNING),
     "position_mean": (PositionMean(**SIZE), of_batch, LEARNING),
+    "position_bias": (PositionBias(**SIZE), biased, LEARNING),
     "positional": (Positional(**SIZE, groups=4), soft, LEARNING),
     "positional, hard": (Positional(**SIZE, groups=4), hard, HARD),
     "positional, log": (Positional(**SIZE, groups=4, gate="log"), log_gate, LEARNING),
@@ -102,6 +108,8 @@ def test_the_formula_at_the_head_of_the_file_is_what_a_step_computes(name: str) 
         bias.data = 0.3 * torch.randn(bias.shape, generator=generator)
     if hasattr(d, "mask"):
         d.mask.logits.data.normal_(generator=generator)
+    if hasattr(d, "position_bias"):
+        d.position_bias.data.normal_(generator=generator)
     d.advance(progress)
     x, positions = torch.randn(ROWS, WIDTH, generator=generator), torch.arange(ROWS) * LENGTH // ROWS
     pre = (x - d.decoder_bias) @ d.encoder.T + d.encoder_bias

@@ -42,7 +42,7 @@ def entropy(rate: np.ndarray | float) -> np.ndarray:
 
 def measured(firings: Firings, training: np.ndarray | None = None) -> BitsMeasures:
     nothing = np.zeros(len(firings.position), dtype=bool)
-    return bits_of(firings, firings.index, nothing if training is None else training, POLICY)
+    return bits_of(firings, {"document": firings.index}, nothing if training is None else training, POLICY)
 
 
 def saved(found: BitsMeasures, name: str) -> Saved:
@@ -214,7 +214,11 @@ def test_a_clock_that_tells_the_same_is_left_out() -> None:
     nothing = np.zeros(len(firings.position), dtype=bool)
     assert set(measured(firings).saved) == {"position", "token", "previous_token", "own_past"}
     other = firings._replace(position=firings.position % 4)
-    assert list(bits_of(other, firings.index + 31 * (firings.sequence % 4), nothing, POLICY).saved)[:3] == ["position", "index", "document"]
+    assert list(bits_of(other, {"document": firings.index + 31 * (firings.sequence % 4)}, nothing, POLICY).saved)[:3] == [
+        "position",
+        "index",
+        "document",
+    ]
 
 
 def test_too_few_documents_are_refused() -> None:

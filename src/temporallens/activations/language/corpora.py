@@ -36,6 +36,8 @@ ENDINGS = (".txt", ".md", *TABLES)
 """Of names of files that are read as text."""
 HUB_NAME = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+GIVEN = "given"
+"""The name of strings that are handed over in Python."""
 HUB_SECONDS = 10.0
 """For which the hub is waited for when it is asked for a commit."""
 
@@ -44,7 +46,7 @@ HUB_SECONDS = 10.0
 class Corpus:
     """Documents with a name; iterating raises TemporalLensError when there is not a word in them."""
 
-    name: str  # as the user wrote it; "given" for strings handed over in Python
+    name: str  # as the user wrote it; GIVEN for strings handed over in Python
     fingerprint: str | None  # of the content; None where that cannot be known beforehand, which is never equal to another None
     read: Callable[[], Iterator[str]]
     summary: str | None = None  # of a folder: what of it is read and what is left out
@@ -122,13 +124,13 @@ def _may_be_a_path(name: str) -> bool:
 def _given(texts: Any) -> Corpus:
     _refuse_tables(texts)
     if isinstance(texts, Iterator):
-        return Corpus("given", None, lambda: _strings(texts))
+        return Corpus(GIVEN, None, lambda: _strings(texts))
     digest, known = hashlib.sha256(), array("q")
     for text in _strings(texts):
         digest.update(f"{len(text)} ".encode())
         digest.update(text.encode())
         known.append(str.__hash__(text))
-    return Corpus("given", f"sha256:{digest.hexdigest()}", lambda: _as_before(texts, known))
+    return Corpus(GIVEN, f"sha256:{digest.hexdigest()}", lambda: _as_before(texts, known))
 
 
 def _as_before(texts: Iterable[Any], known: Sequence[int]) -> Iterator[str]:

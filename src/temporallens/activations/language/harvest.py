@@ -36,7 +36,7 @@ from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.moments import FIRST, NORM, SPECIAL, beyond_norm
 from temporallens.activations.position_names import NAMES, PositionNames, as_json_keys
 from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
-from temporallens.activations.writer import PROGRESS_FILE, TARGET, Rows, StoreWriter
+from temporallens.activations.writer import PROGRESS_FILE, TARGET, Rows, StoreWriter, target_of
 from temporallens.defaults import own_defaults
 from temporallens.errors import TemporalLensError
 from temporallens.files import explained, locked, user_path
@@ -271,13 +271,6 @@ def _planned(policy: HarvestPolicy, out: Path, model: LanguageModel, text: Corpu
     beside = describe(policy.model_copy(update={"layer": policy.target, "target": None}), model, text)
     target = _Planned(policy.target, out / TARGET, target_of(own.description, beside.source), (policy.layer,))
     return [target, own._replace(beside=(policy.target,))]
-
-
-def target_of(description: StoreDescription, source: Mapping[str, Any] | None = None) -> StoreDescription:
-    """What the store of a target says, beside that of this description: of what it is one, and its own source."""
-    policies = {name: value for name, value in description.policies.items() if name != TARGET}
-    said = {**description.source, TARGET: True} if source is None else {**source, "target_of": description.source["layer"]}
-    return description.model_copy(update={"source": said, "policies": policies})
 
 
 def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> StoreDescription:

@@ -11,7 +11,7 @@ measured anew with the final ones. Dead features are revived with AuxK (Gao et a
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,14 @@ THRESHOLD_DECAY = 0.99
 
 ROUNDING = 1e-4
 """Share by which the floor for candidates lies below the threshold, so that rounding loses none."""
+
+
+class Multiplied(NamedTuple):
+    """The factors of `rows @ weights.T`."""
+
+    rows: Float[Tensor, "N E"]
+    weights: Float[Tensor, "F E"]
+    taken_off: Float[Tensor, " E"]  # of the rows, which learns through them
 
 
 class TopKConfig(ArmConfig):
@@ -96,14 +104,24 @@ class BatchTopKDictionary(Dictionary):
         """The same for whole rows of pre-activations, 0 where there is no code; under the policy `mean` without positions."""
         return pre.relu()
 
+    def multiplied(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Multiplied:
+        """What gives the pre-activations: rows, each feature's weights for them, and the decoder's bias that was taken off the rows."""
+        return Multiplied(centred, self.encoder, self.decoder_bias)
+
+    def selected(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+        """The codes that a batch selects, without gradients."""
+        return self._select(self.multiplied(x - self.decoder_bias, positions), positions)
+
     @torch.no_grad()
-    def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+    def _select(self, factors: Multiplied, positions: Int[Tensor, " N"]) -> Codes:
+        centred, encoder, _ = factors
         count = self.config.k * total(len(centred))
         if centred.is_cuda:
-            return select_largest_static(self._parts(centred, positions), count, partial(self.scale, positions=positions))
+            parts = self._parts(centred, encoder, positions)
+            return select_largest_static(parts, count, partial(self.scale, positions=positions))
         return select_largest(
             centred,
-            self.encoder,
+            encoder,
             self.encoder_bias,
             count,
             self._expected or float(self.threshold),
@@ -112,12 +130,14 @@ class BatchTopKDictionary(Dictionary):
             self.encoder_dtype,
         )
 
-    def _parts(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(
+        self, centred: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], positions: Int[Tensor, " N"]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pre-activations and codes of some rows after the other."""
-        bias, encoder = self.encoder_bias.to(self.encoder_dtype), self.encoder.T.to(self.encoder_dtype)
+        bias, weights = self.encoder_bias.to(self.encoder_dtype), encoder.T.to(self.encoder_dtype)
         rows = chunk_rows(self.features)
         for x, at in zip(centred.to(self.encoder_dtype).split(rows), positions.split(rows), strict=True):
-            pre = torch.addmm(bias, x, encoder)
+            pre = torch.addmm(bias, x, weights)
             yield pre, self.modulate(pre, at)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
@@ -142,17 +162,17 @@ class BatchTopKDictionary(Dictionary):
     @torch.no_grad()
     def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
         """Codes at inference of rows in order of position: what closed features would cost is not paid."""
-        threshold, centred = float(self.threshold), x - self.decoder_bias
+        threshold, (centred, encoder, _) = float(self.threshold), self.multiplied(x - self.decoder_bias, positions)
         if not self.scales:
-            return entries_above(centred, self.encoder, self.encoder_bias, self.blocks(positions, threshold))
+            return entries_above(centred, encoder, self.encoder_bias, self.blocks(positions, threshold))
         blocks = self.blocks(positions, threshold * (1 - ROUNDING))
-        pattern, raw = entries_above(centred, self.encoder, self.encoder_bias, blocks)
+        pattern, raw = entries_above(centred, encoder, self.encoder_bias, blocks)
         codes = Codes(pattern, raw, self.scale(raw, pattern, positions)).above(threshold)
         return codes.pattern, codes.values
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
-        self._note_threshold(self._select(x - self.decoder_bias, positions).values)
+        self._note_threshold(self.selected(x, positions).values)
 
     def _note_threshold(self, selected: Float[Tensor, " M"]) -> None:
         threshold = smallest(selected)
@@ -165,10 +185,10 @@ class BatchTopKDictionary(Dictionary):
 
     def training_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
         """The codes that a batch selects, differentiable in the weights."""
-        centred = x - self.decoder_bias.detach()
-        pattern, raw, selected = self._select(centred, positions)
+        factors = self.multiplied(x - self.decoder_bias.detach(), positions)
+        pattern, raw, selected = self._select(factors, positions)
         self._follow_threshold(selected)
-        values = sparse_encode(raw, centred, self.encoder, self.encoder_bias, self.decoder_bias, pattern)
+        values = sparse_encode(raw, factors.rows, factors.weights, self.encoder_bias, factors.taken_off, pattern)
         return Codes(pattern, raw, self.scale(values, pattern, positions))
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
-from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
+from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, Multiplied, TopKConfig
 from temporallens.dictionaries.budgets import apportioned, blocks_of_rows, largest_by_position, rows_at
 from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
@@ -74,7 +74,8 @@ class BudgetedDictionary(BatchTopKDictionary):
         self.weights.copy_(weights)
 
     @torch.no_grad()
-    def _select(self, centred: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Codes:
+    def _select(self, factors: Multiplied, positions: Int[Tensor, " N"]) -> Codes:
+        centred = factors.rows
         budgets = apportioned(self.weights, summed(rows_at(positions, len(self.weights))), self.config.k)
         codes = self._candidates(centred, GUESS * self._expected_thresholds(centred).index_select(0, positions))
         found = summed(rows_at(positions.index_select(0, codes.pattern.row), len(budgets)))
@@ -123,7 +124,7 @@ class BudgetedDictionary(BatchTopKDictionary):
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
-        self._select(x - self.decoder_bias, positions)
+        self.selected(x, positions)
         self._measured.append(self._smallest)
 
     def finished(self) -> None:

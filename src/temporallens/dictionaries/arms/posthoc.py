@@ -52,7 +52,7 @@ class PostHocDictionary(FixedMaskDictionary):
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:
-        codes = self._select(x - self.decoder_bias, positions)
+        codes = self.selected(x, positions)
         self._note_threshold(codes.values)
         if not len(codes.values):
             return

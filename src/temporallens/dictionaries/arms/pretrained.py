@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
 
 from temporallens.dictionaries.arms.topk import largest_of_rows
 from temporallens.dictionaries.base import ArmConfig, Dictionary
@@ -23,10 +23,12 @@ from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import Block, Floor, Scratch, chunk_rows, dense_of, entries_above, plain_product
 from temporallens.dictionaries.steps import Forward, Previous
 from temporallens.errors import TemporalLensError
-from temporallens.settings import Settings
+from temporallens.settings import Settings, not_asked
 
 LAYER_NORM_EPSILON = 1e-5
 """SAELens'."""
+LONGEST_WORD = 1000
+"""Of a file, in characters."""
 
 
 class Origin(Settings):
@@ -46,6 +48,14 @@ class Origin(Settings):
     """Tokens of a row in training."""
     bos: bool | None = None
     """Whether rows began with BOS."""
+
+    @field_validator("format", "model", "point", "layer", "target")
+    @classmethod
+    def _one_line(cls, name: int | str | None) -> int | str | None:
+        """They are printed as they stand."""
+        if isinstance(name, str) and not (name.isprintable() and len(name) <= LONGEST_WORD):
+            raise ValueError(f"a name is one line of printable characters, {LONGEST_WORD:,} at most")
+        return name
 
 
 class Pretrained(ArmConfig):
@@ -83,6 +93,8 @@ class Pretrained(ArmConfig):
     """By what activations are multiplied first, and reconstructions divided: it is in the weights once they are read."""
     transcodes: bool = False
     """Whether it gives activations of another point than it takes."""
+    output_width: int | None = Field(None, ge=1, le=1 << 24, exclude_if=not_asked)
+    """Width of what a transcoder gives; None: that of what it takes. The file says it."""
     skip: bool = False
     """Whether the input, through a matrix, is added to what is decoded."""
     origin: Origin = Origin()
@@ -103,10 +115,16 @@ class Pretrained(ArmConfig):
             raise ValueError("grouped means k groups of features: give k")
         return self
 
+    def gives(self, width: int) -> int:
+        return width if self.output_width is None else self.output_width
+
     def build(self, width: int, positions: int, generator: torch.Generator) -> "PretrainedDictionary":
         if self.k is not None and (self.k > self.features or (self.grouped and self.features % self.k)):
             what = "groups of one size" if self.grouped else "codes per token"
             raise TemporalLensError(f"k = {self.k} {what} cannot come from {self.features} features")
+        if self.gives(width) != width and (self.subtracts_bias or not self.transcodes):
+            why = "has no bias that could be taken off what it takes too" if self.transcodes else "is a transcoder: say that it transcodes"
+            raise TemporalLensError(f"what takes activations of width {width} and gives those of width {self.gives(width)} {why}")
         return PretrainedDictionary(width, self, generator)
 
 
@@ -128,8 +146,12 @@ class PretrainedDictionary(Dictionary):
 
     def __init__(self, width: int, config: Pretrained, generator: torch.Generator) -> None:
         super().__init__(width, config, generator)
+        given = config.gives(width)
+        if given != width:
+            self.decoder = nn.Parameter(torch.zeros(config.features, given, dtype=torch.float32))
+            self.decoder_bias = nn.Parameter(torch.zeros(given, dtype=torch.float32))
         self.register_buffer("threshold", torch.zeros(config.features, dtype=torch.float32) if config.k is None else None)
-        self.register_buffer("skip", torch.zeros(width, width, dtype=torch.float32) if config.skip else None)
+        self.register_buffer("skip", torch.zeros(width, given, dtype=torch.float32) if config.skip else None)
         self._taken: _Taken | None = None
 
     @property
@@ -137,7 +159,8 @@ class PretrainedDictionary(Dictionary):
         return self.config.transcodes
 
     def layout(self) -> dict[str, Any]:
-        return {"apply_b_dec_to_input": bool(self.config.subtracts_bias)}
+        said = {"d_out": self.output_width} if self.output_width != self.width else {}
+        return {"apply_b_dec_to_input": bool(self.config.subtracts_bias), **said}
 
     def centre(
         self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None, known: Float[Tensor, "N D"] | None = None
@@ -232,8 +255,10 @@ class PretrainedDictionary(Dictionary):
             self.threshold.mul_(norms)
 
     def _unscale(self, centre: Float[Tensor, " D"], scale: float) -> None:
-        if self.config.input != "raw" or self.skip is not None:
-            raise TemporalLensError("what normalises its input by token, or skips the codes, has no form for inputs that were not scaled")
+        if self.config.input != "raw" or self.skip is not None or self.transcodes:
+            raise TemporalLensError(
+                "what normalises its input by token, skips the codes or transcodes has no form for inputs that were not scaled"
+            )
         super().fold(centre, scale)
         if not self.config.subtracts_bias:
             self.encoder_bias.sub_(self.encoder @ centre)

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from temporallens.activations.clocks import CLOCKS
+from temporallens.activations.expressions import canonical, clock_of
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
+from temporallens.errors import TemporalLensError
 from temporallens.evaluation.bins import profile_starts
+from temporallens.evaluation.bits.clocks import reads_text, text_positions
 from temporallens.evaluation.bits.lengths import Known, Labelled, Persistent, folds_of, known_lengths, own_rates
 from temporallens.evaluation.clusters.profiles import rotated
 from temporallens.evaluation.firings import ROW_COLUMNS, Firings
@@ -30,15 +32,15 @@ from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, 
 from temporallens.settings import Seed, Settings
 from temporallens.wording import SPACE, UNKNOWN, Row, Table, estimated, listed, minus, percent
 
-NAMES = {
-    "position": "position",
-    **{name: CLOCKS[name].label for name in ("index", "document")},
-    "token": "token",
-    "previous_token": "previous token",
-    "own_past": "own past",
-}
-"""What can be known of a row, in the order of tables. Clocks that read a text are known where the store's positions are theirs alone:
-no column says where sentences begin."""
+POSITION, INDEX, DOCUMENT = "position", "index", "document"
+CONTENT = {"token": "token", "previous_token": "previous token", "own_past": "own past"}
+"""What can be known of a row beside clocks."""
+
+ORDER = {name: number for number, name in enumerate((POSITION, INDEX, DOCUMENT, *CONTENT))}
+"""Of the generators of nulls; those of clocks that a study adds come behind."""
+
+TEXT_CLOCKS = ("sentence", "newline")
+"""Of which no column of a store says anything."""
 
 GROUPS = (8, 32)
 """Numbers of log-spaced groups in which a clock's positions are told, beside each alone; masks have 8."""
@@ -53,6 +55,9 @@ class BitsPolicy(Settings):
     training_tokens: int = Field(100_000, ge=0)
     """Tokens of training documents, evenly spaced, by whose counts held-out ones are scored: the rates of a token need many. They are
     encoded for it. 0: folds of the held-out documents are scored by counts of the others, which tells less of whatever has many values."""
+    clocks: tuple[str, ...] = TEXT_CLOCKS
+    """Clocks beside the store's own that the text is read again for, by name or expression (`docs/method.md`, "Clocks"). The two of every
+    text are left out where there is none to be read; others are refused there."""
     folds: int = Field(5, ge=3)
     """Parts of the documents that are counted; strengths are chosen on one that is left out."""
     draws: int = Field(2, ge=1, le=10_000)
@@ -61,6 +66,16 @@ class BitsPolicy(Settings):
     """Bootstrap resamples of the documents behind every interval."""
     seed: Seed = 0
     """Of folds, nulls and resamples."""
+
+    @field_validator("clocks", mode="before")
+    @classmethod
+    def _known_clocks(cls, clocks: Any) -> tuple[str, ...]:
+        if not isinstance(clocks, list | tuple):
+            raise ValueError(f"clocks are a list, such as [{', '.join(TEXT_CLOCKS)}]")
+        try:
+            return tuple(dict.fromkeys(canonical(clock) for clock in clocks))
+        except TemporalLensError as error:
+            raise ValueError(str(error)) from error
 
     def generator(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *purpose))
@@ -106,13 +121,16 @@ def measure_bits(
     if len(counted := _training_entries(store, held_out, policy.training_tokens)):
         firings, entries = joined(firings, find_firings(dictionary, store, counted)), np.concatenate([held_out, counted])
         training = np.append(training, np.ones(len(firings.position) - len(training), dtype=bool))
-    return bits_of(firings, _document_position(store, entries), training, policy)
+    clocks = {DOCUMENT: _document_position(store, entries)}
+    if policy.clocks and (policy.clocks != TEXT_CLOCKS or reads_text(store)):
+        clocks |= text_positions(store, entries, policy.clocks)
+    return bits_of(firings, clocks, training, policy)
 
 
 def bits_of(
-    firings: Firings, document_position: Int[np.ndarray, " N"], training: Bool[np.ndarray, " N"], policy: BitsPolicy
+    firings: Firings, clocks: Mapping[str, Int[np.ndarray, " N"]], training: Bool[np.ndarray, " N"], policy: BitsPolicy
 ) -> BitsMeasures:
-    """The same of firings, with the index of each row in its document, and which rows are of training documents.
+    """The same of firings, with what clocks beside the store's own say of each row, and which rows are of training documents.
 
     Raises TemporalLensError where documents are too few to count on.
     """
@@ -124,11 +142,11 @@ def bits_of(
         return known_lengths(source.ways(firings, label), folds, rates, plain)[~training]
 
     saved: dict[str, Saved | None] = {}
-    for name, source in sources(firings, document_position).items():
+    for number, (name, source) in enumerate(sources(firings, clocks).items()):
         if (source.label < 0).all():
             saved[name] = None
             continue
-        generator = policy.generator(NULLS, list(NAMES).index(name))
+        generator = policy.generator(NULLS, ORDER.get(name, len(ORDER) + number))
         nulls = [lengths(source, source.elsewhere(source.label, generator)) for _ in range(policy.draws)]
         saved[name] = sums.saved(plain[~training], lengths(source, source.label), np.mean(nulls, axis=0))
     return BitsMeasures(sums.mean(plain[~training]), saved, sums.documents, int((~training).sum()), int(training.sum()))
@@ -142,12 +160,12 @@ def joined(first: Firings, second: Firings) -> Firings:
     return first._replace(**columns)
 
 
-def sources(firings: Firings, document_position: Int[np.ndarray, " N"]) -> dict[str, Source]:
+def sources(firings: Firings, clocks: Mapping[str, Int[np.ndarray, " N"]]) -> dict[str, Source]:
     """All that may be known, by name; a clock that tells the same as one before it is left out."""
-    clocks: dict[str, Int[np.ndarray, " N"]] = {}
-    for name, label in {"position": firings.position, "index": firings.index, "document": document_position}.items():
-        if not any(np.array_equal(label, other) for other in clocks.values()):
-            clocks[name] = label
+    told: dict[str, Int[np.ndarray, " N"]] = {}
+    for name, label in {POSITION: firings.position, INDEX: firings.index, **clocks}.items():
+        if not any(np.array_equal(label, other) for other in told.values()):
+            told[name] = label
     before = rows_before(firings)
 
     def turned(label: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
@@ -159,7 +177,7 @@ def sources(firings: Firings, document_position: Int[np.ndarray, " N"]) -> dict[
     def exchanged(label: Int[np.ndarray, " N"], generator: np.random.Generator) -> Int[np.ndarray, " N"]:
         return of_others(label, firings.index, generator)
 
-    return {name: Source(_grouped, label, turned) for name, label in clocks.items()} | {
+    return {name: Source(_grouped, label, turned) for name, label in told.items()} | {
         "token": Source(_alone, firings.token, permuted),
         "previous_token": Source(_alone, np.where(before >= 0, firings.token[before], -1), permuted),
         "own_past": Source(_past, before, exchanged),
@@ -249,7 +267,7 @@ def _of_subject(subject: Subject, policy: BitsPolicy) -> BitsMeasures:
 def tables(found: Mapping[str, BitsMeasures]) -> list[Table]:
     """What each thing that is known saves of each dictionary's bits."""
     rows = [
-        Row(f"{head}: {NAMES[name]}", [estimated(measured.plain, 1), *_cells(saved)])
+        Row(f"{head}: {name_of(name)}", [estimated(measured.plain, 1), *_cells(saved)])
         for head, measured in found.items()
         for name, saved in measured.saved.items()
     ]
@@ -270,8 +288,21 @@ def _cells(saved: Saved | None) -> list[str]:
 def in_words(found: Sequence[BitsMeasures]) -> str:
     """`position 0.6 %, token 43 % and own past 2.6 %`, less what the null saves; least and greatest of several dictionaries, nothing where
     no interval lies above zero."""
-    saved = {name: [known for measured in found if (known := measured.saved.get(name)) is not None] for name in NAMES}
-    return listed([f"{NAMES[name]} {_from_to([known.over_null for known in found])}" for name, found in saved.items() if found])
+    saved = {name: [known for measured in found if (known := measured.saved.get(name)) is not None] for name in names_in(found)}
+    return listed([f"{name_of(name)} {_from_to([known.over_null for known in found])}" for name, found in saved.items() if found])
+
+
+def names_in(found: Sequence[BitsMeasures]) -> list[str]:
+    """What is known in any of several measurements: clocks first, in the order of the first that has them."""
+    names = dict.fromkeys(name for measured in found for name in measured.saved)
+    return [*(name for name in names if name not in CONTENT), *(name for name in CONTENT if name in names)]
+
+
+def name_of(name: str) -> str:
+    """As tables and pictures call what is known."""
+    if name == POSITION:
+        return name
+    return CONTENT.get(name) or clock_of(name).label
 
 
 def _from_to(shares: Sequence[Estimate]) -> str:
@@ -282,4 +313,4 @@ def _from_to(shares: Sequence[Estimate]) -> str:
     return greatest if least == greatest else f"{least.removesuffix(f'{SPACE}%')} to {greatest}"
 
 
-SECTION = Section(name="bits", policy=BitsPolicy, version=1, measure=_of_subject, measures=BitsMeasures, tables=tables)
+SECTION = Section(name="bits", policy=BitsPolicy, version=2, measure=_of_subject, measures=BitsMeasures, tables=tables)

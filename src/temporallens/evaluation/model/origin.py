@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.language.block_stack import Layer
+from temporallens.activations.language.corpora import GIVEN, Corpus, open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.model_files import same_content
 from temporallens.activations.language.models import LanguageModel
@@ -75,6 +76,16 @@ def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:
         raise TemporalLensError(
             f"{model.title} has changed since {store.folder} was harvested from it; remove that folder and harvest again"
         )
+
+
+def text_of(store: ActivationStore, harvest: HarvestPolicy, what: str) -> Corpus:
+    """The text that the store was harvested from, which `what` reads again. Raises TemporalLensError unless it is there still."""
+    if harvest.text == GIVEN:
+        raise TemporalLensError(f"{store.folder} was harvested from texts given in Python: {what} reads texts again; harvest from a file")
+    text = open_corpus(harvest.text, harvest.column, harvest.split)
+    if text.fingerprint is None or text.fingerprint != store.manifest.description.source["text_fingerprint"]:
+        raise TemporalLensError(f"the text '{harvest.text}' has changed since {store.folder} was harvested from it; harvest again")
+    return text
 
 
 def choose_rows(store: ActivationStore, entries: Int[np.ndarray, " n"], wanted: int, least: int, purpose: str) -> TokenRows:

@@ -107,13 +107,14 @@ def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndar
 
 def spread_of(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], documents: Int[np.ndarray, " R"]) -> Spread:
     """Counts, sums and squares of what is to be given back of the chosen tokens, by document and by index."""
-    width, groups = run.store.width, (int(documents.max()) + 1, chosen.shape[1])
+    width, groups = run.store.given.width, (int(documents.max()) + 1, chosen.shape[1])
     sums = [(torch.zeros(size, width, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)) for size in groups]
     for tokens in _tokens(run, chosen):
         x = tokens.wanted.double()
-        for (rows, squares), number in zip(sums, (documents[tokens.row], tokens.text_index), strict=True):
-            rows.index_add_(0, torch.from_numpy(number).long(), x)
-            squares.index_add_(0, torch.from_numpy(number).long(), x.square().sum(1))
+        norm = x.square().sum(1)
+        for (rows, squares), number in zip(sums, map(torch.from_numpy, (documents[tokens.row], tokens.text_index)), strict=True):
+            rows.index_add_(0, number.long(), x)
+            squares.index_add_(0, number.long(), norm)
     (total, square), (index_total, index_square) = ([part.numpy() for part in pair] for pair in sums)
     tokens_of = np.bincount(documents, weights=chosen.sum(1))
     return Spread(tokens_of, total, square, chosen.sum(0).astype(np.float64), index_total, index_square)

@@ -6,7 +6,6 @@ text stands `s` places further on. The rows run through the model as the harvest
 is excluded), and their activations are a store of their own, kept in a cache.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +23,12 @@ from temporallens.activations.language.harvest import (
     rows_together,
     schedule,
     store_rows,
-    target_of,
 )
 from temporallens.activations.language.hooks import Layer
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.manifest import StoreDescription
 from temporallens.activations.store import ActivationStore
-from temporallens.activations.writer import TARGET, Rows, StoreWriter
+from temporallens.activations.writer import Rows, StoreWriter, pair_of_writers, target_of
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.identity import store_fingerprint
 from temporallens.evaluation.model.origin import TokenRows, harvest_of
@@ -100,10 +98,10 @@ def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) 
             "leave fidelity out"
         )
     opening, closing = enclosing(store)
-    return [_shifted(_row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
+    return [_shifted(row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
 
 
-def _row_of(rows: Rows) -> TokenRow:
+def row_of(rows: Rows) -> TokenRow:
     """A row as the store has it. Where its clock restarts, a sentence (or line) begins: what the clock reads, if it reads any."""
     begins = rows.position.numpy() == 0
     return TokenRow(rows.token.numpy(), rows.document.numpy(), rows.document_position.numpy(), begins, begins)
@@ -152,9 +150,7 @@ def read_rows(
 
 
 def _writers(folder: Path, description: StoreDescription, policy: HarvestPolicy) -> dict[Layer, StoreWriter]:
-    """By what is read: that of the target, where there is one, is begun anew unless both are unfinished, and is finished first."""
-    target = folder / TARGET
-    if policy.target is not None and (target / "manifest.json").exists():
-        shutil.rmtree(target)
-    writers = {} if policy.target is None else {policy.target: StoreWriter(target, target_of(description))}
-    return writers | {policy.layer: StoreWriter(folder, description)}
+    """By what is read: that of the target, where there is one, first."""
+    if policy.target is None:
+        return {policy.layer: StoreWriter(folder, description)}
+    return dict(zip((policy.target, policy.layer), pair_of_writers(folder, description, target_of(description)), strict=True))

@@ -144,8 +144,8 @@ def measure_splicing(
     files, key = None if cache is None else Cache(cache / "splicing", FORMAT), _ablated_key(work)
     ablated = None if files is None else files.tensors(key)
     if ablated is None:
-        mean = (store.target or store).moments.pooled_mean().float()
-        substitutes |= {"zero": lambda rows: torch.zeros_like(rows.x), "mean": lambda rows: mean.expand(len(rows.x), -1)}
+        mean = store.given.moments.pooled_mean().float()
+        substitutes |= {"zero": lambda rows: mean.new_zeros(len(rows.x), len(mean)), "mean": lambda rows: mean.expand(len(rows.x), -1)}
     losses = {name: values.numpy() for name, values in (ablated or {}).items()} | losses_of(work, last_streams(work, cache), substitutes)
     if ablated is None and files is not None:
         files.put_tensors(key, {name: torch.from_numpy(values) for name, values in losses.items() if not _of_dictionary(name)})

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from temporallens.activations.clocks import TokenRow
 from temporallens.activations.language.block_stack import Layer
-from temporallens.activations.language.corpora import Corpus, open_corpus
+from temporallens.activations.language.corpora import Corpus
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowShape, evenly_spaced, grouped, row_shape, token_rows
@@ -32,7 +32,7 @@ from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.heldout import errors_by_document
 from temporallens.evaluation.identity import store_fingerprint
-from temporallens.evaluation.model.origin import check_origin, check_unchanged, harvest_of
+from temporallens.evaluation.model.origin import check_origin, check_unchanged, harvest_of, text_of
 from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.model.prefixes import read_rows
 from temporallens.evaluation.section import Section, Subject
@@ -42,9 +42,6 @@ from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, estimated, span
 
 FORMAT = "temporallens.drift/2"
-
-GIVEN = "given"
-"""What a store calls the text that it was handed in Python."""
 
 TIMES = 4
 """So many times the trained context is read where the policy names no length, and the model takes it."""
@@ -204,7 +201,7 @@ def later_half(trained: int) -> int:
 def _texts(store: ActivationStore, held_out: Int[np.ndarray, " n"], harvest: HarvestPolicy, network: LanguageModel, most: int) -> list[str]:
     """Held-out documents that are longer than a trained row; of packed ones, any."""
     numbers = set(store.documents_of(held_out).tolist())
-    read = enumerate(islice(_documents(_text_of(store, harvest), network), max(numbers) + 1))  # a harvest may have stopped early
+    read = enumerate(islice(_documents(text_of(store, harvest, "drift"), network), max(numbers) + 1))  # a harvest may have stopped early
     own = [document for number, document in read if number in numbers]
     long_enough = [text for text, length in own if length > store.positions or harvest.rows == "packed"]
     return [long_enough[index] for index in evenly_spaced(len(long_enough), most)]
@@ -216,16 +213,6 @@ def _documents(text: Corpus, network: LanguageModel) -> Iterator[tuple[str, int]
         for document, tokens in zip(group, network.encode_all(group), strict=True):
             if tokens:
                 yield document, len(tokens)
-
-
-def _text_of(store: ActivationStore, harvest: HarvestPolicy) -> Corpus:
-    """The text that the store was harvested from, which has to be there still."""
-    if harvest.text == GIVEN:
-        raise TemporalLensError(f"{store.folder} was harvested from texts given in Python: drift reads texts again; harvest from a file")
-    text = open_corpus(harvest.text, harvest.column, harvest.split)
-    if text.fingerprint is None or text.fingerprint != store.manifest.description.source["text_fingerprint"]:
-        raise TemporalLensError(f"the text '{harvest.text}' has changed since {store.folder} was harvested from it; harvest again")
-    return text
 
 
 def runs_of(trained: int, positions: int) -> list[tuple[int, int]]:

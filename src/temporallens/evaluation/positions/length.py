@@ -204,10 +204,10 @@ class _Recovered:
     """Losses with reconstructions, zeros and the mean of the trained rows in place of the stream."""
 
     def __init__(self, dictionary: Dictionary, work: Splicer, store: ActivationStore, policy: LengthPolicy, cache: Path) -> None:
-        mean = (store.target or store).moments.pooled_mean().float()
+        mean = store.given.moments.pooled_mean().float()
         substitutes: dict[str, Substitute] = {
             "spliced": partial(_spliced, dictionary),
-            "zero": _zeros,
+            "zero": lambda rows: mean.new_zeros(len(rows.x), len(mean)),
             "mean": lambda rows: mean.expand(len(rows.x), -1),
         }
         self._work = work
@@ -236,10 +236,6 @@ class _Recovered:
 
 def _spliced(dictionary: Dictionary, rows: Rows) -> torch.Tensor:
     return dictionary(rows.x.float(), rows.position.long(), context_of(rows))
-
-
-def _zeros(rows: Rows) -> torch.Tensor:
-    return torch.zeros_like(rows.x)
 
 
 def in_words(name: str, measured: LengthMeasures) -> str:
