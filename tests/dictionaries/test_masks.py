@@ -54,6 +54,9 @@ def exact(arm: ArmConfig, seed: int = 0, place: Progress = SOME) -> Dictionary:
     dictionary = built(arm, seed, place).double()
     dictionary.encoder_dtype = torch.float64
     dictionary.normalise_decoder()  # rows have norm 1 in float32 only
+    if isinstance(arm, Positional):  # every entry may be judged
+        dictionary.firings.fill_(1e6)
+        dictionary.searched.fill_(1e6)
     return dictionary
 
 
@@ -224,6 +227,25 @@ def test_logits_learn_the_loss_without_each_code_less_the_loss_with_it(options, 
     assert (saved > 0).any()
     assert (saved < 0).any()
     torch.testing.assert_close(d.mask.logits.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [4, "smooth"])
+def test_an_entry_is_not_pressed_to_close_before_firings_were_to_be_expected_of_it(groups):
+    gradients = []
+    for firings in (0.0, 11.0, 13.0):  # a quarter of them are to be expected of each group
+        d, (x, positions) = exact(positional(features=10, groups=groups)), batch(12)
+        d.firings.fill_(firings)
+        ((x - d.training_forward(x, positions).reconstruction) ** 2).sum().backward()
+        gradients.append(d.mask.logits.grad.clone())
+    unseen, few, enough = gradients
+    assert torch.equal(unseen, few) and (enough > 0).any()
+    if groups == 4:
+        of_group = torch.bincount(d.mask.groups(positions), minlength=4)[:, None]
+        asked = (enough - unseen) / of_group  # least_share of what each feature earned, by the group's share of the tokens
+        torch.testing.assert_close(asked, asked[:1].expand_as(asked))
+        assert (asked >= 0).all() and (asked > 0).any()
+    else:
+        assert torch.equal(unseen, enough)  # a smooth mask has no entry of its own
 
 
 @pytest.mark.parametrize("mask_gradient", ["difference", "derivative"])
@@ -610,7 +632,7 @@ def test_a_saved_dictionary_is_read_back_bit_for_bit(arm, place, folder):
 def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatch):
     policy = POLICY.model_copy(update={"steps": 30, "log_every": 4, "checkpoint_every": 8, "learning_rate": 3e-2})
     arms = {
-        "multiplicative": positional(reopen_every=3, mask_rate=50.0),
+        "multiplicative": positional(reopen_every=3, mask_rate=50.0, least_share=0.9),
         "log": positional(gate="log", reopen_every=3),
         "straight_through": positional(strictness="straight_through", reopen_every=3, centre="position_scaled"),
         "smooth": positional(groups="smooth", strictness="soft"),

@@ -12,8 +12,9 @@ What the logits learn from. A gate is meant to end at 0 or 1, and the gradient o
 that a gate is open is a difference: the loss without the code less the loss with it (`docs/method.md`, "Learning a mask"). The
 derivative of the loss by a soft gate is not: it vanishes on every feature whose amplitude is right, and noise then decides. So each
 code in use earns its entry the squared error that it saves, `z^2 + 2 z d . r`, and an entry stays open as long as its share of the
-feature's gain is at least `least_share` of its share of the tokens. A closed entry receives no gradient; every `reopen_every` steps
-those that would have earned their place are opened again.
+feature's gain is at least `least_share` of its share of the tokens. It is not pressed to close before a few firings were to be expected
+of it: of a position that is one token in a hundred, features have mostly not been seen yet. A closed entry receives no gradient; every
+`reopen_every` steps those that would have earned their place are opened again.
 """
 
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -38,8 +39,8 @@ REOPENING_ROWS = 1024
 REOPENING_MEMORY = 0.96
 """Of the evidence of one search, what is left at the next: one batch holds too few firings to judge by."""
 
-REOPENING_FIRINGS = 3
-"""Errors saved by fewer firings than this open nothing."""
+JUDGED_FIRINGS = 3
+"""An entry at which fewer firings than this were to be expected is not closed, and errors saved by fewer open nothing."""
 
 
 class Positional(MaskConfig, TopKConfig):
@@ -143,7 +144,16 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         tokens = summed(self.missed.new_zeros(len(self.missed)).index_add_(0, groups, torch.ones_like(groups, dtype=self.missed.dtype)))
         gain = self.gain(positions)
         unit = None if gain is None else gain.square().index_select(0, pattern.row)
-        return _Gated.apply(raw, self.mask.table(), values, slope, entry, tokens, unit, config.least_share)
+        return _Gated.apply(raw, self.mask.table(), values, slope, entry, tokens, unit, self._judged(), config.least_share)
+
+    @torch.no_grad()
+    def _judged(self) -> Bool[Tensor, "G F"] | None:
+        """Entries at which, at their feature's own rate, enough firings were to be expected to miss them; None for a smooth mask, whose
+        entries are not judged one by one."""
+        if self.mask.basis is not None:
+            return None
+        share = self.searched / self.searched.sum().clamp(min=1)
+        return share[:, None] * self.firings >= JUDGED_FIRINGS
 
     def modulate(self, pre: Float[Tensor, "N F"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         if not self._adds:
@@ -164,7 +174,7 @@ class PositionalDictionary(LearnsMask, MaskedDictionary):
         self._weigh(looked, forward.codes.of_rows(rows))
         share = (self.searched / self.searched.sum())[:, None]
         mean = self.earned.clamp(min=0)
-        due = torch.maximum(self.config.least_share * share * mean, REOPENING_FIRINGS * mean / self.firings.clamp(min=1))
+        due = torch.maximum(self.config.least_share * share * mean, JUDGED_FIRINGS * mean / self.firings.clamp(min=1))
         worth = looked.closed & (self.missed > due)
         self.mask.logits.masked_fill_(worth, 0.0)
         self.missed.masked_fill_(worth, 0.0)
@@ -217,19 +227,22 @@ class _Gated(torch.autograd.Function):
         entry: Tensor,
         tokens: Tensor,
         unit: Tensor | None,  # of squared errors, by code: those of arms with a scale by position are divided by its square
+        judged: Tensor | None,  # entries of which gain is expected; None for all
         least_share: float,
     ) -> Tensor:
-        ctx.save_for_backward(values, slope, entry, tokens, unit)
+        ctx.save_for_backward(values, slope, entry, tokens, unit, judged)
         ctx.shape, ctx.least_share = logits.shape, least_share
         return values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        values, slope, entry, tokens, unit = ctx.saved_tensors
+        values, slope, entry, tokens, unit, judged = ctx.saved_tensors
         rows = tokens.sum()
         per_token = values / rows if unit is None else values / (rows * unit)
         saved = values * (per_token - gradient)  # z^2 + 2 z d . r, over rows: position weights, which are near 1, are left out of z^2
         earned = saved.new_zeros(ctx.shape.numel()).index_add_(0, entry, saved).view(ctx.shape)
         expected = (tokens / rows)[:, None] * summed(earned.sum(0)).clamp(min=0)  # over the batch; the gradients of all processes add up
-        return gradient * slope, ctx.least_share / count() * expected - earned, None, None, None, None, None, None
+        if judged is not None:
+            expected = expected * judged
+        return gradient * slope, ctx.least_share / count() * expected - earned, None, None, None, None, None, None, None
