@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from temporallens.dictionaries.kinds import Positional
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import as_file_name, variant_name
 from temporallens.study.plan import plan_study
@@ -346,6 +347,15 @@ def test_a_changed_setting_invalidates_just_what_depends_on_it(write: Callable[.
     before = stages(write())
     found = changed(before, stages(write((old, new))))
     assert {name if not name.startswith("scan/") else "scan" for name in found} == expected
+
+
+def test_an_arm_that_learns_otherwise_than_before_is_trained_again_and_no_other(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stages(write())
+    monkeypatch.setattr(Positional, "version", Positional.version + 1)
+    found = changed(before, stages(write()))
+    assert found == {f"{kind}/{store}/positional-seed0" for kind in ("train", "evaluate") for store in ("low", "high")} | PAIRED | END
 
 
 def test_changed_training_retrains_but_does_not_harvest(write: Callable[..., Path]) -> None:

@@ -46,6 +46,9 @@ class ArmSettings(Settings):
     """Whether reconstructions need more than codes, positions and tokens: its dictionary sees activations of the row while it decodes, and
     has no `decode`. Its numbers are marked wherever they stand."""
 
+    version: ClassVar[int] = 1
+    """Raised when training gives other weights for the same settings: dictionaries of a study are then trained again."""
+
     level: ClassVar[str | None] = None
     """Name of the field that sets how many codes are in use; a study's `levels` varies it."""
 

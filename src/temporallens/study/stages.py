@@ -112,6 +112,8 @@ def _harvest_stage(study: Study, name: str, models: Contents) -> Stage:
 def _train_stage(study: Study, harvest: Stage, run: RunId, variant: Variant) -> Stage:
     shaped_by = {"arm": _as_json(variant.arm), "seed": run.seed, "training": _as_json(study.training), "threads": study.threads}
     folder = PATHS.arm(run)
+    if variant.arm.version > 1:
+        shaped_by["version"] = variant.arm.version
     if isinstance(variant.arm, Pretrained):
         divided = study.training.model_dump(mode="json", include={"held_out", "data_seed", "batch_size"})
         shaped_by = {"arm": _as_json(variant.arm), "content": content_of(variant.arm.path), "training": divided, "threads": study.threads}

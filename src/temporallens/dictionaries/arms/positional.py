@@ -47,6 +47,7 @@ class Positional(MaskConfig, TopKConfig):
     """BatchTopK under a learnable position mask with temperature annealing."""
 
     roles: ClassVar[tuple[Role, ...]] = ("positional",)
+    version: ClassVar[int] = 2  # 1 closed entries at which nothing was to be expected yet
     kind: Literal["positional"] = "positional"
 
     gate: Literal["multiplicative", "log"] = "multiplicative"
