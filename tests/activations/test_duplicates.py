@@ -9,7 +9,6 @@ from hypothesis import given, strategies as st
 from temporallens.activations import duplicates
 from temporallens.activations.duplicates import FEWEST, LENGTH, RARE, SHARED, twins, with_twins
 from temporallens.activations.store import ActivationStore
-from temporallens.errors import TemporalLensError
 
 Documents = list[list[int]]
 
@@ -88,10 +87,12 @@ def test_a_split_keeps_copies_together_and_others_as_they_were(tmp_path: Path) -
     assert len(alone.twins) == 0 and sorted([*held_out.tolist(), other]) == together.split(0.2, 0).held_out.tolist()
 
 
-def test_nothing_but_copies_cannot_be_divided(tmp_path: Path) -> None:
+def test_nothing_but_copies_is_divided_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = stored(texts(1, 60) * 4, tmp_path / "store")
-    with pytest.raises(TemporalLensError, match="mostly copies of each other"):
-        store.split(0.25, 0)
+    split = store.split(0.25, 0)
+    assert len(split.held_out) == 1 and len(split.train) == 3
+    store.split(0.5, 1)
+    assert capsys.readouterr().err.count("documents are mostly copies of each other") == 1
 
 
 def test_rows_without_tokens_have_no_twins(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from temporallens.activations.writer import COLUMNS, TABLE_DTYPES, TARGET, Rows
 from temporallens.errors import TemporalLensError
 from temporallens.files import inside, read_tensors, sha256, user_path
 from temporallens.precision import DTYPES
+from temporallens.progress import note
 from temporallens.settings import whole_seed
 
 ACROSS_DOCUMENTS = "attention_across_documents"
@@ -75,6 +76,7 @@ class ActivationStore:
         self.folder = user_path(folder)
         self.manifest = read_manifest(self.folder)
         self._verified: set[int] = set()
+        self._said_copies = False
         for shard in self.manifest.shards:
             path = inside(self.folder, shard.file)
             size = path.stat().st_size if path.is_file() else -1
@@ -233,8 +235,8 @@ class ActivationStore:
         return self.sequence_table.document[entries]
 
     def split(self, held_out: float, seed: int) -> Split:
-        """Divide the entries of the sequence table by document; documents that are mostly copies of a held-out one are held out with it.
-        Raises TemporalLensError when either side would be empty."""
+        """Divide the entries of the sequence table by document; documents that are mostly copies of a held-out one are held out with it,
+        unless all are, which is said. Raises TemporalLensError when either side would be empty."""
         if not 0 < held_out < 1:
             raise TemporalLensError(f"held_out is {held_out}: it should be a share of the documents, above 0 and below 1")
         document = self.documents_of(np.arange(self.sequences))
@@ -245,10 +247,14 @@ class ActivationStore:
         chosen = np.random.default_rng(whole_seed(seed)).permutation(documents)[:count]
         mask = np.isin(document, with_twins(chosen, self.twins))
         if mask.all():
-            raise TemporalLensError(
-                f"the documents of {self.folder} are mostly copies of each other, so that whichever are held out, all others would be too"
-            )
+            self._say_copies()
+            mask = np.isin(document, chosen)
         return Split(train=np.flatnonzero(~mask), held_out=np.flatnonzero(mask))
+
+    def _say_copies(self) -> None:
+        if not self._said_copies:
+            note(f"{self.folder}: documents are mostly copies of each other, so that held-out ones are much like those of training")
+        self._said_copies = True
 
     @cached_property
     def twins(self) -> Int[np.ndarray, "E 2"]:
