@@ -11,7 +11,7 @@ MARKED := $(if $(SLOW),,-m "not slow")
 # Two test processes with one thread each use two cores; more threads would only fight for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint chaos peers interop parity clean
+.PHONY: quickstart test lint dist chaos peers interop parity clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/temporallens run studies/quickstart.yaml --out runs/quickstart
@@ -23,6 +23,10 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+# The source archive, and the wheel built from it, in dist/.
+dist: $(INSTALLED)
+	@$(BIN)/python -m build --no-isolation --outdir dist
 
 # A small study is killed KILLS times at random moments; the last line says whether anything was lost (docs/reliability.md).
 chaos: $(INSTALLED)

@@ -161,7 +161,12 @@ app = typer.Typer(
 
 StudyOrFolder = Annotated[
     Path,
-    typer.Argument(metavar="STUDY", help="A study file (YAML), or the folder of an earlier run.", show_default=False, parser=user_path),
+    typer.Argument(
+        metavar="STUDY",
+        help="A study file (YAML), the name of a shipped study, or the folder of an earlier run.",
+        show_default=False,
+        parser=user_path,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -515,9 +520,10 @@ def dictionary_command(
 
 def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
     from temporallens.study.reading import read_copy, read_study
+    from temporallens.study.shipped import study_at
 
     is_run = _is_there(RunFolder(study).study)
-    study_file = read_copy(RunFolder(study).study, model) if is_run else read_study(study, model)
+    study_file = read_copy(RunFolder(study).study, model) if is_run else read_study(study_at(study), model)
     return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
 
 
