@@ -110,8 +110,14 @@ def _study_in(text: str, path: Path, model: str | None = None, changes: Sequence
     if model is not None:
         study = study.with_model(model)
         header += f"# Written by --model {model}, which replaced the model of every entry of {path.name}.\n"
-        text = header + _written(study.model_dump(mode="json"))
+        text = header + _written(_with_loggers(study.model_dump(mode="json"), study))
     return StudyFile(study, text)
+
+
+def _with_loggers(content: dict[str, Any], study: Study) -> dict[str, Any]:
+    """What no fingerprint knows of stands in the text all the same."""
+    loggers = list(study.training.loggers)
+    return content | {"training": content["training"] | {"loggers": loggers}} if loggers else content
 
 
 def _study_of(content: dict[str, Any]) -> Study:
