@@ -53,7 +53,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 def api_page() -> str:
     """Every public name, from its docstring, by where it stands."""
     homes = {name: f"temporallens.{home}.{name}" for name, home in temporallens._HOMES.items()}
-    lines = [OPENING, *(f"::: {homes[name]}\n" for name in sorted(homes, key=str.lower)), "::: temporallens.errors.TemporalLensError\n", ARMS_OPENING]
+    homes["TemporalLensError"] = "temporallens.errors.TemporalLensError"
+    lines = [OPENING, *(f"::: {homes[name]}\n" for name in sorted(homes, key=str.lower)), ARMS_OPENING]
     lines += [_settings(arm, [name for name in arm.model_fields if name not in ArmSettings.model_fields]) for arm in ARMS.values()]
     lines += [_settings(ArmSettings, list(ArmSettings.model_fields))]
     return "\n".join(lines)
