@@ -18,9 +18,6 @@ from temporallens.dictionaries.kinds import ARMS
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages of the site that stand outside of `docs/`, by their place in the repository."""
-API = "api.md"
-OPENING = "# Python\n\nWhat `import temporallens as tl` has; everything else may move between versions.\n"
-ARMS_OPENING = "# Arms\n\nWhat a study calls by its `kind`, and Python by its name; the settings that all of them have stand last.\n"
 LINK = re.compile(r"(?P<words>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 """A link to a file; addresses with a colon, and places in the same page, stay as they are."""
 
@@ -29,7 +26,8 @@ def on_files(files: Files, config: Any) -> Files:
     """The pages that are not in `docs/`."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
-    files.append(File.generated(config, API, content=api_page()))
+    files.append(File.generated(config, "python.md", content=names_page()))
+    files.append(File.generated(config, "arms.md", content=arms_page()))
     return files
 
 
@@ -50,14 +48,21 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return LINK.sub(followed, markdown)
 
 
-def api_page() -> str:
-    """Every public name, from its docstring, by where it stands."""
+def names_page() -> str:
+    """Every public name but those of arms, from its docstring, by where it stands."""
     homes = {name: f"temporallens.{home}.{name}" for name, home in temporallens._HOMES.items()}
     homes["TemporalLensError"] = "temporallens.errors.TemporalLensError"
-    lines = [OPENING, *(f"::: {homes[name]}\n" for name in sorted(homes, key=str.lower)), ARMS_OPENING]
-    lines += [_settings(arm, [name for name in arm.model_fields if name not in ArmSettings.model_fields]) for arm in ARMS.values()]
-    lines += [_settings(ArmSettings, list(ArmSettings.model_fields))]
-    return "\n".join(lines)
+    names = [f"::: {homes[name]}\n" for name in sorted(homes, key=str.lower)]
+    return "\n".join(["# Python\n\nWhat `import temporallens as tl` has; everything else may move between versions.\n", *names])
+
+
+def arms_page() -> str:
+    """The settings of every arm."""
+    arms = [_settings(arm, [name for name in arm.model_fields if name not in ArmSettings.model_fields]) for arm in ARMS.values()]
+    common = _settings(ArmSettings, list(ArmSettings.model_fields))
+    return "\n".join(
+        ["# Arms\n\nWhat a study calls by its `kind`, and Python by its name; what all of them have stands last.\n", *arms, common]
+    )
 
 
 def _settings(arm: type[ArmSettings], names: list[str]) -> str:
