@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from tools.pages import on_page_markdown
+from tools.pages import PAGES, on_page_markdown
 
 import temporallens
 from temporallens.dictionaries.kinds import ARMS
@@ -69,6 +69,12 @@ def broken(site: Path) -> Iterator[str]:
                 continue
             if not target.exists() or (parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places):
                 yield f"{path.relative_to(site)}: {link}"
+
+
+def test_every_page_has_its_place_in_the_menu() -> None:
+    menu = re.findall(r"^  - [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    made = {*PAGES.values(), "python.md", "arms.md"}
+    assert sorted(menu) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} | made)
 
 
 @pytest.mark.slow
