@@ -11,7 +11,7 @@ MARKED := $(if $(SLOW),,-m "not slow")
 # Two test processes with one thread each use two cores; more threads would only fight for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint chaos peers interop parity clean
+.PHONY: quickstart test lint dist docs chaos peers interop parity clean
 
 quickstart: $(INSTALLED)
 	@$(BIN)/temporallens run studies/quickstart.yaml --out runs/quickstart
@@ -23,6 +23,15 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+# The source archive, and the wheel built from it, in dist/.
+dist: $(INSTALLED)
+	@$(BIN)/python -m build --no-isolation --outdir dist
+
+# The site, from docs/ and docstrings, in site/index.html; warnings are errors.
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
 
 # A small study is killed KILLS times at random moments; the last line says whether anything was lost (docs/reliability.md).
 chaos: $(INSTALLED)
@@ -65,7 +74,7 @@ $(PARITY): tools/parity-constraints.txt
 
 # Removes what these targets made, except runs/, which holds results.
 clean:
-	@rm -rf .venv .venv-peers .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
+	@rm -rf .venv .venv-peers .venv-parity .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site src/*.egg-info
 	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

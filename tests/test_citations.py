@@ -20,7 +20,7 @@ FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAME = re.compile(r"\b(?:[A-Z]\w*[a-z]\w*[A-Z]\w*|[A-Z][A-Z_]{3,}|[A-Z][a-z]{4,}|[a-z]{2,}(?:_[a-z0-9]+)+)\b")
 """What can only be a name of the code: CamelCase, CAPITALS, Capitalised or snake_case."""
-ENDINGS = (".md", ".py", ".yaml", ".toml", ".yml")
+ENDINGS = (".md", ".py", ".yaml", ".toml", ".yml", ".cff")
 MADE = ("runs", "measures")
 """Folders that commands make."""
 

@@ -27,7 +27,7 @@ from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
 from tiny_studies import draw_headline_alone
 
 STUDIES = Path(__file__).parents[1] / "studies"
-COMMANDS = ("run", "harvest", "train", "evaluate", "figures", "report", "scan", "import")
+COMMANDS = ("run", "harvest", "train", "evaluate", "figures", "report", "scan", "import", "inspect", "export", "dictionary", "init")
 TEXT = "".join(
     json.dumps({"text": f"Document {number} says that rain fell, that the river rose, and that {number} people went home."}) + "\n"
     for number in range(12)
@@ -86,9 +86,9 @@ def test_every_command_explains_itself(command: str) -> None:
         (["runn"], "there is no command 'runn'; did you mean 'run'?"),
         (
             ["x"],
-            "there is no command 'x'; it is one of: dictionary, evaluate, export, figures, harvest, import, inspect",
+            "there is no command 'x'; it is one of: dictionary, evaluate, export, figures, harvest, import, init, inspect",
         ),
-        (["--x", "run"], "'root' has no option '--x'; it is one of: --help"),
+        (["--x", "run"], "'root' has no option '--x'; it is one of: --help, --install-completion, --show-completion"),
         (["run"], "missing argument 'STUDY'; 'root run --help' says what belongs to it"),
         (["report"], "missing argument 'STUDY...'; 'root report --help' says what belongs to it"),
         (["import", "x.npy"], "missing option '--out'; 'root import --help' says what belongs to it"),
@@ -96,7 +96,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["--help=x"], "option '--help' does not take a value; 'root --help' says what belongs to it"),
         (["run", "study.yaml", "--dry-run=x"], "option '--dry-run' does not take a value; 'root run --help' says what belongs to it"),
         (["run", "study.yaml", "--dryrun"], "'root run' has no option '--dryrun'; did you mean '--dry-run'?"),
-        (["run", "study.yaml", "-x"], "'root run' has no option '-x'; it is one of: --dry-run, --help, --model, --out"),
+        (["run", "study.yaml", "-x"], "'root run' has no option '-x'; it is one of: --dry-run, --help, --json, --model, --out"),
         (["run", "study.yaml", "other.yaml"], "got unexpected extra argument(s) (other.yaml); 'root run --help' says what belongs to it"),
         (["scan", "m", "--sequences", "few"], "invalid value for '--sequences': "),
         (["evaluate", "x", "--probing", "--layer", "x"], "'x' names no place in a model: a number is the residual stream"),

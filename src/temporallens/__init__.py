@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from temporallens.interop.loading import load_dictionary as load_dictionary
     from temporallens.training.trainer import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "ActivationStore": "activations.store",

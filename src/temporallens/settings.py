@@ -31,7 +31,7 @@ else:
 class Settings(BaseModel, metaclass=_Refusing):
     """Frozen settings that refuse what they do not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*")
     @classmethod

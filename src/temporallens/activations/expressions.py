@@ -78,6 +78,7 @@ def _keys(asked: Mapping[Any, Any]) -> str:
 
 
 def _modulo(asked: Mapping[str, Any], depth: int) -> Clock:
+    """`{modulo: m, of: CLOCK}`: another clock, modulo a number"""
     of, modulo = clock_of(asked.get("of", "index"), depth), asked["modulo"]
     if not isinstance(modulo, int) or isinstance(modulo, bool) or not 2 <= modulo <= MOST_POSITIONS:
         raise TemporalLensError(f"modulo is a whole number from 2 to {MOST_POSITIONS:,}; this one is {modulo!r:.40}")
@@ -90,6 +91,7 @@ def _modulo(asked: Mapping[str, Any], depth: int) -> Clock:
 
 
 def _from_end(asked: Mapping[str, Any], depth: int) -> Clock:
+    """`{from_end: CLOCK}`: tokens until the row ends or another clock starts anew"""
     of = clock_of(asked["from_end"], depth)
 
     def times(row: TokenRow, marks: TokenMarks) -> Int[np.ndarray, " S"]:
@@ -101,6 +103,7 @@ def _from_end(asked: Mapping[str, Any], depth: int) -> Clock:
 
 
 def _since(asked: Mapping[str, Any], depth: int) -> Clock:
+    """`{since: REGEX}`: tokens since an expression matched in the text"""
     pattern = asked["since"]
     if not isinstance(pattern, str) or not pattern or len(pattern) > EXPRESSION_CHARACTERS:
         raise TemporalLensError(f"since is a regular expression of 1 to {EXPRESSION_CHARACTERS:,} characters; this one is {pattern!r:.40}")
@@ -124,6 +127,7 @@ def _since(asked: Mapping[str, Any], depth: int) -> Clock:
 
 
 def _field(asked: Mapping[str, Any], depth: int) -> Clock:
+    """`{field: ","}`: separators in its line before the token, which is the column of a table"""
     separator, fields = asked["field"], asked.get("fields", FIELDS)
     if not isinstance(separator, str) or not separator or "\n" in separator or len(separator) > EXPRESSION_CHARACTERS:
         raise TemporalLensError(f"field is what separates the fields of a line, such as ','; this one is {separator!r:.40}")
@@ -144,6 +148,7 @@ def _field(asked: Mapping[str, Any], depth: int) -> Clock:
 
 
 def _product(asked: Mapping[str, Any], depth: int) -> Clock:
+    """`{product: [A, B]}`: two clocks together, a row and a column, say"""
     pair = asked["product"]
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         raise TemporalLensError(f"product is a list of two clocks; this one is {pair!r:.60}")

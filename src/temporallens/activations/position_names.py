@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from temporallens.activations.clocks import MOST_POSITIONS
 from temporallens.errors import TemporalLensError
@@ -32,7 +32,11 @@ def _by_number(names: Any) -> Any:
     return found
 
 
-PositionNames = Annotated[dict[int, str], BeforeValidator(_by_number)]
+WRITTEN: dict[str, Any] = {
+    "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object", "additionalProperties": {"type": "string"}}]
+}
+"""The JSON schema of names: a list from 0, or by number."""
+PositionNames = Annotated[dict[int, str], BeforeValidator(_by_number), WithJsonSchema(WRITTEN)]
 _ADAPTER: TypeAdapter[dict[int, str]] = TypeAdapter(PositionNames)
 
 

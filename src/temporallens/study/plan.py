@@ -26,6 +26,7 @@ from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
 from temporallens.study.stages import PAIRED, Records, Stage, stages_of
+from temporallens.training.loggers import check_loggers
 
 BYTES_PER_TOKEN = 4.3
 """Of English text, roughly; the estimate for texts of the user's own."""
@@ -72,6 +73,7 @@ def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     check_models(study)
     check_texts(study)
     check_batches(study)
+    check_loggers(study.training.loggers)
     records = Records(folder)
     speeds = Speeds(study.threads)
     lines = [PlanLine(stage, records.finished(stage), *SIZES[stage.kind](stage, study, speeds)) for stage in stages_of(study, text)]

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -15,6 +16,7 @@ from temporallens.activations.language.readers import MARK
 from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.files import write_text
 from temporallens.settings import lower, short
+from temporallens.study.changes import Change, changed
 from temporallens.study.config import Study
 from temporallens.study.sources import TAG
 
@@ -55,15 +57,16 @@ class StudyFile(NamedTuple):
     text: str
 
 
-def read_study(path: Path, model: str | None = None) -> StudyFile:
-    """Read and validate `path`; `model` replaces the model everywhere, and the text then says so."""
+def read_study(path: Path, model: str | None = None, changes: Sequence[str] = ()) -> StudyFile:
+    """Read and validate `path`. `changes`, such as `training.steps=500`, are made to it, and `model` replaces the model everywhere; the
+    text then says so."""
     text = _text_of(path)
-    return _study_in(_unsealed(text, path) if text.startswith(SEAL) else text, path, model)
+    return _study_in(_unsealed(text, path) if text.startswith(SEAL) else text, path, model, changes)
 
 
 def study_of(text: str, what: str) -> StudyFile:
     """Validate the `text` of a study that stands in no file; sentences call it `what`."""
-    return _study_in(text, Path(what), None)
+    return _study_in(text, Path(what))
 
 
 def write_copy(path: Path, text: str) -> None:
@@ -71,9 +74,9 @@ def write_copy(path: Path, text: str) -> None:
     write_text(path, f"{SEAL}{_digest(text)}\n{text}")
 
 
-def read_copy(path: Path, model: str | None = None) -> StudyFile:
-    """Read what `write_copy` wrote. Raises TemporalLensError when it is damaged or was edited."""
-    return _study_in(_unsealed(_text_of(path), path), path, model)
+def read_copy(path: Path, model: str | None = None, changes: Sequence[str] = ()) -> StudyFile:
+    """Read what `write_copy` wrote, with changes as `read_study` makes them. Raises TemporalLensError when it is damaged or was edited."""
+    return _study_in(_unsealed(_text_of(path), path), path, model, changes)
 
 
 def _unsealed(text: str, path: Path) -> str:
@@ -89,21 +92,63 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _study_in(text: str, path: Path, model: str | None) -> StudyFile:
+def _study_in(text: str, path: Path, model: str | None = None, changes: Sequence[str] = ()) -> StudyFile:
     root, content = _parse(text, path)
     if not isinstance(content, dict):
         raise TemporalLensError(f"{path} is not a study: it should be a mapping with the keys {', '.join(Study.model_fields)}")
     try:
-        study = Study.model_validate(_as_settings(content), strict=True)  # strict: `true` is no 1, and "12" no 12
+        study, header = _study_of(content), ""
     except ValidationError as error:
-        raise TemporalLensError(_sentence(error, path, root)) from error
+        line, words = _problem(error, root)
+        raise TemporalLensError(f"{path}: {words}" if line is None else f"{path}:{line}: {words}") from error
     except RecursionError as error:
         raise TemporalLensError(f"{path} is not a study: an alias in it stands for something that holds the alias itself") from error
-    if model is None:
-        return StudyFile(study, text)
-    replaced = study.with_model(model)
-    header = f"# Written by --model {model}, which replaced the model of every entry of {path.name}.\n"
-    return StudyFile(replaced, header + yaml.dump(replaced.model_dump(mode="json"), Dumper=Dumper, sort_keys=False))
+    if changes:
+        study, content = _with_changes(content, [_change(written) for written in changes])
+        header = f"# Written by {_asked(changes)}, over what stood in {path.name}.\n"
+        text = header + _written(content)
+    if model is not None:
+        study = study.with_model(model)
+        header += f"# Written by --model {model}, which replaced the model of every entry of {path.name}.\n"
+        text = header + _written(_with_loggers(study.model_dump(mode="json"), study))
+    return StudyFile(study, text)
+
+
+def _with_loggers(content: dict[str, Any], study: Study) -> dict[str, Any]:
+    """What no fingerprint knows of stands in the text all the same."""
+    loggers = list(study.training.loggers)
+    return content | {"training": content["training"] | {"loggers": loggers}} if loggers else content
+
+
+def _study_of(content: dict[str, Any]) -> Study:
+    return Study.model_validate(_as_settings(content), strict=True)  # strict: `true` is no 1, and "12" no 12
+
+
+def _written(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False)
+
+
+def _asked(changes: Sequence[str]) -> str:
+    return " ".join(f"--set {written}" for written in changes)
+
+
+def _change(written: str) -> Change:
+    """What one `--set` asks for; its value is YAML, as in the file."""
+    key, _, value = written.partition("=")
+    if not key.strip() or not value.strip():
+        raise TemporalLensError(f"--set {written}: give a key and its value, such as training.steps=500")
+    return Change(written, key.strip(), _parse(value, Path(f"--set {written}"))[1])
+
+
+def _with_changes(content: dict[str, Any], changes: Sequence[Change]) -> tuple[Study, dict[str, Any]]:
+    """The study, and what a file of it holds. Raises TemporalLensError where the changes make no study."""
+    new = changed(content, changes)
+    try:
+        return _study_of(new), new
+    except ValidationError as error:
+        asked = _asked([change.written for change in changes])
+        _, words = _problem(error, _parse(_written(new), Path(asked))[0])
+        raise TemporalLensError(f"{asked}: {words}") from error
 
 
 class _WholeFloat(int):
@@ -218,8 +263,9 @@ def _refuse_hidden_base(node: yaml.ScalarNode, path: Path) -> None:
         raise TemporalLensError(f"{where}: YAML reads the number {written} as {hidden}; write it plainly, or in quotes where it is text")
 
 
-def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
-    """The sentence for the first problem in the file; a missing key comes after an unknown one, which it often is, misspelt."""
+def _problem(error: ValidationError, root: yaml.Node) -> tuple[int | None, str]:
+    """The line of the first problem in the file, where it is of one, and what is wrong; a missing key comes after an unknown one, which it
+    often is, misspelt."""
     problems, found = [], error.errors(include_url=False)
     for details in found:
         if details["type"] == "too_short" and any(_within(other["loc"], details["loc"]) for other in found):
@@ -228,8 +274,8 @@ def _sentence(error: ValidationError, path: Path, root: yaml.Node) -> str:
         problems.append((details["type"] == "missing", line, ".".join(names), details))
     _, line, setting, first = min(problems, key=lambda problem: problem[:2])
     alternatives = [lower(details["msg"]) for _, _, elsewhere, details in problems if elsewhere == setting and details is not first]
-    where = str(path) if first["type"] == "value_error" and not setting else f"{path}:{line}"
-    return f"{where}: {' or '.join([_explain(setting, first), *alternatives])}{_plainly(first)}"
+    words = f"{' or '.join([_explain(setting, first), *alternatives])}{_plainly(first)}"
+    return None if first["type"] == "value_error" and not setting else line, words
 
 
 def _plainly(details: ErrorDetails) -> str:

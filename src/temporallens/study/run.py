@@ -51,6 +51,7 @@ from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, remove, stages_of
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
+from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
 
@@ -121,6 +122,7 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     check_models(study)
     check_texts(study)
     check_batches(study)
+    check_loggers(study.training.loggers)
     pins = processes.told(lambda: _pins(study_file, folder))
     study = pinned_study(study, pins)
     run = Run(study, text, folder, stages_of(study, text), Records(folder), say)

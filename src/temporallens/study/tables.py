@@ -1,7 +1,9 @@
-"""What the command line prints at the end of its work: tables of a plan, of results and of a scan, for a terminal."""
+"""What the command line prints at the end of its work, for a terminal: tables of a plan, of results and of a scan, and what results say;
+and the same numbers as JSON values."""
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as Printed
@@ -9,7 +11,9 @@ from rich.table import Table as Printed
 from temporallens.evaluation.beforehand import INDEX, LADDER, PAST, TOKEN, Beforehand
 from temporallens.evaluation.results import TimedResults, TimedRun, by_family, marked
 from temporallens.evaluation.scan import Scan, structure_of
+from temporallens.report.answers import answers
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
+from temporallens.serial import as_json
 from temporallens.study.plan import Plan, readable_bytes, readable_time
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus, plus_minus
 
@@ -56,6 +60,17 @@ def plan_table(plan: Plan) -> Printed:
     return _printed(Table("Plan", ["stage", "tokens", "disk", "time", "state"], rows), ["stage"])
 
 
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The plan's stages, in order, with numbers where they are known."""
+    stages = [{"stage": line.stage.name, **{key: value for key, value in line._asdict().items() if key != "stage"}} for line in plan.lines]
+    return {"stages": stages, "notes": plan.notes}
+
+
+def list_table(title: str, lines: Mapping[str, str]) -> Printed:
+    """One row for each name that a study can use."""
+    return _printed(Table(title, ["name", ""], [Row(name, [line]) for name, line in lines.items()]), ["name", ""])
+
+
 def results_table(results: TimedResults) -> Printed:
     """On held-out documents, positions 1 and later: one row per arm at equal L0 where the study has levels, else per dictionary."""
     matched = results.study.levels and any(comparison.l0 for comparison in results.comparison.values())
@@ -95,6 +110,23 @@ def comparison_table(results: TimedResults) -> Printed:
             cells = [seeds_of(alike), *(plus_minus(reached.get(l0), 4) for l0 in levels), difference, verdict]
             rows.append(Row(name, [marked(family, alike[0]), *cells]))
     return _printed(Table(_title(results), headings, rows), names)
+
+
+def results_data(results: TimedResults) -> dict[str, Any]:
+    """What is measured of every dictionary, how they compare at equal L0, and what the report's first screen says of it."""
+    runs = [{**run.id._asdict(), **{field: getattr(run, field) for _, field, _ in MEASURES}} for run in results.runs]
+    comparison = {name: one.model_dump(mode="json") for name, one in results.comparison.items()}
+    return {"name": results.name, "runs": runs, "comparison": comparison, "answers": as_json(answers(results))}
+
+
+def verdict(results: TimedResults) -> Iterator[str]:
+    """The report's answers, line by line: on each activations entry a sentence, and what it rests on."""
+    for answer in answers(results):
+        yield f"{answer.name}: {answer.source}"
+        yield answer.sentence
+        yield from (f"- {finding}" for finding in answer.findings)
+        yield from answer.remarks
+        yield from (f"- {asked.question} {line}" for asked in answer.asked for line in asked.answers)
 
 
 def _title(results: TimedResults) -> str:

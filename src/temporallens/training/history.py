@@ -97,6 +97,10 @@ class History:
         for name, value in line.items():
             self._columns.setdefault(name, []).append(np.asarray(value, dtype=_kind(name)))  # as a checkpoint gives it back
 
+    def latest(self) -> dict[str, Any]:
+        """The last line: numbers, and arrays by position."""
+        return {name: values[-1] if values[-1].ndim else values[-1].item() for name, values in self._columns.items() if name != "step"}
+
     def last(self, name: str) -> float:
         return float(self._columns[name][-1])
 

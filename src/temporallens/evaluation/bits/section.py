@@ -55,7 +55,7 @@ class BitsPolicy(Settings):
     training_tokens: int = Field(100_000, ge=0)
     """Tokens of training documents, evenly spaced, by whose counts held-out ones are scored: the rates of a token need many. They are
     encoded for it. 0: folds of the held-out documents are scored by counts of the others, which tells less of whatever has many values."""
-    clocks: tuple[str, ...] = TEXT_CLOCKS
+    clocks: tuple[str, ...] = Field(TEXT_CLOCKS, json_schema_extra={"items": {"type": ["string", "object"]}})
     """Clocks beside the store's own that the text is read again for, by name or expression (`docs/method.md`, "Clocks"). The two of every
     text are left out where there is none to be read; others are refused there."""
     folds: int = Field(5, ge=3)
