@@ -131,7 +131,7 @@ def test_a_lost_output_is_made_again_with_the_same_bits(folder: Path) -> None:
 def test_a_failed_stage_leaves_no_results_and_the_finished_ones(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
         raise TemporalLensError("the loss became NaN")
 
     with monkeypatch.context() as patch:
@@ -304,7 +304,7 @@ def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, mo
     path.write_text(LEVELED)
     trained: list[list[str]] = []
 
-    def interrupted(_store: Any, arms: Any, _policy: Any, out: Path) -> None:
+    def interrupted(_store: Any, arms: Any, _policy: Any, out: Path, **_named: Any) -> None:
         trained.append([arm.name for arm in arms])
         if len(trained) == 2:
             raise KeyboardInterrupt
@@ -363,7 +363,7 @@ def test_the_tables_show_every_run_and_layer(folder: Path) -> None:
 def test_the_plan_says_what_is_finished(folder: Path, write: Callable[..., Path]) -> None:
     plan = plan_study(read_study(folder / "study.yaml"), folder)
     assert all(line.finished for line in plan.lines)
-    assert plan.notes == ["14 of 14 stages are finished; there is nothing to do."]
+    assert plan.notes == ["16 of 16 stages are finished; there is nothing to do."]
     plan = plan_study(read_study(write(("k: 4", "k: 5"))), folder)
     assert {line.stage.kind for line in plan.lines if not line.finished} == {"train", "evaluate", "figures", "report"}
     assert plan_table(plan).row_count == 14
