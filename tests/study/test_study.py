@@ -366,7 +366,7 @@ def test_the_plan_says_what_is_finished(folder: Path, write: Callable[..., Path]
     assert plan.notes == ["16 of 16 stages are finished; there is nothing to do."]
     plan = plan_study(read_study(write(("k: 4", "k: 5"))), folder)
     assert {line.stage.kind for line in plan.lines if not line.finished} == {"train", "evaluate", "figures", "report"}
-    assert plan_table(plan).row_count == 14
+    assert plan_table(plan).row_count == 16
 
 
 def test_a_folder_that_is_no_run_is_refused_untouched(write: Callable[..., Path], tmp_path: Path) -> None:
