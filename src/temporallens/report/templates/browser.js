@@ -215,7 +215,7 @@
       button.addEventListener("click", () => open(feature, true));
       const cells = state.columns.map((column) => {
         const value = column.of(state.data)[feature];
-        return element("td", { class: "c-" + column.key }, value === null || value === undefined ? "\u2013" : column.show(value));
+        return element("td", { class: "c-" + column.key }, value === null || value === undefined ? "\u2013" : column.show(value, state.data));
       });
       const line = element("tr", { "data-feature": feature }, element("th", { scope: "row" }, button), element("td", {}, sparkline(state.data, feature)), ...cells);
       return line;
@@ -229,7 +229,7 @@
       say("mean activation", short(data.mean[feature]));
       for (const column of state.columns.slice(1)) {
         const value = column.of(data)[feature];
-        if (value !== null && value !== undefined) say(column.title, column.show(value));
+        if (value !== null && value !== undefined) say(column.title, column.show(value, data));
       }
       const contexts = data.contexts[feature].map((context) => {
         const words = wordsOf(data, context).map((word, place) => (place === context[1] ? element("mark", {}, word) : word));
