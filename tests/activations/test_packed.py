@@ -120,7 +120,7 @@ def test_the_manifest_says_that_documents_see_each_other_and_counts_them_all(pac
     described = describe_store(packed, 0.3, 0)
     held_out = packed.read(packed.split(0.3, 0).held_out)
     assert (described.documents, described.held_out_documents) == (len(SHORT), len(held_out.document.unique()))
-    assert described.held_out_documents == round(0.3 * len(SHORT))
+    assert described.held_out_documents >= round(0.3 * len(SHORT))  # and copies of these
     assert harvest_of(packed).rows == "packed"
     assert ACROSS_DOCUMENTS not in harvested(llama, tmp_path / "split", rows="split").manifest.description.policies
 

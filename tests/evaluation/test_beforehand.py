@@ -151,7 +151,9 @@ def scanned(model: str, text: Any = MANY, **policy: Any) -> Scan:
 def test_a_scan_that_asks_for_it_has_it_and_is_else_the_same(folders: dict[str, str]) -> None:
     plain, asked = scanned(folders["llama"]), scanned(folders["llama"], beforehand={})
     assert asked.beforehand is not None
-    assert replace(asked, beforehand=None) == plain
+    clocks = {name: replace(clock, structure=None, structure_floor=None) for name, clock in asked.clocks.items()}
+    assert replace(asked, beforehand=None, clocks=clocks) == plain
+    assert all(len(clock.structure or []) == len(clock.structure_floor or []) == len(asked.layers) for clock in asked.clocks.values())
     assert "beforehand" not in plain.to_json()
     assert "beforehand" not in ScanPolicy(model="m").model_dump(mode="json")
     assert Scan.from_json(json.loads(json.dumps(asked.to_json(), allow_nan=False))) == asked

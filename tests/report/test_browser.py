@@ -155,7 +155,7 @@ def test_the_profile_is_read_by_keyboard(page: Any) -> None:
 
 
 def test_another_dictionary_has_only_the_columns_that_it_has(page: Any) -> None:
-    page.get_by_label("Dictionary").select_option("plain, seed 0")
+    page.locator("#dictionary").select_option("plain, seed 0")
     heads = page.locator("#list thead th").all_inner_texts()
     assert heads == ["feature", "by position", "fires", "peak position"]
     assert page.locator("polyline.mask").count() == 0
@@ -211,7 +211,7 @@ def test_what_is_known_of_tokens_has_columns_of_its_own():
 def test_positions_carry_their_names(page: Any) -> None:
     page.locator("select").first.select_option(label="plain, seed 0")
     page.locator("#list tbody button").first.click()
-    axis = page.locator("#feature svg").first.inner_text()
+    axis = page.locator("#feature svg").first.text_content()
     assert "north" in axis and HOSTILE in axis and "1" in axis
     page.locator("#feature svg").first.focus()
     for _ in range(4):

@@ -253,7 +253,7 @@ def test_a_folder_is_abandoned_only_when_it_is_empty(tmp_path: Path) -> None:
 
 def test_an_import_for_which_the_disk_is_too_small_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(importing, "StoreWriter", partial(writer.StoreWriter, shard_bytes=1))
+    monkeypatch.setattr(writer, "StoreWriter", partial(writer.StoreWriter, shard_bytes=1))
     x = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
     write, written = writer.write_tensors, []
 

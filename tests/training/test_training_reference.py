@@ -33,6 +33,7 @@ def reference(store, arm) -> list[float]:
     if positional:
         logits = start.mask.logits.detach().clone().requires_grad_()
         groups.append({"params": [logits], "multiple": arm.mask_rate})
+        searched, fired = torch.zeros(len(logits)), torch.zeros(arm.features)
     optimizer = torch.optim.Adam(groups)
     silent = torch.zeros(arm.features, dtype=torch.long)
     loader, losses = Loader(store, split.train, policy.batch_size, policy.data_seed), []
@@ -73,11 +74,15 @@ def reference(store, arm) -> list[float]:
             saved = codes.detach() * (codes.detach() / len(x) - codes.grad)
             earned = torch.zeros_like(logits).index_add_(0, group, saved)
             tokens = torch.bincount(group, minlength=len(logits)) / len(x)
-            logits.grad = arm.least_share * tokens[:, None] * earned.sum(0).clamp(min=0) - earned
+            judged = (searched / searched.sum().clamp(min=1))[:, None] * fired >= 3
+            logits.grad = judged * arm.least_share * tokens[:, None] * earned.sum(0).clamp(min=0) - earned
         decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder.detach()
         optimizer.step()
         with torch.no_grad():
             decoder /= decoder.norm(dim=1, keepdim=True)
+        if positional and (step + 1) % arm.reopen_every == 0 and step / STEPS >= arm.mask_warmup:
+            searched = 0.96 * searched + torch.bincount(group, minlength=len(logits))
+            fired = 0.96 * fired + (codes > 0).sum(0)
         silent = torch.where((codes > 0).any(0), 0, silent + len(x))
         losses.append(loss.item())
     loader.close()
