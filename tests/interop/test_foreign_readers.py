@@ -517,7 +517,7 @@ def test_links_and_what_is_no_file_are_read_as_what_they_lead_to_or_refused(copy
 
 
 def test_addresses_are_no_names_on_the_hub() -> None:
-    for name in ("https://huggingface.co/user/name", "user/name@main", "hf://user/name"):
+    for name in ("https://hub.example/user/name", "user/name@main", "hf://user/name"):
         with pytest.raises(TemporalLensError, match="one on the hub is named user/name/folder, without address or revision"):
             tl.load_dictionary(name)
 
