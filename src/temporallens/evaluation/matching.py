@@ -25,9 +25,10 @@ def match_features(cosines: Float[np.ndarray, "T F"], fires: Bool[np.ndarray, " 
     from scipy.optimize import linear_sum_assignment  # a second to import
 
     first, rows = linear_sum_assignment(cosines, maximize=True)
-    feature, cosine, assigned = np.zeros(len(cosines), np.int64), np.zeros(len(cosines)), np.zeros(len(cosines), bool)
-    feature[first], cosine[first], assigned[first] = rows, cosines[first, rows], True
-    return Match(feature, assigned, cosine, assigned & (cosine >= MATCH) & fires[feature])
+    feature, cosine = np.zeros(len(cosines), np.int64), np.zeros(len(cosines))
+    assigned, alive = np.zeros(len(cosines), bool), np.zeros(len(cosines), bool)
+    feature[first], cosine[first], assigned[first], alive[first] = rows, cosines[first, rows], True, fires[rows]
+    return Match(feature, assigned, cosine, assigned & (cosine >= MATCH) & alive)
 
 
 def directions_of(dictionary: Dictionary) -> Float[np.ndarray, "F D"]:

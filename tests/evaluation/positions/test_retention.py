@@ -12,6 +12,7 @@ from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.heldout import HeldOut, errors_by_document
+from temporallens.evaluation.matching import match_features
 from temporallens.evaluation.positions.retention import Change, Examined, compare_patterns, compare_seeds, compare_states, measure
 from temporallens.evaluation.positions.section import measure_positions
 from temporallens.evaluation.positions.specialisation import PositionsPolicy, discover
@@ -167,3 +168,8 @@ class TestDocumentErrors:
         part = evaluate_reconstruction(seeds[0].dictionary, store, held_out[np.isin(documents, names[:10])], 1.0)
         assert errors.l0(times)[0] == pytest.approx(part.l0)
         np.testing.assert_allclose(errors.loss_by_position(times)[0, 1:], part.position_loss[1:], rtol=1e-5)
+
+
+def test_features_have_no_partner_where_none_of_the_other_seed_was_measured() -> None:
+    match = match_features(np.zeros((2, 0)), np.zeros(0, dtype=bool))
+    assert not match.assigned.any() and not match.matched.any()
