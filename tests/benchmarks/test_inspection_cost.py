@@ -15,7 +15,7 @@ from benchmarks import inspection
 
 def test_a_process_is_counted_by_itself_and_its_failure_ends_this_one() -> None:
     cost = inspection.costs([sys.executable, "-c", "x = bytearray(200_000_000)"], 1)
-    assert cost.processor > 0 and cost.seconds > 0 and 0.2 < cost.memory < 1.0
+    assert cost.processor > 0 and cost.seconds > 0 and cost.memory > 0.2  # of a fork, what its parent had at least
     with pytest.raises(SystemExit, match="the inspection failed"):
         inspection.costs([sys.executable, "-c", "raise SystemExit(3)"], 1)
 

@@ -106,13 +106,15 @@ def _access(source: Source) -> dict[str, Any]:
     return {"revision": revision, "trust_remote_code": False, "local_files_only": source.local or not hub_is_known()}
 
 
-@cache
 def hub_is_known() -> bool:
     """Whether the hub's name can be resolved. Without a network, the hub's client would try again for half a minute."""
-    if getproxies():
-        return True  # the proxy resolves names
+    return bool(getproxies()) or _resolves(urlsplit(constants.ENDPOINT).hostname)  # a proxy resolves names itself
+
+
+@cache
+def _resolves(host: str | None) -> bool:
     try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        socket.getaddrinfo(host, 443)
     except OSError:
         return False
     return True
