@@ -14,6 +14,7 @@ from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.budgeted import Budgeted
 from temporallens.dictionaries.arms.jumprelu import JumpReLU
 from temporallens.dictionaries.arms.matryoshka import Matryoshka
+from temporallens.dictionaries.arms.position_bias import PositionBias
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.arms.positional_relu import PositionalReLU
 from temporallens.dictionaries.arms.posthoc import PostHoc
@@ -30,6 +31,7 @@ ARMS = {
     "budgeted": Budgeted(features=64, k=4, position_weights=True),
     "jumprelu": JumpReLU(features=64, l0=4),
     "matryoshka": Matryoshka(features=64, k=4),
+    "position_bias": PositionBias(features=64, k=4),
     "positional": Positional(features=64, k=4, groups=4),
     "log": Positional(features=64, k=4, groups=4, gate="log", centre="position_scaled"),
     "permuted": Positional(features=64, k=4, groups=4, permuted=True),

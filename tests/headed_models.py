@@ -1,5 +1,7 @@
 """Tiny random models of every family with their head on, stores of their activations, and dictionaries of which everything is known."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,13 @@ def headed_model(family: str, folder: Path, seed: int = 0) -> Path:
                 parameter.data.normal_(std=0.15)  # as initialised, blocks would hardly change the stream
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def with_text(folder: Path, texts: Sequence[str] = DOCUMENTS) -> Path:
+    """A folder with a `model`, and with texts in `text.jsonl`, which can be read again."""
+    headed_model("llama", folder / "model")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder
 
 

@@ -154,6 +154,7 @@ class Loader:
             ends = _whole_batches(runs_of(rows), self._batch_size)
             shuffled, bounds = kept, torch.searchsorted(kept, torch.from_numpy(ends)).tolist()
         else:
+            # the 0 was a process's number once, and keeps the order of batches what it was
             shuffled = torch.from_numpy(np.random.default_rng((self._seed, epoch, window, 0)).permutation(kept.numpy()))
             bounds = list(range(0, len(kept) + 1, self._batch_size))
         context = context_of(rows)

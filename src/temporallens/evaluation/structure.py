@@ -22,7 +22,7 @@ GROUPS = 16
 """Of clock values, spaced evenly along the logarithm; each is one of its own where there are no more than twice as many."""
 
 ROWS = 8192
-"""Rows that are enough: the floor of 16 groups is then below .01."""
+"""Rows that are drawn at most. What noise is left in the share, its floor says."""
 
 
 class Structure(NamedTuple):

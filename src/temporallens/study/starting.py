@@ -52,7 +52,7 @@ arms: # the dictionaries to compare
     kind: positional
     features: 2304
     k: 32
-    groups: 8 # of features that begin open at other positions
+    groups: 8 # of positions, spaced along the logarithm, that a mask tells apart
 
 training: # the same for all arms
   steps: 500

@@ -1,13 +1,12 @@
 """Clocks that read a text say the same of stored rows as at the harvest, whatever the rows are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from headed_models import DOCUMENTS, headed_model, random_dictionary
+from headed_models import DOCUMENTS, random_dictionary, with_text
 from temporallens.activations.language.harvest import harvest
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
@@ -21,10 +20,7 @@ LINES = [f"{document}\nand a line. Then more of it.\n{document[::-1]}" for docum
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bits-clocks")
-    headed_model("llama", folder / "model")
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in LINES))
-    return folder
+    return with_text(tmp_path_factory.mktemp("bits-clocks"), LINES)
 
 
 def harvested(folder: Path, name: str, text: Any = None, **policy: Any) -> ActivationStore:

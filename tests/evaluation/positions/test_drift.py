@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headed_models import DOCUMENTS, headed_model, random_dictionary, store_of
+from headed_models import DOCUMENTS, random_dictionary, store_of, with_text
 from temporallens.activations.clocks import TokenRow
 from temporallens.activations.language import token_rows
 from temporallens.activations.language.harvest import harvest
@@ -28,10 +28,7 @@ POLICY = DriftPolicy(documents=8, resamples=20)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drift")
-    headed_model("llama", folder / "model")
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
-    return folder
+    return with_text(tmp_path_factory.mktemp("drift"))
 
 
 def harvested(folder: Path, name: str, context_length: int, **policy: Any) -> ActivationStore:

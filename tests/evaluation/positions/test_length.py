@@ -1,13 +1,12 @@
 """Length: features that fire otherwise beyond the trained context, and the loss that reconstructions recover there."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from headed_models import DOCUMENTS, headed_model, identity, random_dictionary
+from headed_models import identity, random_dictionary, with_text
 from temporallens.activations.language.harvest import harvest
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
@@ -22,10 +21,7 @@ POLICY = LengthPolicy(contexts=(16, LONGER), documents=16, rows_per_document=4, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("length")
-    headed_model("llama", folder / "model")
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
-    return folder
+    return with_text(tmp_path_factory.mktemp("length"))
 
 
 @pytest.fixture(scope="module")
