@@ -340,6 +340,28 @@ def test_tables_are_documents_of_forty_lines_without_their_header(tmp_path: Path
         open_corpus("temperature")
 
 
+def test_passages_of_one_article_are_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = ["Salt -- Salt is a mineral.", "Sea -- The sea is salt.", "Salt -- Salt is mined.", "Salt -- Salt is a mineral."]
+    (tmp_path / "combined.jsonl").write_text("\n".join(json.dumps({"passage": passage}) for passage in passages))
+    monkeypatch.setattr(shipped, "unpacked", lambda wheel: tmp_path)
+    assert list(documents("wikipedia")) == ["Salt\n\nSalt is a mineral.\n\nSalt is mined.", "Sea\n\nThe sea is salt."]
+
+
+def test_german_signs_join_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "parlspeech-v2-sample-bundestag.zip", "w") as archive:
+        archive.writestr("de.csv", 'text\n"Herr Präsident ! Am 1 . Juli ( 1999 ) , so hieß es : gut ."\n')
+    monkeypatch.setattr(shipped, "unpacked", lambda wheel: tmp_path)
+    assert list(documents("bundestag")) == ["Herr Präsident! Am 1. Juli (1999), so hieß es: gut."]
+
+
+def test_source_code_is_a_module_a_document_without_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "core" / "tests").mkdir(parents=True)
+    for name, text in {"core/add.py": "x = 1\n", "core/__init__.py": "", "core/tests/test_add.py": "y = 2", "core/notes.txt": "no"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(shipped, "unpacked", lambda wheel: tmp_path)
+    assert list(documents("python")) == ["x = 1"]
+
+
 def test_a_foreign_wheel_is_refused(pip: list[list[str]], tmp_path: Path) -> None:
     (tmp_path / "served.whl").write_bytes(b"something else")
     with pytest.raises(TemporalLensError, match="does not have the pinned SHA-256"):

