@@ -27,6 +27,7 @@ from temporallens.report.tables import (
     paired_tables,
     score_at,
     score_tables,
+    tuning_table,
 )
 from temporallens.wording import Table
 
@@ -71,7 +72,7 @@ def openness_of(runs: Sequence[RunResult]) -> dict[str, dict[str, list[float | N
 
 def compact(results: TimedResults) -> dict[str, Any]:
     """What is kept of a study's results."""
-    content = results.model_dump(mode="json", include={"study_fingerprint", "environment", "comparison"})
+    content = results.model_dump(mode="json", include={"study_fingerprint", "environment", "comparison", "tuning"})
     return short(
         {
             "study": results.name,
@@ -127,6 +128,8 @@ def section(results: TimedResults) -> str:
     command = f"`temporallens run studies/{name}.yaml --out runs/{name} && python -m tools.results runs/{name}`"
     machine = f"Python {where['python']}, PyTorch {where['torch']}, {where['cores']} cores, {where['threads']} threads, {where['device']}"
     parts = [f"{command} ({machine}; study `{results.study_fingerprint[:12]}`, numbers in `docs/results/{name}.json`)"]
+    if results.tuning:
+        parts.append(markdown(tuning_table(results.tuning)))
     for entry in results.activations:
         parts += [markdown(table) for table in tables_of(results, entry)]
     return "\n\n".join(parts)

@@ -52,6 +52,11 @@ class RunFolder(NamedTuple):
         """What measurements share: passes of the model and baselines; it can be removed, and is made again when it is needed."""
         return self.root / "passes"
 
+    @property
+    def tuning(self) -> Path:
+        """The grid of learning rates, a study of its own."""
+        return self.root / "tuning"
+
     def scan(self, model: str) -> Path:
         return self.root / "scans" / f"{as_file_name(model)}.json"
 

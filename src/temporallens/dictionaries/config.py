@@ -61,6 +61,9 @@ class ArmSettings(Settings):
     position_weights: bool = False
     """Weigh each position's reconstruction by how hard it has been (lab notes, Run 5)."""
 
+    learning_rate: float | None = Field(None, gt=0, exclude_if=not_asked)
+    """Its own, in place of that of `training`; a study's `tuning` finds it."""
+
     expectation: ExpectationPolicy | None = Field(None, exclude_if=not_asked)
     """What inputs lose beforehand, and get back, because the tokens say it; written only where it is asked for."""
 

@@ -198,6 +198,21 @@ class ActivationsResult(Part):
         return clock_of(self.clock).name if self.clock.startswith("{") else self.clock
 
 
+class Tuned(Part):
+    """What a grid of learning rates found of one arm."""
+
+    learning_rate: float
+    """The best one."""
+    fve: dict[str, float]
+    """By rate, on the grid's own held-out documents, the mean over its entries and seeds."""
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest that was tried, so that one beyond it may be better."""
+        rates = [float(rate) for rate in self.fve]
+        return self.learning_rate in (min(rates), max(rates))
+
+
 class Results(Part):
     """The whole file."""
 
@@ -214,6 +229,8 @@ class Results(Part):
     """By activations: what probes of each dictionary have over those of an ordinary one (`docs/formats.md`)."""
     paired: Annotated[dict[str, list[Paired]], Field(default_factory=dict, exclude_if=lambda paired: not paired)]
     """By activations: families against baselines on the same tokens, by position; none in files of earlier versions."""
+    tuning: Annotated[dict[str, Tuned], Field(default_factory=dict, exclude_if=lambda tuning: not tuning)]
+    """By arm: where the study has a grid of learning rates, what that found."""
 
 
 class TimedResults(Results):
@@ -276,9 +293,11 @@ def assemble(
     measures: Mapping[tuple[RunId, str], Path] | None = None,
     gains: Mapping[str, Path] | None = None,
     paired: Mapping[str, Path] | None = None,
+    tuning: Mapping[str, Tuned] | None = None,
 ) -> Path:
     """Gather the files `scans`, the `measures` (by run and section), `gains` and `paired` (by activations), and `stores/`, `arms/` and
-    `evaluation/` of an output folder, into its `results.json`; `runs` are its dictionaries with each one's arm in the study and its level.
+    `evaluation/` of an output folder, into its `results.json`; `runs` are its dictionaries with each one's arm in the study and its level,
+    `tuning` what its grid of learning rates found.
 
     Raises TemporalLensError when a dictionary saw no training step or when a number is missing or not finite.
     """
@@ -298,6 +317,7 @@ def assemble(
         "comparison": {},
         "gains": {key: read_json(path, "gains of dictionaries") for key, path in (gains or {}).items()},
         "paired": {key: read_json(path, "a comparison by position")["paired"] for key, path in (paired or {}).items()},
+        "tuning": {family: tuned.model_dump(mode="json") for family, tuned in (tuning or {}).items()},
     }
     results = _valid(content, f"{folder} holds no valid results: ")
     results = results.model_copy(update={"comparison": {key: _comparison(results, key) for key in stores}})

@@ -24,7 +24,7 @@ from temporallens.files import write_text
 from temporallens.report.answers import answers, late_clock, question
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.measured import measured_sections
-from temporallens.report.tables import section
+from temporallens.report.tables import section, tuning_table
 from temporallens.wording import UNKNOWN, Row, Table, listed, number, percent, setting
 
 
@@ -86,6 +86,7 @@ def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, 
             defaults=default_table(study.whole, study_text),
             policies=policy_table(entries),
             unmasked=unmasked(entries),
+            tuning=tuning_table(results.tuning),
             environment=Table("", ["environment", "value"], [Row(key, [setting(value)]) for key, value in results.environment.items()]),
             fingerprint=results.study_fingerprint,
             format=results.format,

@@ -10,7 +10,7 @@ from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.bits.section import POSITION, SECTION as BITS, BitsMeasures, Saved
 from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.paired import Interval, Paired
-from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, by_arm, by_family, marked
+from temporallens.evaluation.results import ActivationsResult, RunResult, TimedRun, Tuned, by_arm, by_family, marked
 from temporallens.evaluation.statistics import Difference, Mean, mean_of
 from temporallens.report.answers import model_and_layer
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, average, estimated, fixed, known, minus, number, plus, plus_minus, span
@@ -50,6 +50,17 @@ SCORES: dict[str, tuple[str, Columns]] = {
     "world": ("against the known truth of this world", WORLD),
     "fields": ("against the known layout of the records", FIELDS),
 }
+
+
+def tuning_table(tuning: Mapping[str, Tuned]) -> Table:
+    """What the study's grid of learning rates found."""
+    rates = list(next(iter(tuning.values())).fve) if tuning else []
+    rows = [
+        Row(family, [*(fixed(tuned.fve[rate], 4) for rate in rates), f"{tuned.learning_rate:g}{', the edge' if tuned.at_the_edge else ''}"])
+        for family, tuned in tuning.items()
+    ]
+    title = "learning rates, tuned on data and seeds that are compared nowhere below: FVE at each rate, and the one that the arm has here"
+    return Table(title, ["arm", *rates, "here"], rows)
 
 
 class Arms(NamedTuple):

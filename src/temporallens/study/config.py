@@ -5,7 +5,7 @@ study, the command line and the Python functions cannot drift apart. `reading.py
 """
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -16,7 +16,7 @@ from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.evaluation.scan import ScanPolicy
 from temporallens.evaluation.sections import SECTIONS, Evaluation
 from temporallens.layout import RunId, as_file_name
-from temporallens.settings import Seed, Settings
+from temporallens.settings import Seed, Settings, not_asked
 from temporallens.study.sources import Activations, positions_of, target_in
 from temporallens.training.policy import TrainingPolicy
 
@@ -31,6 +31,24 @@ class OneSeed(Settings):
     """Arms of the study: controls, where one look is enough."""
     activations: tuple[Name, ...] = ()
     """Entries of `activations`, with every arm."""
+
+
+class Tuning(Settings):
+    """How arms get their learning rates: from a grid, on data and seeds that the study does not compare them on."""
+
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3)]
+    """The grid, rising. A best one at either end is said to be that: reach further."""
+    activations: dict[Name, Activations] = Field(min_length=1)
+    """Data of the grid: other documents, or other draws, than those of the study."""
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    """Of the grid's initial weights, none of them among the study's."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rising(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if any(left >= right for left, right in pairwise(rates)):
+            raise ValueError("the learning rates should rise, each standing here once")
+        return rates
 
 
 class Variant(NamedTuple):
@@ -57,6 +75,8 @@ class Study(Settings):
     at the L0 values that `k` (or else `l0`) names."""
     training: TrainingPolicy
     """How every arm is trained."""
+    tuning: Tuning | None = Field(None, exclude_if=not_asked)
+    """Where arms get learning rates of their own from; null: all have that of `training`."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """One training run per seed and arm; one seed supports no comparison."""
     one_seed: OneSeed = OneSeed()
@@ -164,6 +184,24 @@ class Study(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _tuned_on_other_data(self) -> "Study":
+        if self.tuning is None:
+            return self
+        both = sorted(set(self.tuning.seeds) & set(self.seeds))
+        if both:
+            raise ValueError(f"tuning.seeds and seeds both have {both[0]}: a rate that was chosen on a seed is not compared on it")
+        for entry, policy in self.tuning.activations.items():
+            if policy in self.activations.values():
+                raise ValueError(f"tuning.activations.{entry} is an entry of the study too: tune on other documents, or on other draws")
+        if not tuned_families(self):
+            raise ValueError("no arm of this study is trained at a number of codes (k or l0), so that tuning has nothing to tune")
+        try:
+            tuning_of(self)
+        except TemporalLensError as error:
+            raise ValueError(f"tuning: {error}") from error
+        return self
+
     def _variants(self) -> Iterator[tuple[str, Variant]]:
         for family, arm in self.arms.items():
             if arm.level not in self.levels:
@@ -220,6 +258,34 @@ class Study(Settings):
 def variant_name(family: str, field: str, value: float) -> str:
     """`batchtopk-k16`; a dash more where the field ends in a digit: `jumprelu-l0-16`."""
     return f"{family}-{field}{'-' if field[-1].isdigit() else ''}{value:g}"
+
+
+TUNED_LEVELS = ("k", "l0")
+"""Levels that are numbers of codes: FVE at different learning rates is then at equal L0."""
+
+
+def tuned_families(study: Study) -> list[str]:
+    """The arms that a grid of learning rates tunes."""
+    return [family for family, arm in study.arms.items() if arm.trained and arm.level in TUNED_LEVELS]
+
+
+def tuning_of(study: Study) -> Study:
+    """The grid as a study: every tuned arm at every rate, at the middle one of its levels."""
+    assert study.tuning
+    arms: dict[str, Arm] = {}
+    for family in tuned_families(study):
+        levels = [variant.arm for variant in study.variants().values() if variant.family == family]
+        for rate in study.tuning.learning_rates:
+            arms[rate_name(family, rate)] = levels[len(levels) // 2].model_copy(update={"learning_rate": rate})
+    tuning = study.tuning
+    return Study(
+        name=study.name, activations=tuning.activations, arms=arms, training=study.training, seeds=tuning.seeds, threads=study.threads
+    )
+
+
+def rate_name(family: str, rate: float) -> str:
+    """Of an arm at one rate of the grid."""
+    return f"{family}-lr{rate:g}"
 
 
 def _at_level(family: str, arm: Arm, value: float) -> Any:

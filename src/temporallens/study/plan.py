@@ -6,6 +6,7 @@ known without fetching something is said to be unknown, never guessed.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.activations.stored import StoredPolicy
 from temporallens.files import user_path
+from temporallens.layout import RunFolder
 from temporallens.precision import precision
-from temporallens.study.config import Study
+from temporallens.study.config import Study, tuning_of
 from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, model_sizes
 from temporallens.study.pins import pinned_study, read_pins
 from temporallens.study.reading import StudyFile
@@ -26,6 +28,7 @@ from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
 from temporallens.study.stages import PAIRED, Records, Stage, stages_of
+from temporallens.study.tuning import UP_TO_LAST, tuned_before
 from temporallens.training.loggers import check_loggers
 
 BYTES_PER_TOKEN = 4.3
@@ -69,15 +72,24 @@ class Plan(NamedTuple):
 def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     """The plan of a study in `folder`; raises TemporalLensError where a run would, as far as that can be known beforehand."""
     study, text = pinned_study(study_file.study, read_pins(folder)), study_file.text
+    study = tuned_before(study, text, folder)
     refuse_foreign_folder(study, folder)
     check_models(study)
     check_texts(study)
     check_batches(study)
     check_loggers(study.training.loggers)
-    records = Records(folder)
     speeds = Speeds(study.threads)
-    lines = [PlanLine(stage, records.finished(stage), *SIZES[stage.kind](stage, study, speeds)) for stage in stages_of(study, text)]
+    lines = _lines(study, text, folder, speeds)
+    if study.tuning:
+        grid = _lines(tuning_of(study), text, RunFolder(folder).tuning, speeds)
+        needed = [line for line in grid if line.stage.kind in UP_TO_LAST]
+        lines = [*(line._replace(stage=replace(line.stage, name=f"tuning/{line.stage.name}")) for line in needed), *lines]
     return Plan(lines, _notes(lines, speeds.products()))
+
+
+def _lines(study: Study, text: str, folder: Path, speeds: Speeds) -> list[PlanLine]:
+    records = Records(folder)
+    return [PlanLine(stage, records.finished(stage), *SIZES[stage.kind](stage, study, speeds)) for stage in stages_of(study, text)]
 
 
 def _notes(lines: list[PlanLine], speed: float) -> list[str]:

@@ -7,7 +7,7 @@ stage. They get the stages that are not finished and yield each as it is done, s
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.serial import as_json
-from temporallens.study.config import Study
+from temporallens.study.config import Study, tuning_of
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import captions, draw_pictures
@@ -50,6 +50,7 @@ from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, remove, stages_of
+from temporallens.study.tuning import LAST, at_best_rates, grid_of, tuned_before
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
@@ -124,7 +125,7 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     check_batches(study)
     check_loggers(study.training.loggers)
     pins = processes.told(lambda: _pins(study_file, folder))
-    study = pinned_study(study, pins)
+    study = tuned_before(pinned_study(study, pins), text, folder)
     run = Run(study, text, folder, stages_of(study, text), Records(folder), say)
     pending = run.pending(run.stages)
     processes.once(lambda: reach_models(_models_read(study, pending)))
@@ -134,7 +135,19 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
             torch.set_num_threads(study.threads)
         processes.once(lambda: _begin(run, pins))
         for kind in KINDS[: KINDS.index(up_to) + 1]:
+            if kind == "train":
+                run = _tuned(run)
             _do([stage for stage in run.stages if stage.kind == kind], run, kind)
+
+
+def _tuned(run: Run) -> Run:
+    """The run with each arm at the learning rate that the study's grid finds best; what is finished of the grid is not done again."""
+    study = run.study
+    if study.tuning is None:
+        return run
+    run_study(StudyFile(tuning_of(study), run.text), run.paths.tuning, LAST, lambda line: run.say(f"tuning/{line}"))
+    study = at_best_rates(study, grid_of(study, load_results(run.paths.tuning)))
+    return replace(run, study=study, stages=stages_of(study, run.text))
 
 
 def _pins(study_file: StudyFile, folder: Path) -> dict[str, str]:
@@ -351,7 +364,9 @@ def _assemble(run: Run) -> None:
         {run_id: (variants[run_id.arm].family, variants[run_id.arm].level) for run_id in study.trainings()},
         [run.paths.scan(policy.model) for policy in study.scans],
         {(stage.run, stage.section): run.path(stage) for stage in run.measured() if stage.run},
-        *({stage.activations: run.path(stage) for stage in run.stages if stage.section == which} for which in (GAINS, PAIRED)),
+        gains={stage.activations: run.path(stage) for stage in run.stages if stage.section == GAINS},
+        paired={stage.activations: run.path(stage) for stage in run.stages if stage.section == PAIRED},
+        tuning=None if study.tuning is None else grid_of(study, load_results(run.paths.tuning)),
     )
 
 

@@ -68,7 +68,8 @@ class Trainee:
         self._adaptive = adaptive_weights(run.arm, self.dictionary, scales.to(device))
         groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
         self.dictionary.encoder_dtype = DTYPES[precision(policy.encoder_dtype, device)]
-        self._optimizer = torch.optim.Adam(groups, lr=policy.learning_rate, fused=True)
+        self._learning_rate = policy.learning_rate if run.arm.learning_rate is None else run.arm.learning_rate
+        self._optimizer = torch.optim.Adam(groups, lr=self._learning_rate, fused=True)
         self._tokens_since_fired = torch.zeros(self.dictionary.features, dtype=torch.int64, device=device)
         self._positions = positions
         self._dead_features = 0  # when last looked: asking in every step would make the program wait for the device
@@ -124,7 +125,7 @@ class Trainee:
         return self._dead_features
 
     def _set_rate(self, step: int) -> None:
-        rate = self._policy.learning_rate * self._policy.rate(step)
+        rate = self._learning_rate * self._policy.rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["multiple"]
 
@@ -138,7 +139,7 @@ class Trainee:
         steps = f"between steps {first} and {step + 1}"
         if line["l0"] == 0:
             raise TemporalLensError(
-                f"no feature of '{self.run.name}' fired {steps}: its codes are constant; lower its sparsity or training.learning_rate"
+                f"no feature of '{self.run.name}' fired {steps}: its codes are constant; lower its sparsity or its learning rate"
             )
         openness = self.dictionary.openness()
         line |= {
@@ -147,7 +148,7 @@ class Trainee:
             "dead_features": self._count_dead(),
             "temperature": self.dictionary.temperature,
             "openness": 1.0 if openness is None else float(openness.mean()),
-            "learning_rate": self._policy.learning_rate * self._policy.rate(step),
+            "learning_rate": self._learning_rate * self._policy.rate(step),
             "position_weight": _column(self._adaptive.by_loss, self._positions),
             "sparsity_weight": _column(self._adaptive.sparsity, self._positions),
         }
@@ -157,7 +158,7 @@ class Trainee:
     def _trouble(self, trouble: Trouble, step: int, batch: Cursor) -> str:
         where = f"at step {step}, on the batch at row {batch.row} of window {batch.window} of epoch {batch.epoch}"
         rows = f"give batches of 32 rows of text or more (training.batch_size is {self._policy.batch_size} tokens), "
-        remedy = f"lower training.learning_rate (now {self._policy.learning_rate}), or look for outliers in that batch"
+        remedy = f"lower its learning rate (now {self._learning_rate}), or look for outliers in that batch"
         remedy = rows + remedy if self.run.arm.wants_sequences else remedy
         if not math.isfinite(trouble.loss):
             return f"the loss of '{self.run.name}' became NaN or infinite {where}; {remedy}"

@@ -66,8 +66,8 @@ class HarvestPolicy(Settings):
     revision: str | None = None
     """The hub's branch, tag or commit; None: its main branch."""
     text: str = "sotu"
-    """A shipped text (`sotu`, `wikipedia`, `bundestag`, `python`, `weather`, `temperatures`, `airports`), a .txt, .md, .jsonl, .csv or .parquet file, a folder of such
-    files, or a hub data set (`owner/name@commit`)."""
+    """A shipped text (`sotu`, `wikipedia`, `bundestag`, `python`, `weather`, `temperatures`, `airports`), a .txt, .md, .jsonl, .csv or
+    .parquet file, a folder of such files, or a hub data set (`owner/name@commit`)."""
     column: str | None = None
     """The column of a table that holds the text; None: `text`, or the only one (of a CSV file `text` alone)."""
     split: str | None = None

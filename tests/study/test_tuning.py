@@ -1,0 +1,133 @@
+"""Learning rates from a grid: chosen on other data, worn by the study's arms, kept when the study goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from temporallens.errors import TemporalLensError
+from temporallens.evaluation.results import TimedResults, load_results
+from temporallens.files import read_json
+from temporallens.study.plan import plan_study
+from temporallens.study.reading import read_study
+from temporallens.study.run import run_study
+
+WORLD = {"source": "world", "variant": "null", "sequences": 128, "width": 16, "features": 24, "active": 3.0, "highest_rate": 0.5}
+
+
+def study_of(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tuned",
+        "threads": 1,
+        "activations": {"world": WORLD},
+        "arms": {
+            "plain": {"kind": "batchtopk", "features": 24, "k": 3},
+            "masked": {"kind": "positional", "features": 24, "k": 3, "groups": "positions"},
+            "penalised": {"kind": "standard", "features": 24, "sparsity": 0.1},
+        },
+        "levels": {"k": [2, 3, 4]},
+        "training": {"steps": 12, "batch_size": 64, "learning_rate": 0.001, "held_out": 0.25},
+        "tuning": {"learning_rates": [1e-6, 0.003, 0.01], "activations": {"other": WORLD | {"seed": 1}}, "seeds": [7]},
+        **changes,
+    }
+
+
+def write(folder: Path, study: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    run_study(read_study(write(folder, study_of())), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def results(finished: Path) -> TimedResults:
+    return load_results(finished)
+
+
+def test_each_arm_gets_the_rate_that_explains_most_elsewhere(finished: Path, results: TimedResults) -> None:
+    grid = load_results(finished / "tuning")
+    for family in ("plain", "masked"):
+        explained = {run.arm: run.fve for run in grid.runs if run.arm.startswith(family)}
+        assert len(explained) == 3 and {run.level for run in grid.runs} == {None}
+        best = max(explained, key=lambda arm: explained[arm])
+        assert best == f"{family}-lr{results.tuning[family].learning_rate:g}"
+        assert results.tuning[family].learning_rate > 1e-6  # with which nothing is learnt
+        for run in results.runs:
+            if run.family == family:
+                summary = read_json(finished / "arms" / "world" / run.id.name / "training.json", "a training")
+                assert summary["arm"]["learning_rate"] == results.tuning[family].learning_rate
+
+
+def test_an_arm_whose_l0_follows_the_rate_keeps_that_of_training(finished: Path, results: TimedResults) -> None:
+    assert "penalised" not in results.tuning
+    summary = read_json(finished / "arms" / "world" / "penalised-seed0" / "training.json", "a training")
+    assert "learning_rate" not in summary["arm"]
+
+
+def test_it_trains_on_no_seed_and_no_data_of_the_study(finished: Path, results: TimedResults) -> None:
+    grid = load_results(finished / "tuning")
+    assert not {run.seed for run in grid.runs} & {run.seed for run in results.runs}
+    assert not set(grid.activations) & set(results.activations)
+
+
+def test_run_again_it_does_nothing(finished: Path) -> None:
+    study, before = read_study(finished.parent / "study.yaml"), (finished / "results.json").read_bytes()
+    lines: list[str] = []
+    run_study(study, finished, say=lines.append)
+    assert all("finished before, skipped" in line for line in lines)
+    assert (finished / "results.json").read_bytes() == before
+    assert all(line.finished for line in plan_study(study, finished).lines)
+
+
+def test_a_rate_is_an_arms_own(tmp_path: Path, finished: Path, results: TimedResults) -> None:
+    """The dictionaries are those of a study that gives each arm its rate by hand."""
+    study = study_of()
+    del study["tuning"], study["arms"]["penalised"]
+    for family, tuned in results.tuning.items():
+        study["arms"][family]["learning_rate"] = tuned.learning_rate
+    run_study(read_study(write(tmp_path, study)), tmp_path / "run", up_to="train")
+    for arm in ("plain-k3-seed0", "masked-k3-seed0"):
+        files = [folder / "arms" / "world" / arm / "sae_weights.safetensors" for folder in (tmp_path / "run", finished)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_plan_counts_the_grid(tmp_path: Path) -> None:
+    names = [line.stage.name for line in plan_study(read_study(write(tmp_path, study_of())), tmp_path / "run").lines]
+    assert "tuning/train/other/plain-lr0.003-seed7" in names and "train/world/plain-k2-seed0" in names
+    assert "tuning/report" not in names
+
+
+def test_the_report_shows_the_grid_and_its_edge(finished: Path, results: TimedResults) -> None:
+    page = (finished / "report.html").read_text()
+    assert "learning rates, tuned on data and seeds that are compared nowhere below" in page
+    assert results.tuning["plain"].at_the_edge and "0.01, the edge" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"learning_rates": [0.01, 0.003, 0.001]}, "the learning rates should rise"),
+        ({"learning_rates": [0.001, 0.003]}, "learning_rates"),
+        ({"seeds": [0]}, "tuning.seeds and seeds both have 0"),
+        ({"activations": {"other": WORLD}}, "tuning.activations.other is an entry of the study too"),
+        ({"activations": {"other": WORLD | {"seed": 1, "positions": 4}}}, "positions"),
+    ],
+)
+def test_a_grid_that_proves_nothing_is_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    study = study_of()
+    study["tuning"] |= change
+    with pytest.raises(TemporalLensError, match=complaint):
+        read_study(write(tmp_path, study))
+
+
+def test_arms_without_a_number_of_codes_alone_leave_nothing_to_tune(tmp_path: Path) -> None:
+    study = study_of(arms={"penalised": {"kind": "standard", "features": 24}}, levels={"sparsity": [0.1, 0.2]})
+    with pytest.raises(TemporalLensError, match="tuning has nothing to tune"):
+        read_study(write(tmp_path, study))
