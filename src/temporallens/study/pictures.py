@@ -87,7 +87,7 @@ def captions(folder: Path, results: Results) -> dict[str, Path]:
 
 def pictures_of(folder: Path, results: Results) -> list[Picture]:
     """Every picture of the run in `folder`; the last one proves that all are there."""
-    files, first = _Files(folder, results), headline(results.runs, results.study)
+    files, first = RunFiles(folder, results), headline(results.runs, results.study)
     pictures = []
     if results.scans:
         pictures.append(Picture("scan", "Where position lives", lambda: draw_scan(list(results.scans.values()))))
@@ -130,7 +130,7 @@ def weighs(run: RunResult, study: StudySettings) -> bool:
     return study.arms[run.family].position_weights or ARMS[run.kind].wants_weights
 
 
-class _Files(NamedTuple):
+class RunFiles(NamedTuple):
     """The folder of a finished study: reads what a picture needs and hands it on."""
 
     folder: Path
@@ -151,7 +151,7 @@ class _Files(NamedTuple):
         chosen = headline(runs, study)
         weighing = next((run for run in shown(runs) if weighs(run, study)), chosen)
         masked = next((run for run in (chosen, *shown(runs)) if run.openness is not None), None)
-        heading, clusters = chosen.id.title, partial(self._clusters, chosen)
+        heading, clusters = chosen.id.title, partial(self.clusters, chosen)
         found = [
             Picture(f"comparative_analysis{suffix}", f"{entry}: all arms", lambda: self.comparative_analysis(entry, runs)),
             Picture(f"position_weights{suffix}", f"Position weights: {weighing.id.title}", lambda: self.position_weights(weighing)),
@@ -198,7 +198,7 @@ class _Files(NamedTuple):
     def _history(self, run: RunResult) -> History:
         return load_history(self._path(run) / "history.safetensors")
 
-    def _clusters(self, run: RunResult) -> ClusterMeasures | None:
+    def clusters(self, run: RunResult) -> ClusterMeasures | None:
         """With their drawing, which `results.json` leaves out."""
         if CLUSTERS.name not in run.measures:
             return None

@@ -32,6 +32,8 @@ FIRES = 0.1
 """Without masks, a feature lives in a column when its firing rate there is at least this share of its largest one."""
 DRAWS = 1000
 """Layouts behind the null."""
+TOGETHER = 50
+"""Layouts that are scored at a time."""
 
 ByField = dict[str, float | None]
 """None where a field has no features of its own."""
@@ -143,8 +145,8 @@ def compare(
 ) -> FieldScores:
     """Score where features live against a layout and against null layouts; `seen` are the columns that have tokens."""
     names, label = list(fields), labels(fields, len(seen))
-    found = score_layout(columns, fired, np.where(seen, label, -1), len(names))
-    null = [score_layout(columns, fired, shuffled(label, seen, generator), len(names)) for _ in range(DRAWS)]
+    layouts = [np.where(seen, label, -1), *(shuffled(label, seen, generator) for _ in range(DRAWS))]
+    found, *null = score_layouts(columns, fired, np.stack(layouts), len(names))
     null_f1, null_share = np.array([draw.f1 for draw in null]), np.array([draw.own_share for draw in null])
     measured = {
         "precision": found.precision,
@@ -194,20 +196,26 @@ def shuffled(label: Int[np.ndarray, " P"], seen: Bool[np.ndarray, " P"], generat
     return out
 
 
-def score_layout(columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F"], label: Int[np.ndarray, " P"], fields: int) -> Scores:
-    """Score every field of a layout: `label` is the number of the field that each column belongs to, -1 for none."""
-    inside = (label == np.arange(fields)[:, None]).astype(np.float64)  # [C, P]
+def score_layouts(
+    columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F"], labels: Int[np.ndarray, "R P"], fields: int
+) -> list[Scores]:
+    """Score every field of every layout: a label is the number of the field that a column belongs to, -1 for none. What is summed are whole
+    numbers, so that some layouts at a time give the bits of one."""
     entries = columns.astype(np.float64)
-    overlap, size = inside @ entries, entries.sum(0)
-    members = overlap > 0.5 * size
-    reached = inside * (members @ entries.T > 0)
-    codes = inside @ fired
-    return Scores(
-        group=members.sum(1),
-        precision=quotient((overlap * members).sum(1), (members * size).sum(1)),
-        recall=np.nan_to_num(quotient(reached.sum(1), inside.sum(1))),
-        own_share=np.nan_to_num(quotient((codes * members).sum(1), codes.sum(1))),
-    )
+    found: list[Scores] = []
+    for first in range(0, len(labels), TOGETHER):
+        inside = (labels[first : first + TOGETHER, None] == np.arange(fields)[:, None]).astype(np.float64)  # [r, C, P]
+        overlap, size, codes = inside @ entries, entries.sum(0), inside @ fired
+        members = overlap > 0.5 * size
+        reached = inside * (members @ entries.T > 0)
+        parts = Scores(
+            group=members.sum(2),
+            precision=quotient((overlap * members).sum(2), (members * size).sum(2)),
+            recall=np.nan_to_num(quotient(reached.sum(2), inside.sum(2))),
+            own_share=np.nan_to_num(quotient((codes * members).sum(2), codes.sum(2))),
+        )
+        found += [Scores(*layout) for layout in zip(*parts, strict=True)]
+    return found
 
 
 def p_values(found: Float[np.ndarray, " C"], null: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " C"]:
