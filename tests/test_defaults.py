@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 import temporallens as tl
 from temporallens.activations.importing import read_array
 from temporallens.activations.store import ActivationStore
+from temporallens.defaults import fixed_threads
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
@@ -164,3 +166,13 @@ def test_masks_in_lists_of_lists_are_kept(tmp_path: Path) -> None:
     assert ActivationStore.from_arrays(nested, out=tmp_path / "nested").rows == 5
     parts = [torch.ones(3, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
     assert ActivationStore.from_arrays(parts, out=tmp_path / "tensors").rows == 6
+
+
+def test_threads_are_those_of_linear_algebra_too_and_only_for_a_while() -> None:
+    before = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    with fixed_threads(1):
+        assert torch.get_num_threads() == 1
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+    with fixed_threads(None):
+        assert torch.get_num_threads() == before[0]
+    assert (torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]) == before

@@ -21,3 +21,25 @@ def own_defaults() -> Iterator[None]:
     finally:
         if before != torch.float32:
             torch.set_default_dtype(before)
+
+
+@contextmanager
+def fixed_threads(count: int | None) -> Iterator[None]:
+    """PyTorch and the linear algebra of NumPy with so many threads for a while; None leaves both as they are.
+
+    Their number decides how sums are split, and so their last bits. NumPy's would otherwise be as many as the machine has cores, and where
+    other processes use these, they wait for each other much longer than they work.
+    """
+    if count is None:
+        yield
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)

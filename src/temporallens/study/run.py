@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from temporallens import processes
 from temporallens.activations.language.harvest import HarvestPolicy, harvest_policy
 from temporallens.activations.store import ActivationStore
-from temporallens.defaults import own_defaults
+from temporallens.defaults import fixed_threads, own_defaults
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
@@ -130,9 +129,7 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     pending = run.pending(run.stages)
     processes.once(lambda: reach_models(_models_read(study, pending)))
     check_pretrained(study, pending)
-    with locked(folder) if processes.rank() == 0 else nullcontext():
-        if study.threads is not None:  # their number decides how sums are split, and so their last bits
-            torch.set_num_threads(study.threads)
+    with locked(folder) if processes.rank() == 0 else nullcontext(), fixed_threads(study.threads):
         processes.once(lambda: _begin(run, pins))
         for kind in KINDS[: KINDS.index(up_to) + 1]:
             if kind == "train":

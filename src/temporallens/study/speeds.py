@@ -3,14 +3,14 @@ of a language model of the size and precision that a study names."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from temporallens.defaults import fixed_threads
 from temporallens.precision import DTYPES, Precision, default_device
 from temporallens.study.models import ModelSizes
 
@@ -33,14 +33,14 @@ class Speeds:
     def _products(self) -> float:
         """Multiply-adds per second of a product in float32."""
         x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.float32, device=default_device())
-        with _threads(self._threads):
+        with fixed_threads(self._threads):
             return PRODUCT_SIZE**3 / _typical(lambda: torch.mm(x, x))
 
     def _block(self, sizes: ModelSizes, precision: Precision) -> float:
         """Seconds that a block of a language model takes for a token."""
         width, hidden = min(sizes.width, LARGEST_WIDTH), min(sizes.hidden, LARGEST_HIDDEN)
         block = _Block(width, hidden, DTYPES[precision])
-        with _threads(self._threads), torch.inference_mode():
+        with fixed_threads(self._threads), torch.inference_mode():
             timed = _typical(block.run) / (ROWS * ROW_LENGTH)
         return timed * block_products(sizes.width, sizes.hidden) / block_products(width, hidden)
 
@@ -91,13 +91,3 @@ def _typical(run: Callable[[], Tensor]) -> float:
         run().flatten()[0].item()  # the item waits for a GPU
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
