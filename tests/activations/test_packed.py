@@ -200,7 +200,7 @@ def test_rows_are_chosen_whole_and_run_again_to_the_bit(packed: ActivationStore,
         assert len(rows.sequence.unique()) == 1
         again = model.residuals(rows.token[None], torch.ones(1, len(rows.x), dtype=torch.bool), [LAYER])[LAYER][0]
         assert torch.equal(again, rows.x)
-    same = shifted_store(model, packed, chosen, [], tmp_path)
+    same = shifted_store(model, packed, chosen, [[]], tmp_path)
     entries = parts_in(same, chosen)
     assert torch.equal(same.read(entries).x, packed.read(chosen.entry).x)
     assert torch.equal(same.read(entries).excluded, packed.read(chosen.entry).excluded)
@@ -259,7 +259,7 @@ def test_fidelity_counts_held_out_documents_and_those_pushed_out_not(packed: Act
         expected = torch.bincount(index[~lost] + shift.shift, minlength=CONTEXT)
         assert shift.position_count == expected.tolist()  # a token behind the prefix stands so many places further on
     assert lost.any()
-    gone = shifted_store(open_model(llama, LAYER, "float32", None), packed, chosen, list(range(5, 5 + longest)), tmp_path)
+    gone = shifted_store(open_model(llama, LAYER, "float32", None), packed, chosen, [list(range(5, 5 + longest))], tmp_path)
     assert -1 in parts_in(gone, chosen)
 
 

@@ -61,7 +61,7 @@ def test_rows_behind_a_prefix(family: str, stores: dict[str, ActivationStore], c
     prefix = prefix_tokens(model, "So it was.", 3)
     opening, closing = enclosing(store)
     assert (opening, closing) == (1, int(family == "bert"))
-    shifted = shifted_store(model, store, chosen, prefix, cache)
+    shifted = shifted_store(model, store, chosen, [prefix], cache)
     entries = np.argsort(shifted.sequence_table.sequence)
     assert shifted.sequence_table.length[entries].tolist() == chosen.length.tolist()
     for number, part in enumerate(chosen.parts(1)):
@@ -90,7 +90,7 @@ def test_every_family_is_measured(family: str, stores: dict[str, ActivationStore
         assert len(shift.fve.position_shifted) == len(shift.position_content) == CONTEXT_LENGTH
         assert (shift.open_fve, shift.mask_change) == (None, None)
         assert all((value is None) == (count == 0) for value, count in zip(shift.position_content, shift.position_count, strict=True))
-    assert len(measured.prefix) == 4
+    assert [len(prefix) for prefix in measured.prefixes] == [4] * 5
     assert measured.documents > 1
     json.loads(json.dumps(as_json(measured), allow_nan=False))
 
@@ -183,7 +183,7 @@ def test_passes_are_made_once(stores: dict[str, ActivationStore], tmp_path: Path
     store = stores["gpt2"]
     first = _measure(store, random_dictionary(), tmp_path)
     folders = sorted((tmp_path / "prefixes").iterdir())
-    assert len(folders) == 3  # the control and two shifts
+    assert len(folders) == 4  # the controls and two shifts
     _opened.cache_clear()
 
     def refuse(*arguments: Any) -> None:
@@ -195,7 +195,7 @@ def test_passes_are_made_once(stores: dict[str, ActivationStore], tmp_path: Path
     other = _measure(store, random_dictionary(features=40), tmp_path)
     assert other.features != first.features
     with pytest.raises(AssertionError, match="run again"):
-        _measure(store, random_dictionary(), tmp_path, POLICY.model_copy(update={"prefix": "Another one"}))
+        _measure(store, random_dictionary(), tmp_path, POLICY.model_copy(update={"prefixes": ("Another one",)}))
 
 
 def test_a_clock_that_restarts(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_clock_that_restarts(tmp_path: Path) -> None:
         store = store_of(model_folder, 1, tmp_path / clock, clock=clock, norm_multiple=10.0)
         chosen = choose_rows(store, np.arange(store.sequences), 6, 20, "this test")
         model = _model(store)
-        shifted = shifted_store(model, store, chosen, prefix_tokens(model, "It was so.", 4), tmp_path)
+        shifted = shifted_store(model, store, chosen, [prefix_tokens(model, "It was so.", 4)], tmp_path)
         for entry, part in zip(np.argsort(shifted.sequence_table.sequence), chosen.parts(1), strict=True):
             after, before = shifted.read(np.array([entry])), chosen.of(part)
             restarts = [place for place in range(2, len(before.x) - 4) if before.position[place] == 0]
@@ -250,3 +250,17 @@ def test_one_document_has_no_interval(stores: dict[str, ActivationStore], cache:
     shift: ShiftFidelity = measured.shifts[0]
     assert (measured.documents, shift.content.low, shift.fve.change.high, shift.tied_to_content) == (1, None, None, 0)
     assert shift.undecided == shift.absolute_index.n > 0
+
+
+def test_rows_take_passages_in_turn_and_another_passage_is_a_control(stores: dict[str, ActivationStore], cache: Path) -> None:
+    store, model = stores["llama"], _model(stores["llama"])
+    chosen = choose_rows(store, np.arange(store.sequences), 4, 12, "this test")
+    passages = [prefix_tokens(model, text, 2) for text in ("So it was.", "And then?")]
+    shifted = shifted_store(model, store, chosen, passages, cache)
+    entries = np.argsort(shifted.sequence_table.sequence)
+    for number in range(4):
+        assert shifted.read(entries[[number]]).token[1:3].tolist() == passages[number % 2]
+    measured = _measure(store, random_dictionary(), cache)
+    assert measured.control_passage.value == 1  # in the stream before block 0 of a RoPE model a token is the same behind any words
+    alone = _measure(store, random_dictionary(), cache, POLICY.model_copy(update={"prefixes": ("So it was.",)}))
+    assert alone.control_passage is None

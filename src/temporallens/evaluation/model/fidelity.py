@@ -1,6 +1,7 @@
 """Feature activation positional fidelity: does a feature follow the index at which a token stands, or the token?
 
-Held-out rows are run again behind `s` tokens of a neutral prefix (`prefixes.py`), so that every token stands `s` places further on.
+Held-out rows are run again behind `s` tokens of a neutral prefix (`prefixes.py`), so that every token stands `s` places further on; rows
+take several passages in turn, and behind the longest prefix each is run once more with the next passage, which says what its words do.
 With `l_f(p)` the mean activation of feature f at index p of the rows as they are, and `l_f^(s)(p)` behind the prefix,
 
     AI_f = rho(l_f, l_f^(s)) - rho(shift_s l_f, l_f^(s)),    (shift_s l)(p) = l(p - s),
@@ -15,7 +16,7 @@ and with the mask open. Intervals are by bootstrap over documents. Source: docs/
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,8 +66,8 @@ class FidelityPolicy(Settings):
     rows: int = Field(128, ge=1)
     """Held-out rows to run again, evenly spaced among those that are long enough. For 128 rows of 128 tokens a 135 M model needs
     about a minute on two cores as far as its middle; other dictionaries of the layer use the same passes."""
-    prefix: str = NEUTRAL
-    """The text whose last tokens are inserted."""
+    prefixes: tuple[str, ...] = Field(NEUTRAL, min_length=1)
+    """Texts whose last tokens are inserted; rows take them in turn."""
     least_firings: int = Field(200, ge=1)
     """Features that fire less often in the unshifted rows are in no score by feature."""
     resamples: int = Field(100, ge=2)
@@ -123,8 +124,9 @@ class FidelityMeasures(NamedTuple):
     shifts: list[ShiftFidelity]
     control_content: Estimate  # Jaccard index when the same rows are only run again: what rounding leaves
     control_fve_change: Estimate
+    control_passage: Estimate | None  # behind one passage and behind another, both of the longest prefix's length; None for one passage
     features: list[int] | None  # measured: those that fire often enough in the unshifted rows
-    prefix: list[str]  # the tokens of the longest prefix, in order; shorter ones are its last tokens
+    prefixes: list[list[str]]  # the tokens of the longest prefix of each passage, in order; shorter ones are its last tokens
     rows: int
     documents: int
     tokens: int  # of the unshifted rows, that no rule excludes
@@ -167,7 +169,7 @@ def measure_fidelity(
     harvest = harvest_of(store)
     network = open_model(model, harvest.deepest, harvest.compute_dtype, harvest.revision)
     check_unchanged(network, store)
-    prefix = prefix_tokens(network, policy.prefix, longest)
+    prefixes = [prefix_tokens(network, text, longest) for text in policy.prefixes]
     documents = np.unique(chosen.document, return_inverse=True)[1]
     resamples = resampled_documents(int(documents.max()) + 1, policy.resamples, np.random.default_rng(policy.seed))
     weights = np.concatenate([np.ones((1, int(documents.max()) + 1)), resamples])
@@ -181,17 +183,19 @@ def measure_fidelity(
     most = int(torch.bincount(chosen.rows.index[chosen.selected]).max())
     comparison = _Comparison(dictionary, base, documents, weights, features, LEAST_SHARE * most)
 
-    def behind(shift: int) -> PrefixRun:
-        shifted = shifted_store(network, store, chosen, prefix[longest - shift :], cache)
+    def behind(shift: int, passages: Sequence[Sequence[int]] = prefixes) -> PrefixRun:
+        shifted = shifted_store(network, store, chosen, [passage[longest - shift :] for passage in passages], cache)
         return observe(dictionary, shifted, parts_in(shifted, chosen), shift, opening, indices)
 
-    control = behind(0)
+    control, furthest = behind(0), behind(longest)
+    other = behind(longest, [*prefixes[1:], prefixes[0]]) if len(prefixes) > 1 else None
     return FidelityMeasures(
-        shifts=[comparison.measure(behind(shift)) for shift in policy.shifts],
+        shifts=[comparison.measure(furthest if shift == longest else behind(shift)) for shift in policy.shifts],
         control_content=comparison.content(control)[0],
         control_fve_change=comparison.explained(control)[0].change,
+        control_passage=None if other is None else comparison.kept(furthest, other)[0],
         features=features.tolist(),
-        prefix=network.tokenizer.convert_ids_to_tokens(prefix),
+        prefixes=[network.tokenizer.convert_ids_to_tokens(prefix) for prefix in prefixes],
         rows=len(chosen.length),
         documents=weights.shape[1],
         tokens=int(base.usable.sum()),
@@ -248,8 +252,12 @@ class _Comparison:
 
     def content(self, run: PrefixRun) -> tuple[Estimate, list[float | None], list[float | None]]:
         """Jaccard index of the firings on tokens that are usable with and without the prefix: of all, by feature, by index behind it."""
-        both, features = self.base.usable & run.usable, self.dictionary.features
-        before, after = (events_of(one, both, features) for one in (self.base, run))
+        return self.kept(self.base, run)
+
+    def kept(self, one: PrefixRun, run: PrefixRun) -> tuple[Estimate, list[float | None], list[float | None]]:
+        """The same of two runs, by index behind the second one's prefix."""
+        both, features = one.usable & run.usable, self.dictionary.features
+        before, after = (events_of(side, both, features) for side in (one, run))
         shared = np.intersect1d(before, after, assume_unique=True)
 
         def counts(number: Callable[[Events], Events], groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -422,6 +430,9 @@ def tables(found: Mapping[str, FidelityMeasures]) -> list[Table]:
                     ],
                 )
             )
+        if measure.control_passage is not None:
+            cells = ["–", "–", "–", "–", estimated(measure.control_passage, 1, 100, " %"), "–", "–"]
+            rows.append(Row(f"{head}: another passage in place of {counted(measure.shifts[-1].shift, 'token', 'tokens')}", cells))
     columns = [
         "dictionary, prefix",
         "absolute index (AI)",
@@ -442,7 +453,7 @@ def tables(found: Mapping[str, FidelityMeasures]) -> list[Table]:
 SECTION = Section(
     name="fidelity",
     policy=FidelityPolicy,
-    version=2,
+    version=3,
     measure=_of_subject,
     measures=FidelityMeasures,
     details=("features", "shifts.feature_absolute_index", "shifts.feature_distance", "shifts.feature_q", "shifts.feature_content"),

@@ -1,9 +1,9 @@
 """Token rows of a store behind a neutral prefix, and what the model makes of them: the model's side of positional fidelity.
 
-Behind the token that opens a row stand `s` tokens of the prefix, then the row's own text without its last `s` tokens, then the token
-that closes an encoder's row. So the row keeps its length, within the model's context and the clock's range, and every token of the
-text stands `s` places further on. The rows run through the model as the harvest ran them (layer, dtype, batches, padding, clock, what
-is excluded), and their activations are a store of their own, kept in a cache.
+Behind the token that opens a row stand `s` tokens of a prefix (rows take several passages in turn), then the row's own text without its
+last `s` tokens, then the token that closes an encoder's row. So the row keeps its length, within the model's context and the clock's
+range, and every token of the text stands `s` places further on. The rows run through the model as the harvest ran them (layer, dtype,
+batches, padding, clock, what is excluded), and their activations are a store of their own, kept in a cache.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,25 @@ from temporallens.evaluation.model.origin import TokenRows, harvest_of
 from temporallens.files import fingerprint, locked
 from temporallens.progress import progress
 
-FORMAT = "temporallens.prefixes/2"
+FORMAT = "temporallens.prefixes/3"
 
 NEUTRAL = (
     "What follows is a part of a longer text. It was written down by somebody, for others to read at some time, "
-    "and it is given here just as it stands, with nothing added to it and nothing left out."
+    "and it is given here just as it stands, with nothing added to it and nothing left out.",
+    "Most days in that town went by in the same way. People got up early, drank their coffee, opened the shops along the river, "
+    "and by the evening nobody could have said how one of them had differed from another.",
+    "The box had been on the upper shelf for years. Inside it were a ball of string, two old keys, some photographs without a date, "
+    "and a letter that somebody had folded carefully and then never sent.",
+    "Water boils sooner on a mountain than it does at the shore. Those who cook up there know that beans take longer, "
+    "that bread rises faster, and that it is better to begin an hour before one would at home.",
+    "She asked him whether the train had already left. He looked at the clock above the door, then at the empty platform, "
+    "and answered that he did not know, but that there would surely be another one before the night.",
 )
-"""Ordinary words that say nothing about what follows. The last tokens of it are inserted, so that whatever their number the text
-comes after a sentence that has ended, much as it comes after the opening token; repeated or rare tokens are sinks in some models."""
+"""Five passages of ordinary words that say nothing about what follows. The last tokens of one are inserted, so that whatever their number
+the text comes after a sentence that has ended, much as after the opening token; repeated or rare tokens are sinks in some models."""
+
+Prefixes = Sequence[Sequence[int]]
+"""Tokens of passages, all as long; row `r` of the chosen ones stands behind passage `r` modulo their number."""
 
 
 def enclosing(store: ActivationStore) -> tuple[int, int]:
@@ -60,13 +71,13 @@ def prefix_tokens(model: LanguageModel, text: str, length: int) -> list[int]:
     return (tokens * -(-length // len(tokens)))[-length:] if length else []
 
 
-def shifted_store(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefix: list[int], cache: Path) -> ActivationStore:
-    """The chosen rows behind `prefix`, as a store whose sequences have the numbers of the chosen rows; made where `cache` has none."""
-    description = _describe(model, store, chosen, prefix)
+def shifted_store(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefixes: Prefixes, cache: Path) -> ActivationStore:
+    """The chosen rows behind their prefixes, as a store whose sequences have the rows' numbers; made where `cache` has none."""
+    description = _describe(model, store, chosen, prefixes)
     folder = cache / "prefixes" / fingerprint(description.model_dump(mode="json"))[:32]
     if (folder / "manifest.json").exists():
         return ActivationStore(folder)
-    return read_rows(folder, description, model, harvest_of(store), _shifted_rows(store, chosen, prefix), "shifted rows")
+    return read_rows(folder, description, model, harvest_of(store), _shifted_rows(store, chosen, prefixes), "shifted rows")
 
 
 def parts_in(shifted: ActivationStore, chosen: TokenRows) -> Int[np.ndarray, " E"]:
@@ -76,21 +87,21 @@ def parts_in(shifted: ActivationStore, chosen: TokenRows) -> Int[np.ndarray, " E
     return np.array([places.get(part, -1) for part in zip(chosen.number.tolist(), chosen.document.tolist(), strict=True)])
 
 
-def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> StoreDescription:
+def _describe(model: LanguageModel, store: ActivationStore, chosen: TokenRows, prefixes: Prefixes) -> StoreDescription:
     """Everything that shapes the activations."""
     source: dict[str, JsonValue] = {
         "kind": "prefixed",
         "format": FORMAT,
         "store": store_fingerprint(store),
         "sequences": chosen.entry.tolist(),
-        "prefix": [*prefix],
+        "prefixes": [[*prefix] for prefix in prefixes],
         "device": model.device.type,
         "torch": torch.__version__,
     }
     return store.manifest.description.model_copy(update={"source": source})
 
 
-def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) -> list[TokenRow]:
+def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefixes: Prefixes) -> list[TokenRow]:
     asked = str(store.manifest.description.policies["clock"])
     if asked not in CLOCKS and clock_of(asked).is_read:
         raise TemporalLensError(
@@ -98,7 +109,8 @@ def _shifted_rows(store: ActivationStore, chosen: TokenRows, prefix: list[int]) 
             "leave fidelity out"
         )
     opening, closing = enclosing(store)
-    return [_shifted(row_of(chosen.of(part)), prefix, opening, closing) for part in chosen.parts(1)]
+    rows = [row_of(chosen.of(part)) for part in chosen.parts(1)]
+    return [_shifted(row, list(prefixes[number % len(prefixes)]), opening, closing) for number, row in enumerate(rows)]
 
 
 def row_of(rows: Rows) -> TokenRow:
