@@ -22,24 +22,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.companies import ROOT, environment
+from tests.companies import ROOT, children, environment
 
 from tools.chaos import STUDY, contents
 
 PATIENCE = 60.0
 """Seconds in which both hosts should have ended once they are apart."""
 ADAPTER, ADDRESSES, PORT = "eth0", ("10.77.0.1", "10.77.0.2"), 29_500
-STEPS = 300
+STEPS = 40
 
 
 class NoHostsError(Exception):
     """Why there can be no namespaces here."""
 
 
-def ip(*arguments: str) -> None:
+def ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise NoHostsError(f"'ip {' '.join(arguments)}' was refused: {done.stderr.strip()}")
+    return done.stdout
 
 
 @contextmanager
@@ -61,6 +62,8 @@ def hosts() -> Iterator[tuple[str, str]]:
         yield names
     finally:
         for name in made:
+            for pid in ip("netns", "pids", name).split():
+                os.kill(int(pid), signal.SIGKILL)
             ip("netns", "delete", name)
 
 
@@ -95,7 +98,8 @@ def ended(processes: list["subprocess.Popen[str]"], patience: float | None = Non
         try:
             said.append(process.communicate(timeout=None if patience is None else max(0.0, started + patience - time.monotonic()))[0])
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in (*children(process.pid), process.pid):
+                os.kill(pid, signal.SIGKILL)
             said.append(process.communicate()[0])
         seconds.append(time.monotonic() - started)
     return seconds, said
