@@ -163,13 +163,15 @@ def _memory_notes(lines: list[PlanLine], company: Company) -> list[str]:
 
 def most_memory(lines: Sequence[PlanLine]) -> int:
     """Bytes that a process holds at most at once, as far as that is known."""
-    held: dict[str | None, int] = {}
+    held: dict[tuple[bool, str], int] = {}
+    streamed = set()
     for line in lines:
+        entry = (line.stage.name.startswith(TUNING), line.stage.activations)
         if line.stage.kind == "train":
-            held[line.stage.activations] = held.get(line.stage.activations, 0) + (line.memory or 0)
+            held[entry] = held.get(entry, 0) + (line.memory or 0)
+            streamed |= {entry} if line.course and line.course.reading else set()
     models = {line.stage.activations: line.memory or 0 for line in lines if line.stage.kind == "harvest"}
-    streamed = {line.stage.activations for line in lines if line.course and line.course.reading}
-    together = [size + (models.get(entry, 0) if entry in streamed else 0) for entry, size in held.items()]
+    together = [size + (models.get(entry[1], 0) if entry in streamed else 0) for entry, size in held.items()]
     return max([*together, *(line.memory or 0 for line in lines)], default=0)
 
 
