@@ -1,41 +1,68 @@
-"""Two processes of one thread each against one process of one thread: seconds per training step on the same global batches.
+"""Past one process: two processes of one thread each against one in training and harvest, and a stream against its parts.
 
-Every turn is a `torchrun` of its own, in which the processes warm up before anything is timed. On a machine with two quiet cores.
+Every turn is a `torchrun` of its own, in which the processes warm up before anything is timed. On a machine with two quiet cores: a stream
+reads in one thread and learns in another, and is compared with the slower of the two alone, on the same batches.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.timing import Section, Settings, Times
 
 ROOT = Path(__file__).parents[1]
-KEY = "scale.training_two_processes"
-STEPS = 8
-ONE, TWO = "one process of one thread", "two processes of one thread"
+TRAINING, HARVEST, STREAM = "scale.training_two_processes", "scale.harvest_two_processes", "scale.stream_vs_slower"
+ONE, TWO = "training, one process of one thread", "training, two processes of one thread"
+HARVEST_ONE, HARVEST_TWO = "harvest, one process of one thread", "harvest, two processes of one thread"
+READING, LEARNING, STREAMED = "a stream's windows, read alone", "training on the stream's batches alone", "training from the stream"
+GLOO = "from one process to another by gloo"
 
 
-def seconds(settings: Settings, count: int) -> float:
-    """Per training step, by so many processes."""
+def found(settings: Settings, work: str, count: int) -> dict[str, float]:
+    """What so many processes measure of a work."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "benchmarks.scale_worker"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, *command, json.dumps(asdict(settings.sizes)), str(STEPS)],
+    done = subprocess.run(
+        [sys.executable, *command, work, json.dumps(asdict(settings))],
         cwd=ROOT,
         env=environment,
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
     )
-    return float(json.loads(found.stdout.splitlines()[-1])["seconds"])
+    if done.returncode:
+        raise SystemExit(f"{work} by {count} processes failed:\n{done.stderr}")
+    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return values
 
 
 def measure(settings: Settings) -> Section:
-    times = Times({ONE: [], TWO: []})
+    seconds: dict[str, list[float]] = {}
+    tokens: dict[str, int] = {}
+    gloo: list[float] = []
+
+    def turn(names: Sequence[str], work: str, count: int) -> None:
+        values = found(settings, work, count)
+        for name, key in zip(names, ("seconds", "reading", "learning"), strict=False):
+            seconds.setdefault(name, []).append(values[key])
+            tokens[name] = int(values["tokens"])
+        gloo.extend([values["gloo"]] if "gloo" in values else [])
+
+    turns = [([ONE], "train", 1), ([TWO], "train", 2), ([HARVEST_ONE], "harvest", 1), ([HARVEST_TWO], "harvest", 2)]
+    turns.append(([STREAMED, READING, LEARNING], "stream", 1))
     for number in range(settings.rounds):
-        for name in (ONE, TWO) if number % 2 == 0 else (TWO, ONE):
-            times.seconds[name].append(seconds(settings, 2 if name == TWO else 1))
-    return Section("scale", {KEY: times.speed_ratio(TWO, ONE)}, times.seconds, dict.fromkeys(times.seconds, settings.sizes.batch))
+        for names, work, count in turns if number % 2 == 0 else turns[::-1]:
+            turn(names, work, count)
+    times = Times(seconds)
+    alone = zip(seconds[READING], seconds[LEARNING], seconds[STREAMED], strict=True)
+    ratios = {
+        TRAINING: times.speed_ratio(TWO, ONE),
+        HARVEST: times.speed_ratio(HARVEST_TWO, HARVEST_ONE),
+        STREAM: statistics.median(max(reading, learning) / streamed for reading, learning, streamed in alone),
+    }
+    return Section("scale", ratios, seconds, tokens, notes={GLOO: f"{statistics.median(gloo) / 1e9:.2f} GB/s"})

@@ -82,7 +82,7 @@ def test_init_takes_a_place_and_writes_over_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["google/gemma-2-2b"], "how many layers 'google/gemma-2-2b' has is not known before it is fetched: give --layer"),
+        (["owner/model"], "how many layers 'owner/model' has is not known before it is fetched: give --layer"),
         (["minilm-l6", "--layer", "6"], "layer 6 is out of range: "),
         (["minilm-l6", "--text", "no/such/text.txt"], "there is no text at "),
     ],

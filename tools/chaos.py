@@ -1,6 +1,7 @@
 """Kill a study at random moments, again and again, and look whether anything is lost.
 
     make chaos KILLS=200        (python -m tools.chaos --kills 200 [--seed 0] [--folder FOLDER])
+    make chaos KILLS=100 ARGS="--processes 2"
 
 A small study with every stage (scan, harvest of a language model, of a stream and of a world, training of three kinds of arms, evaluation
 with five of its sections, figures, report) runs once without interruption. Then it runs in fresh folders in processes that get SIGKILL:
@@ -14,6 +15,10 @@ recovered: the process after the kill went on without complaint; lost: it was re
 finished before the kill; different: a study that came to its end holds other bytes, in any file but those that hold times, than the one
 that was never interrupted. Processes are forked from one that has the libraries loaded, so that kills fall into the work and not into
 imports.
+
+With `--processes`, the engine of `torchrun` starts so many, which harvest a world and a stream and train on them in windows of a few
+batches, up to the results; a random one of them gets SIGKILL or SIGTERM, or process 0, which alone writes, SIGKILL at a file operation.
+Lost is then also what has not ended 60 seconds after its process was killed.
 """
 
 import argparse
@@ -31,13 +36,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tests.companies import children
 from tests.tiny_models import tiny_model
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from temporallens import cli
 from temporallens.activations.language.models import LanguageModel
 from temporallens.errors import TemporalLensError
 from temporallens.files import read_json
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
+from temporallens.training import trainer
 
 STUDY = """\
 name: chaos
@@ -68,7 +78,13 @@ MORE_ARMS = """\
 """
 TIMED = {"timing.json", "report.html", ".lock", "progress.safetensors"}
 """Files that hold times, and what a kill right behind a manifest leaves beside it."""
-REFUSED, FAILED = 3, 4
+REFUSED, FAILED, KILLED, LATE = 3, 4, 5, 6
+PATIENCE = 60.0
+"""Seconds in which all processes should have ended when one was killed."""
+
+
+WINDOW = 160
+"""Rows of a stream's window where several processes share it: so few that a training has many."""
 
 
 class Outcome(NamedTuple):
@@ -91,6 +107,8 @@ class Dying(NamedTuple):
     delay: float | None = None
     operation: int | None = None
     after: bool = False
+    rank: int = 0
+    signal: int = signal.SIGKILL
 
 
 def kill_at(operation: int, after: bool) -> None:
@@ -114,40 +132,92 @@ def kill_at(operation: int, after: bool) -> None:
     os.replace = counting(os.replace)  # what Path.replace calls
 
 
-def run_once(study: Path, folder: Path, dying: Dying | None = None, prepare: Callable[[], None] = lambda: None) -> int:
-    """Run the study in a forked process, which is killed as `dying` says; the exit code, negative for a signal."""
+def run_once(study: Path, folder: Path, dying: Dying | None = None, prepare: Callable[[], None] = lambda: None, processes: int = 1) -> int:
+    """Run the study in a forked process, or so many, of which one is killed as `dying` says; the exit code, -SIGKILL where it was."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child:
-        return _wait(child, dying.delay if dying else None)
+        return _wait(child, dying, processes)
     code = FAILED
-    try:
+
+    def prepared() -> None:
         torch.set_num_threads(1)
         prepare()
         if dying is not None and dying.operation is not None:
             kill_at(dying.operation, dying.after)
-        run_study(read_study(study), folder)
-        code = 0
-    except TemporalLensError as error:
-        print(f"refused: {error}", file=sys.stderr, flush=True)
-        code = REFUSED
+
+    try:
+        if processes > 1:
+            _redirect(folder.with_suffix(".said"))
+        code = _alone(study, folder, prepared) if processes == 1 else _together(study, folder, prepared, processes)
     finally:  # a child that fails must not go on as a second parent
         if code == FAILED:
             traceback.print_exc()
         os._exit(code)
 
 
-def _wait(child: int, delay: float | None) -> int:
-    """The exit code of a child, which is killed once `delay` seconds have passed."""
-    deadline = None if delay is None else time.monotonic() + delay
+def _alone(study: Path, folder: Path, prepare: Callable[[], None]) -> int:
+    prepare()
+    try:
+        run_study(read_study(study), folder)
+    except TemporalLensError as error:
+        print(f"refused: {error}", file=sys.stderr, flush=True)
+        return REFUSED
+    return 0
+
+
+def _redirect(path: Path) -> None:
+    """Let a file have what this process and its children say: `torchrun` reports every kill at length."""
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _together(study: Path, folder: Path, prepare: Callable[[], None], processes: int) -> int:
+    """The command, by `torchrun`'s engine, which forks its processes from this one."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="chaos",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+
+    def work() -> None:
+        if os.environ["RANK"] == "0":
+            prepare()
+        torch.set_num_threads(1)
+        cli.app(["evaluate", str(study), "--out", str(folder)])
+
+    try:
+        elastic_launch(config, work)()
+    except ChildFailedError as error:
+        return KILLED if error.get_first_failure()[1].exitcode == -signal.SIGKILL else REFUSED
+    return 0
+
+
+def _wait(child: int, dying: Dying | None, processes: int) -> int:
+    """The exit code of a child that is, or has, a process that is killed once its time has come."""
+    deadline = None if dying is None or dying.delay is None else time.monotonic() + dying.delay
+    killed = None  # when
     while True:
         done, status = os.waitpid(child, 0 if deadline is None else os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            if killed is not None and code > 0:
+                return -signal.SIGKILL if time.monotonic() - killed < PATIENCE else LATE
+            return -signal.SIGKILL if code == KILLED else code
         if deadline is not None and time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            deadline = None
+            assert dying is not None
+            targets = [child] if processes == 1 else children(child)
+            if len(targets) == processes:  # all have begun, in order of their ranks
+                os.kill(targets[dying.rank], dying.signal)
+                killed, deadline = None if processes == 1 else time.monotonic(), None
         time.sleep(0.001)
 
 
@@ -169,7 +239,7 @@ def proofs(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in paths if read_json(path, "the record of a stage")["finished"]}
 
 
-def count_operations(study: Path, folder: Path) -> tuple[float, int]:
+def count_operations(study: Path, folder: Path, processes: int) -> tuple[float, int]:
     """Seconds and file operations of an uninterrupted run in `folder`."""
     counter = folder.with_suffix(".count")
 
@@ -187,15 +257,15 @@ def count_operations(study: Path, folder: Path) -> tuple[float, int]:
         tempfile.mkstemp, os.fsync, os.replace = counted(tempfile.mkstemp), counted(os.fsync), counted(os.replace)
 
     started = time.monotonic()
-    if run_once(study, folder, prepare=counting) != 0:
+    if run_once(study, folder, prepare=counting, processes=processes) != 0:
         raise SystemExit("the study does not run even without being killed")
     return time.monotonic() - started, int(counter.read_text())
 
 
-def chaos(study: Path, folder: Path, kills: int, seed: int, say: Callable[[str], None] = print) -> Outcome:
+def chaos(study: Path, folder: Path, kills: int, seed: int, processes: int = 1, say: Callable[[str], None] = print) -> Outcome:
     """Kill the study `kills` times in folders under `folder`."""
     dice = random.Random(seed)
-    seconds, operations = count_operations(study, folder / "whole")
+    seconds, operations = count_operations(study, folder / "whole", processes)
     whole = contents(folder / "whole")
     say(f"uninterrupted: {seconds:.1f} s, {operations} file operations, {len(whole)} files to compare")
     outcome = Outcome(0, [], [], Counter())
@@ -203,13 +273,14 @@ def chaos(study: Path, folder: Path, kills: int, seed: int, say: Callable[[str],
     while outcome.kills < kills or pending:
         run = folder / f"run-{number}"
         before = proofs(run)
-        code = run_once(study, run, None if outcome.kills >= kills else _dying(dice, seconds, operations))
+        code = run_once(study, run, None if outcome.kills >= kills else _dying(dice, seconds, operations, processes), processes=processes)
         repeated = [path for path, when in before.items() if proofs(run).get(path) != when]
         label = f"run {number}, kill {outcome.kills}"
-        if pending and (code > 0 or repeated):
+        if code == LATE or (pending and (code > 0 or repeated)):
             outcome.lost.append(f"{label}: exit {code}, repeated {repeated[:3]}")
         if code > 0:
-            say(f"{label}: exit {code}")
+            said = run.with_suffix(".said")
+            say(f"{label}: exit {code}" + (f"\n{said.read_text()[-4000:]}" if said.exists() else ""))
             number, pending = number + 1, False
             continue
         if code == -signal.SIGKILL:
@@ -227,9 +298,12 @@ def chaos(study: Path, folder: Path, kills: int, seed: int, say: Callable[[str],
     return outcome
 
 
-def _dying(dice: random.Random, seconds: float, operations: int) -> Dying:
+def _dying(dice: random.Random, seconds: float, operations: int, processes: int) -> Dying:
     if dice.random() < 0.5:
-        return Dying(delay=dice.uniform(0.01, seconds))
+        delay = dice.uniform(0.01, seconds)
+        if processes == 1:
+            return Dying(delay)
+        return Dying(delay, rank=dice.randrange(processes), signal=dice.choice([signal.SIGKILL, signal.SIGTERM]))
     return Dying(operation=dice.randrange(1, max(2, operations // 3)), after=dice.random() < 0.5)
 
 
@@ -237,6 +311,15 @@ def _current(folder: Path) -> str:
     """The kind of stage in which the last process was killed."""
     open_stages = [name for name, finished in stages(folder).items() if not finished]
     return open_stages[0].partition("/")[0] if open_stages else "between stages"
+
+
+def write_streamed_study(folder: Path, model: Path, text: Path) -> Path:
+    """A study of a world and a stream, for several processes."""
+    path = folder / "study.yaml"
+    stream = f"  stream: {{model: {model}, text: {text}, context_length: 16, batch_size: 4, layer: 0, stream: true, stored_every: 2}}"
+    path.write_text(STUDY.format(sequences=48, steps=60, scans="", harvests=stream, arms="", evaluation=""))
+    trainer.window_rows = lambda *_: WINDOW
+    return path
 
 
 def write_study(folder: Path, sequences: int = 96, steps: int = 60, model: Path | None = None, text: Path | None = None) -> Path:
@@ -268,16 +351,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs are written; they are removed at the end")
     parser.add_argument("--small", action="store_true", help="a world and one arm only: no language model, fewer pictures")
+    parser.add_argument("--processes", type=int, default=1, help="that torchrun starts for each run, one of which is killed")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)
-        if chosen.small:
+        if chosen.processes > 1:
+            study = write_streamed_study(folder, tiny_model("llama", folder / "llama"), tiny_text(folder))
+        elif chosen.small:
             study = write_study(folder)
         else:
             study = write_study(folder, model=tiny_model("llama", folder / "llama"), text=tiny_text(folder))
+        if not chosen.small:
             LanguageModel.load(str(folder / "llama"))  # once here, so that the libraries are loaded in every process
-        outcome = chaos(study, folder, chosen.kills, chosen.seed)
+        outcome = chaos(study, folder, chosen.kills, chosen.seed, chosen.processes)
     for what in [*outcome.lost, *outcome.different]:
         print(what)
     print(f"killed in: {', '.join(f'{kind} {count}' for kind, count in outcome.stages.most_common())}")

@@ -27,6 +27,7 @@ from temporallens.layout import RunFolder
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from temporallens.study.devices import Company
     from temporallens.study.reading import StudyFile
     from temporallens.study.stages import Kind
 
@@ -205,12 +206,23 @@ def run_command(
     model: Model = None,
     changes: Changes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and print its plan; write nothing.")] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="With --dry-run: plan for so many, which torchrun would start.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="With --dry-run: plan for one of these in each process: h100.", metavar="NAME")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Do a whole study: scan, harvest, train, evaluate, figures, report. Finished stages are skipped."""
+    if not dry_run and (processes is not None or device is not None):
+        raise TemporalLensError("--processes and --device are for the plan, and go with --dry-run: torchrun starts the processes of a run")
     study_file, folder = _open_study(study, out, model, changes)
     if dry_run:
-        _print_plan(study_file, folder, as_json)
+        from temporallens.study.devices import Company, device_named
+
+        company = Company(processes or 1, None if device is None else device_named(device))
+        _print_plan(study_file, folder, as_json, company)
     else:
         _run(study_file, folder, "report")
         _print_results(folder, RunFolder(folder).report, as_json)
@@ -467,6 +479,7 @@ def inspect_command(
 ) -> None:
     """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
     from temporallens.activations.language.hooks import layer_named
+    from temporallens.study.devices import Company
     from temporallens.study.inspection import inspection
     from temporallens.study.pretrained import check_pretrained
     from temporallens.study.stages import stages_of
@@ -476,7 +489,7 @@ def inspect_command(
     folder = out or Path("runs") / study_file.study.name
     if dry_run:
         check_pretrained(study_file.study, stages_of(*study_file))
-        _print_plan(study_file, folder, as_json)
+        _print_plan(study_file, folder, as_json, Company())
     else:
         _run(study_file, folder, "report")
         _print_results(folder, RunFolder(folder).report, as_json)
@@ -643,11 +656,11 @@ def _run(study_file: "StudyFile", folder: Path, kind: "Kind") -> None:
     run_study(study_file, folder, kind, say=_tell)
 
 
-def _print_plan(study_file: "StudyFile", folder: Path, as_json: bool) -> None:
+def _print_plan(study_file: "StudyFile", folder: Path, as_json: bool, company: "Company") -> None:
     from temporallens.study.plan import plan_study
     from temporallens.study.tables import plan_data, plan_table
 
-    plan = plan_study(study_file, folder)
+    plan = plan_study(study_file, folder, company)
     if as_json:
         _print_json(plan_data(plan))
         return

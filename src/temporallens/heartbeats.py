@@ -45,9 +45,11 @@ class Heartbeats:
         self._own_end: str | None = None
         self._cause: str | None = None
         self._silent: set[int] = set()
+        self._looked = now  # when the last look at the others began
         self._hurry, self._known, self._over = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="heartbeats", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="heartbeats' guard", daemon=True).start()
 
     @property
     def speaks(self) -> bool:
@@ -57,7 +59,7 @@ class Heartbeats:
     def stop(self) -> None:
         """The work is done."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(GRACE)
 
     def cause(self) -> str | None:
         """After a connection broke: who is the cause; None where everybody lives."""
@@ -84,22 +86,19 @@ class Heartbeats:
         while not self.speaks and not interrupted and not self._said[0].startswith(ENDED) and time.monotonic() < deadline:
             time.sleep(EVERY / 10)
         self._over.set()
-        self._thread.join()
+        self._thread.join(GRACE)
 
     def _look(self) -> None:
         while not self._over.is_set():
-            started = time.monotonic()
+            started = self._looked = time.monotonic()
             try:
                 self._exchange(started)
             except RuntimeError:  # the store's errors are of this class
-                self._cause = self._cause or f"the machine of process 0 cannot be reached any more; {GO_ON}"
-                self._silent |= set(range(self._rank))
+                self._lose_store()
             if self._cause is None:
                 self._judge(time.monotonic())
             if self._cause is not None:
-                self._known.set()
-                if not self._over.wait(GRACE):
-                    self._end_all()
+                self._tell()
             self._over.wait(EVERY)
             if time.monotonic() - started > SHORT_SILENCE:  # this process was stopped itself, and so perhaps were all
                 self._heard = [max(heard, time.monotonic()) for heard in self._heard]
@@ -107,6 +106,28 @@ class Heartbeats:
             self._beat()
         except RuntimeError:
             return
+
+    def _guard(self) -> None:
+        """Look after the thread that looks: on a machine that was cut off, it waits for the store's answer for ever."""
+        woken = time.monotonic()
+        while not self._over.wait(EVERY):
+            now = time.monotonic()
+            if now - woken > SHORT_SILENCE:  # this process was stopped itself
+                self._looked = now
+            woken = now
+            if now - self._looked > SILENCE:
+                self._lose_store()
+                self._tell()
+
+    def _lose_store(self) -> None:
+        self._cause = self._cause or f"the machine of process 0 cannot be reached any more; {GO_ON}"
+        self._silent |= set(range(self._rank))
+
+    def _tell(self) -> None:
+        """Let the main thread know the cause, and end the process where it does not do so itself."""
+        self._known.set()
+        if not self._over.wait(GRACE):
+            self._end_all()
 
     def _beat(self) -> None:
         self._beats += 1

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from temporallens.activations.loader import Batch, Cursor, Loader, sequential
+from temporallens.activations.loader import Batch, Cursor, Loader, StoredWindows, sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 
@@ -65,6 +66,30 @@ def test_a_restored_loader_goes_on_exactly(store, before, seed):
         assert same(next(whole), next(restored))
     for loader in (whole, cut, restored):
         loader.close()
+
+
+def test_windows_are_read_one_at_a_time_also_where_the_loader_goes_back(store, monkeypatch):
+    """A window of a stream is a matter of all processes, and of a text that is read in its order."""
+    read, reading = StoredWindows.read, []
+
+    def slowly(windows, epoch, window):
+        reading.append(window)
+        assert len(reading) == 1
+        time.sleep(0.05)
+        found = read(windows, epoch, window)
+        reading.pop()
+        return found
+
+    monkeypatch.setattr(StoredWindows, "read", slowly)
+    loader = small(store)
+    first = next(loader)
+    while loader.cursor.window == 0:
+        next(loader)
+    next(loader)  # another window begins, and the one after it is being read
+    loader.restore(Cursor(0, 0, 0))
+    assert same(next(loader), first)
+    loader.mixing()
+    loader.close()
 
 
 def test_mixing_is_reported(store):

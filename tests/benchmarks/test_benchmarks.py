@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.timing import Section, Settings, Sizes, Times, interleaved
 
 from benchmarks import peers, scale
 from tiny_models import TEXTS, tiny_model
+from tiny_studies import documents
 
 BATCHTOPK = ["vs_dense_matmuls", "vs_dense_reference", "vs_encoder_product", *(f"vs_{library}" for library in LIBRARIES)]
 KEYS = {
@@ -29,6 +31,8 @@ KEYS = {
     "peak_memory_ratio",
     "peak_memory_ratio.float32",
     "scale.training_two_processes",
+    "scale.harvest_two_processes",
+    "scale.stream_vs_slower",
     *(f"scaling.{name}" for name in ("features", "k", "width", "batch", "openness")),
 }
 
@@ -45,8 +49,20 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.mark.slow
-def test_two_processes_are_timed(settings: Settings) -> None:
-    assert scale.seconds(settings, 2) > 0
+@pytest.mark.timeout(300)
+def test_processes_and_streams_are_timed(settings: Settings, tmp_path: Path) -> None:
+    text = tmp_path / "long.jsonl"
+    text.write_text(documents(60))
+    settings = replace(settings, text=str(text), tokens=1500)
+    assert scale.found(settings, "train", 2)["gloo"] > 0
+    assert scale.found(settings, "harvest", 2)["tokens"] > 1000
+    streamed = scale.found(settings, "stream", 1)  # which refuses other bits
+    assert min(streamed.values()) > 0 and streamed["tokens"] > 1000
+
+
+def pretended(settings: Settings, work: str, count: int) -> dict[str, float]:
+    """What `scale` would measure: starting processes takes longer than all the rest."""
+    return {"seconds": 1 / count, "reading": 0.5, "learning": 0.9, "tokens": 64} | ({"gloo": 1e9} if count > 1 else {})
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "without_bfloat16"])
@@ -54,7 +70,7 @@ def test_one_command_measures_every_ratio_and_writes_the_page(
     settings: Settings, tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("temporallens.precision.has_bfloat16", lambda device: native)
-    monkeypatch.setattr(scale, "seconds", lambda settings, count: 1 / count)  # starting processes takes longer than all the rest
+    monkeypatch.setattr(scale, "found", pretended)
     keys = {key for key in KEYS if native or ".float32" not in key}  # what `auto` gives is float32 where there is no bfloat16
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -68,7 +84,8 @@ def test_one_command_measures_every_ratio_and_writes_the_page(
     assert all(math.isfinite(value) for key, value in found.items() if key not in missing)
     assert all(value > 0 for key, value in found.items() if key not in missing and not key.startswith(("scaling.", "peak_memory")))
     assert details["settings"]["rounds"] == 2 and details["torch"]
-    assert details["notes"] == dict.fromkeys(LIBRARIES.values(), NOT_INSTALLED)
+    assert details["notes"] == dict.fromkeys(LIBRARIES.values(), NOT_INSTALLED) | {scale.GLOO: "1.00 GB/s"}
+    assert (found["scale.harvest_two_processes"], found["scale.stream_vs_slower"]) == (2, 0.9)
     assert all(len(seconds) == 2 for times in details["seconds"].values() for seconds in times.values())
     page = (docs / "performance.md").read_text()
     assert all(f"`{key}`" in page for key in keys) and NOT_INSTALLED in page

@@ -171,7 +171,7 @@ class Loader:
             if self._ahead is not None and self._ahead[0] == cursor:
                 self._current = self._ahead[1].result()
             else:
-                self._current = self._read(cursor.epoch, cursor.window)
+                self._current = self._reader.submit(self._read, *cursor[:2]).result()  # behind a window that is not wanted any more
             if len(self._current.bounds) < 2:
                 usable = len(self._current.rows.x)
                 raise TemporalLensError(
@@ -209,7 +209,7 @@ class Loader:
 
     def mixing(self, batches: int = 4) -> Mixing:
         """Look at `batches` batches from the start of the first window, without moving the loader."""
-        window, bounds, *_ = self._read(0, 0)
+        window, bounds, *_ = self._reader.submit(self._read, 0, 0).result()
         if len(bounds) < 2:
             usable = len(window.x)
             raise TemporalLensError(

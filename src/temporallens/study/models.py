@@ -28,9 +28,12 @@ class ModelSizes(NamedTuple):
     hidden: int  # of the feed-forward block
     layers: int
     context: int | None  # positions it has; None where its configuration gives none
+    vocabulary: int = 0  # tokens that it has an embedding of; 0 where its configuration does not say
 
 
-SHIPPED_MODELS = {"smollm2-135m": ModelSizes(576, 1536, 30, 8192), "minilm-l6": ModelSizes(384, 1536, 6, 512)}
+SHIPPED_MODELS = {"smollm2-135m": ModelSizes(576, 1536, 30, 8192, 49152), "minilm-l6": ModelSizes(384, 1536, 6, 512, 30522)}
+PUBLISHED = {"google/gemma-2-2b": ModelSizes(2304, 9216, 26, 8192, 256000)}
+"""From the `config.json` that stands on the hub, for plans that are made before it was fetched."""
 
 
 def check_models(study: Study) -> None:
@@ -88,18 +91,29 @@ def check_texts(study: Study) -> None:
 
 
 def model_sizes(model: str) -> ModelSizes | None:
-    """Sizes of a shipped model, or from the `config.json` of a directory or of the hub's cache; None where there is none."""
+    """Sizes of a shipped model, or from the `config.json` of a directory or of the hub's cache; those of `PUBLISHED`, or None, where there
+    is none."""
     if model in SHIPPED_MODELS:
         return SHIPPED_MODELS[model]
-    folder = user_path(model)
-    path = folder / "config.json" if folder.is_dir() else _in_hub_cache(model)
-    if path is None or not path.is_file():
-        return None
+    path = _configuration(model)
+    if path is None:
+        return PUBLISHED.get(model)
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise TemporalLensError(f"{path} is not readable as the configuration of a model: {error}") from error
     return _sizes_of(config.get("text_config", config)) if isinstance(config, dict) else None
+
+
+def is_assumed(model: str) -> bool:
+    """Whether a model's sizes are those of `PUBLISHED`, without its own configuration being at hand."""
+    return model in PUBLISHED and _configuration(model) is None
+
+
+def _configuration(model: str) -> Path | None:
+    folder = user_path(model)
+    path = folder / "config.json" if folder.is_dir() else _in_hub_cache(model)
+    return path if path is not None and path.is_file() else None
 
 
 def _in_hub_cache(model: str, revision: str | None = None) -> Path | None:
@@ -119,4 +133,5 @@ def _sizes_of(config: dict[str, Any]) -> ModelSizes | None:
     width, layers = first("hidden_size", "n_embd"), first("num_hidden_layers", "n_layer")
     if width is None or layers is None:
         return None
-    return ModelSizes(width, first("intermediate_size", "n_inner") or 4 * width, layers, first("max_position_embeddings", "n_positions"))
+    hidden, context = first("intermediate_size", "n_inner") or 4 * width, first("max_position_embeddings", "n_positions")
+    return ModelSizes(width, hidden, layers, context, first("vocab_size") or 0)

@@ -1,11 +1,11 @@
 """The plan of a study, for `--dry-run`: what would be done, how much of it, and about how long, without doing any of it.
 
 Nothing is written, no model or text is loaded or fetched. Sizes come from a model's `config.json` where one is at hand, tokens from
-the study and the size of its texts, and times from the arithmetic of each stage and what `speeds` times on the spot. What cannot be
-known without fetching something is said to be unknown, never guessed.
+the study and the size of its texts, and times from the arithmetic of each stage and what `speeds` times on the spot, or has of a device
+that is not here. What cannot be known without fetching something is said to be unknown; what is known of a model beforehand, so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.activations.stored import StoredPolicy
 from temporallens.files import user_path
 from temporallens.layout import RunFolder
-from temporallens.precision import precision
+from temporallens.precision import Precision
 from temporallens.study.config import Study, tuning_of
-from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, model_sizes
+from temporallens.study.devices import Company, Traffic
+from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, is_assumed, model_sizes
 from temporallens.study.pins import pinned_study, read_pins
 from temporallens.study.reading import StudyFile
 from temporallens.study.run import refuse_foreign_folder
@@ -31,6 +32,9 @@ from temporallens.study.stages import PAIRED, Records, Stage, stages_of
 from temporallens.study.tuning import UP_TO_LAST, tuned_before
 from temporallens.training.loggers import check_loggers
 
+ALONE = Company()
+TUNING = "tuning/"
+"""What names of stages begin with that are done for the choice of settings."""
 BYTES_PER_TOKEN = 4.3
 """Of English text, roughly; the estimate for texts of the user's own."""
 COLUMN_BYTES = 37
@@ -43,6 +47,8 @@ ENCODING_AND_DECODING = 2.0
 sections do beyond it is not known beforehand."""
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
 """Of all figures, and of the report."""
+PARAMETER_BYTES = 16
+"""Of a parameter that learns: itself, its gradient and Adam's two moments, all float32."""
 LOADING_SECONDS = 3.0
 """Of a model, or of a dictionary that is read."""
 TOKENISED_PER_SECOND = 600_000
@@ -50,6 +56,19 @@ SCANNED_SECONDS = 2e-8
 """Of the sums by clock, for each token, layer and dimension."""
 BEFOREHAND_SECONDS = 2e-7
 """The same of what is known beforehand, where it is asked for."""
+
+
+class Course(NamedTuple):
+    """Seconds of a dictionary's training; of a stream, which all dictionaries of its entry share, its part."""
+
+    reading: float  # forward passes of a stream's model
+    feeding: float  # cutting a stream's text and telling all processes what was read of it, in a thread beside the steps
+    learning: float  # steps: arithmetic, update, exchanges
+
+    @property
+    def together(self) -> float:
+        """Passes and steps are on one device."""
+        return self.reading + max(self.feeding, self.learning)
 
 
 class PlanLine(NamedTuple):
@@ -60,6 +79,9 @@ class PlanLine(NamedTuple):
     tokens: int | None
     bytes: int | None
     seconds: float | None
+    memory: int | None = None  # bytes that each process holds at least
+    traffic: Traffic | None = None  # in a training step of several processes
+    course: Course | None = None  # of a training
 
 
 class Plan(NamedTuple):
@@ -67,10 +89,12 @@ class Plan(NamedTuple):
 
     lines: list[PlanLine]
     notes: list[str]
+    company: Company
 
 
-def plan_study(study_file: StudyFile, folder: Path) -> Plan:
-    """The plan of a study in `folder`; raises TemporalLensError where a run would, as far as that can be known beforehand."""
+def plan_study(study_file: StudyFile, folder: Path, company: Company = ALONE) -> Plan:
+    """The plan of a study in `folder`, done by such a company; raises TemporalLensError where a run would, as far as that can be known
+    beforehand."""
     study, text = pinned_study(study_file.study, read_pins(folder)), study_file.text
     study = tuned_before(study, text, folder)
     refuse_foreign_folder(study, folder)
@@ -78,13 +102,13 @@ def plan_study(study_file: StudyFile, folder: Path) -> Plan:
     check_texts(study)
     check_batches(study)
     check_loggers(study.training.loggers)
-    speeds = Speeds(study.threads)
+    speeds = Speeds(study.threads, company)
     lines = _lines(study, text, folder, speeds)
     if study.tuning:
         grid = _lines(tuning_of(study), text, RunFolder(folder).tuning, speeds)
         needed = [line for line in grid if line.stage.kind in UP_TO_LAST]
-        lines = [*(line._replace(stage=replace(line.stage, name=f"tuning/{line.stage.name}")) for line in needed), *lines]
-    return Plan(lines, _notes(lines, speeds.products()))
+        lines = [*(line._replace(stage=replace(line.stage, name=f"{TUNING}{line.stage.name}")) for line in needed), *lines]
+    return Plan(lines, _notes(study, lines, speeds), company)
 
 
 def _lines(study: Study, text: str, folder: Path, speeds: Speeds) -> list[PlanLine]:
@@ -92,19 +116,63 @@ def _lines(study: Study, text: str, folder: Path, speeds: Speeds) -> list[PlanLi
     return [PlanLine(stage, records.finished(stage), *SIZES[stage.kind](stage, study, speeds)) for stage in stages_of(study, text)]
 
 
-def _notes(lines: list[PlanLine], speed: float) -> list[str]:
+def _notes(study: Study, lines: list[PlanLine], speeds: Speeds) -> list[str]:
     to_do = [line for line in lines if not line.finished]
     finished = f"{len(lines) - len(to_do)} of {len(lines)} stages are finished"
     if not to_do:
         return [f"{finished}; there is nothing to do."]
+    return [_amounts(finished, to_do), *_basis(speeds), *_assumed(study), *_memory_notes(lines, speeds.company)]
+
+
+def _amounts(finished: str, to_do: list[PlanLine]) -> str:
     seconds, size = sum(line.seconds or 0.0 for line in to_do), sum(line.bytes or 0 for line in to_do)
     amount = f"about {readable_time(seconds)} and {readable_bytes(size)} of disk"
     unknown = any(line.seconds is None for line in to_do)
+    return f"{finished}; the rest takes {amount}" + (", without those marked ?, of which that is not known beforehand." if unknown else ".")
+
+
+def _basis(speeds: Speeds) -> list[str]:
+    """What the times rest on."""
+    if speeds.company.device is not None:
+        return speeds.company.notes()
     return [
-        f"{finished}; the rest takes {amount}" + (", without those marked ?, of which that is not known beforehand." if unknown else "."),
-        f"The times are each stage's arithmetic at {2 * speed / 1e9:.0f} GFLOP/s, timed just now with a matrix product on this machine,"
-        " and of models with a block of their size; fetching and converting models is not in them.",
+        f"The times are each stage's arithmetic at {2 * speeds.products() / 1e9:.0f} GFLOP/s, timed just now with a matrix product on this"
+        " machine, and of models with a block of their size; fetching and converting models is not in them.",
+        *speeds.company.notes(),
     ]
+
+
+def _assumed(study: Study) -> list[str]:
+    names = {scan.model for scan in study.scans} | {policy.model for policy in study.from_models().values()}
+    return [
+        f"{name} is not at hand: its sizes are taken to be those of its published configuration."
+        for name in sorted(names)
+        if is_assumed(name)
+    ]
+
+
+def _memory_notes(lines: list[PlanLine], company: Company) -> list[str]:
+    """How much a process holds at once: all dictionaries of an entry learn side by side, and beside the model where that is read."""
+    if company == ALONE:
+        return []
+    words = f"At most {readable_bytes(most_memory(lines))} are held at once in each process: weights, gradients and Adam's moments of all"
+    words += " dictionaries of an entry, and the model that a stream reads; what a step works with beside them is not counted."
+    device = company.device
+    return [words if device is None else f"{words} Each {device.title} has {readable_bytes(device.memory)}."]
+
+
+def most_memory(lines: Sequence[PlanLine]) -> int:
+    """Bytes that a process holds at most at once, as far as that is known."""
+    held: dict[tuple[bool, str], int] = {}
+    streamed = set()
+    for line in lines:
+        entry = (line.stage.name.startswith(TUNING), line.stage.activations)
+        if line.stage.kind == "train":
+            held[entry] = held.get(entry, 0) + (line.memory or 0)
+            streamed |= {entry} if line.course and line.course.reading else set()
+    models = {line.stage.activations: line.memory or 0 for line in lines if line.stage.kind == "harvest"}
+    together = [size + (models.get(entry[1], 0) if entry in streamed else 0) for entry, size in held.items()]
+    return max([*together, *(line.memory or 0 for line in lines)], default=0)
 
 
 class Amount(NamedTuple):
@@ -113,6 +181,9 @@ class Amount(NamedTuple):
     tokens: int | None
     bytes: int | None
     seconds: float | None
+    memory: int | None = None
+    traffic: Traffic | None = None
+    course: Course | None = None
 
 
 def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
@@ -122,8 +193,9 @@ def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     if sizes is None:
         return Amount(tokens, None, None)
     summed = SCANNED_SECONDS + (0.0 if scan.beforehand is None else BEFOREHAND_SECONDS)
-    seconds = tokens * sizes.layers * (speeds.block(sizes, precision(scan.compute_dtype)) + summed * sizes.width)
-    return Amount(tokens, None, LOADING_SECONDS + seconds)
+    used = speeds.precision(scan.compute_dtype)
+    seconds = tokens * sizes.layers * (speeds.block(sizes, used) + summed * sizes.width)
+    return Amount(tokens, None, LOADING_SECONDS + seconds, _model_bytes(sizes, sizes.layers, used))
 
 
 def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
@@ -137,13 +209,20 @@ def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     element = 4 if policy.dtype == "float32" else 2
     seconds = _reading(policy, sizes, tokens, speeds)
     seconds += LOADING_SECONDS + (_text_size(policy)[0] or tokens) / TOKENISED_PER_SECOND
-    return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), seconds)
+    memory = _model_bytes(sizes, block_of(policy.layer) + 1, speeds.precision(policy.precision))
+    return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), seconds, memory)
 
 
 def _reading(policy: HarvestPolicy, sizes: ModelSizes, tokens: int, speeds: Speeds) -> float:
-    """Seconds for so many tokens through the blocks of the model that are needed."""
+    """Seconds for so many tokens through the blocks of the model that are needed, divided among all processes."""
     blocks = block_of(policy.layer) + 1
-    return tokens * blocks * speeds.block(sizes, precision(policy.precision)) if blocks else 0.0
+    return tokens * blocks * speeds.block(sizes, speeds.precision(policy.precision)) / speeds.company.processes if blocks else 0.0
+
+
+def _model_bytes(sizes: ModelSizes, blocks: int, precision: Precision) -> int:
+    """Of the weights of so many blocks, and of the embeddings."""
+    element = 4 if precision == "float32" else 2
+    return element * (blocks * block_products(sizes.width, sizes.hidden) + sizes.vocabulary * sizes.width)
 
 
 def _making(policy: WorldPolicy | RecordsPolicy, speeds: Speeds) -> float:
@@ -164,12 +243,33 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     if width is None:
         return Amount(tokens, None, None)
     entries = width * arm.features
-    products = tokens * entries * (SPARSE_PRODUCTS if arm.level == "k" else DENSE_PRODUCTS)
-    seconds = products / speeds.products()
     policy = study.activations[stage.activations]
-    if isinstance(policy, HarvestPolicy) and policy.stream and (sizes := model_sizes(policy.model)):  # one pass for all dictionaries
-        seconds += _reading(policy, sizes, tokens, speeds) / sum(run.activations == stage.activations for run in study.trainings())
-    return Amount(tokens, 2 * 4 * entries, seconds)
+    element = 4 if isinstance(policy, HarvestPolicy) and policy.dtype == "float32" else 2
+    streams = isinstance(policy, HarvestPolicy) and policy.stream
+    traffic = Traffic(
+        gradients=2 * 4 * entries,
+        candidates=4 * study.training.batch_size * (getattr(arm, "k", None) or 0),
+        stream=element * study.training.batch_size * width if streams else 0,
+    )
+    course = _course(study, stage, traffic, speeds)
+    shared = traffic if speeds.company.processes > 1 else None
+    return Amount(tokens, 2 * 4 * entries, course.together, 2 * PARAMETER_BYTES * entries, shared, course)
+
+
+def _course(study: Study, stage: Stage, traffic: Traffic, speeds: Speeds) -> Course:
+    company, policy, training = speeds.company, study.activations[stage.activations], study.training
+    assert stage.run
+    sparse = study.variants()[stage.run.arm].arm.level == "k"
+    parameters = traffic.gradients // 4
+    products = training.batch_size * parameters // 2 * (SPARSE_PRODUCTS if sparse else DENSE_PRODUCTS)
+    step = products / company.processes / speeds.products() + company.updating(parameters) + company.exchanging(traffic)
+    learning = training.steps * step
+    if not isinstance(policy, HarvestPolicy) or not policy.stream or (sizes := model_sizes(policy.model)) is None:
+        return Course(0.0, 0.0, learning)
+    together = sum(run.activations == stage.activations for run in study.trainings())
+    tokens = training.steps * training.batch_size
+    feeding = tokens / TOKENISED_PER_SECOND + training.steps * company.spreading(traffic)
+    return Course(_reading(policy, sizes, tokens, speeds) / together, feeding / together, learning)
 
 
 def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:

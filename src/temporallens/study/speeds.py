@@ -1,5 +1,5 @@
 """How fast this machine is at what studies spend their time on, timed on the spot in a second or two: products of matrices, and blocks
-of a language model of the size and precision that a study names."""
+of a language model of the size and precision that a study names. Of a device that is not here, the same by its published figures."""
 
 import statistics
 import time
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from temporallens.defaults import fixed_threads
-from temporallens.precision import DTYPES, Precision, default_device
+from temporallens.precision import DTYPES, Precision, default_device, precision
+from temporallens.study.devices import PRODUCTS_REACH, Company
 from temporallens.study.models import ModelSizes
 
 ROUNDS = 5
@@ -23,21 +24,33 @@ LARGEST_WIDTH, LARGEST_HIDDEN = 2048, 8192
 
 
 class Speeds:
-    """Timings, each taken once, with the threads that the study will have."""
+    """Of one of a company's processes: timings, each taken once, with the threads that the study will have; or those of its device."""
 
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
+    def __init__(self, threads: int | None, company: Company) -> None:
+        self.company, self._threads = company, threads
         self.products = cache(self._products)
         self.block = cache(self._block)
 
+    def precision(self, requested: str) -> Precision:
+        """What a requested precision means there."""
+        return "bfloat16" if self.company.device and requested == "auto" else precision(requested)
+
+    def _published(self, precision: Precision) -> float | None:
+        """Multiply-adds per second of the company's device; None where its processes are like this one."""
+        return self.company.device and PRODUCTS_REACH * self.company.device.operations[precision] / 2
+
     def _products(self) -> float:
-        """Multiply-adds per second of a product in float32."""
+        """Multiply-adds per second of a training step's products: here those in float32."""
+        if published := self._published("bfloat16"):
+            return published
         x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.float32, device=default_device())
         with fixed_threads(self._threads):
             return PRODUCT_SIZE**3 / _typical(lambda: torch.mm(x, x))
 
     def _block(self, sizes: ModelSizes, precision: Precision) -> float:
         """Seconds that a block of a language model takes for a token."""
+        if published := self._published(precision):
+            return block_products(sizes.width, sizes.hidden) / published
         width, hidden = min(sizes.width, LARGEST_WIDTH), min(sizes.hidden, LARGEST_HIDDEN)
         block = _Block(width, hidden, DTYPES[precision])
         with fixed_threads(self._threads), torch.inference_mode():

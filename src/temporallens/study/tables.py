@@ -14,7 +14,7 @@ from temporallens.evaluation.scan import Scan, structure_of
 from temporallens.report.answers import answers
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
 from temporallens.serial import as_json
-from temporallens.study.plan import Plan, readable_bytes, readable_time
+from temporallens.study.plan import ALONE, Plan, PlanLine, readable_bytes, readable_time
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus, plus_minus
 
 NOT_KNOWN = "?"
@@ -44,7 +44,9 @@ def _printed(table: Table, words: Collection[str]) -> Printed:
 
 
 def plan_table(plan: Plan) -> Printed:
-    """One row per stage: what it is, how much it handles, and whether it is finished."""
+    """One row per stage: what it is, how much it handles, and whether it is finished; of several processes, or another device, what each
+    holds and exchanges too."""
+    shared = plan.company != ALONE
     rows = [
         Row(
             line.stage.name,
@@ -52,18 +54,28 @@ def plan_table(plan: Plan) -> Printed:
                 "" if line.tokens is None else f"{line.tokens:,}",
                 "" if line.bytes is None else readable_bytes(line.bytes),
                 NOT_KNOWN if line.seconds is None else readable_time(line.seconds),
+                *(_shared_cells(line) if shared else ()),
                 "finished" if line.finished else "to do",
             ],
         )
         for line in plan.lines
     ]
-    return _printed(Table("Plan", ["stage", "tokens", "disk", "time", "state"], rows), ["stage"])
+    more = ["memory", "exchanged a step"] if shared else []
+    return _printed(Table("Plan", ["stage", "tokens", "disk", "time", *more, "state"], rows), ["stage"])
+
+
+def _shared_cells(line: PlanLine) -> list[str]:
+    return ["" if size is None else readable_bytes(size) for size in (line.memory, line.traffic and sum(line.traffic))]
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan's stages, in order, with numbers where they are known."""
-    stages = [{"stage": line.stage.name, **{key: value for key, value in line._asdict().items() if key != "stage"}} for line in plan.lines]
-    return {"stages": stages, "notes": plan.notes}
+    stages = [line._asdict() | {"stage": line.stage.name, **_parts(line)} for line in plan.lines]
+    return {"processes": plan.company.processes, "stages": stages, "notes": plan.notes}
+
+
+def _parts(line: PlanLine) -> dict[str, dict[str, float] | None]:
+    return {name: None if part is None else part._asdict() for name, part in (("traffic", line.traffic), ("course", line.course))}
 
 
 def list_table(title: str, lines: Mapping[str, str]) -> Printed:
