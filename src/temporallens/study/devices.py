@@ -1,7 +1,7 @@
 """Several processes, and devices that are not here, on paper: what a plan reckons their times and exchanges with.
 
 The figures of a device are its maker's, or assumed; nothing here was measured on one. What was measured on this project's processors says
-so, with the command that measures it. How much is exchanged is the arithmetic of `processes.py` and of the training step.
+so. How much is exchanged is the arithmetic of `processes.py` and of the training step.
 """
 
 import math
@@ -11,8 +11,8 @@ from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.precision import Precision
 
 GLOO_BYTES = 1.7e9
-"""Per second, that gloo brings from one process to one other, both on one machine of two cores: measured by
-`python -m benchmarks --only scale`. Streams go this way on every device."""
+"""Per second, that gloo is assumed to bring from one process to one other: on one machine of two cores between .3, busy, and 1.7, nearly idle
+(`python -m benchmarks --only scale` measures it). Streams go this way on every device."""
 PRODUCTS_REACH, LINKS_REACH = 0.4, 0.8
 """Shares of their peaks that products of matrices, and exchanges, are assumed to reach."""
 ADAM_BYTES = 28
@@ -86,7 +86,7 @@ class Company(NamedTuple):
 
     def notes(self) -> list[str]:
         """What the numbers rest on."""
-        exchanged = f"gloo at {GLOO_BYTES / 1e9:g} GB/s, measured between two processes (python -m benchmarks --only scale)"
+        exchanged = f"gloo at {GLOO_BYTES / 1e9:g} GB/s, assumed (python -m benchmarks --only scale measures yours)"
         if self.device is None:
             each = f"Each of {self.processes} processes is taken to be as fast as this machine is now; they exchange by {exchanged}."
             return [each] if self.processes > 1 else []
