@@ -26,7 +26,7 @@ from temporallens.evaluation.order.scores import OrderGain
 from temporallens.evaluation.results import TimedResults, TimedRun
 from temporallens.evaluation.statistics import Estimate, Verdict
 from temporallens.figures.save import save
-from temporallens.report import answers, measured, page, tables
+from temporallens.report import answers, closed, measured, page, tables
 from temporallens.report.side_by_side import Compared, arms_table, settings_table, write_side_by_side
 from temporallens.serial import as_json
 
@@ -197,11 +197,11 @@ def test_masks_that_do_nothing_are_said_to_do_nothing() -> None:
 
 
 def test_closed_shares_are_told_in_a_few_runs_of_positions_that_cover_all() -> None:
-    segments = answers.closed_by_position([p / 128 for p in range(128)], start=1)
-    assert 1 < len(segments) <= answers.SEGMENTS
+    segments = closed.closed_by_position([p / 128 for p in range(128)], start=1)
+    assert 1 < len(segments) <= closed.SEGMENTS
     assert segments[0].first == 1 and segments[-1].last == 127
     assert all(left.last + 1 == right.first for left, right in pairwise(segments))
-    assert answers.closed_by_position([], start=1) == []
+    assert closed.closed_by_position([], start=1) == []
 
 
 def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> None:
@@ -291,7 +291,7 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Pat
 
 
 def test_the_study_file_is_shown_verbatim() -> None:
-    shown = re.search(r"<pre[^>]*><code>(.*)</code></pre>", render(make_results()), re.DOTALL)
+    shown = re.search(r'aria-label="Study file"><code>(.*)</code></pre>', render(make_results()), re.DOTALL)
     assert shown is not None
     assert shown.group(1) == STUDY_FILE.replace("<b>", "&lt;b&gt;").replace("'", "&#39;")
 

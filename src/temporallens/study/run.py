@@ -381,7 +381,8 @@ def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 
 
 def browsed_in(run: Run, results: Results) -> list[Browsed]:
-    """The dictionaries whose features this study looks at; files that an earlier form of it left are none of these."""
+    """The dictionaries whose features this study looks at, those with masks first; files that an earlier form of it left are none of
+    these."""
     files = {(stage.run, stage.section): run.path(stage) for stage in run.measured()}
 
     def read(result: RunResult, section: str) -> Any:
@@ -394,7 +395,7 @@ def browsed_in(run: Run, results: Results) -> list[Browsed]:
             positions, clusters, tokens = (read(result, name) for name in ("positions", "clusters", "tokens"))
             names = results.activations[result.activations].position_names
             found.append(Browsed(result.id.title, features, positions, clusters, tokens, names))
-    return found
+    return sorted(found, key=lambda browsed: browsed.features["open"] is None)
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Path:
