@@ -51,7 +51,7 @@ def _on_reconstruction(families: Families, masked: Families, comparison: Compari
     knowing = [family for family in best_first(families) if family in masked or family in means]
     asked = [(KNOWING, family, f"one that does not ({plain})", plain) for family in knowing[:1]]
     if masked and means:
-        asked.append((MASKS, best_first(masked)[0], f"knowing no more than the mean of each position ({means[0]})", means[0]))
+        asked.append((MASKS, best_first(masked)[0], f"one that knows no more than the mean of each position ({means[0]})", means[0]))
     rows = {(row.family, row.baseline): row for row in comparison.against if row.l0 == comparison.l0[len(comparison.l0) // 2]}
     return [
         _compared(subject.format(family=family), other, rows[family, baseline])
@@ -96,5 +96,5 @@ def _on_features(families: Families) -> list[str]:
     found: PositionMeasures = POSITIONS.read(measured[best[0]][0].measures[POSITIONS.name])
     if found.specialised.value is None:
         return []
-    share = percent(found.specialised.value)
+    share = percent(found.specialised.value) if found.specialised.value else "none"
     return [f"Of the {found.specialised.n:,} features of {best[0]} that fire often enough to say, {share} prefer some positions to others."]

@@ -43,7 +43,7 @@ from temporallens.serial import as_json
 from temporallens.study.config import Study, tuning_of
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
-from temporallens.study.pictures import captions, draw_pictures
+from temporallens.study.pictures import beside_answers, captions, draw_pictures
 from temporallens.study.pins import Pins, new_pins, pinned_study, read_pins, write_pins
 from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
@@ -376,7 +376,8 @@ def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         results = load_results(run.folder)
-        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results))
+        figures, beside = captions(run.folder, results), beside_answers(run.folder, results)
+        write_report(results, figures, run.text, run.path(stage), browsed_in(run, results), beside)
         yield stage
 
 
