@@ -42,9 +42,9 @@ def _steps(results: TimedResults, run: str) -> Iterator[Step]:
         (POSITIONS, "Which features depend on position?"),
         (FEATURES, "What does each feature fire on? The feature browser of this page shows it."),
     ):
-        if not _measured(section, results):
+        if not _asked(section, results):
             yield Step(question, f"temporallens run {run} --set 'evaluation.{section.name}={{}}'")
-    if _has_blocks_above(results) and not _measured(INTERVENTIONS, results):
+    if _has_blocks_above(results) and not _asked(INTERVENTIONS, results):
         yield Step(
             "Does the model use what it knows of position? Its stream is changed, and what that does to its predictions is measured.",
             f"temporallens run {run} --set 'evaluation.{INTERVENTIONS.name}={{}}'",
@@ -65,5 +65,7 @@ def _has_blocks_above(results: TimedResults) -> bool:
     return streams and not any(result.kind in ARMS and ARMS[result.kind].open_loop for result in results.runs)
 
 
-def _measured(section: Section, results: TimedResults) -> bool:
-    return any(section.name in result.measures for result in results.runs)
+def _asked(section: Section, results: TimedResults) -> bool:
+    """Whether the study asked for a section; of some there is nothing in `results.json`."""
+    evaluation = results.study.whole.get("evaluation")
+    return isinstance(evaluation, dict) and evaluation.get(section.name) is not None
