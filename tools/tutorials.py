@@ -1,6 +1,6 @@
 """The tutorials of `docs/tutorials/`: percent scripts (jupytext), which are executed, and their pages with what came of them.
 
-`make docs` puts the pages into the site, `tests/tools/test_tutorials.py` runs each; as a notebook one opens with `jupytext --to ipynb FILE`.
+`make docs` puts the pages into the site, `tests/tools/test_tutorials.py` runs each; `jupytext --to ipynb FILE` makes a notebook of one.
 """
 
 import os

@@ -68,10 +68,8 @@ import json
 results = json.loads(Path("run/results.json").read_text())
 for run in results["runs"]:
     if run["arm"] == "positional":
-        mask = run["world"]["mask"]
-        print(
-            f"{run['activations']:8} seed {run['seed']}: FVE {run['fve']:.3f}, F1 {mask['matched']['f1']}, openness {run['openness']:.3f}"
-        )
+        f1 = run["world"]["mask"]["matched"]["f1"]
+        print(f"{run['activations']:8} seed {run['seed']}: FVE {run['fve']:.3f}, mask F1 {f1}, openness {run['openness']:.3f}")
 
 # %% [markdown]
 # ## What to take from it

@@ -28,7 +28,7 @@ encoder, decoder = nn.Parameter(torch.randn(features, store.width) / 10), nn.Par
 encoder_bias, decoder_bias = nn.Parameter(torch.zeros(features)), nn.Parameter(x.mean(0))
 parameters = [encoder, decoder, encoder_bias, decoder_bias]
 optimiser = torch.optim.Adam(parameters, lr=3e-3)
-for step in range(400):
+for _ in range(400):
     batch = x[torch.randint(len(x), (1024,))]
     codes = ((batch - decoder_bias) @ encoder.T + encoder_bias).relu()
     kept = codes.topk(k, dim=1)

@@ -24,11 +24,9 @@ day = (np.arange(24) >= 8) & (np.arange(24) < 18)
 lives = np.stack([np.ones(24, bool), day, ~day])[np.arange(events) % 3]  # [events, 24]
 rate = 0.05 * lives / lives.mean(1, keepdims=True)
 happens = random.random((stretches, length, events)) < rate.T[hour]
-x = (
-    (happens * (1 + random.exponential(0.5, happens.shape))) @ directions
-    + 0.3 * daily[hour]
-    + 0.05 * random.normal(size=(stretches, length, channels))
-)
+strength = happens * (1 + random.exponential(0.5, happens.shape))
+noise = 0.05 * random.normal(size=(stretches, length, channels))
+x = strength @ directions + 0.3 * daily[hour] + noise
 x = x.astype(np.float32)
 print(x.shape, f"{happens.sum(2).mean():.2f} events at a time")
 
@@ -100,10 +98,8 @@ plt.show()
 match = np.abs(trained["positional"].dictionary.decoder.detach().numpy() @ directions.T)  # cosines: decoder rows have norm 1
 best, cosine = match.argmax(1), match.max(1)
 for kind, name in enumerate(("at any hour", "by day", "by night")):
-    own = (best % 3 == kind) & (cosine > 0.9)
-    print(
-        f"features of events {name:12} {own.sum():3}: open by day {gates[day][:, own].mean():.2f}, by night {gates[~day][:, own].mean():.2f}"
-    )
+    own = gates[:, (best % 3 == kind) & (cosine > 0.9)]
+    print(f"events {name:12} {own.shape[1]:3} features: open by day {own[day].mean():.2f}, by night {own[~day].mean():.2f}")
 
 # %% [markdown]
 # ## What to keep in mind

@@ -32,7 +32,7 @@ evaluation: {positions: {}, features: {}}
 # | by position | the share of tokens at each position on which the feature fires, drawn from 0 to its own highest |
 # | fires | the same over all positions |
 # | peak position | where it fires most often |
-# | specialisation | how far its profile is from flat, from 0 (it fires alike everywhere) to 1 (it fires at one position only), less chance |
+# | specialisation | how far its profile is from flat, from 0 (alike everywhere) to 1 (at one position only), less chance |
 # | information | how many bits a position and "does it fire?" tell of each other, per token, less chance |
 # | q | the false discovery rate at which it would still be called dependent on position |
 #
@@ -45,9 +45,8 @@ import numpy as np
 
 features = json.loads(Path("run/measures/features/known/positional-seed0.json").read_text())
 measured = json.loads(Path("run/measures/positions/known/positional-seed0.json").read_text())["features"]
-print(
-    f"{len(features['firings'])} features on {features['tokens']:,} held-out tokens; {len(measured['feature'])} fire often enough to be asked"
-)
+print(f"{len(features['firings'])} features on {features['tokens']:,} held-out tokens")
+print(f"{len(measured['feature'])} of them fire often enough to be asked")
 
 # %%
 order = np.argsort(measured["specialisation"])[::-1]
@@ -97,7 +96,8 @@ for name, title in (("run", "known"), ("null", "nothing depends on position")):
 
 # %% [markdown]
 # The highest values of the null world are what to expect from the top of a list where there is nothing. `q` is made for this
-# question, and "only features that depend on position" in the browser keeps those with q < .05: of these, at most one in twenty is named by chance.
+# question, and "only features that depend on position" in the browser keeps those with q < .05: of these, at most one in twenty is
+# named by chance.
 #
 # ## Was it right?
 #

@@ -39,10 +39,10 @@ class Offset(ArmConfig):
 class OffsetDictionary(Dictionary):
     def __init__(self, width, positions, config, generator):
         super().__init__(width, config, generator)
-        self.offset = nn.Parameter(torch.zeros(positions, config.features))
+        self.shift = nn.Parameter(torch.zeros(positions, config.features))
 
     def codes(self, x, positions):
-        shifted = (self.pre_activations(x) + self.offset[positions]).relu()
+        shifted = (self.pre_activations(x) + self.shift[positions]).relu()
         kept = shifted.topk(self.config.k, dim=1)
         return torch.zeros_like(shifted).scatter(1, kept.indices, kept.values)
 

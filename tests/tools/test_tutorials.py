@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tools.tutorials import rendered, tutorials
 
 pytest.importorskip("ipykernel")
@@ -17,9 +16,8 @@ def test_every_tutorial_is_in_the_site() -> None:
 
 def test_a_page_holds_prose_code_and_results_and_no_progress(tmp_path: Path) -> None:
     source = tmp_path / "small.py"
-    source.write_text(
-        "# %% [markdown]\n# # Title\n\n# %%\nimport sys\n\nprint(6 * 7)\nprint('half', file=sys.stderr)\n\n# %%\n# !echo from the shell\n"
-    )
+    cells = ("[markdown]\n# # Title\n", "\nimport sys\n\nprint(6 * 7)\nprint('half', file=sys.stderr)\n", "\n# !echo from the shell\n")
+    source.write_text("".join(f"# %% {cell}\n" for cell in cells))
     page = rendered(source)
     assert page.markdown.startswith("# Title") and "```python" in page.markdown
     assert "    42\n" in page.markdown and "    from the shell\n" in page.markdown and "half\n\n" not in page.markdown
