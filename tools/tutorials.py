@@ -35,11 +35,12 @@ def executed(path: Path) -> NotebookNode:
     """Run in a folder of its own, where it leaves nothing; an error in a cell is raised. Of what cells say on standard error nothing is
     kept: progress, which differs from one time to the next."""
     notebook = jupytext.read(path)
-    commands = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "140", "TERM": "dumb"}
+    commands = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with TemporaryDirectory() as folder:
-        client = NotebookClient(
-            notebook, timeout=SECONDS, startup_timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}
-        )
+        waiting = {"timeout": SECONDS, "startup_timeout": SECONDS}
+        quiet = ["--log-level=ERROR"]
+        place = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, kernel_name="python3", resources=place, extra_arguments=quiet, **waiting)
         client.execute(env=os.environ | commands)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -50,4 +51,4 @@ def executed(path: Path) -> NotebookNode:
 def rendered(path: Path) -> Rendered:
     """Run, as a page of Markdown."""
     markdown, resources = MarkdownExporter().from_notebook_node(executed(path), {"unique_key": path.stem, "output_files_dir": "."})
-    return Rendered(markdown, resources["outputs"])
+    return Rendered(markdown.replace("![png](", "![Drawn by the code above]("), resources["outputs"])

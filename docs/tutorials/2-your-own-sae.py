@@ -80,9 +80,9 @@ seeds: [0]
 evaluation: {octaves: {}, positions: {}, sinks: {}, closing: {}}
 """)
 
-# %%
-# !temporallens run study.yaml --out run
-# !temporallens show run | fold -s -w 130
+# %% language="bash"
+# temporallens run study.yaml --out run
+# temporallens show run | fold -s -w 130
 
 # %% [markdown]
 # ## What the numbers mean

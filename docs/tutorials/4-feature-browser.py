@@ -21,8 +21,8 @@ seeds: [0]
 evaluation: {positions: {}, features: {}}
 """)
 
-# %%
-# !temporallens report study.yaml --out run
+# %% language="bash"
+# temporallens report study.yaml --out run
 
 # %% [markdown]
 # ## What a line holds
@@ -85,8 +85,8 @@ plt.show()
 #
 # Sort any noisy number and the top looks striking. Here that can be checked, because nothing in a "null" world depends on position.
 
-# %%
-# !temporallens report study.yaml --out null --set 'activations.known.variant="null"' | tail -1
+# %% language="bash"
+# temporallens report study.yaml --out null --set 'activations.known.variant="null"' | tail -1
 
 # %%
 for name, title in (("run", "known"), ("null", "nothing depends on position")):

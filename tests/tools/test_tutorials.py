@@ -16,7 +16,11 @@ def test_every_tutorial_is_in_the_site() -> None:
 
 def test_a_page_holds_prose_code_and_results_and_no_progress(tmp_path: Path) -> None:
     source = tmp_path / "small.py"
-    cells = ("[markdown]\n# # Title\n", "\nimport sys\n\nprint(6 * 7)\nprint('half', file=sys.stderr)\n", "\n# !echo from the shell\n")
+    cells = (
+        "[markdown]\n# # Title\n",
+        "\nimport sys\n\nprint(6 * 7)\nprint('half', file=sys.stderr)\n",
+        ' language="bash"\n# echo from the shell\n',
+    )
     source.write_text("".join(f"# %% {cell}\n" for cell in cells))
     page = rendered(source)
     assert page.markdown.startswith("# Title") and "```python" in page.markdown
