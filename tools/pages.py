@@ -31,9 +31,9 @@ def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "python.md", content=names_page()))
     files.append(File.generated(config, "arms.md", content=arms_page()))
     for path in tutorials():
-        page = rendered(path)
-        files.append(File.generated(config, f"tutorials/{path.stem}.md", content=page.markdown))
-        for name, picture in page.pictures.items():
+        tutorial = rendered(path)
+        files.append(File.generated(config, f"tutorials/{path.stem}.md", content=tutorial.markdown))
+        for name, picture in tutorial.pictures.items():
             files.append(File.generated(config, f"tutorials/{name}", content=picture))
     return files
 

@@ -15,7 +15,7 @@ from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
-SECONDS = 300
+SECONDS = 900
 """Longest time of a cell; on an idle core a whole tutorial takes less than 60."""
 
 
@@ -35,12 +35,11 @@ def executed(path: Path) -> NotebookNode:
     """Run in a folder of its own, where it leaves nothing; an error in a cell is raised. Of what cells say on standard error nothing is
     kept: progress, which differs from one time to the next."""
     notebook = jupytext.read(path)
-    commands = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    commands = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TTY_COMPATIBLE": "0"}
     with TemporaryDirectory() as folder:
-        waiting = {"timeout": SECONDS, "startup_timeout": SECONDS}
-        quiet = ["--log-level=ERROR"]
-        place = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, kernel_name="python3", resources=place, extra_arguments=quiet, **waiting)
+        place, quiet = {"metadata": {"path": folder}}, ["--log-level=ERROR"]
+        client = NotebookClient(notebook, kernel_name="python3", resources=place, extra_arguments=quiet)
+        client.timeout = client.startup_timeout = SECONDS
         client.execute(env=os.environ | commands)
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -8,8 +8,8 @@
 # ## The question
 #
 # TopK keeps the `k` largest codes of a token. Which are largest depends on the scale of each feature, and features that live at few
-# positions have fewer tokens to learn theirs from. Would it do to give every feature an *offset by position*, that is, to rank by
-# `pre + offset[position, feature]` and still decode from `pre`? The offset is learned from nothing but the reconstruction error.
+# positions have fewer tokens to learn theirs from. Would it do to give every feature an *offset by position*, that is, to take the
+# largest of `pre + offset[position, feature]` as codes? The offset is learned from nothing but the reconstruction error.
 
 # %%
 from typing import ClassVar, Literal
@@ -37,6 +37,8 @@ class Offset(ArmConfig):
 
 
 class OffsetDictionary(Dictionary):
+    masked = True  # codes depend on positions, so they are asked for
+
     def __init__(self, width, positions, config, generator):
         super().__init__(width, config, generator)
         self.shift = nn.Parameter(torch.zeros(positions, config.features))
