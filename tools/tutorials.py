@@ -40,6 +40,7 @@ def executed(path: Path) -> NotebookNode:
         place, quiet = {"metadata": {"path": folder}}, ["--log-level=ERROR"]
         client = NotebookClient(notebook, kernel_name="python3", resources=place, extra_arguments=quiet)
         client.timeout = client.startup_timeout = SECONDS
+        client.coalesce_streams = True  # so that progress between two lines does not part them
         client.execute(env=os.environ | commands)
     for cell in notebook.cells:
         if cell.cell_type == "code":

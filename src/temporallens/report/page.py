@@ -88,11 +88,13 @@ def read_picture(caption: str, path: Path) -> Picture:
 
 
 def thumbnail(path: Path) -> str:
-    """A PNG of `THUMBNAIL` pixels in width, in base64."""
-    from matplotlib.image import imread, thumbnail
+    """A PNG of at most `THUMBNAIL` pixels in width, in base64."""
+    from PIL import Image
 
     small = BytesIO()
-    thumbnail(str(path), small, scale=THUMBNAIL / imread(path).shape[1], interpolation="hanning")
+    with Image.open(path) as picture:
+        picture.thumbnail((THUMBNAIL, picture.height))
+        picture.save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode("ascii")
 
 
