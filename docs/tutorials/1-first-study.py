@@ -34,8 +34,8 @@ seeds: [0, 1]
 # %% [markdown]
 # `--dry-run` prints what will be done, and touches nothing. Every line is a stage; a stage that is finished is never done twice.
 
-# %% language="bash"
-# temporallens run study.yaml --out run --dry-run
+# %%
+# !temporallens run study.yaml --out run --dry-run
 
 # %% [markdown]
 # ## Run it
@@ -44,8 +44,8 @@ seeds: [0, 1]
 # documents that it was not trained on. **L0** is how many features are in use at a token, on average. A dictionary with more codes
 # explains more by that alone, so only rows of equal L0 are compared.
 
-# %% language="bash"
-# temporallens run study.yaml --out run
+# %%
+# !temporallens run study.yaml --out run
 
 # %% [markdown]
 # ## What it found
@@ -54,8 +54,8 @@ seeds: [0, 1]
 # begins with sentences in words, then come the numbers behind them. Differences are paired by seed: all arms see the same batches in the
 # same order, so that what differs is the arm. An interval that leaves out zero is a difference; anything else is called none.
 
-# %% language="bash"
-# temporallens show run | sed -n '/^known:/,$p' | fold -s -w 130
+# %%
+# !temporallens show run | sed -n '/^known:/,$p' | fold -s -w 130
 
 # %% [markdown]
 # ## Was it right?

@@ -80,9 +80,9 @@ seeds: [0]
 evaluation: {octaves: {}, positions: {}, sinks: {}, closing: {}}
 """)
 
-# %% language="bash"
-# temporallens run study.yaml --out run
-# temporallens show run | fold -s -w 130
+# %%
+# !temporallens run study.yaml --out run > /dev/null 2>&1
+# !temporallens show run | fold -s -w 130
 
 # %% [markdown]
 # ## What the numbers mean

@@ -55,8 +55,8 @@ for name, store in {"index": by_index, "hour": by_hour}.items():
 # The command line says the same, and more: which share of the *covariance* depends on position once its means are taken off. That is
 # what masks can use and means cannot.
 
-# %% language="bash"
-# temporallens scan by-hour --out scan
+# %%
+# !temporallens scan by-hour --out scan
 
 # %% [markdown]
 # ## Train on it

@@ -22,8 +22,8 @@ seeds: [0]
 evaluation: {positions: {}, features: {}}
 """)
 
-# %% language="bash"
-# temporallens evaluate study.yaml --out run
+# %%
+# !temporallens evaluate study.yaml --out run
 
 # %% [markdown]
 # ## What a line holds
@@ -86,8 +86,8 @@ plt.show()
 #
 # Sort any noisy number and the top looks striking. Here that can be checked, because nothing in a "null" world depends on position.
 
-# %% language="bash"
-# temporallens evaluate study.yaml --out null --set 'activations.known.variant="null"' | tail -1
+# %%
+# !temporallens evaluate study.yaml --out null --set 'activations.known.variant="null"' | tail -1
 
 # %%
 for name, title in (("run", "known"), ("null", "nothing depends on position")):

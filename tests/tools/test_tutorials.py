@@ -19,7 +19,7 @@ def test_a_page_holds_prose_code_and_results_and_no_progress(tmp_path: Path) -> 
     cells = (
         "[markdown]\n# # Title\n",
         "\nimport sys\n\nprint(6 * 7)\nprint('half', file=sys.stderr)\n",
-        ' language="bash"\n# echo from the shell\n',
+        "\n# !echo from the shell\n",
     )
     source.write_text("".join(f"# %% {cell}\n" for cell in cells))
     page = rendered(source)
