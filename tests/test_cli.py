@@ -27,7 +27,21 @@ from tiny_models import FAMILIES, LAYERS, WIDTH, tiny_model, tiny_tokenizer
 from tiny_studies import draw_headline_alone
 
 STUDIES = Path(__file__).parents[1] / "studies"
-COMMANDS = ("run", "harvest", "train", "evaluate", "figures", "report", "scan", "import", "inspect", "export", "dictionary", "init")
+COMMANDS = (
+    "run",
+    "harvest",
+    "train",
+    "evaluate",
+    "figures",
+    "report",
+    "probe",
+    "scan",
+    "import",
+    "inspect",
+    "export",
+    "dictionary",
+    "init",
+)
 TEXT = "".join(
     json.dumps({"text": f"Document {number} says that rain fell, that the river rose, and that {number} people went home."}) + "\n"
     for number in range(12)
@@ -102,8 +116,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["run", "study.yaml", "--processes", "2"], "--processes and --device are for the plan, and go with --dry-run: torchrun starts"),
         (["run", "study.yaml", "other.yaml"], "got unexpected extra argument(s) (other.yaml); 'root run --help' says what belongs to it"),
         (["scan", "m", "--sequences", "few"], "invalid value for '--sequences': "),
-        (["evaluate", "x", "--probing", "--layer", "x"], "'x' names no place in a model: a number is the residual stream"),
-        (["evaluate", "x", "--part", ""], "--sets, --part, --layer and what else describes probing go with --probing"),
+        (["probe", "x", "--layer", "x"], "'x' names no place in a model: a number is the residual stream"),
         (["run", "study.yaml", "--out", ""], "a path is empty: it should name a file or folder ('.' is the current one)"),
         (["run", ""], "a path is empty: it should name a file or folder"),
         (["import", "", "--out", "x"], "a path is empty: it should name a file or folder"),

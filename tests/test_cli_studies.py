@@ -45,6 +45,12 @@ def test_lists_have_every_name_with_a_line() -> None:
     assert all(len(line) > 8 and "\n" not in line and not line.endswith(".") for lines in lists.values() for line in lines.values())
 
 
+@pytest.mark.parametrize(("typed", "offered"), [("run quick", "quickstart"), ("pro", "probe"), ("run x --dry", "--dry-run")])
+def test_the_shell_completes_commands_options_and_studies(typed: str, offered: str) -> None:
+    asked = {"_TEMPORALLENS_COMPLETE": "complete_bash", "COMP_WORDS": f"temporallens {typed}", "COMP_CWORD": str(len(typed.split()))}
+    assert CliRunner().invoke(app, env=asked, prog_name="temporallens").stdout.split() == [offered]
+
+
 def test_one_list_is_printed_alone() -> None:
     printed = call("list", "arms").stdout
     assert all(f"  {kind} " in printed for kind in ARMS)
@@ -60,6 +66,7 @@ def test_init_writes_a_study_that_is_read_and_runs_nothing(sources: dict[str, Pa
     (entry,) = study.from_models().values()
     assert (entry.model, entry.text, entry.layer) == (str(sources["model"]), str(sources["text"]), LAYERS // 2)
     assert [arm.kind for arm in study.arms.values()] == ["batchtopk", "position_mean", "positional"]
+    assert study.arms["positional"].centre == "position_scaled"
     values = [line for line in out.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     assert sum(" # " in line for line in values) > len(values) / 3
     assert "{" not in out.read_text("utf-8").replace("{}", "")

@@ -1,4 +1,5 @@
-"""What `make docs` adds to the pages of `docs/`: those that stand elsewhere in the repository, and the API of the public names.
+"""What `make docs` adds to the pages of `docs/`: those that stand elsewhere in the repository, tutorials with what came of running them,
+and the API of the public names.
 
 A hook of mkdocs (`mkdocs.yml`). Links are followed as they are written for a reader of the repository: to another page of the site where
 the file is one, and to nothing, the words alone, where it is not (a file of the source).
@@ -14,6 +15,7 @@ from mkdocs.structure.files import File, Files
 import temporallens
 from temporallens.dictionaries.config import ArmSettings
 from temporallens.dictionaries.kinds import ARMS
+from tools.tutorials import rendered, tutorials
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -28,6 +30,11 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
     files.append(File.generated(config, "python.md", content=names_page()))
     files.append(File.generated(config, "arms.md", content=arms_page()))
+    for path in tutorials():
+        tutorial = rendered(path)
+        files.append(File.generated(config, f"tutorials/{path.stem}.md", content=tutorial.markdown))
+        for name, picture in tutorial.pictures.items():
+            files.append(File.generated(config, f"tutorials/{name}", content=picture))
     return files
 
 

@@ -241,21 +241,36 @@ def train(study: StudyOrFolder, out: Out = None, model: Model = None, changes: C
 
 
 @app.command()
-def evaluate(
-    study: Annotated[
+def evaluate(study: StudyOrFolder, out: Out = None, model: Model = None, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Do a study up to its evaluation: results.json."""
+    if _is_there(study / "cfg.json"):
+        raise TemporalLensError(f"{study} is a dictionary, not a study; 'temporallens probe {study}' probes it")
+    folder = _run_up_to("evaluate", study, out, model, changes)
+    _print_results(folder, RunFolder(folder).results, as_json)
+
+
+@app.command()
+def probe(
+    dictionary: Annotated[
         Path,
-        typer.Argument(metavar="STUDY", help="A study file or run; with --probing the folder of a saved dictionary.", parser=user_path),
+        typer.Argument(
+            metavar="DICTIONARY",
+            help="The folder of a saved dictionary, or of a finished run for all of its dictionaries.",
+            show_default=False,
+            parser=user_path,
+        ),
     ],
-    out: Out = None,
-    model: Model = None,
-    changes: Changes = None,
-    as_json: AsJson = False,
-    probing: Annotated[bool, typer.Option("--probing", help="Probe one dictionary as SAEBench does, and write its JSON.")] = False,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where SAEBench's JSON and a cache of the model go.", parser=user_path)
+    ] = Path("runs/probing"),
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Where the model is now, if it moved since the training.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Where the dictionary does not say: a number, `embed` or a hook.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--sets", help="With --probing: `embedded`, `saebench`, a table or a folder of them; repeatable.")
+        list[str] | None, typer.Option("--sets", help="`embedded`, `saebench`, a table or a folder of them; repeatable.")
     ] = None,
     part: Annotated[str | None, typer.Option("--part", metavar="COLUMN", help="The column of tables that says train or test.")] = None,
-    layer: Annotated[str | None, typer.Option("--layer", help="Where the dictionary does not say: a number, `embed` or a hook.")] = None,
     train_size: Annotated[int | None, typer.Option("--train-size", help="Training texts of a task; by default up to 4000.")] = None,
     test_size: Annotated[int | None, typer.Option("--test-size", help="Test texts of a task; by default up to 1000.")] = None,
     k: Annotated[list[int] | None, typer.Option("--k", help="A number of features to probe; repeatable. By default 1, 2, 5 to 50.")] = None,
@@ -267,7 +282,13 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Texts in a forward pass; by default 32.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="By default 42.")] = None,
 ) -> None:
-    """Do a study up to its evaluation: results.json. With --probing: SAEBench's sparse probing of one dictionary."""
+    """SAEBench's sparse probing: how well a few features tell the classes of labelled texts; writes its JSON."""
+    from temporallens.activations.language.hooks import layer_named
+    from temporallens.evaluation.probing.saebench import SparseProbingPolicy, fitting_sizes
+    from temporallens.evaluation.texts.labelled import Columns
+    from temporallens.evaluation.texts.sets import open_sets
+    from temporallens.interop.saebench import probe_folder
+
     options = {
         "probe_train_set_size": train_size,
         "probe_test_set_size": test_size,
@@ -278,31 +299,20 @@ def evaluate(
         "llm_batch_size": batch_size,
         "random_seed": seed,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    if probing:
-        _probe(study, out or Path("runs/probing"), model, layer, sets or ["embedded"], part, given)
-    elif given or any(one is not None for one in (sets, part, layer)):
-        raise TemporalLensError("--sets, --part, --layer and what else describes probing go with --probing and the folder of a dictionary")
-    elif _is_there(study / "cfg.json"):
-        raise TemporalLensError(f"{study} is a dictionary, not a study: give --probing to probe it")
-    else:
-        folder = _run_up_to("evaluate", study, out, model, changes)
-        _print_results(folder, RunFolder(folder).results, as_json)
-
-
-def _probe(
-    dictionary: Path, out: Path, model: str | None, layer: str | None, names: list[str], part: str | None, given: dict[str, Any]
-) -> None:
-    from temporallens.activations.language.hooks import layer_named
-    from temporallens.evaluation.probing.saebench import SparseProbingPolicy, fitting_sizes
-    from temporallens.evaluation.texts.labelled import Columns
-    from temporallens.evaluation.texts.sets import open_sets
-    from temporallens.interop.saebench import probe_folder
-
     where = None if layer is None else layer_named(layer)
-    sets = open_sets(names, Columns(part=part))
-    policy = SparseProbingPolicy(**fitting_sizes(sets) | given)
-    typer.echo(probe_folder(dictionary, sets, policy, out, model=model, layer=where))
+    opened = open_sets(sets or ["embedded"], Columns(part=part))
+    policy = SparseProbingPolicy(**fitting_sizes(opened) | {name: value for name, value in options.items() if value is not None})
+    for folder in _dictionaries_in(dictionary):
+        typer.echo(probe_folder(folder, opened, policy, out, model=model, layer=where))
+
+
+def _dictionaries_in(folder: Path) -> list[Path]:
+    """Those of a finished run, or the one that is saved there."""
+    if not _is_there(RunFolder(folder).study):
+        return [folder]
+    from temporallens.evaluation.results import load_results
+
+    return [RunFolder(folder).arm(run.id) for run in load_results(folder).runs]
 
 
 @app.command()

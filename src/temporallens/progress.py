@@ -94,4 +94,4 @@ def note(sentence: str) -> None:
         return
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False).print(sentence)
+    Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False, force_jupyter=False).print(sentence)

@@ -257,7 +257,7 @@ def test_the_command_probes_tables_with_the_parts_that_they_name(saved: Path, tm
     rows = "".join(f"{text},{label},{part}\n" for text, label, part in zip(one.texts, one.labels, parts, strict=True))
     (tmp_path / "weather.csv").write_text("text,label,split\n" + rows)
     options = ["--sets", str(tmp_path / "weather.csv"), "--part", "split", "--k", "2", "--batch-size", "4", "--context-length", "16"]
-    shown = CliRunner().invoke(app, ["evaluate", str(saved), "--probing", "--model", model, "--out", str(tmp_path / "out"), *options])
+    shown = CliRunner().invoke(app, ["probe", str(saved), "--model", model, "--out", str(tmp_path / "out"), *options])
     assert shown.exit_code == 0, shown.output
     result = json.loads(Path(shown.stdout.replace("\n", "")).read_text())
     assert result["eval_config"]["k_values"] == [2] and result["eval_config"]["context_length"] == 16
@@ -268,16 +268,15 @@ def test_the_command_probes_tables_with_the_parts_that_they_name(saved: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("command", "options", "sentence"),
     [
-        ([], "is a dictionary, not a study: give --probing"),
-        (["--sets", "sst2"], "go with --probing"),
-        (["--probing", "--layer", "two"], "'two' names no place in a model: a number is the residual stream"),
-        (["--probing", "--sets", "nowhere.csv"], "there is no labelled set 'nowhere.csv'"),
+        ("evaluate", [], "is a dictionary, not a study; 'temporallens probe "),
+        ("probe", ["--layer", "two"], "'two' names no place in a model: a number is the residual stream"),
+        ("probe", ["--sets", "nowhere.csv"], "there is no labelled set 'nowhere.csv'"),
     ],
 )
-def test_the_command_says_what_is_wrong(saved: Path, options: list[str], sentence: str) -> None:
-    shown = CliRunner().invoke(app, ["evaluate", str(saved), *options])
+def test_the_command_says_what_is_wrong(saved: Path, command: str, options: list[str], sentence: str) -> None:
+    shown = CliRunner().invoke(app, [command, str(saved), *options])
     assert shown.exit_code == 2 and sentence in shown.stderr
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from made_results import make_results
+from made_results import ENTRY, make_results
 from temporallens.figures.save import save
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.page import write_report
@@ -62,7 +62,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Browsed("masked, seed 0", table(True), positions(), clusters),
         Browsed("plain, seed 0", table(False), None, None, names={4: "north", 5: HOSTILE}),
     ]
-    write_report(make_results(name="browsed"), {"A picture": picture}, "name: browsed\n", folder / "report.html", browsed)
+    pictures = {"A picture": picture, "Another picture": picture}
+    beside = {ENTRY: "Another picture"}
+    write_report(make_results(name="browsed"), pictures, "name: browsed\n", folder / "report.html", browsed, beside)
     return folder / "report.html"
 
 
@@ -154,6 +156,21 @@ def test_the_profile_is_read_by_keyboard(page: Any) -> None:
     assert "open 20 %" in reading
 
 
+def test_the_picture_beside_an_answer_opens_its_figure(page: Any) -> None:
+    page.locator(".answer .thumbnail").click()
+    assert page.locator("dialog.zoom img").get_attribute("alt") == "Another picture"
+    page.get_by_role("button", name="Close").click()
+    assert not page.locator("dialog.zoom").is_visible()
+
+
+def test_on_paper_everything_is_open_and_nothing_is_a_control(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert page.get_by_text("explains a fraction of").first.is_visible()
+    assert not page.locator("#browser").is_visible() and not page.locator("#next").is_visible()
+    widths = page.evaluate("Array.from(document.querySelectorAll('.gallery img')).map((image) => image.clientWidth)")
+    assert min(widths) > 1000
+
+
 def test_another_dictionary_has_only_the_columns_that_it_has(page: Any) -> None:
     page.locator("#dictionary").select_option("plain, seed 0")
     heads = page.locator("#list thead th").all_inner_texts()
@@ -164,10 +181,12 @@ def test_another_dictionary_has_only_the_columns_that_it_has(page: Any) -> None:
 
 
 def test_everything_is_reached_by_keyboard_and_a_figure_is_enlarged_and_closed(page: Any) -> None:
-    page.get_by_role("button", name="Enlarge: A picture").focus()
+    page.locator("#figure-0 a").focus()
     page.keyboard.press("Enter")
     assert page.locator("dialog.zoom").is_visible()
     assert page.locator("dialog.zoom img").get_attribute("alt") == "A picture"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("dialog.zoom p").inner_text() == "2 of 2: Another picture"
     page.keyboard.press("Escape")
     assert not page.locator("dialog.zoom").is_visible()
     page.get_by_label("Sort by").focus()

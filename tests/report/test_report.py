@@ -26,7 +26,8 @@ from temporallens.evaluation.order.scores import OrderGain
 from temporallens.evaluation.results import TimedResults, TimedRun
 from temporallens.evaluation.statistics import Estimate, Verdict
 from temporallens.figures.save import save
-from temporallens.report import answers, measured, page, tables
+from temporallens.report import answers, closed, measured, page, tables
+from temporallens.report.next_steps import next_steps
 from temporallens.report.side_by_side import Compared, arms_table, settings_table, write_side_by_side
 from temporallens.serial import as_json
 
@@ -187,6 +188,64 @@ def test_several_seeds_are_paired_and_carry_an_interval(differences: list[float]
     assert "One seed" not in sentence
 
 
+def verdict_of(*runs: TimedRun, levels: Sequence[float] = (), **entry: Any) -> list[str]:
+    found = answers.answer("a", make_entry(**entry), runs, make_comparison(runs, levels))
+    return [sentence.replace("\u00a0", " ") for sentence in found.verdict]
+
+
+def test_the_verdict_of_one_seed_claims_nothing() -> None:
+    position, knowing, masks = verdict_of(make_run("batchtopk"), make_run("positional"))
+    assert position == "Where a token stands tells little of what the activation is: 1.2 % of how activations differ."
+    assert knowing.startswith("A dictionary that knows the position (positional) left 2.7 % more unexplained than one that does not")
+    assert knowing.endswith("that is one seed, so it may be luck.")
+    assert masks == "The masks of positional keep 45 % of the features shut at position 1, and 2.1 % elsewhere."
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([0.010, 0.011, 0.012], " less unexplained than one that does not (batchtopk), in 3 seeds."),
+        ([0.010, -0.008, 0.004], " did as well as one that does not (batchtopk), as far as 3 seeds can tell."),
+        ([-0.010, -0.011, -0.012], " more unexplained than one that does not (batchtopk), in 3 seeds."),
+    ],
+)
+def test_the_verdict_of_several_seeds_is_that_of_their_interval(differences: list[float], said: str) -> None:
+    assert verdict_of(*make_seeds(differences))[1].endswith(said)
+
+
+def test_masks_are_held_against_knowing_the_mean_of_each_position() -> None:
+    runs = [make_run("batchtopk"), make_run("position_mean", fve=0.79), make_run("positional", fve=0.80)]
+    sentences = verdict_of(*runs)
+    assert "A dictionary whose features may fire at some positions only (positional) left 4.8 % less unexplained" in sentences[2]
+    assert "one that knows no more than the mean of each position (position_mean)" in sentences[2]
+
+
+def test_the_verdict_says_where_position_is_noise_and_masks_stay_open() -> None:
+    sentences = verdict_of(make_run("positional", openness_by_position=[1.0] * 128), eta2=0.001, eta2_floor=0.002)
+    assert sentences[0] == "Where a token stands tells no more of what the activation is than chance would."
+    assert sentences[-1] == "The masks of positional stay open: it shut no feature out from any position."
+    clock = verdict_of(make_run(), clock="newline", model=None)[0]
+    assert clock.startswith("What the newline clock says of an activation tells little")
+
+
+def test_what_comes_next_suits_the_run_and_is_quoted_for_the_shell() -> None:
+    steps = next_steps(make_results(), Path("runs/my run"))
+    assert [step.command for step in steps] == [
+        "temporallens run 'runs/my run' --set 'seeds=[0,1,2]'",
+        "temporallens run 'runs/my run' --set 'evaluation.positions={}'",
+        "temporallens run 'runs/my run' --set 'evaluation.features={}'",
+    ]
+    study = STUDY | {"seeds": [0, 1], "evaluation": {"positions": {}, "features": {}}}
+    steps = next_steps(make_results(study=study), Path("runs/q"))
+    assert [step.command.removeprefix("temporallens ") for step in steps] == [
+        "run runs/q --set 'evaluation.interventions={}'",
+        "run runs/q --set training.steps=4000 --out runs/q-longer",
+        "figures runs/q --format pdf",
+    ]
+    (page_steps,) = re.findall(r'<ol class="steps">(.*?)</ol>', render(make_results()), re.DOTALL)
+    assert page_steps.count("<code>temporallens run . --set") == 3
+
+
 def test_position_no_better_than_noise_is_said_to_be_so() -> None:
     assert "no more of the variance than noise" in answer_to(make_run(), eta2=0.001, eta2_floor=0.002)
 
@@ -197,11 +256,11 @@ def test_masks_that_do_nothing_are_said_to_do_nothing() -> None:
 
 
 def test_closed_shares_are_told_in_a_few_runs_of_positions_that_cover_all() -> None:
-    segments = answers.closed_by_position([p / 128 for p in range(128)], start=1)
-    assert 1 < len(segments) <= answers.SEGMENTS
+    segments = closed.closed_by_position([p / 128 for p in range(128)], start=1)
+    assert 1 < len(segments) <= closed.SEGMENTS
     assert segments[0].first == 1 and segments[-1].last == 127
     assert all(left.last + 1 == right.first for left, right in pairwise(segments))
-    assert answers.closed_by_position([], start=1) == []
+    assert closed.closed_by_position([], start=1) == []
 
 
 def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> None:
@@ -291,7 +350,7 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path, picture: Pat
 
 
 def test_the_study_file_is_shown_verbatim() -> None:
-    shown = re.search(r"<pre[^>]*><code>(.*)</code></pre>", render(make_results()), re.DOTALL)
+    shown = re.search(r'aria-label="Study file"><code>(.*)</code></pre>', render(make_results()), re.DOTALL)
     assert shown is not None
     assert shown.group(1) == STUDY_FILE.replace("<b>", "&lt;b&gt;").replace("'", "&#39;")
 

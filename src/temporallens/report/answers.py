@@ -4,19 +4,18 @@ A gain is claimed only at equal L0 (`evaluation/comparison.py`), over several se
 counts only above its noise floor; what was not measured is said not to have been.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from temporallens.dictionaries.kinds import ARMS
-from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.paired import Paired, PairedBand
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, TimedResults, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
+from temporallens.report.closed import NOTHING_CLOSED, best_first, closed_by
 from temporallens.report.inspected import Asked, asked
+from temporallens.report.verdict import verdict_on
 from temporallens.wording import ONE_SEED, average, capital, counted, fixed, listed, percent, plus, span
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
@@ -28,11 +27,6 @@ VERDICTS = {
     "one seed, higher": "{family} stands above {baseline}, but one seed has no interval: no gain is claimed",
     "one seed, lower": "no reconstruction gain of {family} over {baseline}, in one seed",
 }
-SEGMENTS = 4
-"""Runs of positions that a sentence tells apart, at most."""
-DIFFERS = 0.015
-"""Runs of positions whose closed shares differ by no more are put together."""
-NOTHING_CLOSED = 0.005
 
 
 class Answer(NamedTuple):
@@ -40,6 +34,7 @@ class Answer(NamedTuple):
 
     name: str
     source: str
+    verdict: list[str]  # sentences that need no number to be understood
     sentence: str
     findings: list[str]  # what each arm that knows positions gains over each baseline
     remarks: list[str]
@@ -128,7 +123,7 @@ def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparis
     masked = by_family(run for run in runs if run.openness is not None)
     clauses = [
         _position_clause(entry),
-        *(clause for family in _best_first(masked)[:MASKS_NAMED] if (clause := _mask_clause(family, masked[family]))),
+        *(clause for family in best_first(masked)[:MASKS_NAMED] if (clause := _mask_clause(family, masked[family]))),
         _reconstruction_clause(families, comparison),
     ]
     knowing = [*masked, *(family for family in comparison.baselines[1:] if family not in masked)]
@@ -141,7 +136,7 @@ def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparis
     elif alone:
         remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
     sentence = "; ".join(clauses)
-    return Answer(name, source(entry), capital(sentence) + ".", findings, remarks)
+    return Answer(name, source(entry), verdict_on(entry, runs, comparison), capital(sentence) + ".", findings, remarks)
 
 
 def _seeds(runs: Runs) -> int:
@@ -156,8 +151,7 @@ def _position_clause(entry: ActivationsResult) -> str:
 
 
 def _mask_clause(arm: str, masked: Runs) -> str:
-    closed = [1 - statistics.fmean(column) for column in zip(*(run.openness_by_position or [] for run in masked), strict=True)]
-    segments = closed_by_position(closed, start=0 if masked[0].position_count[0] else 1)
+    segments = closed_by(masked)
     if not segments:
         return ""
     if len(segments) == 1:
@@ -175,29 +169,6 @@ def _mask_clause(arm: str, masked: Runs) -> str:
 
 LEAST_LOSS = 0.003
 """Of FVE in a band of positions: what is worth a sentence."""
-
-
-class Segment(NamedTuple):
-    """A run of positions."""
-
-    first: int
-    last: int
-    share: float  # closed, mean over them
-
-
-def closed_by_position(closed: Sequence[float], start: int) -> list[Segment]:
-    """Octaves of positions, neighbours that differ by little put together."""
-    segments = [Segment(first, end - 1, statistics.fmean(closed[first:end])) for first, end in octaves(len(closed), start)]
-    while len(segments) > 1:
-        gaps = [abs(left.share - right.share) for left, right in pairwise(segments)]
-        least = min(range(len(gaps)), key=gaps.__getitem__)
-        if gaps[least] > DIFFERS and len(segments) <= SEGMENTS:
-            break
-        left, right = segments[least : least + 2]
-        sizes = left.last - left.first + 1, right.last - right.first + 1
-        share = (left.share * sizes[0] + right.share * sizes[1]) / sum(sizes)
-        segments[least : least + 2] = [Segment(left.first, right.last, share)]
-    return segments
 
 
 def _reconstruction_clause(families: Mapping[str, Runs], comparison: Comparison) -> str:
@@ -220,18 +191,13 @@ def _others_less(arms: int) -> str:
 
 def _measured_parts(families: Mapping[str, Runs]) -> list[str]:
     parts = []
-    for order, family in enumerate(_best_first(families)[:ARMS_NAMED]):
+    for order, family in enumerate(best_first(families)[:ARMS_NAMED]):
         runs = families[family]
         seeds = f", mean of {_seeds(runs)} seeds" if _seeds(runs) > 1 else ""
         verb = " explains a fraction of" if order == 0 else ""
         fve, l0 = fixed(average(run.fve for run in runs), 3), fixed(average(run.l0 for run in runs), 1)
         parts.append(f"{family}{verb} {fve} (L0 {l0}{seeds})")
     return parts
-
-
-def _best_first(families: Mapping[str, Runs]) -> list[str]:
-    """By mean FVE."""
-    return sorted(families, key=lambda family: -statistics.fmean(run.fve for run in families[family]))
 
 
 def _findings(family: str, comparison: Comparison) -> list[str]:

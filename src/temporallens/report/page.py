@@ -10,7 +10,9 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -24,8 +26,12 @@ from temporallens.files import write_text
 from temporallens.report.answers import answers, late_clock, question
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.measured import measured_sections
+from temporallens.report.next_steps import next_steps
 from temporallens.report.tables import section, tuning_table
 from temporallens.wording import UNKNOWN, Row, Table, listed, number, percent, setting
+
+THUMBNAIL = 720
+"""Pixels: twice the width at which a thumbnail is shown, for screens that have them."""
 
 
 class Picture(NamedTuple):
@@ -37,6 +43,14 @@ class Picture(NamedTuple):
     height: int
 
 
+class Thumbnail(NamedTuple):
+    """A picture made small, which opens the figure that it is of."""
+
+    number: int  # of the figure on the page
+    caption: str
+    data: str  # base64 of the PNG
+
+
 class Browser(NamedTuple):
     """The features of one dictionary, ready to be put into the page."""
 
@@ -44,11 +58,22 @@ class Browser(NamedTuple):
     data: str  # JSON without any `<`
 
 
-def write_report(results: TimedResults, figures: Mapping[str, Path], study_text: str, out: Path, browsed: Sequence[Browsed] = ()) -> None:
-    """Write the page to `out`: `figures` maps captions to PNG files in the order shown, `study_text` is the study file as it is,
-    `browsed` are the dictionaries whose features can be looked at one by one."""
+def write_report(
+    results: TimedResults,
+    figures: Mapping[str, Path],
+    study_text: str,
+    out: Path,
+    browsed: Sequence[Browsed] = (),
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write the page to `out`, in the folder of the run: `figures` maps captions to PNG files in the order shown, `study_text` is the study
+    file as it is, `browsed` are the dictionaries whose features can be looked at one by one, the first to open coming first, and `beside`
+    says which caption's picture stands beside the answer on an activations entry."""
     pictures = [read_picture(caption, path) for caption, path in figures.items()]
-    write_text(out, render(results, pictures, study_text, [Browser(shown.title, packed(shown)) for shown in browsed]))
+    browsers = [Browser(shown.title, packed(shown)) for shown in browsed]
+    numbers = {caption: number for number, caption in enumerate(figures)}
+    small = {entry: Thumbnail(numbers[caption], caption, thumbnail(figures[caption])) for entry, caption in beside.items()}
+    write_text(out, render(results, pictures, study_text, browsers, small, out.parent))
 
 
 def read_picture(caption: str, path: Path) -> Picture:
@@ -62,8 +87,26 @@ def read_picture(caption: str, path: Path) -> Picture:
     return Picture(caption, base64.b64encode(content).decode("ascii"), width, height)
 
 
-def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, browsers: Sequence[Browser] = ()) -> str:
-    """The page as text; the same arguments give the same text."""
+def thumbnail(path: Path) -> str:
+    """A PNG of at most `THUMBNAIL` pixels in width, in base64."""
+    from PIL import Image
+
+    small = BytesIO()
+    with Image.open(path) as picture:
+        picture.thumbnail((THUMBNAIL, picture.height))
+        picture.save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode("ascii")
+
+
+def render(
+    results: TimedResults,
+    pictures: Sequence[Picture],
+    study_text: str,
+    browsers: Sequence[Browser] = (),
+    beside: Mapping[str, Thumbnail] = MappingProxyType({}),
+    folder: Path = Path(),
+) -> str:
+    """The page as text; the same arguments give the same text. `folder` is that of the run, as commands call it."""
     code, code_hash = script()
     study, entries, comparison = results.study, results.activations, results.comparison
     return (
@@ -73,6 +116,8 @@ def render(results: TimedResults, pictures: Sequence[Picture], study_text: str, 
             name=results.name,
             question=question(results),
             answers=answers(results),
+            beside=beside,
+            steps=next_steps(results, folder),
             arms=[
                 section(name, entry, results.runs_of(name), comparison[name], study.notes, results.paired.get(name, ()))
                 for name, entry in entries.items()

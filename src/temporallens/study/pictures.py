@@ -67,6 +67,7 @@ class Picture(NamedTuple):
     name: str  # without its ending
     caption: str
     draw: Callable[[], Figure]
+    beside: str = ""  # the activations entry whose answer it stands beside, made small
 
 
 def draw_pictures(folder: Path, results: Results, format: str = "png") -> list[Path]:
@@ -83,6 +84,11 @@ def draw_pictures(folder: Path, results: Results, format: str = "png") -> list[P
 def captions(folder: Path, results: Results) -> dict[str, Path]:
     """The pictures as a report shows them, the headline's own once."""
     return {picture.caption: RunFolder(folder).figures / f"{picture.name}.png" for picture in pictures_of(folder, results)[:-1]}
+
+
+def beside_answers(folder: Path, results: Results) -> dict[str, str]:
+    """The caption of the picture beside the answer on each activations entry."""
+    return {picture.beside: picture.caption for picture in pictures_of(folder, results) if picture.beside}
 
 
 def pictures_of(folder: Path, results: Results) -> list[Picture]:
@@ -153,14 +159,14 @@ class RunFiles(NamedTuple):
         masked = next((run for run in (chosen, *shown(runs)) if run.openness is not None), None)
         heading, clusters = chosen.id.title, partial(self.clusters, chosen)
         found = [
-            Picture(f"comparative_analysis{suffix}", f"{entry}: all arms", lambda: self.comparative_analysis(entry, runs)),
+            Picture(f"comparative_analysis{suffix}", f"{entry}: all arms", lambda: self.comparative_analysis(entry, runs), entry),
             Picture(f"position_weights{suffix}", f"Position weights: {weighing.id.title}", lambda: self.position_weights(weighing)),
             Picture(f"sparsity_analysis{suffix}", f"Sparsity: {heading}", lambda: self.sparsity_analysis(chosen)),
             Picture(f"temporal_clustering{suffix}", f"Temporal clusters: {heading}", lambda: draw_temporal_clustering(clusters(), heading)),
             Picture(f"cluster_patterns{suffix}", f"Patterns of clusters: {heading}", lambda: draw_cluster_patterns(clusters(), heading)),
         ]
         if masked is not None:
-            found.append(Picture(f"masks{suffix}", f"Mask: {masked.id.title}", lambda: self.masks(masked)))
+            found.append(Picture(f"masks{suffix}", f"Mask: {masked.id.title}", lambda: self.masks(masked), entry))
         strictnesses = {self._strictness(run) for run in runs} & set(STRICTNESS)
         if len(strictnesses) > 1 or (strictnesses and any(POSITIONS.name in run.measures for run in runs)):
             found.append(Picture(f"mask_strictness{suffix}", f"{entry}: mask strictness", lambda: self.mask_strictness(entry, runs)))

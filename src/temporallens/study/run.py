@@ -43,7 +43,7 @@ from temporallens.serial import as_json
 from temporallens.study.config import Study, tuning_of
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
-from temporallens.study.pictures import captions, draw_pictures
+from temporallens.study.pictures import beside_answers, captions, draw_pictures
 from temporallens.study.pins import Pins, new_pins, pinned_study, read_pins, write_pins
 from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
@@ -376,12 +376,14 @@ def _do_figures(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     for stage in stages:
         results = load_results(run.folder)
-        write_report(results, captions(run.folder, results), run.text, run.path(stage), browsed_in(run, results))
+        figures, beside = captions(run.folder, results), beside_answers(run.folder, results)
+        write_report(results, figures, run.text, run.path(stage), browsed_in(run, results), beside)
         yield stage
 
 
 def browsed_in(run: Run, results: Results) -> list[Browsed]:
-    """The dictionaries whose features this study looks at; files that an earlier form of it left are none of these."""
+    """The dictionaries whose features this study looks at, those with masks first; files that an earlier form of it left are none of
+    these."""
     files = {(stage.run, stage.section): run.path(stage) for stage in run.measured()}
 
     def read(result: RunResult, section: str) -> Any:
@@ -394,7 +396,7 @@ def browsed_in(run: Run, results: Results) -> list[Browsed]:
             positions, clusters, tokens = (read(result, name) for name in ("positions", "clusters", "tokens"))
             names = results.activations[result.activations].position_names
             found.append(Browsed(result.id.title, features, positions, clusters, tokens, names))
-    return found
+    return sorted(found, key=lambda browsed: browsed.features["open"] is None)
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Path:

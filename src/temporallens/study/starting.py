@@ -53,6 +53,7 @@ arms: # the dictionaries to compare
     features: 2304
     k: 32
     groups: 8 # of positions, spaced along the logarithm, that a mask tells apart
+    centre: position_scaled # masks come on top of what position_mean does
 
 training: # the same for all arms
   steps: 500

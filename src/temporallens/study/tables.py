@@ -132,9 +132,10 @@ def results_data(results: TimedResults) -> dict[str, Any]:
 
 
 def verdict(results: TimedResults) -> Iterator[str]:
-    """The report's answers, line by line: on each activations entry a sentence, and what it rests on."""
+    """The report's answers, line by line: on each activations entry what was found in words, then the numbers, and what they rest on."""
     for answer in answers(results):
         yield f"{answer.name}: {answer.source}"
+        yield from answer.verdict
         yield answer.sentence
         yield from (f"- {finding}" for finding in answer.findings)
         yield from answer.remarks

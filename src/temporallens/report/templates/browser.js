@@ -265,24 +265,39 @@
   // Figures, as large as the window, or larger
 
   function zoom() {
+    const images = Array.from(document.querySelectorAll(".gallery img"));
     const dialog = element("dialog", { class: "zoom", "aria-label": "Figure, enlarged" });
-    const close = element("button", { type: "button" }, "Close");
-    close.addEventListener("click", () => dialog.close());
-    const place = element("div", { class: "stage", tabindex: "0" });
-    dialog.append(close, place);
+    const button = (label, sign, act) => {
+      const made = element("button", { type: "button", "aria-label": label }, sign);
+      made.addEventListener("click", act);
+      return made;
+    };
+    const caption = element("p", { "aria-live": "polite" }), place = element("div", { class: "stage", tabindex: "0" });
+    let current = 0;
+    const show = (number) => {
+      current = (number + images.length) % images.length;
+      const { src, alt } = images[current], copy = element("img", { src, alt });
+      copy.addEventListener("click", () => copy.classList.toggle("whole"));
+      place.replaceChildren(copy);
+      caption.textContent = `${current + 1} of ${images.length}: ${alt}`;
+      if (!dialog.open) dialog.showModal();
+    };
+    dialog.append(
+      element("div", { class: "bar" }, button("Previous figure", "\u2190", () => show(current - 1)), button("Next figure", "\u2192", () => show(current + 1)), caption, button("Close", "Close", () => dialog.close())),
+      place,
+    );
     document.body.append(dialog);
-    for (const image of document.querySelectorAll("figure img")) {
-      const button = element("button", { type: "button", class: "enlarge" }, "Enlarge");
-      button.setAttribute("aria-label", `Enlarge: ${image.alt}`);
-      const show = () => {
-        const copy = element("img", { src: image.src, alt: image.alt });
-        copy.addEventListener("click", () => copy.classList.toggle("whole"));
-        place.replaceChildren(copy);
-        dialog.showModal();
-      };
-      button.addEventListener("click", show);
-      image.addEventListener("click", show);
-      image.closest("figure").querySelector("figcaption").append(" ", button);
+    dialog.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move || place.querySelector(".whole")) return; // a picture larger than the window is scrolled by these keys
+      event.preventDefault();
+      show(current + move);
+    });
+    for (const link of document.querySelectorAll("a[href^='#figure-']")) {
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        show(Number(link.hash.slice("#figure-".length)));
+      });
     }
   }
 

@@ -1,0 +1,100 @@
+"""What was found on one activations entry, in sentences that a reader understands who knows no measure by its name.
+
+They say no more than the sentences with numbers in `answers.py`, which they stand above: a gain needs an interval over seeds that leaves
+out zero, and what rests on one seed is said to.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from temporallens.evaluation.comparison import Against, Comparison
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
+from temporallens.evaluation.results import ActivationsResult, RunResult, by_family
+from temporallens.report.closed import NOTHING_CLOSED, Segment, best_first, closed_by
+from temporallens.wording import ONE_SEED, percent
+
+Families = Mapping[str, Sequence[RunResult]]
+
+SAYS = ((0.02, "little"), (0.1, "something"), (0.5, "much"), (1.0, "most"))
+"""What a clock says of an activation, by the share of the variance that it explains beyond chance."""
+KNOWING = "A dictionary that knows the position ({family})"
+MASKS = "A dictionary whose features may fire at some positions only ({family})"
+LEVEL = 0.005
+"""Share of what the other leaves unexplained within which two dictionaries are level."""
+
+
+def verdict_on(entry: ActivationsResult, runs: Sequence[RunResult], comparison: Comparison) -> list[str]:
+    """Whether position matters there, whether knowing it helps a dictionary, and what masks and features make of it; what was not
+    compared or measured is left out."""
+    families = by_family(runs)
+    masked = by_family(run for run in runs if run.openness is not None)
+    sentences = [_on_position(entry), *_on_reconstruction(families, masked, comparison)]
+    if masked:
+        best = best_first(masked)[0]
+        sentences += [_on_masks(best, masked[best])]
+    return [*sentences, *_on_features(masked or families)]
+
+
+def _on_position(entry: ActivationsResult) -> str:
+    share, what = entry.eta2 - entry.eta2_floor, "a token" if entry.model else "an activation"
+    where = f"Where {what} stands" if entry.clock_name == "index" else f"What the {entry.clock_name} clock says of {what}"
+    if share <= 0:
+        return f"{where} tells no more of what the activation is than chance would."
+    says = next(word for most, word in SAYS if share <= most)
+    return f"{where} tells {says} of what the activation is: {percent(entry.eta2)} of how activations differ."
+
+
+def _on_reconstruction(families: Families, masked: Families, comparison: Comparison) -> list[str]:
+    """The best dictionary that knows positions beside the plain one, and the best one with masks beside one that knows means alone."""
+    if not comparison.baselines:
+        return []
+    plain, *means = comparison.baselines
+    knowing = [family for family in best_first(families) if family in masked or family in means]
+    asked = [(KNOWING, family, f"one that does not ({plain})", plain) for family in knowing[:1]]
+    if masked and means:
+        asked.append((MASKS, best_first(masked)[0], f"one that knows no more than the mean of each position ({means[0]})", means[0]))
+    rows = {(row.family, row.baseline): row for row in comparison.against if row.l0 == comparison.l0[len(comparison.l0) // 2]}
+    return [
+        _compared(subject.format(family=family), other, rows[family, baseline])
+        for subject, family, other, baseline in asked
+        if (family, baseline) in rows
+    ]
+
+
+def _compared(subject: str, other: str, row: Against) -> str:
+    """One sentence, whose number is a share of what the other leaves unexplained."""
+    gained = 0.0 if row.unexplained is None else 1 - row.unexplained.value
+    size = f"left {percent(abs(gained))} {'less' if gained > 0 else 'more'} unexplained than {other}"
+    if row.fve.verdict == ONE_SEED:
+        return f"{subject} {f'did about as well as {other}' if abs(gained) < LEVEL else size}; that is one seed, so it may be luck."
+    if row.fve.verdict == "no difference":
+        return f"{subject} did as well as {other}, as far as {row.fve.seeds} seeds can tell."
+    return f"{subject} {size}, in {row.fve.seeds} seeds."
+
+
+def _on_masks(family: str, masked: Sequence[RunResult]) -> str:
+    most, *others = sorted(closed_by(masked), key=lambda segment: -segment.share)
+    if most.share < NOTHING_CLOSED:
+        return f"The masks of {family} stay open: it shut no feature out from any position."
+    if not others:
+        return f"The masks of {family} keep {percent(most.share)} of the features shut, and as many at every position."
+    tokens = sum(segment.last - segment.first + 1 for segment in others)
+    rest = sum(segment.share * (segment.last - segment.first + 1) for segment in others) / tokens
+    elsewhere = "next to none" if rest < NOTHING_CLOSED else percent(rest)
+    return f"The masks of {family} keep {percent(most.share)} of the features shut {_at(most)}, and {elsewhere} elsewhere."
+
+
+def _at(segment: Segment) -> str:
+    return f"at position {segment.first}" if segment.first == segment.last else f"at positions {segment.first} to {segment.last}"
+
+
+def _on_features(families: Families) -> list[str]:
+    """What the section `positions` says of the best family for which it was asked."""
+    measured = {family: [run for run in runs if POSITIONS.name in run.measures] for family, runs in families.items()}
+    best = best_first({family: runs for family, runs in measured.items() if runs})
+    if not best:
+        return []
+    found: PositionMeasures = POSITIONS.read(measured[best[0]][0].measures[POSITIONS.name])
+    if found.specialised.value is None:
+        return []
+    share = percent(found.specialised.value) if found.specialised.value else "none"
+    return [f"Of the {found.specialised.n:,} features of {best[0]} that fire often enough to say, {share} prefer some positions to others."]
