@@ -36,7 +36,7 @@ class Wanted(NamedTuple):
 
 
 RECORDS = Wanted("records", "a network of formatted records", "positional", "position_mean", 8)
-LANGUAGE = Wanted("smollm2-middle", "SmolLM2-135M after block 12", "positional_multiplicative", "position_mean", 32)
+LANGUAGE = Wanted("smollm2-middle", "SmolLM2-135M-Instruct after block 12", "positional_multiplicative", "position_mean", 32)
 
 
 def case_of(folder: Path, wanted: Wanted, example: str | None = None, fields: Mapping[str, tuple[int, ...]] | None = None) -> Case:
