@@ -32,7 +32,7 @@ def tutorials() -> list[Path]:
 
 
 def executed(path: Path) -> NotebookNode:
-    """Run in a folder of its own, where it leaves nothing; an error in a cell is raised. Of what cells say on standard error nothing is
+    """Run in a folder of its own, where it leaves nothing; an error in a cell is raised. Of what Python says on standard error nothing is
     kept: progress, which differs from one time to the next."""
     notebook = jupytext.read(path)
     commands = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TTY_COMPATIBLE": "0"}
@@ -45,6 +45,9 @@ def executed(path: Path) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = output.text.replace("\r\n", "\n")  # a shell's
     return notebook
 
 

@@ -69,11 +69,14 @@ results = json.loads(Path("run/results.json").read_text())
 for run in results["runs"]:
     if run["arm"] == "positional":
         f1 = run["world"]["mask"]["matched"]["f1"]
-        print(f"{run['activations']:8} seed {run['seed']}: FVE {run['fve']:.3f}, mask F1 {f1}, openness {run['openness']:.3f}")
+        print(f"{run['activations']:8} seed {run['seed']}: FVE {run['fve']:.3f}, mask F1 {f1:.3f}, openness {run['openness']:.3f}")
 
 # %% [markdown]
 # ## What to take from it
 #
+# - Position explains a few percent even in `nothing`: worlds have a mean that moves with position, as models with learned positions
+#   do. That is an offset, no feature depends on it, and `position_mean`, which takes it off, is the arm for it. "Position matters" and
+#   "features live at positions" are two findings.
 # - In `nothing` masks should close next to nothing. If they do close something there, that is what masks do without any reason,
 #   and a finding of that size elsewhere is none.
 # - Two seeds give very wide intervals (Student's t with one degree of freedom), so that most rows say "none" whatever is true. A study
