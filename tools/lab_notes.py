@@ -91,12 +91,14 @@ class Story(NamedTuple):
         found = {l0: gap for l0 in self.levels if (gap := self.gap(family, other, l0))}
         return " and ".join(f"{plus(gap.value, plus_minus(gap, 4))} at L0 {l0:g}" for l0, gap in found.items()) or "not to be told"
 
-    def tables(self, section: str, families: Sequence[str]) -> str:
-        """The section's own tables, of these arms."""
+    def tables(self, section: str, families: Sequence[str], title: str = "", without: str = "\n") -> str:
+        """The section's own tables whose titles begin with `title`, of these arms, without rows whose heads hold `without`."""
         known = SECTIONS[section]
-        measured = {name: known.read(self.of(name).measures[section]) for name in families if section in self.of(name).measures}
         assert known.tables
-        return "\n\n".join(markdown(table) for table in known.tables(measured) if table.rows)
+        measured = {name: known.read(self.of(name).measures[section]) for name in families}
+        found = [table for table in known.tables(measured) if table.title.startswith(title)]
+        kept = [table._replace(rows=[row for row in table.rows if without not in row.head]) for table in found]
+        return "\n\n".join(markdown(table) for table in kept if table.rows)
 
 
 def fve_table(story: Story, families: Sequence[str], title: str) -> Table:
@@ -110,6 +112,18 @@ def fve_table(story: Story, families: Sequence[str], title: str) -> Table:
         openness = average(run.openness for run in runs)
         rows.append(Row(family, [*cells, fixed(openness, 3)]))
     return Table(title, ["arm", "seeds", *(f"FVE at L0 {l0:g}" for l0 in story.levels), "L0 trained", "openness"], rows)
+
+
+def probing_table(story: Story, families: Sequence[str]) -> Table:
+    """Accuracy of sparse probes on means over texts, as SAEBench has it: of the model's own channels, and of each arm's features."""
+    known = SECTIONS["probing"]
+    assert known.tables
+    (table,) = known.tables({name: known.read(story.of(name).measures["probing"]) for name in families})
+    accuracy = {row.head: row.cells[-1] for row in table.rows}
+    sizes = [head.split(", ")[-1] for head in accuracy if head.startswith(f"{families[0]}: features, mean, ")]
+    sides = {"the model's own activations": f"{families[0]}: channels", **{name: f"{name}: features" for name in families}}
+    rows = [Row(title, [accuracy[f"{side}, mean, {size}"].split(" ")[0] for size in sizes]) for title, side in sides.items()]
+    return Table("sparse probing, accuracy: mean over six sets", ["", *sizes], rows)
 
 
 def sharpness_table(story: Story, family: str) -> Table:
@@ -223,6 +237,7 @@ def page(story: Story, literal: TimedResults, images: Path) -> str:
         l1=markdown(fve_table(story, L1, "Runs 0 to 6, and two controls")),
         chosen=markdown(fve_table(story, CHOSEN, "a number of codes is chosen")),
         sharpness=markdown(sharpness_table(story, "run2")),
+        probing=markdown(probing_table(story, ["run0", "run2_hard", "batchtopk", "positional"])),
         loss=losses(story.of("run2")),
         correlations={name: estimated(value, 2) for name, value in correlations._asdict().items() if name.startswith("openness")},
         weights=estimated(story.positions("run5").correlations.weight_unexplained, 2),
