@@ -406,7 +406,7 @@ def make_fidelity(index: float | None, content: float, change: float, masked: bo
         )
         for place, shift in enumerate((1, 2, 4), 1)
     ]
-    return FidelityMeasures(shifts, estimate(0.99), estimate(0.0), [], [], 1, 1, 100)
+    return FidelityMeasures(shifts, estimate(0.99), estimate(0.0), None, [], [], 1, 1, 100)
 
 
 def test_fidelity_states_what_features_follow_and_what_shifts_cost() -> None:

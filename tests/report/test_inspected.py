@@ -45,7 +45,7 @@ def pushed() -> FidelityMeasures:
     shift = ShiftFidelity(
         shift=32, content=estimate(0.9), fve=fve, position_content=[], position_count=[], **share, **means, **none, **counts
     )
-    return FidelityMeasures([shift], estimate(1.0), estimate(0.0), None, [], 1, 1, 100)
+    return FidelityMeasures([shift], estimate(1.0), estimate(0.0), None, None, [], 1, 1, 100)
 
 
 def closed() -> ClosingMeasures:
