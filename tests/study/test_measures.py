@@ -139,7 +139,7 @@ def test_the_report_shows_every_feature_of_what_this_study_looks_at(
     run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
     run_study(read_study(finished / "study.yaml"), run)
     assert browsed(run) == [
-        f"{place}, seed 0" for place in ("low, batchtopk-k4", "low, positional-k4", "world, batchtopk-k4", "world, positional-k4")
+        f"{place}, seed 0" for place in ("low, positional-k4", "world, positional-k4", "low, batchtopk-k4", "world, batchtopk-k4")
     ]
     draw_headline_alone(monkeypatch)
     unlooked = tmp_path / "study.yaml"

@@ -40,17 +40,22 @@ def test_the_shipped_studies_are_valid_and_name_a_plain_and_a_masked_arm(name: s
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_is_valid_and_named_like_its_file(path: Path) -> None:
+    if "source: store" in path.read_text("utf-8"):  # of a store that a tool makes first
+        with pytest.raises(TemporalLensError, match="-store"):
+            read_study(path)
+        return
     study = read_study(path).study
     assert study.name == path.stem
     assert study.trainings()
 
 
-def test_the_lab_notes_study_has_every_run_with_its_own_line() -> None:
-    study = read_study(STUDIES / "lab-notes.yaml").study
-    assert list(study.arms) == list(study.notes) == [f"run{number}" for number in range(10)]
-    assert {arm.features for arm in study.arms.values()} == {2304}
-    assert {arm.model_dump()["sparsity"] for arm in study.arms.values()} == {0.04}
-    assert study.training.learning_rate == 3e-4
+def test_the_lab_notes_studies_have_every_run_that_trains_with_its_own_line() -> None:
+    runs = ["run0", "run1", "run2", "run5", "run6"]
+    story, literal = (read_study(STUDIES / f"{name}.yaml").study for name in ("lab-notes", "lab-notes-literal"))
+    assert list(story.notes) == list(literal.notes) == list(literal.arms) == runs
+    assert {arm.features for study in (story, literal) for arm in study.arms.values()} == {2304}
+    assert {arm.model_dump()["sparsity"] for arm in literal.arms.values()} == {0.04}
+    assert literal.training.learning_rate == 3e-4
 
 
 def test_the_gemma_study_is_the_lab_notes_setting() -> None:
