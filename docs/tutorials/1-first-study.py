@@ -14,7 +14,7 @@
 # %%
 from pathlib import Path
 
-Path("study.yaml").write_text("""
+_ = Path("study.yaml").write_text("""
 name: first
 threads: 1
 
@@ -55,7 +55,12 @@ seeds: [0, 1]
 # same order, so that what differs is the arm. An interval that leaves out zero is a difference; anything else is called none.
 
 # %%
-# !temporallens show run | sed -n '/^known:/,$p' | fold -s -w 130
+import subprocess
+import textwrap
+
+shown = subprocess.run(["temporallens", "show", "run"], capture_output=True, text=True, check=True).stdout
+for line in shown[shown.index("\nknown:") :].splitlines():
+    print(textwrap.fill(line, 120))
 
 # %% [markdown]
 # ## Was it right?

@@ -65,7 +65,7 @@ print("the same codes as our own loop:", torch.allclose(sae.encode(x[:5]), ours,
 # %%
 from pathlib import Path
 
-Path("study.yaml").write_text("""
+_ = Path("study.yaml").write_text("""
 name: judged
 threads: 1
 activations:
@@ -82,7 +82,13 @@ evaluation: {octaves: {}, positions: {}, sinks: {}, closing: {}}
 
 # %%
 # !temporallens run study.yaml --out run > /dev/null 2>&1
-# !temporallens show run | fold -s -w 130
+
+import subprocess
+import textwrap
+
+shown = subprocess.run(["temporallens", "show", "run"], capture_output=True, text=True, check=True).stdout
+for line in shown.splitlines():
+    print(line if line.startswith(" ") else textwrap.fill(line, 120))
 
 # %% [markdown]
 # ## What the numbers mean

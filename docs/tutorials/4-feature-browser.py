@@ -9,7 +9,7 @@
 # %%
 from pathlib import Path
 
-Path("study.yaml").write_text("""
+_ = Path("study.yaml").write_text("""
 name: browsed
 threads: 1
 activations:
