@@ -9,9 +9,8 @@ arm at a rate is an arm. Best is the highest FVE on the held-out documents there
 from pathlib import Path
 
 from temporallens.dictionaries.kinds import Arm
-from temporallens.evaluation.results import Results, Tuned
+from temporallens.evaluation.results import Results, Tuned, load_results
 from temporallens.evaluation.statistics import mean_of
-from temporallens.files import read_json
 from temporallens.layout import RunFolder
 from temporallens.study.config import Study, rate_name, tuned_families, tuning_of
 from temporallens.study.stages import KINDS, Kind, Records, stages_of
@@ -29,7 +28,7 @@ def tuned_before(study: Study, text: str, folder: Path) -> Study:
     stages = [stage for stage in stages_of(tuning_of(study), text) if stage.kind in UP_TO_LAST]
     if not all(map(Records(paths.root).finished, stages)):
         return study
-    return at_best_rates(study, grid_of(study, Results.model_validate(read_json(paths.results, "the results of a study's tuning"))))
+    return at_best_rates(study, grid_of(study, load_results(paths.root)))
 
 
 def grid_of(study: Study, results: Results) -> dict[str, Tuned]:
