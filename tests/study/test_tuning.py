@@ -110,6 +110,32 @@ def test_the_report_shows_the_grid_and_its_edge(finished: Path, results: TimedRe
     assert results.tuning["plain"].at_the_edge and "0.01, the edge" in page
 
 
+def model_study(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """A study of a language model whose grid reads another text of it."""
+    texts = {name: tmp_path / f"{name}.txt" for name in ("one", "other")}
+    for path in texts.values():
+        path.write_text("a b c d e f g h " * 40)
+    entries = {name: {"model": str(tmp_path), "layer": 0, "text": str(path)} for name, path in texts.items()}
+    study = study_of(activations={"one": entries["one"]})
+    study["tuning"]["activations"] = {"other": entries["other"] | changes}
+    return study
+
+
+def test_another_model_is_that_of_the_grid_too(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, model_study(tmp_path)), model="minilm-l6").study
+    assert study.tuning
+    models = [entry.model_dump()["model"] for entry in (*study.activations.values(), *study.tuning.activations.values())]
+    assert models == ["minilm-l6", "minilm-l6"]
+
+
+def test_what_the_grid_cannot_have_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    study = model_study(tmp_path, model=str(tmp_path / "nowhere"))
+    study["activations"] = {"world": WORLD}
+    with pytest.raises(TemporalLensError, match="nowhere"):
+        run_study(read_study(write(tmp_path, study)), tmp_path / "run")
+    assert not (tmp_path / "run" / "stores").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -236,23 +236,32 @@ class Study(Settings):
         return chosen
 
     def with_model(self, model: str) -> "Study":
-        """The same study of another model: `model` in every entry that harvests one, and in one scan where there was any.
+        """The same study of another model: `model` in every entry that harvests one, those of its tuning too, and in one scan where there
+        was any.
 
         Raises TemporalLensError where there is none.
         """
-        replaced = {name: entry.model_copy(update={"model": model, "revision": None}) for name, entry in self.from_models().items()}
-        if not replaced and not self.scans:
+        if not self.from_models() and not self.scans:
             raise TemporalLensError(f"the study {self.name} reads no model that could be replaced: leave out --model")
         return self.model_copy(
             update={
                 "scans": tuple(scan.model_copy(update={"model": model}) for scan in self.scans[:1]),
-                "activations": self.activations | replaced,
+                "activations": _of_model(self.activations, model),
+                "tuning": self.tuning and self.tuning.model_copy(update={"activations": _of_model(self.tuning.activations, model)}),
             }
         )
 
     def from_models(self) -> dict[str, HarvestPolicy]:
         """The entries of `activations` that harvest a language model."""
         return {name: entry for name, entry in self.activations.items() if isinstance(entry, HarvestPolicy)}
+
+
+def _of_model(entries: dict[str, Activations], model: str) -> dict[str, Activations]:
+    """The same entries, `model` in those that harvest one."""
+    return {
+        name: entry.model_copy(update={"model": model, "revision": None}) if isinstance(entry, HarvestPolicy) else entry
+        for name, entry in entries.items()
+    }
 
 
 def variant_name(family: str, field: str, value: float) -> str:

@@ -18,9 +18,8 @@ from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.activations.stored import StoredPolicy
 from temporallens.files import user_path
-from temporallens.layout import RunFolder
 from temporallens.precision import Precision
-from temporallens.study.config import Study, tuning_of
+from temporallens.study.config import Study
 from temporallens.study.devices import Company, Traffic
 from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, is_assumed, model_sizes
 from temporallens.study.pins import pinned_study, read_pins
@@ -29,12 +28,10 @@ from temporallens.study.run import refuse_foreign_folder
 from temporallens.study.sources import Activations
 from temporallens.study.speeds import Speeds, block_products
 from temporallens.study.stages import PAIRED, Records, Stage, stages_of
-from temporallens.study.tuning import UP_TO_LAST, tuned_before
+from temporallens.study.tuning import GRID, UP_TO_LAST, grid_in, studies_in, tuned_before
 from temporallens.training.loggers import check_loggers
 
 ALONE = Company()
-TUNING = "tuning/"
-"""What names of stages begin with that are done for the choice of settings."""
 BYTES_PER_TOKEN = 4.3
 """Of English text, roughly; the estimate for texts of the user's own."""
 COLUMN_BYTES = 37
@@ -98,16 +95,17 @@ def plan_study(study_file: StudyFile, folder: Path, company: Company = ALONE) ->
     study, text = pinned_study(study_file.study, read_pins(folder)), study_file.text
     study = tuned_before(study, text, folder)
     refuse_foreign_folder(study, folder)
-    check_models(study)
-    check_texts(study)
-    check_batches(study)
+    for one in studies_in(study):
+        check_models(one)
+        check_texts(one)
+        check_batches(one)
     check_loggers(study.training.loggers)
     speeds = Speeds(study.threads, company)
     lines = _lines(study, text, folder, speeds)
     if study.tuning:
-        grid = _lines(tuning_of(study), text, RunFolder(folder).tuning, speeds)
-        needed = [line for line in grid if line.stage.kind in UP_TO_LAST]
-        lines = [*(line._replace(stage=replace(line.stage, name=f"{TUNING}{line.stage.name}")) for line in needed), *lines]
+        grid, own = grid_in(study, folder)
+        needed = [line for line in _lines(grid, text, own, speeds) if line.stage.kind in UP_TO_LAST]
+        lines = [*(line._replace(stage=replace(line.stage, name=f"{GRID}{line.stage.name}")) for line in needed), *lines]
     return Plan(lines, _notes(study, lines, speeds), company)
 
 
@@ -166,7 +164,7 @@ def most_memory(lines: Sequence[PlanLine]) -> int:
     held: dict[tuple[bool, str], int] = {}
     streamed = set()
     for line in lines:
-        entry = (line.stage.name.startswith(TUNING), line.stage.activations)
+        entry = (line.stage.name.startswith(GRID), line.stage.activations)
         if line.stage.kind == "train":
             held[entry] = held.get(entry, 0) + (line.memory or 0)
             streamed |= {entry} if line.course and line.course.reading else set()

@@ -49,7 +49,7 @@ from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, remove, stages_of
-from temporallens.study.tuning import LAST, at_best_rates, grid_of, tuned_before
+from temporallens.study.tuning import GRID, LAST, at_best_rates, grid_of, studies_in, tuned_before
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
@@ -119,9 +119,10 @@ def run_study(study_file: StudyFile, folder: Path, up_to: Kind = "report", say: 
     """Do every stage up to and including those of the kind `up_to` that is not finished yet; raises TemporalLensError."""
     study, text = study_file
     refuse_foreign_folder(study, folder)
-    check_models(study)
-    check_texts(study)
-    check_batches(study)
+    for one in studies_in(study):
+        check_models(one)
+        check_texts(one)
+        check_batches(one)
     check_loggers(study.training.loggers)
     pins = processes.told(lambda: _pins(study_file, folder))
     study = tuned_before(pinned_study(study, pins), text, folder)
@@ -142,7 +143,7 @@ def _tuned(run: Run) -> Run:
     study = run.study
     if study.tuning is None:
         return run
-    run_study(StudyFile(tuning_of(study), run.text), run.paths.tuning, LAST, lambda line: run.say(f"tuning/{line}"))
+    run_study(StudyFile(tuning_of(study), run.text), run.paths.tuning, LAST, lambda line: run.say(f"{GRID}{line}"))
     study = at_best_rates(study, grid_of(study, load_results(run.paths.tuning)))
     return replace(run, study=study, stages=stages_of(study, run.text))
 

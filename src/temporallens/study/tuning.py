@@ -13,22 +13,36 @@ from temporallens.evaluation.results import Results, Tuned, load_results
 from temporallens.evaluation.statistics import mean_of
 from temporallens.layout import RunFolder
 from temporallens.study.config import Study, rate_name, tuned_families, tuning_of
+from temporallens.study.pins import pinned_study, read_pins
 from temporallens.study.stages import KINDS, Kind, Records, stages_of
 
+GRID = "tuning/"
+"""What the stages of a grid are called by, before their own names."""
 LAST: Kind = "evaluate"
 """The last kind of stages that a grid needs."""
 UP_TO_LAST = KINDS[: KINDS.index(LAST) + 1]
+
+
+def studies_in(study: Study) -> tuple[Study, ...]:
+    """The study, and its grid where it has one: what is to be checked before anything is done."""
+    return (study,) if study.tuning is None else (study, tuning_of(study))
+
+
+def grid_in(study: Study, folder: Path) -> tuple[Study, Path]:
+    """The grid of a study that has one, as the run in `folder` reads its texts, and the grid's own folder."""
+    own = RunFolder(folder).tuning
+    return pinned_study(tuning_of(study), read_pins(own)), own
 
 
 def tuned_before(study: Study, text: str, folder: Path) -> Study:
     """The study at the rates that a finished grid of it found, else the study as it is."""
     if study.tuning is None:
         return study
-    paths = RunFolder(RunFolder(folder).tuning)
-    stages = [stage for stage in stages_of(tuning_of(study), text) if stage.kind in UP_TO_LAST]
-    if not all(map(Records(paths.root).finished, stages)):
+    grid, own = grid_in(study, folder)
+    stages = [stage for stage in stages_of(grid, text) if stage.kind in UP_TO_LAST]
+    if not all(map(Records(own).finished, stages)):
         return study
-    return at_best_rates(study, grid_of(study, load_results(paths.root)))
+    return at_best_rates(study, grid_of(study, load_results(own)))
 
 
 def grid_of(study: Study, results: Results) -> dict[str, Tuned]:
