@@ -197,14 +197,14 @@ def shuffled(label: Int[np.ndarray, " P"], seen: Bool[np.ndarray, " P"], generat
 
 
 def score_layouts(
-    columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F"], labels: Int[np.ndarray, "R P"], fields: int
+    columns: Bool[np.ndarray, "P F"], fired: Float[np.ndarray, "P F"], layouts: Int[np.ndarray, "R P"], fields: int
 ) -> list[Scores]:
-    """Score every field of every layout: a label is the number of the field that a column belongs to, -1 for none. What is summed are whole
+    """Score every field of every layout, which has for each column the number of its field, -1 for none. What is summed are whole
     numbers, so that some layouts at a time give the bits of one."""
     entries = columns.astype(np.float64)
     found: list[Scores] = []
-    for first in range(0, len(labels), TOGETHER):
-        inside = (labels[first : first + TOGETHER, None] == np.arange(fields)[:, None]).astype(np.float64)  # [r, C, P]
+    for first in range(0, len(layouts), TOGETHER):
+        inside = (layouts[first : first + TOGETHER, None] == np.arange(fields)[:, None]).astype(np.float64)  # [r, C, P]
         overlap, size, codes = inside @ entries, entries.sum(0), inside @ fired
         members = overlap > 0.5 * size
         reached = inside * (members @ entries.T > 0)
