@@ -8,7 +8,7 @@ commercial use; they are read from the wheel and stay there). AHo (Honegger and 
 one number, from 1 to 149, whatever was inserted or left out before them: a position in the sense of this project, and not the index that
 the model counts by. Chains of one third loop (CDR3) are one document, for they may descend from one cell. Both wheels are fetched once, by
 hash; weights are read without running what a pickle may hold. The first line says how many masked residues the model guesses right, which
-is about 5 % for one that was read wrongly. `studies/antibodies.yaml` reads the store.
+is about 5 % for one that was read wrongly. `tools/antibodies.yaml` is the study that reads the store.
 """
 
 import argparse

@@ -31,6 +31,7 @@ from temporallens.report.tables import (
 )
 from temporallens.wording import Table
 
+ROOT = Path(__file__).parents[1]
 DIGITS = 6
 """Significant digits of what is kept: far below what seeds differ by."""
 BY_FIELD = ("precision", "recall", "f1", "null_f1", "f1_p_value")
@@ -125,7 +126,8 @@ def markdown(table: Table) -> str:
 def section(results: TimedResults) -> str:
     """All tables of a study, with the command that they come from."""
     name, where = results.name, results.environment
-    command = f"`temporallens run studies/{name}.yaml --out runs/{name} && python -m tools.results runs/{name}`"
+    study = next(ROOT.glob(f"*/{name}.yaml"), ROOT / "studies" / f"{name}.yaml").relative_to(ROOT).as_posix()
+    command = f"`temporallens run {study} --out runs/{name} && python -m tools.results runs/{name}`"
     machine = f"Python {where['python']}, PyTorch {where['torch']}, {where['cores']} cores, {where['threads']} threads, {where['device']}"
     parts = [f"{command} ({machine}; study `{results.study_fingerprint[:12]}`, numbers in `docs/results/{name}.json`)"]
     if results.tuning:
@@ -157,7 +159,7 @@ def write_docs(folder: Path, docs: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.results", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished study")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs", help=argparse.SUPPRESS)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     for folder in chosen.runs:
         try:
