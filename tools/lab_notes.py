@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Point, read_curve
+from temporallens.evaluation.model.fidelity import FidelityMeasures
 from temporallens.evaluation.positions.section import PositionMeasures
 from temporallens.evaluation.results import RunResult, TimedResults, load_results
 from temporallens.evaluation.sections import SECTIONS
-from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of
+from temporallens.evaluation.statistics import Difference, Mean, difference_of
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.save import save
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
@@ -77,8 +78,9 @@ class Story(NamedTuple):
         return {seed: point.fve for seed, point in read.items() if point}
 
     def fve(self, family: str, l0: float) -> Mean | None:
-        found = list(self.at(family, l0).values())
-        return mean_of(found) if found else None
+        """The mean over seeds."""
+        reached = self.results.comparison[self.entry].reached
+        return next((row.fve for row in reached if (row.family, row.l0) == (family, l0)), None)
 
     def gap(self, family: str, other: str, l0: float) -> Difference | None:
         """FVE of `family` less that of `other`, paired by seed."""
@@ -210,6 +212,14 @@ def losses(run: RunResult) -> dict[str, str | int]:
     return {"mean": mean, "most": most, "least": least, "worst": worst, "best": best}
 
 
+def kept(story: Story, family: str) -> dict[str, str | int]:
+    """Shares of firings that stay behind the longest prefix, and behind another passage as long in its place."""
+    measured: FidelityMeasures = SECTIONS["fidelity"].read(story.of(family).measures["fidelity"])
+    longest = measured.shifts[-1]
+    of_all = {"pushed": longest.content, "other": measured.control_passage}
+    return {"tokens": longest.shift, **{name: estimated(share, 1, 100, " %") for name, share in of_all.items()}}
+
+
 def literal_table(results: TimedResults) -> Table:
     """Runs of the notes' own setting."""
     rows = [Row(run.family, [fixed(run.l0, 0), fixed(run.fve, 4), fixed(run.openness, 3)]) for run in results.runs]
@@ -243,6 +253,7 @@ def page(story: Story, literal: TimedResults, images: Path) -> str:
         weights=estimated(story.positions("run5").correlations.weight_unexplained, 2),
         spans=markdown(spans_table(story, ["run0", "run2", "run5", "run6", "positional"])),
         dense=f"{min(dense):,.0f} to {max(dense):,.0f}",
+        kept=kept(story, "batchtopk"),
         literal=markdown(literal_table(literal)),
     )
 
