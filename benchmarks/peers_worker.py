@@ -193,7 +193,7 @@ def main() -> None:
             steps(json.loads(line)["steps"])
             synchronise(device)
             answer({"seconds": time.perf_counter() - start})
-    except Exception as error:
+    except Exception as error:  # whatever it is, the benchmark that waits for an answer gets one, and it is raised on
         answer({"error": f"{type(error).__name__}: {error}"})
         raise
 
