@@ -25,6 +25,14 @@ class CannotWriteError(TemporalLensError):
     """The system refused to write a file. What was written before it is whole, and is gone on from once there is room."""
 
 
+class DivergedError(TemporalLensError):
+    """A training that cannot go on, because of the one of its arms that `run` names."""
+
+    def __init__(self, sentence: str, run: str) -> None:
+        super().__init__(sentence)
+        self.run = run
+
+
 class TemporalLensWarning(UserWarning):
     """Something that a user should know of a result. The command line prints its sentence."""
 

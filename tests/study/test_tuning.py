@@ -157,3 +157,45 @@ def test_arms_without_a_number_of_codes_alone_leave_nothing_to_tune(tmp_path: Pa
     study = study_of(arms={"penalised": {"kind": "standard", "features": 24}}, levels={"sparsity": [0.1, 0.2]})
     with pytest.raises(TemporalLensError, match="tuning has nothing to tune"):
         read_study(write(tmp_path, study))
+
+
+@pytest.fixture(scope="module")
+def diverging(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder, said = tmp_path_factory.mktemp("diverging"), list[str]()
+    study = study_of()
+    study["tuning"]["learning_rates"] = [1e-6, 0.01, 1e30]
+    run_study(read_study(write(folder, study)), folder / "run", say=said.append)
+    return folder, said
+
+
+def test_a_rate_that_diverges_counts_as_the_worst(diverging: tuple[Path, list[str]]) -> None:
+    folder, said = diverging
+    tuned = load_results(folder / "run").tuning
+    for family in ("plain", "masked"):
+        assert tuned[family].fve["1e+30"] is None and tuned[family].learning_rate == 0.01
+        assert not tuned[family].at_the_edge  # beyond it is known to be worse
+        assert any(f"'{family}-lr1e30-seed7'" in line and "the grid goes on without it" in line for line in said)
+    assert "diverged" in (folder / "run" / "report.html").read_text()
+
+
+def test_a_rate_that_diverged_is_not_tried_again(diverging: tuple[Path, list[str]]) -> None:
+    folder, _ = diverging
+    study, lines = read_study(folder / "study.yaml"), list[str]()
+    run_study(study, folder / "run", say=lines.append)
+    assert all("finished before, skipped" in line for line in lines)
+    assert all(line.finished for line in plan_study(study, folder / "run").lines)
+
+
+def test_with_other_settings_it_is_tried_again(diverging: tuple[Path, list[str]]) -> None:
+    folder, _ = diverging
+    study = read_study(folder / "study.yaml")
+    longer = study.study.model_copy(update={"training": study.study.training.model_copy(update={"steps": 13})})
+    names = [line.stage.name for line in plan_study(study._replace(study=longer), folder / "run").lines]
+    assert "tuning/train/other/plain-lr1e30-seed7" in names
+
+
+def test_an_arm_that_diverges_at_every_rate_is_refused(tmp_path: Path) -> None:
+    study = study_of()
+    study["tuning"]["learning_rates"] = [1e30, 2e30, 3e30]
+    with pytest.raises(TemporalLensError, match=r"diverges at every one of tuning\.learning_rates: add lower ones"):
+        run_study(read_study(write(tmp_path, study)), tmp_path / "run")

@@ -203,8 +203,8 @@ class Tuned(Part):
 
     learning_rate: float
     """The best one."""
-    fve: dict[str, float]
-    """By rate, on the grid's own held-out documents, the mean over its entries and seeds."""
+    fve: dict[str, float | None]
+    """By rate, on the grid's own held-out documents, the mean over its entries and seeds; None where a training diverged."""
 
     @property
     def at_the_edge(self) -> bool:

@@ -58,7 +58,7 @@ def tuning_table(tuning: Mapping[str, Tuned]) -> Table:
     rows = []
     for family, tuned in tuning.items():
         here = f"{tuned.learning_rate:g}{', the edge' if tuned.at_the_edge else ''}"
-        rows.append(Row(family, [*(number(1 - tuned.fve[rate]) for rate in rates), here]))
+        rows.append(Row(family, [*("diverged" if (fve := tuned.fve[rate]) is None else number(1 - fve) for rate in rates), here]))
     title = "learning rates, tuned on data and seeds that are compared nowhere below: what each leaves unexplained, and the one used here"
     return Table(title, ["arm", *rates, "here"], rows)
 

@@ -294,7 +294,7 @@ def tuning_of(study: Study) -> Study:
 
 def rate_name(family: str, rate: float) -> str:
     """Of an arm at one rate of the grid."""
-    return f"{family}-lr{rate:g}"
+    return f"{family}-lr{rate:g}".replace("+", "")
 
 
 def _at_level(family: str, arm: Arm, value: float) -> Any:

@@ -103,7 +103,7 @@ def plan_study(study_file: StudyFile, folder: Path, company: Company = ALONE) ->
     speeds = Speeds(study.threads, company)
     lines = _lines(study, text, folder, speeds)
     if study.tuning:
-        grid, own = grid_in(study, folder)
+        grid, own = grid_in(study, text, folder)
         needed = [line for line in _lines(grid, text, own, speeds) if line.stage.kind in UP_TO_LAST]
         lines = [*(line._replace(stage=replace(line.stage, name=f"{GRID}{line.stage.name}")) for line in needed), *lines]
     return Plan(lines, _notes(study, lines, speeds), company)

@@ -21,7 +21,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import fixed_threads, own_defaults
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.errors import TemporalLensError
+from temporallens.errors import DivergedError, TemporalLensError
 from temporallens.evaluation.comparison import RunScores, common_levels, compare
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.paired import banded, bands_of, pair
@@ -40,7 +40,7 @@ from temporallens.report.browser import Browsed
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.serial import as_json
-from temporallens.study.config import Study, tuning_of
+from temporallens.study.config import Study
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import beside_answers, captions, draw_pictures
@@ -49,7 +49,7 @@ from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, remove, stages_of
-from temporallens.study.tuning import GRID, LAST, at_best_rates, grid_of, studies_in, tuned_before
+from temporallens.study.tuning import GRID, LAST, at_best_rates, give_up, grid_in, grid_of, studies_in, tuned_before
 from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
 from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
@@ -143,9 +143,22 @@ def _tuned(run: Run) -> Run:
     study = run.study
     if study.tuning is None:
         return run
-    run_study(StudyFile(tuning_of(study), run.text), run.paths.tuning, LAST, lambda line: run.say(f"{GRID}{line}"))
+    while not _grid_done(run):
+        pass
     study = at_best_rates(study, grid_of(study, load_results(run.paths.tuning)))
     return replace(run, study=study, stages=stages_of(study, run.text))
+
+
+def _grid_done(run: Run) -> bool:
+    """Whether the study's grid got to its end; where one of its trainings diverges, that is remembered, and the grid is without it."""
+    grid, folder = grid_in(run.study, run.text, run.folder)
+    try:
+        run_study(StudyFile(grid, run.text), folder, LAST, lambda line: run.say(f"{GRID}{line}"))
+    except DivergedError as error:
+        processes.once(partial(give_up, run.study, run.text, run.folder, error))
+        run.say(f"{GRID}{error}: this rate counts as the worst, and the grid goes on without it")
+        return False
+    return True
 
 
 def _pins(study_file: StudyFile, folder: Path) -> dict[str, str]:

@@ -217,8 +217,17 @@ class Records:
     def finish(self, stage: Stage) -> None:
         self._write(stage, finished=True)
 
-    def _write(self, stage: Stage, *, finished: bool) -> None:
-        write_json(self._path(stage), {"stage": stage.name, "fingerprint": stage.fingerprint, "finished": finished})
+    def diverged(self, stage: Stage) -> bool:
+        """Whether this training was given up, as the study now has it."""
+        record = self._recorded(stage)
+        return "diverged" in record and record.get("fingerprint") == stage.fingerprint
+
+    def give_up(self, stage: Stage, sentence: str) -> None:
+        """A training that diverged, and what was said of it."""
+        self._write(stage, finished=False, diverged=sentence)
+
+    def _write(self, stage: Stage, *, finished: bool, **more: str) -> None:
+        write_json(self._path(stage), {"stage": stage.name, "fingerprint": stage.fingerprint, "finished": finished, **more})
 
 
 def remove(path: Path) -> None:

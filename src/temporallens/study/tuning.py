@@ -2,13 +2,15 @@
 own comparison does not have, and the study then trains it at its best one.
 
 The grid is a study of its own in the run's folder `tuning/`, with the same training and the middle one of each arm's levels, where an
-arm at a rate is an arm. Best is the highest FVE on the held-out documents there, in the mean over entries and seeds. Of other arms
-(`standard`) L0 follows the rate, so that FVE at different rates compares nothing: they keep that of `training`.
+arm at a rate is an arm. Best is the highest FVE on the held-out documents there, in the mean over entries and seeds; a rate at which a
+training diverges is worse than all others, and the grid goes on without it. Of other arms (`standard`) L0 follows the rate, so that FVE at
+different rates compares nothing: they keep that of `training`.
 """
 
 from pathlib import Path
 
 from temporallens.dictionaries.kinds import Arm
+from temporallens.errors import DivergedError, TemporalLensError
 from temporallens.evaluation.results import Results, Tuned, load_results
 from temporallens.evaluation.statistics import mean_of
 from temporallens.layout import RunFolder
@@ -28,17 +30,32 @@ def studies_in(study: Study) -> tuple[Study, ...]:
     return (study,) if study.tuning is None else (study, tuning_of(study))
 
 
-def grid_in(study: Study, folder: Path) -> tuple[Study, Path]:
-    """The grid of a study that has one, as the run in `folder` reads its texts, and the grid's own folder."""
+def grid_in(study: Study, text: str, folder: Path) -> tuple[Study, Path]:
+    """The grid of a study that has one, as the run in `folder` reads its texts, without what is known to diverge; and its own folder.
+    Raises TemporalLensError where no rate is left of an arm."""
+    assert study.tuning
     own = RunFolder(folder).tuning
-    return pinned_study(tuning_of(study), read_pins(own)), own
+    grid, records = pinned_study(tuning_of(study), read_pins(own)), Records(own)
+    diverged = {stage.run.arm for stage in stages_of(grid, text) if stage.run and records.diverged(stage)}
+    for family in tuned_families(study):
+        if diverged.issuperset(rate_name(family, rate) for rate in study.tuning.learning_rates):
+            raise TemporalLensError(f"'{family}' diverges at every one of tuning.learning_rates: add lower ones")
+    return grid.model_copy(update={"arms": {name: arm for name, arm in grid.arms.items() if name not in diverged}}), own
+
+
+def give_up(study: Study, text: str, folder: Path, error: DivergedError) -> None:
+    """Remember the training of a grid that diverged."""
+    grid, own = grid_in(study, text, folder)
+    for stage in stages_of(grid, text):
+        if stage.kind == "train" and stage.run and stage.run.name == error.run:
+            Records(own).give_up(stage, str(error))
 
 
 def tuned_before(study: Study, text: str, folder: Path) -> Study:
     """The study at the rates that a finished grid of it found, else the study as it is."""
     if study.tuning is None:
         return study
-    grid, own = grid_in(study, folder)
+    grid, own = grid_in(study, text, folder)
     stages = [stage for stage in stages_of(grid, text) if stage.kind in UP_TO_LAST]
     if not all(map(Records(own).finished, stages)):
         return study
@@ -50,11 +67,12 @@ def grid_of(study: Study, results: Results) -> dict[str, Tuned]:
     assert study.tuning
     found = {}
     for family in tuned_families(study):
-        fve = {
-            rate: mean_of([run.fve for run in results.runs if run.family == rate_name(family, rate)]).value
-            for rate in study.tuning.learning_rates
-        }
-        found[family] = Tuned(fve={f"{rate:g}": value for rate, value in fve.items()}, learning_rate=max(fve, key=lambda rate: fve[rate]))
+        fve: dict[float, float] = {}
+        for rate in study.tuning.learning_rates:
+            if explained := [run.fve for run in results.runs if run.family == rate_name(family, rate)]:
+                fve[rate] = mean_of(explained).value
+        by_rate = {f"{rate:g}": fve.get(rate) for rate in study.tuning.learning_rates}
+        found[family] = Tuned(fve=by_rate, learning_rate=max(fve, key=lambda rate: fve[rate]))
     return found
 
 

@@ -18,7 +18,7 @@ from temporallens.activations.loader import Cursor
 from temporallens.dictionaries.base import ArmConfig
 from temporallens.dictionaries.expectations.tables import Expectation
 from temporallens.dictionaries.steps import Dead, Forward, Progress
-from temporallens.errors import TemporalLensError
+from temporallens.errors import DivergedError
 from temporallens.memory import keep_freed_memory
 from temporallens.precision import DTYPES, precision
 from temporallens.training.history import History, Trouble, Window
@@ -130,16 +130,17 @@ class Trainee:
             group["lr"] = rate * group["multiple"]
 
     def log(self, step: int, batches: Sequence[Cursor]) -> None:
-        """Add a line to the history; `batches` says where the loader was for each step since the last one. Raises TemporalLensError
+        """Add a line to the history; `batches` says where the loader was for each step since the last one. Raises DivergedError
         when a loss is not finite or leaps, naming step and batch, or when no feature fires."""
         first = step + 2 - self._window.steps
         if trouble := self._window.trouble(self.history):
-            raise TemporalLensError(self._trouble(trouble, first + trouble.step, batches[trouble.step]))
+            raise DivergedError(self._trouble(trouble, first + trouble.step, batches[trouble.step]), self.run.name)
         line = self._window.line()
         steps = f"between steps {first} and {step + 1}"
         if line["l0"] == 0:
-            raise TemporalLensError(
-                f"no feature of '{self.run.name}' fired {steps}: its codes are constant; lower its sparsity or its learning rate"
+            raise DivergedError(
+                f"no feature of '{self.run.name}' fired {steps}: its codes are constant; lower its sparsity or its learning rate",
+                self.run.name,
             )
         openness = self.dictionary.openness()
         line |= {

@@ -21,7 +21,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import ArmConfig, Dictionary
 from temporallens.dictionaries.steps import Progress
-from temporallens.errors import TemporalLensError
+from temporallens.errors import DivergedError, TemporalLensError
 from temporallens.files import locked, user_path
 from temporallens.precision import device_for
 from temporallens.progress import progress
@@ -170,8 +170,8 @@ def _log(trainee: Trainee, step: int, batches: Sequence[Cursor], checkpoints: Ch
     """A line of the history, or the end of the run with a word on its last good checkpoint."""
     try:
         trainee.log(step, batches)
-    except TemporalLensError as error:
-        raise TemporalLensError(f"{error}; {checkpoints.last_good()}") from error
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {checkpoints.last_good()}", error.run) from error
 
 
 def _logs_per_checkpoint(policy: TrainingPolicy) -> int:
