@@ -21,6 +21,7 @@ ONE, TWO = "training, one process of one thread", "training, two processes of on
 HARVEST_ONE, HARVEST_TWO = "harvest, one process of one thread", "harvest, two processes of one thread"
 READING, LEARNING, STREAMED = "a stream's windows, read alone", "training on the stream's batches alone", "training from the stream"
 GLOO = "from one process to another by gloo"
+MOMENTS = "Adam's moments in one process, and in each of two"
 
 
 def found(settings: Settings, work: str, count: int) -> dict[str, float]:
@@ -45,6 +46,7 @@ def measure(settings: Settings) -> Section:
     seconds: dict[str, list[float]] = {}
     tokens: dict[str, int] = {}
     gloo: list[float] = []
+    moments: dict[int, float] = {}
 
     def turn(names: Sequence[str], work: str, count: int) -> None:
         values = found(settings, work, count)
@@ -52,6 +54,7 @@ def measure(settings: Settings) -> Section:
             seconds.setdefault(name, []).append(values[key])
             tokens[name] = int(values["tokens"])
         gloo.extend([values["gloo"]] if "gloo" in values else [])
+        moments.update({count: values["moments"]} if "moments" in values else {})
 
     turns = [([ONE], "train", 1), ([TWO], "train", 2), ([HARVEST_ONE], "harvest", 1), ([HARVEST_TWO], "harvest", 2)]
     turns.append(([STREAMED, READING, LEARNING], "stream", 1))
@@ -65,4 +68,5 @@ def measure(settings: Settings) -> Section:
         HARVEST: times.speed_ratio(HARVEST_TWO, HARVEST_ONE),
         STREAM: statistics.median(max(reading, learning) / streamed for reading, learning, streamed in alone),
     }
-    return Section("scale", ratios, seconds, tokens, notes={GLOO: f"{statistics.median(gloo) / 1e9:.2f} GB/s"})
+    kept = " and ".join(f"{moments[count] / 1e6:.1f} MB" for count in (1, 2))
+    return Section("scale", ratios, seconds, tokens, notes={GLOO: f"{statistics.median(gloo) / 1e9:.2f} GB/s", MOMENTS: kept})

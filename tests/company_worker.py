@@ -52,9 +52,10 @@ def exchanges(folder: Path) -> None:
     weight = torch.tensor([2.0], requires_grad=True)
     (processes.summed(weight * (own + 1)) ** 2).sum().backward()
     assert weight.grad is not None
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.full((2,), own + 1.0)
-    processes.sum_gradients([parameter])
+    matrix, single = torch.arange(6.0).view(3, 2) * (own + 1), torch.tensor(own + 1.0)
+    processes.sum_shares([matrix, single])
+    ours, whole = processes.our_rows(matrix).tolist(), processes.whole(processes.our_rows(matrix), 3).tolist()
+    processes.exchange_shares([matrix, single])
     weights = torch.full((2,), float(own))
     processes.same([weights])
     everything = processes.gathered(values)
@@ -66,7 +67,7 @@ def exchanges(folder: Path) -> None:
         "nothing": processes.gathered(values[:0]).values.tolist(),
         "smallest": [float(processes.smallest(values + 1)), float(processes.smallest(values[:own])), float(processes.smallest(values[:0]))],
         "gradient": weight.grad.tolist(),
-        "summed": parameter.grad.tolist(),
+        "shares": [ours, whole, matrix.tolist(), single.tolist()],
         "same": weights.tolist(),
         "told": processes.told(lambda: {"by": own}),
     }

@@ -56,6 +56,7 @@ def test_alone_everything_is_what_it_was():
     assert (processes.rank(), processes.count(), processes.speaks()) == (0, 1, True)
     assert processes.total(7) == 7 and processes.anywhere(True) and processes.told(lambda: 5) == 5
     assert processes.summed(values) is values and processes.gathered(values).values is values
+    assert torch.equal(processes.our_rows(values), values) and processes.whole(values, 2) is values
     assert processes.gathered(values).ours(full) is full
     assert float(processes.smallest(values)) == 1 and float(processes.smallest(values[:0])) == float("inf")
 
@@ -68,8 +69,14 @@ def test_every_exchange_is_over_all_processes(tmp_path):
         assert own["gathered"] == [0, 10, 11, 20, 21, 22] and own["nothing"] == []
         assert own["smallest"] == [1, 10, float("inf")]
         assert own["gradient"] == [3 * 2 * 12 * (found.index(own) + 1)]  # each process has the same loss, (2 + 4 + 6)^2
-        assert own["summed"] == [6, 6] and own["same"] == [0, 0]
+        assert own["same"] == [0, 0]
     assert [own["ours"] for own in found] == [[0], [0, 1], []]
+    summed = [[0, 6], [12, 18], [24, 30]]
+    assert [own["shares"] for own in found] == [
+        [summed[:1], summed, summed, 6],
+        [summed[1:2], summed[1:2], summed, 6],
+        [summed[2:], summed[2:], summed, 6],
+    ]
 
 
 def test_a_process_that_ends_early_is_named_once_and_ends_all(tmp_path):

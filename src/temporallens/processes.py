@@ -138,12 +138,58 @@ def summed(values: Tensor) -> Tensor:
     return _Summed.apply(values) if _companies else values
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Let every parameter have the gradient of the sum of all processes' losses."""
+def shares(values: Tensor) -> list[Tensor]:
+    """The rows of a tensor, divided among the processes in their order, nearly as many for each; a single value is a row. They share its
+    memory."""
+    rows = torch.atleast_1d(values)
+    ends = [len(rows) * done // count() for done in range(count() + 1)]
+    return [rows[first:last] for first, last in itertools.pairwise(ends)]
+
+
+def our_rows(values: Tensor) -> Tensor:
+    """This process's share of a tensor's rows."""
+    return shares(values)[rank()]
+
+
+def sum_shares(tensors: Iterable[Tensor]) -> None:
+    """Let each process have the sums over all processes in its share of each tensor's rows, in place; other rows are worth nothing then."""
     if _companies:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                _reduced(parameter.grad, dist.ReduceOp.SUM)
+        with _exchange():
+            for owner, rows in _shares_of(tensors):
+                dist.reduce(rows, owner)
+
+
+def exchange_shares(tensors: Iterable[Tensor]) -> None:
+    """Let each process have all the others' shares of each tensor's rows, in place."""
+    if _companies:
+        with _exchange():
+            for owner, rows in _shares_of(tensors):
+                dist.broadcast(rows, owner)
+
+
+def _shares_of(tensors: Iterable[Tensor]) -> list[tuple[int, Tensor]]:
+    """With the process that looks after them; those without a row are left out."""
+    return [(owner, rows) for tensor in tensors for owner, rows in enumerate(shares(tensor)) if len(rows)]
+
+
+def whole(ours: Tensor, rows: int) -> Tensor:
+    """In process 0 a tensor of so many rows, on the processor, of which each process has its share; elsewhere the share. Alone it is what
+    it is."""
+    if not _companies:
+        return ours
+    if rank():
+        if len(ours):
+            with _exchange():
+                dist.send(ours.contiguous(), 0)
+        return ours
+    found = torch.empty(rows, *ours.shape[1:], dtype=ours.dtype, device="cpu")
+    for owner, share in enumerate(shares(found)):
+        part = ours if owner == 0 else ours.new_empty(share.shape)
+        if owner and len(share):
+            with _exchange():
+                dist.recv(part, owner)
+        share.copy_(part)
+    return found
 
 
 def lowest(values: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ def test_a_plan_of_many_devices_follows_its_formulas(tmp_path: Path) -> None:
     width, hidden, _, _, vocabulary = PUBLISHED["google/gemma-2-2b"]
     entries, batch, tokens = width * 16_384, 8192, 122_000 * 8192
     assert line.traffic == Traffic(8 * entries, 4 * 64 * batch, 2 * width * batch)
-    assert line.memory == 32 * entries
+    assert line.memory == (16 + 16 // 8) * entries
     assert harvest.memory == 2 * (20 * (4 * width**2 + 3 * width * hidden) + vocabulary * width)
     assert most_memory(plan.lines) == harvest.memory + 2 * line.memory
     products = PRODUCTS_REACH * 989e12 / 2
     assert line.course is not None
     assert line.course.reading == pytest.approx(tokens * 20 * (4 * width**2 + 3 * width * hidden) / 8 / products / 2)
     exchanged = (2 * 8 * entries + 4 * 64 * batch) * 7 / 8 / (LINKS_REACH * 450e9)
-    step = 2.7 * batch * entries / 8 / products + ADAM_BYTES * 2 * entries / 3.35e12 + exchanged
+    step = 2.7 * batch * entries / 8 / products + ADAM_BYTES * 2 * entries / 8 / 3.35e12 + exchanged
     assert line.course.learning == pytest.approx(122_000 * step)
     assert line.course.feeding == pytest.approx((tokens / 600_000 + 3 * 2 * width * tokens / GLOO_BYTES) / 2)
     assert line.seconds == line.course.reading + max(line.course.feeding, line.course.learning)
@@ -66,7 +66,7 @@ def test_a_dry_run_for_processes_needs_no_model_and_says_what_it_rests_on() -> N
     plan = json.loads(here.stdout)
     assert plan["processes"] == 8
     (line,) = (stage for stage in plan["stages"] if stage["stage"] == "train/layer-19/positional-seed0")
-    assert line["traffic"] == {"gradients": 8 * 2304**2, "candidates": 4 * 32 * 1024, "stream": 0} and line["memory"] == 32 * 2304**2
+    assert line["traffic"] == {"gradients": 8 * 2304**2, "candidates": 4 * 32 * 1024, "stream": 0} and line["memory"] == 18 * 2304**2
 
 
 def test_a_device_without_figures_is_refused() -> None:

@@ -69,7 +69,8 @@ class Company(NamedTuple):
     device: Device | None = None
 
     def exchanging(self, traffic: Traffic) -> float:
-        """Seconds of a step: gradients are summed around a ring, candidates gathered around one."""
+        """Seconds of a step: gradients are summed where they are used, what was learnt is told, and candidates are gathered, all around
+        rings."""
         if self.device is None:
             rate = GLOO_BYTES
         else:
@@ -81,8 +82,12 @@ class Company(NamedTuple):
         return traffic.stream * math.ceil(math.log2(self.processes)) / GLOO_BYTES
 
     def updating(self, parameters: int) -> float:
-        """Seconds of an optimizer step, which every process does whole; where there is no device it is in the arithmetic of a step."""
-        return 0.0 if self.device is None else ADAM_BYTES * parameters / self.device.bandwidth
+        """Seconds of a process's share of an optimizer step; where there is no device it is in the arithmetic of a step."""
+        return 0.0 if self.device is None else ADAM_BYTES * parameters / self.processes / self.device.bandwidth
+
+    def holding(self, parameters: int) -> int:
+        """Bytes in each process of parameters that learn: they and their gradients, and its share of Adam's two moments, all float32."""
+        return 8 * parameters + 8 * -(-parameters // self.processes)
 
     def notes(self) -> list[str]:
         """What the numbers rest on."""

@@ -44,8 +44,6 @@ ENCODING_AND_DECODING = 2.0
 sections do beyond it is not known beforehand."""
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
 """Of all figures, and of the report."""
-PARAMETER_BYTES = 16
-"""Of a parameter that learns: itself, its gradient and Adam's two moments, all float32."""
 LOADING_SECONDS = 3.0
 """Of a model, or of a dictionary that is read."""
 TOKENISED_PER_SECOND = 600_000
@@ -153,8 +151,8 @@ def _memory_notes(lines: list[PlanLine], company: Company) -> list[str]:
     """How much a process holds at once: all dictionaries of an entry learn side by side, and beside the model where that is read."""
     if company == ALONE:
         return []
-    words = f"At most {readable_bytes(most_memory(lines))} are held at once in each process: weights, gradients and Adam's moments of all"
-    words += " dictionaries of an entry, and the model that a stream reads; what a step works with beside them is not counted."
+    words = f"At most {readable_bytes(most_memory(lines))} are held at once in each process: weights, gradients and a share of Adam's"
+    words += " moments of all dictionaries of an entry, and the model that a stream reads; what a step works with is not counted."
     device = company.device
     return [words if device is None else f"{words} Each {device.title} has {readable_bytes(device.memory)}."]
 
@@ -251,7 +249,7 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     )
     course = _course(study, stage, traffic, speeds)
     shared = traffic if speeds.company.processes > 1 else None
-    return Amount(tokens, 2 * 4 * entries, course.together, 2 * PARAMETER_BYTES * entries, shared, course)
+    return Amount(tokens, 2 * 4 * entries, course.together, speeds.company.holding(2 * entries), shared, course)
 
 
 def _course(study: Study, stage: Stage, traffic: Traffic, speeds: Speeds) -> Course:

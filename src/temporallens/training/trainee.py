@@ -23,6 +23,7 @@ from temporallens.memory import keep_freed_memory
 from temporallens.precision import DTYPES, precision
 from temporallens.training.history import History, Trouble, Window
 from temporallens.training.objective import Losses, objective
+from temporallens.training.optimizer import Optimizer
 from temporallens.training.policy import TrainingPolicy
 from temporallens.training.scales import PositionScales, flat_scales
 from temporallens.training.snapshots import snapshot_steps
@@ -66,10 +67,9 @@ class Trainee:
         self.dictionary.expectation = expectation
         self.dictionary = self.dictionary.to(device)
         self._adaptive = adaptive_weights(run.arm, self.dictionary, scales.to(device))
-        groups = [{"params": parameters, "multiple": multiple} for parameters, multiple in self.dictionary.rates()]
         self.dictionary.encoder_dtype = DTYPES[precision(policy.encoder_dtype, device)]
         self._learning_rate = policy.learning_rate if run.arm.learning_rate is None else run.arm.learning_rate
-        self._optimizer = torch.optim.Adam(groups, lr=self._learning_rate, fused=True)
+        self.optimizer = Optimizer(self.dictionary.rates(), self._learning_rate)
         self._tokens_since_fired = torch.zeros(self.dictionary.features, dtype=torch.int64, device=device)
         self._positions = positions
         self._dead_features = 0  # when last looked: asking in every step would make the program wait for the device
@@ -82,14 +82,13 @@ class Trainee:
         """Learn from one view of a batch."""
         started, dictionary = time.perf_counter(), self.dictionary
         dictionary.advance(progress)
-        self._set_rate(progress.step)
         forward = dictionary.learn(view.x, view.label, view.previous, view.context)
         losses = self._losses(view, forward)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget_gradients()
         losses.loss.backward()
-        processes.sum_gradients(dictionary.parameters())
+        self.optimizer.sum_gradients()
         dictionary.remove_parallel_gradient()
-        self._optimizer.step()
+        self.optimizer.step(self._rate(progress.step))
         dictionary.normalise_decoder()
         with torch.no_grad():
             dictionary.observe(view.x, view.label, forward, losses.residual, progress)
@@ -124,10 +123,8 @@ class Trainee:
         self._dead_features = int((self._tokens_since_fired >= self._policy.dead_after).sum())
         return self._dead_features
 
-    def _set_rate(self, step: int) -> None:
-        rate = self._learning_rate * self._policy.rate(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["multiple"]
+    def _rate(self, step: int) -> float:
+        return self._learning_rate * self._policy.rate(step)
 
     def log(self, step: int, batches: Sequence[Cursor]) -> None:
         """Add a line to the history; `batches` says where the loader was for each step since the last one. Raises DivergedError
@@ -149,7 +146,7 @@ class Trainee:
             "dead_features": self._count_dead(),
             "temperature": self.dictionary.temperature,
             "openness": 1.0 if openness is None else float(openness.mean()),
-            "learning_rate": self._learning_rate * self._policy.rate(step),
+            "learning_rate": self._rate(step),
             "position_weight": _column(self._adaptive.by_loss, self._positions),
             "sparsity_weight": _column(self._adaptive.sparsity, self._positions),
         }
@@ -170,8 +167,7 @@ class Trainee:
         """Everything that a checkpoint must hold, by name."""
         named = {f"dictionary/{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
         named |= {f"history/{name}": tensor for name, tensor in self.history.tensors().items()}
-        for number, state in self._optimizer.state_dict()["state"].items():
-            named |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
+        named |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()}
         named |= {f"weights/{name}": tensor for name, tensor in self._adaptive.tensors().items()}
         named["tokens_since_fired"] = self._tokens_since_fired
         return named
@@ -191,11 +187,7 @@ class Trainee:
             self.dictionary.follow_weights(self._adaptive.by_loss.weights)
         self._tokens_since_fired.copy_(tensors["tokens_since_fired"])
         self._count_dead()
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            number, _, field = name.partition("/")
-            state.setdefault(int(number), {})[field] = tensor
-        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self.optimizer.restore(parts["optimizer"])
 
 
 def _column(weights: PositionWeights | None, positions: int) -> np.ndarray:

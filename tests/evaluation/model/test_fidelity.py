@@ -14,10 +14,13 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.arms.positional import Positional
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.fidelity import FidelityMeasures, FidelityPolicy, ShiftFidelity, _followed, measure_fidelity
+from temporallens.evaluation.model.fidelity import FidelityMeasures, FidelityPolicy, ShiftFidelity, _followed, measure_fidelity, tables
 from temporallens.evaluation.model.origin import choose_rows
 from temporallens.evaluation.model.passes import _opened, open_model
 from temporallens.evaluation.model.prefixes import enclosing, prefix_tokens, shifted_store
+from temporallens.evaluation.statistics import Estimate
+from temporallens.figures.fidelity import Arm, draw_fidelity
+from temporallens.report import inspected
 from temporallens.serial import as_json
 from tiny_models import FAMILIES, WIDTH, tiny_model
 
@@ -229,8 +232,6 @@ def test_what_cannot_be_measured(stores: dict[str, ActivationStore], store: Acti
         _measure(llama, dictionary, cache, FidelityPolicy(shifts=(1, 30)))
     with pytest.raises(TemporalLensError, match=r"width 24 does not fit layer embed of \S+llama, whose activations have width 32"):
         _measure(llama, random_dictionary(24), cache)
-    with pytest.raises(TemporalLensError, match=r"no feature fires 100000 times on these 16 rows"):
-        _measure(llama, dictionary, cache, POLICY.model_copy(update={"least_firings": 100000}))
     with pytest.raises(TemporalLensError, match="was not harvested from a language model"):
         measure_fidelity(random_dictionary(24), "llama", 1, store, np.arange(4), POLICY, cache)
     with pytest.raises(TemporalLensError, match=r"the prefix ' ' has no tokens"):
@@ -238,6 +239,19 @@ def test_what_cannot_be_measured(stores: dict[str, ActivationStore], store: Acti
     for shifts in ((), (0, 1), (2, 2), (4, 2)):
         with pytest.raises(TemporalLensError, match="in ascending order"):
             FidelityPolicy(shifts=shifts)
+
+
+def test_what_is_not_by_feature_is_known_where_no_feature_fires_often(stores: dict[str, ActivationStore], cache: Path) -> None:
+    """As of a large dictionary on few rows."""
+    rare = _measure(stores["llama"], random_dictionary(), cache, POLICY.model_copy(update={"least_firings": 100000}))
+    often = _measure(stores["llama"], random_dictionary(), cache)
+    assert rare.features == [] and rare.control_content == often.control_content
+    for one, other in zip(rare.shifts, often.shifts, strict=True):
+        assert one.content == other.content and one.fve == other.fve and one.position_content == other.position_content
+        assert one.follows_index == one.follows_text == one.absolute_index == Estimate(None, None, None, 0)
+        assert one.feature_absolute_index == one.feature_q == one.feature_content == []
+    assert tables({"dictionary": rare})[0].rows and draw_fidelity([Arm("dictionary", [rare])])
+    assert inspected._fidelity(rare).startswith("Not known: no feature that fires often enough")
 
 
 def test_one_document_has_no_interval(stores: dict[str, ActivationStore], cache: Path) -> None:

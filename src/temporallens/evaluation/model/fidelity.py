@@ -29,7 +29,6 @@ from temporallens.activations.language.models import Layer
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import check_origin, check_unchanged, choose_rows, harvest_of
 from temporallens.evaluation.model.passes import open_model
 from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
@@ -69,7 +68,7 @@ class FidelityPolicy(Settings):
     prefixes: tuple[str, ...] = Field(NEUTRAL, min_length=1)
     """Texts whose last tokens are inserted; rows take them in turn."""
     least_firings: int = Field(200, ge=1)
-    """Features that fire less often in the unshifted rows are in no score by feature."""
+    """Features that fire less often in the unshifted rows are in no score by feature; where none fires so often, these are not known."""
     resamples: int = Field(100, ge=2)
     """Bootstrap resamples of the documents behind every interval."""
     seed: Seed = 0
@@ -176,10 +175,6 @@ def measure_fidelity(
     indices = int(chosen.length.max())
     base = observe(dictionary, store, chosen.entry, 0, opening, indices)
     features = np.flatnonzero(np.bincount(base.feature, minlength=dictionary.features) >= policy.least_firings)
-    if not len(features):
-        raise TemporalLensError(
-            f"no feature fires {policy.least_firings} times on these {len(chosen.length)} rows; give more rows or a lower least_firings"
-        )
     most = int(torch.bincount(chosen.rows.index[chosen.selected]).max())
     comparison = _Comparison(dictionary, base, documents, weights, features, LEAST_SHARE * most)
 
@@ -304,7 +299,7 @@ class _Comparison:
         index = np.array([p for p in range(run.shift, length) if reached[0][p] and reached[0][p - run.shift] and reached[1][p]], dtype=int)
         size = max(1, CELLS // (length * max(self.weights.shape)))
         parts = []
-        for first in range(0, len(self.features), size):
+        for first in range(0, max(len(self.features), 1), size):
             features = self.features[first : first + size]
             before, after = (
                 self._profiles(self.base, self.base.usable, 0, features),
@@ -320,12 +315,14 @@ class _Comparison:
         self, run: PrefixRun, usable: Bool[np.ndarray, "R S"], shift: int, features: Int[np.ndarray, " f"]
     ) -> Float[np.ndarray, "B1 f S"]:
         """Mean activation by index in the run's own rows, zeros included, as measured and in every resample."""
-        documents, length = self.weights.shape[1], usable.shape[1]
+        documents, length, cells = self.weights.shape[1], usable.shape[1], len(features) * usable.shape[1]
         number = np.full(self.dictionary.features, -1)
         number[features] = np.arange(len(features))
         counted = number[run.feature] >= 0
         cell = (self.documents[run.row[counted]] * len(features) + number[run.feature[counted]]) * length + run.text_index[counted] + shift
-        sums = np.bincount(cell, weights=run.value[counted], minlength=documents * len(features) * length).reshape(documents, -1)
+        sums = np.bincount(cell, weights=run.value[counted], minlength=documents * len(features) * length).reshape(
+            documents, len(features) * length
+        )
         counts = np.zeros((documents, length))
         np.add.at(counts, self.documents, usable)
         rows = np.maximum(self.weights @ counts, 1)
