@@ -320,9 +320,7 @@ class _Comparison:
         number[features] = np.arange(len(features))
         counted = number[run.feature] >= 0
         cell = (self.documents[run.row[counted]] * len(features) + number[run.feature[counted]]) * length + run.text_index[counted] + shift
-        sums = np.bincount(cell, weights=run.value[counted], minlength=documents * len(features) * length).reshape(
-            documents, len(features) * length
-        )
+        sums = np.bincount(cell, weights=run.value[counted], minlength=documents * cells).reshape(documents, cells)
         counts = np.zeros((documents, length))
         np.add.at(counts, self.documents, usable)
         rows = np.maximum(self.weights @ counts, 1)
