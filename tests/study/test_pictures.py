@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.results import TimedResults, load_results
+from temporallens.report.verdict import _on_masks, verdict_on
 from temporallens.study.pictures import captions, draw_pictures, headline, pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
@@ -80,3 +82,14 @@ def test_an_unknown_format_is_refused_before_anything_is_drawn(run: tuple[Path, 
     with pytest.raises(TemporalLensError, match="not written as 'svgg'; did you mean 'svg'"):
         draw_pictures(*run, "svgg")
     assert not list((run[0] / "figures").glob("*.svgg"))
+
+
+@pytest.mark.parametrize("best", ["hard", "soft", "weighing"])
+def test_the_masks_that_are_drawn_are_those_of_which_the_answer_speaks(run: tuple[Path, TimedResults], best: str) -> None:
+    folder, results = run
+    runs = [run.model_copy(update={"fve": 0.9 if run.arm == best else 0.5}) for run in results.runs]
+    found = [picture.caption for picture in pictures_of(folder, results.model_copy(update={"runs": runs})) if picture.name == "masks"]
+    first = [run for run in runs if run.activations == "first"]
+    answer = _on_masks(best, [run for run in first if run.family == best])
+    assert found == [f"Mask: first, {best}, seed 0"]
+    assert answer in verdict_on(results.activations["first"], first, Comparison(l0=[], baselines=[], reached=[], against=[]))

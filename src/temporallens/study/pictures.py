@@ -54,6 +54,7 @@ from temporallens.figures.temporal_clustering import draw_temporal_clustering
 from temporallens.files import read_json
 from temporallens.layout import RunFolder
 from temporallens.progress import progress
+from temporallens.report.closed import best_first
 from temporallens.training.history import load_history
 from temporallens.training.snapshots import soft_of
 from temporallens.wording import average
@@ -156,7 +157,8 @@ class RunFiles(NamedTuple):
         study, runs = self.results.study, [run for run in self.results.runs if run.activations == entry]
         chosen = headline(runs, study)
         weighing = next((run for run in shown(runs) if weighs(run, study)), chosen)
-        masked = next((run for run in (chosen, *shown(runs)) if run.openness is not None), None)
+        masks = best_first(by_family(run for run in runs if run.openness is not None))
+        masked = next((run for run in shown(runs) if run.family in masks[:1]), None)  # of which the answer beside the picture speaks
         heading, clusters = chosen.id.title, partial(self.clusters, chosen)
         found = [
             Picture(f"comparative_analysis{suffix}", f"{entry}: all arms", lambda: self.comparative_analysis(entry, runs), entry),

@@ -143,22 +143,20 @@ def _tuned(run: Run) -> Run:
     study = run.study
     if study.tuning is None:
         return run
-    while not _grid_done(run):
-        pass
-    study = at_best_rates(study, grid_of(study, load_results(run.paths.tuning)))
+    study = at_best_rates(study, grid_of(study, _grid_results(run)))
     return replace(run, study=study, stages=stages_of(study, run.text))
 
 
-def _grid_done(run: Run) -> bool:
-    """Whether the study's grid got to its end; where one of its trainings diverges, that is remembered, and the grid is without it."""
-    grid, folder = grid_in(run.study, run.text, run.folder)
-    try:
-        run_study(StudyFile(grid, run.text), folder, LAST, lambda line: run.say(f"{GRID}{line}"))
-    except DivergedError as error:
-        processes.once(partial(give_up, run.study, run.text, run.folder, error))
-        run.say(f"{GRID}{error}: this rate counts as the worst, and the grid goes on without it")
-        return False
-    return True
+def _grid_results(run: Run) -> Results:
+    """What the study's grid gives; where one of its trainings diverges, that is remembered, and the grid is done without it."""
+    while True:
+        grid, folder = grid_in(run.study, run.text, run.folder)
+        try:
+            run_study(StudyFile(grid, run.text), folder, LAST, lambda line: run.say(f"{GRID}{line}"))
+            return load_results(folder)
+        except DivergedError as error:
+            processes.once(partial(give_up, run.study, run.text, run.folder, error))
+            run.say(f"{GRID}{error}: this rate counts as the worst, and the grid goes on without it")
 
 
 def _pins(study_file: StudyFile, folder: Path) -> dict[str, str]:
