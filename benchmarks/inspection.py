@@ -9,8 +9,10 @@ is removed.
 """
 
 import argparse
+import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +32,13 @@ from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 
 MODEL, LAYER = "smollm2-135m", 12
+WATCH = """\
+import json, os, sys
+_, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)
+print(json.dumps([status, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9]))
+"""
+"""Runs a command, and prints what the system counted of it. A process's largest size includes that of the one that started it, which
+therefore is this small one."""
 
 
 class Cost(NamedTuple):
@@ -87,11 +96,19 @@ def costs(command: Sequence[str], threads: int) -> Cost:
     """What a command costs; what it says is printed."""
     began = time.monotonic()
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    process = os.posix_spawn(command[0], list(command), os.environ | dict.fromkeys(names, str(threads)))
-    _, status, used = os.wait4(process, 0)
+    watched = subprocess.run(
+        [sys.executable, "-c", WATCH, *command],
+        env=os.environ | dict.fromkeys(names, str(threads)),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said, _, last = watched.stdout.rstrip().rpartition("\n")
+    print(said)
+    status, processor, memory = json.loads(last)
     if status:
         sys.exit("error: the inspection failed; what it said stands above")
-    return Cost(time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9)
+    return Cost(time.monotonic() - began, processor, memory)
 
 
 if __name__ == "__main__":

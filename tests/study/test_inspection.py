@@ -47,7 +47,7 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
     study = inspection([str(trained), str(trained)], text=str(texts), tokens=4_000)
     assert list(study.study.arms) == ["theirs", "theirs-2"]
     assert study.study.evaluation.drift is not None
-    evaluation = dict.fromkeys(("clusters", "features", "splicing", "fidelity", "drift", "positions"))
+    evaluation = dict.fromkeys(("clusters", "features", "splicing", "drift", "positions"))
     less = study.study.model_copy(update={"evaluation": study.study.evaluation.model_copy(update=evaluation)})
     run_study(study._replace(study=less), tmp_path / "out")
     results = load_results(tmp_path / "out")
@@ -56,7 +56,8 @@ def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Pa
     report = (tmp_path / "out" / "report.html").read_text()
     assert "<dt>Are some positions explained worse than others?</dt>" in report
     assert "<dd>theirs-2: A feature lives where" in report  # where its features live
-    assert report.count("Not measured: the study left fidelity out.") == 2
+    assert report.count("Not measured: the study left positions out.") == 2
+    assert report.count("Pushed by 8 tokens, ") + report.count("profile behind 8 tokens.") == 2  # a quarter of what rows of 32 have
     assert report.index("<dl") < report.index("On held-out documents")
     assert "theirs-2" in report and "were trained elsewhere, and were taken as found" in report
 
@@ -96,9 +97,11 @@ def test_rows_are_those_of_training_as_far_as_they_can_be(trained: Path) -> None
     longer = asked(trained_context=512)
     (entry,) = longer.activations.values()
     assert (entry.context_length, longer.arms["theirs"].origin.context_length) == (512, 512)
-    assert (longer.evaluation.fidelity.rows, longer.evaluation.splicing.rows) == (32, 16)
+    assert (longer.evaluation.fidelity.rows, longer.evaluation.splicing.rows) == (32, 8)
+    assert longer.evaluation.fidelity.shifts == asked(trained_context=128).evaluation.fidelity.shifts == (8, 32)
+    assert [asked(trained_context=length).evaluation.fidelity.shifts for length in (64, 12, 4)] == [(4, 16), (1, 3), (1,)]
     drift = longer.evaluation.drift
-    assert (drift.context_length, drift.documents * drift.context_length) == (1024, 1 << 15)
+    assert (drift.context_length, drift.documents * drift.context_length) == (1024, 1 << 14)
     beyond = asked(trained_context=4096)
     (entry,) = beyond.activations.values()
     assert (entry.context_length, beyond.evaluation.drift) == (1024, None)

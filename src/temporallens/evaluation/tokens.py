@@ -27,6 +27,7 @@ from temporallens.evaluation.heldout import HeldOut, without_codes
 from temporallens.evaluation.passage import Passage, passage_of
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, half_samples, quotient
+from temporallens.evaluation.threads import on_threads
 from temporallens.settings import Seed, Settings
 from temporallens.wording import Row, Table, estimated
 
@@ -75,9 +76,11 @@ def measure_tokens(
     documents = np.unique(firings.document, return_inverse=True)[1]
     halves = half_samples(int(documents.max()) + 1, policy.resamples, generator)
     asked = firings.counts >= policy.least
-    purity, tokens = _purity(firings, firings.token)
-    chance = _purity(firings, generator.permutation(firings.token))[0][asked]
-    spread = [_purity(firings, firings.token, half[documents[firings.row]].astype(np.float64))[0][asked] for half in halves]
+    pairs = _Pairs(firings, firings.token)
+    purity, tokens = pairs.purity(), pairs.commonest()
+    chance = _Pairs(firings, generator.permutation(firings.token)).purity()[asked]
+    owner = documents[firings.row]
+    spread = list(on_threads(lambda half: pairs.purity(half[owner].astype(np.float64))[asked], halves))
     before = _row_before(firings)
     return TokenMeasures(
         asked=int(asked.sum()),
@@ -95,22 +98,33 @@ def measure_tokens(
     )
 
 
-def _purity(
-    firings: Firings, token: Int[np.ndarray, " N"], weight: Float64[np.ndarray, " K"] | None = None
-) -> tuple[Float64[np.ndarray, " F"], Int64[np.ndarray, " F"]]:
-    """Share of each feature's activation on its commonest token, and that token; NaN and -1 where it has none."""
-    value = firings.value.astype(np.float64) if weight is None else firings.value * weight
-    most = int(token.max()) + 2
-    key, cell = np.unique(firings.feature.astype(np.int64) * most + token[firings.row] + 1, return_inverse=True)
-    mass = np.bincount(cell, weights=value, minlength=len(key))
-    feature = key // most
-    total = np.bincount(feature, weights=mass, minlength=firings.features)
-    order = np.lexsort((-mass, feature))
-    first = order[np.unique(feature[order], return_index=True)[1]]
-    commonest, share = np.full(firings.features, -1), np.full(firings.features, np.nan)
-    commonest[feature[first]] = key[first] % most - 1
-    share[feature[first]] = quotient(mass[first], total[feature[first]])
-    return share, commonest
+class _Pairs:
+    """Which feature fires on which token; every pair that occurs once, features and tokens ascending."""
+
+    def __init__(self, firings: Firings, token: Int[np.ndarray, " N"]) -> None:
+        self._firings, most = firings, int(token.max()) + 2
+        key, self._cell = np.unique(firings.feature.astype(np.int64) * most + token[firings.row] + 1, return_inverse=True)
+        self._feature, self._token = key // most, key % most - 1
+        self._found, self._first = np.unique(self._feature, return_index=True)
+
+    def purity(self, weight: Float64[np.ndarray, " K"] | None = None) -> Float64[np.ndarray, " F"]:
+        """Share of each feature's activation, of which each firing counts by its weight, on its commonest token; NaN where it has none."""
+        mass, features = self._mass(weight), self._firings.features
+        total = np.bincount(self._feature, weights=mass, minlength=features)[self._found]
+        share = np.full(features, np.nan)
+        share[self._found] = quotient(np.maximum.reduceat(mass, self._first), total)
+        return share
+
+    def commonest(self) -> Int64[np.ndarray, " F"]:
+        """Each feature's commonest token, the first of several; -1 where it has none."""
+        mass, found = self._mass(None), np.full(self._firings.features, -1)
+        order = np.lexsort((-mass, self._feature))
+        found[self._found] = self._token[order[self._first]]
+        return found
+
+    def _mass(self, weight: Float64[np.ndarray, " K"] | None) -> Float64[np.ndarray, " M"]:
+        value = self._firings.value.astype(np.float64) if weight is None else self._firings.value * weight
+        return np.bincount(self._cell, weights=value, minlength=len(self._feature))
 
 
 def _median(shares: Float64[np.ndarray, " n"]) -> float:

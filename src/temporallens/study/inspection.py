@@ -28,8 +28,10 @@ HELD_OUT = 0.5
 BATCH = 256
 LONGEST_NAME = 80  # of a study, and an entry of activations
 LONGEST_ARM = 40
-PREFIXED, SPLICED, LONGER = 1 << 14, 1 << 13, 1 << 15
-"""Tokens that the model reads behind each prefix, from reconstructions on, and in longer rows: as many as by default at 128 in a row."""
+PREFIXED, SPLICED, LONGER = 1 << 14, 1 << 12, 1 << 14
+"""Tokens that the model reads behind each prefix, from reconstructions on, and in longer rows."""
+PREFIX = 32
+"""Tokens of the longest prefix, where rows are long enough; the report speaks of that one, and each length is one more pass."""
 DOCUMENTS = 96
 """Rows are taken from so many documents at least, where the text has them: intervals are over documents."""
 SECTIONS = ("positions", "octaves", "sinks", "closing", "tokens", "clusters", "features", "splicing", "fidelity", "drift")
@@ -102,12 +104,13 @@ def _sections(entry: dict[str, Any], contexts: Sequence[int]) -> dict[str, dict[
     trained on rows as long as these at most, and the model takes longer ones."""
     length, sizes = entry["context_length"], model_sizes(entry["model"])
     policies: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    if length > CONTEXT:
-        policies["fidelity"] = {"rows": max(PREFIXED // length, 8)}
-        policies["splicing"] = {"rows": max(SPLICED // length, 4)}
-        longer = max(4 * CONTEXT, 2 * length)
-        longer = longer if sizes is None or sizes.context is None else min(longer, sizes.context)
-        policies["drift"] = {"context_length": longer, "rows_per_document": 1, "documents": max(min(LONGER // longer, 32), 2)}
+    longest = max(min(PREFIX, length // 4), 1)
+    shifts, wide = sorted({max(longest // 4, 1), longest}), max(length, CONTEXT)
+    policies["fidelity"] = {"shifts": shifts, "rows": max(PREFIXED // wide, 8)}
+    policies["splicing"] = {"rows": max(SPLICED // wide, 4)}
+    longer = max(4 * CONTEXT, 2 * length) if length > CONTEXT else 4 * length
+    longer = longer if sizes is None or sizes.context is None else min(longer, sizes.context)
+    policies["drift"] = {"context_length": longer, "rows_per_document": 1, "documents": max(min(LONGER // longer, 32), 2)}
     most = None if sizes is None else sizes.context
     if any(context > length for context in contexts) or (most is not None and most <= length):
         del policies["drift"]
