@@ -272,15 +272,21 @@ def _entropy(counts: Int[Tensor, " P"]) -> float:
     return float(-(share * share.log2()).sum())
 
 
-def with_targets(store: ActivationStore, sequences: Int[np.ndarray, " n"]) -> Iterator[tuple[Rows, Float[Tensor, "N E"]]]:
+CHUNK_ROWS = 8192
+"""Rows that evaluation reads at a time."""
+
+
+def with_targets(
+    store: ActivationStore, sequences: Int[np.ndarray, " n"], chunk_rows: int = CHUNK_ROWS
+) -> Iterator[tuple[Rows, Float[Tensor, "N E"]]]:
     """The same as `sequential`, and beside the rows what a dictionary has to give of them: `x`, or what the store's target holds."""
     target = store.target
-    targets = None if target is None else sequential(target, sequences)
-    for rows in sequential(store, sequences):
+    targets = None if target is None else sequential(target, sequences, chunk_rows)
+    for rows in sequential(store, sequences, chunk_rows):
         yield rows, rows.x if targets is None else next(targets).x
 
 
-def sequential(store: ActivationStore, sequences: Int[np.ndarray, " n"], chunk_rows: int = 8192) -> Iterator[Rows]:
+def sequential(store: ActivationStore, sequences: Int[np.ndarray, " n"], chunk_rows: int = CHUNK_ROWS) -> Iterator[Rows]:
     """All rows of these sequences, sinks included, in stored order and in chunks of whole sequences: what evaluation reads."""
     lengths = store.sequence_table.length[sequences]
     chunk = max(1, chunk_rows // max(1, int(lengths.mean()))) if len(sequences) else 1

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from temporallens.activations.clocks import at_positions
 from temporallens.activations.context import Context, context_of
-from temporallens.activations.loader import sequential, with_targets
+from temporallens.activations.loader import CHUNK_ROWS, sequential, with_targets
 from temporallens.activations.moments import FIRST, Moments, MomentSums
 from temporallens.activations.store import ActivationStore, SequenceTable
 from temporallens.activations.writer import TARGET, Rows
@@ -32,6 +32,9 @@ from temporallens.evaluation.identity import dictionary_fingerprint, store_finge
 from temporallens.progress import progress
 
 FORMAT = "temporallens.heldout/1"
+
+CODES = 1 << 26
+"""Codes, those that are 0 included, that a pass holds at a time: of dictionaries beyond 8,192 features, fewer rows than of others."""
 
 ROUNDING = 1e-6
 """Of a sequence, by which shares of it that make it up may fall short of 1."""
@@ -202,7 +205,7 @@ def _encode(dictionary: Dictionary, store: ActivationStore, entries: Int[np.ndar
     table = store.sequence_table
     first_error, parts = torch.zeros((), dtype=torch.float64), []
     with progress("encoding", int(table.length[entries].sum()), "tokens") as advance:
-        for rows, wanted in with_targets(store, entries):
+        for rows, wanted in with_targets(store, entries, rows_at_once(dictionary)):
             part, error = _encode_chunk(dictionary, rows, wanted)
             first_error += error[(rows.excluded & FIRST) > 0].sum()
             parts.append(part)
@@ -245,7 +248,7 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
     """Where a masked dictionary would fire, how much activation that would be, and how much of it the mask removes."""
     removed, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     fired = torch.zeros(store.positions * dictionary.features, dtype=torch.int64)
-    for rows in sequential(store, entries):
+    for rows in sequential(store, entries, rows_at_once(dictionary)):
         position = rows.position[rows.excluded == 0].long()
         codes = codes_of_usable(dictionary, rows, dictionary.ungated)
         whole += codes.sum(dtype=torch.float64)
@@ -253,6 +256,11 @@ def _open(dictionary: Dictionary, gates: Tensor, store: ActivationStore, entries
         row, feature = (codes > 0).nonzero(as_tuple=True)
         fired += torch.bincount(position[row] * dictionary.features + feature, minlength=len(fired))
     return {"removed": removed, "whole": whole, "fired": fired.view(store.positions, dictionary.features)}
+
+
+def rows_at_once(dictionary: Dictionary) -> int:
+    """Rows that are encoded at a time."""
+    return max(1, min(CHUNK_ROWS, CODES // dictionary.features))
 
 
 def codes_of_usable(dictionary: Dictionary, rows: Rows, encode: Callable[[Tensor, Tensor, Context], Tensor]) -> Float[Tensor, "N F"]:

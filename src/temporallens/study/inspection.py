@@ -107,7 +107,7 @@ def _sections(entry: dict[str, Any], contexts: Sequence[int]) -> dict[str, dict[
     longest = max(min(PREFIX, length // 4), 1)
     shifts, wide = sorted({max(longest // 4, 1), longest}), max(length, CONTEXT)
     policies["fidelity"] = {"shifts": shifts, "rows": max(PREFIXED // wide, 8)}
-    policies["splicing"] = {"rows": max(SPLICED // wide, 4)}
+    policies["splicing"] = {"rows": max(SPLICED // wide, 4), "batch_size": 2}
     longer = max(4 * CONTEXT, 2 * length) if length > CONTEXT else 4 * length
     longer = longer if sizes is None or sizes.context is None else min(longer, sizes.context)
     policies["drift"] = {"context_length": longer, "rows_per_document": 1, "documents": max(min(LONGER // longer, 32), 2)}

@@ -22,7 +22,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.evaluation.firings import Firings
-from temporallens.evaluation.heldout import HeldOut, codes_of_usable
+from temporallens.evaluation.heldout import HeldOut, codes_of_usable, rows_at_once
 from temporallens.evaluation.matching import MATCH, Match, directions_of, match_features
 from temporallens.progress import progress
 
@@ -161,7 +161,7 @@ def firing_profile(dictionary: Dictionary, store: ActivationStore, entries: Int[
     fired = torch.zeros(store.positions, dictionary.features, dtype=torch.float64)
     count = torch.zeros(store.positions, dtype=torch.float64)
     with progress("firing rates", int(store.sequence_table.length[entries].sum()), "tokens") as advance:
-        for rows in sequential(store, entries):
+        for rows in sequential(store, entries, rows_at_once(dictionary)):
             kept = rows.excluded == 0
             position = rows.position[kept].long()
             in_use = codes_of_usable(dictionary, rows, dictionary.encode) > 0

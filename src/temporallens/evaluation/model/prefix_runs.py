@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from temporallens.activations.context import Context, context_of
-from temporallens.activations.loader import with_targets
+from temporallens.activations.loader import CHUNK_ROWS, with_targets
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.heldout import HeldOut, rows_at_once
 
 
 class PrefixRun(NamedTuple):
@@ -80,11 +80,11 @@ def observe(
     return PrefixRun(store, entry, shift, usable, row[fired], index[fired], feature, value, error)
 
 
-def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"]) -> Iterator[_Tokens]:
+def _tokens(run: PrefixRun, chosen: Bool[np.ndarray, "R S"], chunk_rows: int = CHUNK_ROWS) -> Iterator[_Tokens]:
     """The chosen tokens of a run, a few thousand at a time."""
     entry, first = run.entry[run.there], 0
     number = np.repeat(run.there, run.store.sequence_table.length[entry])
-    for rows, wanted in with_targets(run.store, entry):
+    for rows, wanted in with_targets(run.store, entry, chunk_rows):
         row, index = number[first : first + len(rows.x)], rows.index.numpy() - run.shift
         found = (index >= 0) & chosen[row, np.maximum(index, 0)]
         context = context_of(rows).rows(torch.from_numpy(found))
@@ -98,7 +98,7 @@ def squared_errors(dictionary: Dictionary, run: PrefixRun) -> list[Float[np.ndar
     if dictionary.gates_by_position() is None:
         return [run.error]
     open_error = np.zeros(run.usable.shape)
-    for tokens in _tokens(run, run.usable):
+    for tokens in _tokens(run, run.usable, rows_at_once(dictionary)):
         codes = dictionary.ungated(tokens.x, tokens.position, tokens.context)
         difference = tokens.wanted - dictionary.decode(codes, tokens.position, tokens.context)
         open_error[tokens.row, tokens.text_index] = difference.square().sum(1, dtype=torch.float64).numpy()

@@ -31,7 +31,7 @@ from temporallens.dictionaries.masks import group_of_position, group_starts
 from temporallens.dictionaries.sparse import Pattern
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.clusters.profiles import rotated
-from temporallens.evaluation.heldout import HeldOut
+from temporallens.evaluation.heldout import HeldOut, rows_at_once
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
 from temporallens.settings import Seed, Settings
@@ -173,7 +173,7 @@ class _Closing:
 @torch.inference_mode()
 def _entries(dictionary: Dictionary, seen: HeldOut, group_of: Int[np.ndarray, " P"]) -> _Entries:
     """One more pass over the held-out documents, for the residuals."""
-    parts = [_of_chunk(dictionary, *chunk) for chunk in with_targets(seen.store, seen.entries)]
+    parts = [_of_chunk(dictionary, *chunk) for chunk in with_targets(seen.store, seen.entries, rows_at_once(dictionary))]
     rows_of = np.cumsum([0] + [len(part.scale) for part in parts])
     firings = seen.encoded(dictionary).firings
     return _Entries(
