@@ -11,8 +11,8 @@ from temporallens.errors import TemporalLensError, did_you_mean
 from temporallens.precision import Precision
 
 GLOO_BYTES = 1.7e9
-"""Per second, that gloo is assumed to bring from one process to one other: on one machine of two cores it was between .3, busy, and 1.7,
-nearly idle (`python -m benchmarks --only scale` measures it). Streams go this way on every device."""
+"""Per second, that gloo is assumed to bring from one process to one other: on one machine of two cores it was between .3, busy, and 1.95,
+quiet (`python -m benchmarks --only scale` measures it). Streams go this way on every device."""
 PRODUCTS_REACH, LINKS_REACH = 0.4, 0.8
 """Shares of their peaks that products of matrices, and exchanges, are assumed to reach."""
 ADAM_BYTES = 28
