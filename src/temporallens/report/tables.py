@@ -17,6 +17,8 @@ from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, average, estimat
 
 NOTE = "earlier records"
 """Heading of the column of a study's notes."""
+LEAST_P = 1e-4
+"""p below this is told as that: normal tails say no more."""
 Columns = tuple[tuple[str, str], ...]
 WORLD: Columns = (
     ("MCC", "mcc"),
@@ -146,15 +148,23 @@ def _of(paired: Sequence[Paired], baseline: str, l0: float) -> list[Paired]:
     return [one for one in paired if (one.baseline, one.l0) == (baseline, l0)]
 
 
+def _p(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return number(value) if value >= LEAST_P else f"below {LEAST_P:.4f}"
+
+
 def _paired_table(name: str, runs: Runs, l0: float, paired: Sequence[Paired]) -> Table:
     first = {family: alike[0] for family, alike in by_family(runs).items()}
     bands = paired[0].bands
     rows = []
     for one in paired:
-        holm = UNKNOWN if one.p_holm is None else number(one.p_holm)
         differences = [_signed(band.fve, 4) for band in one.bands]
         rows.append(
-            Row(marked(one.family, first[one.family]), [_signed(one.fve, 4), holm, one.verdict, *differences, _signed(one.bands[0].l0, 1)])
+            Row(
+                marked(one.family, first[one.family]),
+                [_signed(one.fve, 4), _p(one.p_holm), one.verdict, *differences, _signed(one.bands[0].l0, 1)],
+            )
         )
     at = [span(band.first, band.last) for band in bands]
     columns = ["arm", "FVE difference", "p after Holm", "verdict", *(f"at {where}" for where in at), f"codes more at {at[0]}"]
