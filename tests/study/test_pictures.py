@@ -7,10 +7,11 @@ import pytest
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.results import TimedResults, load_results
+from temporallens.layout import RunId
 from temporallens.report.verdict import _on_masks, verdict_on
 from temporallens.study.pictures import captions, draw_pictures, headline, pictures_of
 from temporallens.study.reading import read_study
-from temporallens.study.run import run_study
+from temporallens.study.run import browsing_order, run_study
 
 STUDY = """
 name: pictures
@@ -92,4 +93,6 @@ def test_the_masks_that_are_drawn_are_those_of_which_the_answer_speaks(run: tupl
     first = [run for run in runs if run.activations == "first"]
     answer = _on_masks(best, [run for run in first if run.family == best])
     assert found == [f"Mask: first, {best}, seed 0"]
+    browsed = browsing_order(results.model_copy(update={"runs": runs}))
+    assert browsed[0].id == RunId("first", best, 0) and browsed[-1].family == "batchtopk" and len(browsed) == len(runs)
     assert answer in verdict_on(results.activations["first"], first, Comparison(l0=[], baselines=[], reached=[], against=[]))

@@ -26,7 +26,7 @@ from temporallens.evaluation.comparison import RunScores, common_levels, compare
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.paired import banded, bands_of, pair
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
-from temporallens.evaluation.results import Results, RunResult, assemble, load_results
+from temporallens.evaluation.results import Results, RunResult, assemble, by_family, load_results
 from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.sections import SECTIONS
@@ -37,6 +37,7 @@ from temporallens.figures.scan import draw_scan
 from temporallens.files import explained, fingerprint, locked, read_json, write_json
 from temporallens.layout import RunFolder, RunId
 from temporallens.report.browser import Browsed
+from temporallens.report.closed import best_first
 from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.serial import as_json
@@ -393,9 +394,25 @@ def _do_report(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         yield stage
 
 
+def browsing_order(results: Results) -> list[RunResult]:
+    """Runs with masks first, entry by entry, and of these the arm first that explains most: that of which the verdict speaks."""
+    entries = list(results.activations)
+    best = {
+        entry: best_first(by_family(run for run in results.runs if run.activations == entry and run.openness is not None))
+        for entry in entries
+    }
+
+    def place(result: RunResult) -> tuple[bool, int, int]:
+        families = best[result.activations]
+        masked = result.family in families
+        return not masked, entries.index(result.activations) if masked else 0, families.index(result.family) if masked else 0
+
+    return sorted(results.runs, key=place)
+
+
 def browsed_in(run: Run, results: Results) -> list[Browsed]:
-    """The dictionaries whose features this study looks at, those with masks first; files that an earlier form of it left are none of
-    these."""
+    """The dictionaries whose features this study looks at, in the order in which they are browsed; files that an earlier form of it
+    left are none of these."""
     files = {(stage.run, stage.section): run.path(stage) for stage in run.measured()}
 
     def read(result: RunResult, section: str) -> Any:
@@ -403,12 +420,12 @@ def browsed_in(run: Run, results: Results) -> list[Browsed]:
         return None if path is None else read_json(path, "a measurement of a dictionary")
 
     found = []
-    for result in results.runs:
+    for result in browsing_order(results):
         if (features := read(result, "features")) is not None:
             positions, clusters, tokens = (read(result, name) for name in ("positions", "clusters", "tokens"))
             names = results.activations[result.activations].position_names
             found.append(Browsed(result.id.title, features, positions, clusters, tokens, names))
-    return sorted(found, key=lambda browsed: browsed.features["open"] is None)
+    return found
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Path:
