@@ -62,7 +62,8 @@ def test_processes_and_streams_are_timed(settings: Settings, tmp_path: Path) -> 
 
 def pretended(settings: Settings, work: str, count: int) -> dict[str, float]:
     """What `scale` would measure: starting processes takes longer than all the rest."""
-    return {"seconds": 1 / count, "reading": 0.5, "learning": 0.9, "tokens": 64} | ({"gloo": 1e9} if count > 1 else {})
+    found = {"seconds": 1 / count, "reading": 0.5, "learning": 0.9, "tokens": 64, "moments": 8e6 / count}
+    return found | ({"gloo": 1e9} if count > 1 else {})
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "without_bfloat16"])
