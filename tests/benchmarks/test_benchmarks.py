@@ -85,7 +85,8 @@ def test_one_command_measures_every_ratio_and_writes_the_page(
     assert all(math.isfinite(value) for key, value in found.items() if key not in missing)
     assert all(value > 0 for key, value in found.items() if key not in missing and not key.startswith(("scaling.", "peak_memory")))
     assert details["settings"]["rounds"] == 2 and details["torch"]
-    assert details["notes"] == dict.fromkeys(LIBRARIES.values(), NOT_INSTALLED) | {scale.GLOO: "1.00 GB/s"}
+    measured = {scale.GLOO: "1.00 GB/s", scale.MOMENTS: "8.0 MB and 4.0 MB"}
+    assert details["notes"] == dict.fromkeys(LIBRARIES.values(), NOT_INSTALLED) | measured
     assert (found["scale.harvest_two_processes"], found["scale.stream_vs_slower"]) == (2, 0.9)
     assert all(len(seconds) == 2 for times in details["seconds"].values() for seconds in times.values())
     page = (docs / "performance.md").read_text()
