@@ -20,7 +20,7 @@ The command line prints `error: ` and one of these, and exits with 2.
 Anything else, with a traceback, is a bug.
 What is in braces is filled in.
 This page is written by `python -m tools.errors`."""
-ERRORS = {"TemporalLensError", "CannotWriteError", "DivergedError", "ValueError"}
+ERRORS = {"TemporalLensError", "CannotWriteError", "DivergedError", "WorthlessError", "ValueError"}
 TELLING = re.compile(
     r"^(?:or )?(?:add|allow|annealing|ask|change|check|choose|close|convert|draw|free|give|install|leave|lower|make"
     r"|measure|mend|mount|move|name"

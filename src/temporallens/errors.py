@@ -33,6 +33,10 @@ class DivergedError(TemporalLensError):
         self.run = run
 
 
+class WorthlessError(TemporalLensError):
+    """A dictionary with which nothing can be measured: nothing fires, or what it gives back is no number."""
+
+
 class TemporalLensWarning(UserWarning):
     """Something that a user should know of a result. The command line prints its sentence."""
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.results import TimedResults, load_results
+from temporallens.evaluation.results import TimedResults, Tuned, load_results
 from temporallens.files import read_json
 from temporallens.study.plan import plan_study
 from temporallens.study.reading import read_study
@@ -140,6 +140,7 @@ def test_what_the_grid_cannot_have_is_refused_before_anything_is_done(tmp_path: 
     ("change", "complaint"),
     [
         ({"learning_rates": [0.01, 0.003, 0.001]}, "the learning rates should rise"),
+        ({"learning_rates": [0.001, 0.0010000001, 0.01]}, "differ in their first six digits"),
         ({"learning_rates": [0.001, 0.003]}, "learning_rates"),
         ({"seeds": [0]}, "tuning.seeds and seeds both have 0"),
         ({"activations": {"other": WORLD}}, "tuning.activations.other is an entry of the study too"),
@@ -199,3 +200,19 @@ def test_an_arm_that_diverges_at_every_rate_is_refused(tmp_path: Path) -> None:
     study["tuning"]["learning_rates"] = [1e30, 2e30, 3e30]
     with pytest.raises(TemporalLensError, match=r"diverges at every one of tuning\.learning_rates: add lower ones"):
         run_study(read_study(write(tmp_path, study)), tmp_path / "run")
+
+
+def test_a_rate_that_leaves_nothing_to_measure_counts_as_diverged(tmp_path: Path) -> None:
+    """Features that fired in the first steps hide in a history of one line that none does in the last."""
+    study = study_of(levels={})
+    study["training"]["log_every"] = 12
+    study["tuning"]["learning_rates"] = [1e-6, 0.01, 100]
+    said: list[str] = []
+    run_study(read_study(write(tmp_path, study)), tmp_path / "run", say=said.append)
+    assert any("'plain-lr100-seed7' left nothing that can be measured: no feature fires" in line for line in said)
+    assert {tuned.learning_rate for tuned in load_results(tmp_path / "run").tuning.values()} == {0.01}
+
+
+def test_an_edge_is_one_whatever_its_digits() -> None:
+    fve = {"0.00123457": 0.5, "0.01": 0.4, "0.1": None}
+    assert Tuned(learning_rate=0.0012345678, fve=fve).at_the_edge and not Tuned(learning_rate=0.01, fve=fve).at_the_edge

@@ -21,7 +21,15 @@ from temporallens.dictionaries.centring import Centred
 from temporallens.dictionaries.config import ArmSettings
 from temporallens.dictionaries.expectations.past import links_of, walk
 from temporallens.dictionaries.expectations.tables import Expectation
-from temporallens.dictionaries.inputs import Positions, Tokens, known_policy, refuse_non_finite, refuse_unfit, whole_positions
+from temporallens.dictionaries.inputs import (
+    Positions,
+    Tokens,
+    known_policy,
+    refuse_non_finite,
+    refuse_unfit,
+    refuse_worthless,
+    whole_positions,
+)
 from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.memory import CACHED_ROWS
@@ -342,7 +350,7 @@ class Dictionary(Centred):
         context = self.context(z, tokens)
         flat = self._replayed(self.added(self.reconstruct(z).reshape(-1, self.output_width), context), context)
         flat = self.uncentre(flat, where, self.known(context))
-        refuse_non_finite(flat, z.shape[:-1], "the codes decode to")
+        refuse_worthless(flat, z.shape[:-1], "the codes decode to")
         return flat.reshape(*z.shape[:-1], self.output_width)
 
     def forward(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from temporallens.activations.context import Context
 from temporallens.activations.importing import is_dense
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, WorthlessError
 
 Positions = Tensor | np.ndarray | np.number | Sequence[Any] | int | float
 """What stands for positions where users give them: anything that holds whole numbers."""
@@ -82,6 +82,14 @@ def refuse_non_finite(x: Float[Tensor, "N D"], shape: Sequence[int], what: str) 
     if wrong:
         index = ", ".join(str(int(number)) for number in np.unravel_index(wrong[0], tuple(shape)))
         raise TemporalLensError(f"{what} NaN or infinity, or numbers too large to be squared in float32, in row {index}")
+
+
+def refuse_worthless(found: Float[Tensor, "N D"], shape: Sequence[int], what: str) -> None:
+    """The same of what a dictionary gives back: it is the dictionary that is wrong then, and no input."""
+    try:
+        refuse_non_finite(found, shape, what)
+    except TemporalLensError as error:
+        raise WorthlessError(str(error)) from error
 
 
 def _described(value: Any) -> str:

@@ -25,7 +25,7 @@ from temporallens.activations.writer import TARGET, Rows
 from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.errors import TemporalLensError
+from temporallens.errors import TemporalLensError, WorthlessError
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.firings import ROW_COLUMNS, Firings
 from temporallens.evaluation.identity import dictionary_fingerprint, store_fingerprint
@@ -85,7 +85,7 @@ class HeldOut:
         check_target(dictionary, self.store)
         found = self._cached("codes", dictionary, lambda: _encode(dictionary, self.store, self.entries))
         if not len(found["value"]):
-            raise TemporalLensError(
+            raise WorthlessError(
                 f"no feature fires on these documents of {self.store.folder}, so that codes are constant: the dictionary was never "
                 "trained, or its weights did not load"
             )

@@ -17,7 +17,7 @@ from temporallens.activations.moments import Moments
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.errors import TemporalLensError
+from temporallens.errors import WorthlessError
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import HeldOut
 
@@ -52,9 +52,7 @@ def evaluate_reconstruction(
     encoded = documents.encoded(dictionary)
     firings, variation = encoded.firings, documents.variation
     if not _varies(firings):
-        raise TemporalLensError(
-            "the dictionary's codes are constant on held-out documents: it was never trained, or its weights did not load"
-        )
+        raise WorthlessError("the dictionary's codes are constant on held-out documents: it was never trained, or its weights did not load")
     moments, tokens = variation.moments, len(encoded.error)
     error, active = (_by_position(firings, values) for values in (encoded.error, np.bincount(firings.row, minlength=tokens)))
     total, within = float(moments.pooled_variance()) * tokens, float(moments.within_variance()) * tokens

@@ -210,7 +210,7 @@ class Tuned(Part):
     def at_the_edge(self) -> bool:
         """Whether the best rate is the lowest or the highest that was tried, so that one beyond it may be better."""
         rates = [float(rate) for rate in self.fve]
-        return self.learning_rate in (min(rates), max(rates))
+        return float(f"{self.learning_rate:g}") in (min(rates), max(rates))  # as they are written there
 
 
 class Results(Part):

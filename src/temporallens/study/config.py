@@ -46,8 +46,8 @@ class Tuning(Settings):
     @field_validator("learning_rates")
     @classmethod
     def _rising(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if any(left >= right for left, right in pairwise(rates)):
-            raise ValueError("the learning rates should rise, each standing here once")
+        if any(float(f"{left:g}") >= float(f"{right:g}") for left, right in pairwise(rates)):
+            raise ValueError("the learning rates should rise, each standing here once, and differ in their first six digits")
         return rates
 
 

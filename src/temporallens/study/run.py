@@ -21,7 +21,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import fixed_threads, own_defaults
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
-from temporallens.errors import DivergedError, TemporalLensError
+from temporallens.errors import DivergedError, TemporalLensError, WorthlessError
 from temporallens.evaluation.comparison import RunScores, common_levels, compare
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.paired import banded, bands_of, pair
@@ -201,13 +201,23 @@ def _do(stages: list[Stage], run: Run, kind: Kind) -> None:
     if kind in SHARED:
         for stage in WORK[kind](run, pending):
             processes.once(partial(_finish, run, stage))
-    else:
-        processes.once(lambda: _for_each(partial(_finish, run), WORK[kind](run, pending)))
+    elif worthless := processes.told(lambda: _until_worthless(run, WORK[kind](run, pending))):
+        raise DivergedError(*worthless)
 
 
 def _finish(run: Run, stage: Stage) -> None:
     run.records.finish(stage)
     run.say(f"{stage.name}: done")
+
+
+def _until_worthless(run: Run, done: Iterator[Stage]) -> list[str]:
+    """Finish stages; a dictionary that was trained to nothing ends this, and is told to every process: each has to raise, for the grid of a
+    study goes on without it."""
+    try:
+        _for_each(partial(_finish, run), done)
+    except DivergedError as error:
+        return [str(error), error.run]
+    return []
 
 
 def _for_each(do: Callable[[Stage], None], stages: Iterable[Stage]) -> None:
@@ -318,7 +328,12 @@ def _evaluate(run: Run, run_id: RunId) -> None:
     store, folder = ActivationStore(run.paths.store(run_id.activations)), run.paths.arm(run_id)
     scale = read_json(folder / "training.json", "the summary of a training run")["scale"]
     dictionary, held_out = load_dictionary(folder), run.held_out(store)
-    measured = evaluate_reconstruction(dictionary, store, held_out, scale, run.paths.passes)._asdict()
+    try:
+        measured = evaluate_reconstruction(dictionary, store, held_out, scale, run.paths.passes)._asdict()
+    except WorthlessError as error:
+        if not run.study.variants()[run_id.arm].arm.trained:
+            raise
+        raise DivergedError(f"the training of '{run_id.name}' left nothing that can be measured: {error}", run_id.name) from error
     scores = {
         name: score(dictionary, store, held_out, cache=run.paths.passes)._asdict()
         for name, score in scores_of(run.study.activations[run_id.activations]).items()

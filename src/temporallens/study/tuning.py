@@ -3,8 +3,8 @@ own comparison does not have, and the study then trains it at its best one.
 
 The grid is a study of its own in the run's folder `tuning/`, with the same training and the middle one of each arm's levels, where an
 arm at a rate is an arm. Best is the highest FVE on the held-out documents there, in the mean over entries and seeds; a rate at which a
-training diverges is worse than all others, and the grid goes on without it. Of other arms (`standard`) L0 follows the rate, so that FVE at
-different rates compares nothing: they keep that of `training`.
+training diverges, or leaves nothing that can be measured, is worse than all others, and the grid goes on without it. Of other arms
+(`standard`) L0 follows the rate, so that FVE at different rates compares nothing: they keep that of `training`.
 """
 
 from pathlib import Path

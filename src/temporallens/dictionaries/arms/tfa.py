@@ -31,7 +31,7 @@ from temporallens.activations.context import UNKNOWN, Context, Grid, context_of_
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
 from temporallens.dictionaries.base import Reconstructed
 from temporallens.dictionaries.config import Role
-from temporallens.dictionaries.inputs import Positions, Tokens, refuse_non_finite
+from temporallens.dictionaries.inputs import Positions, Tokens, refuse_worthless
 from temporallens.dictionaries.sparse import largest_of
 from temporallens.dictionaries.steps import Dead, Forward, Previous
 from temporallens.errors import TemporalLensError
@@ -272,7 +272,7 @@ class TFADictionary(BatchTopKDictionary):
         parts = self._split(centred, where, context, self.encoder)
         codes = self._in_use(parts.novel)
         found = self.uncentre(codes @ self.decoder + parts.reconstruction + self.decoder_bias, where)
-        refuse_non_finite(found, x.shape[:-1], "reconstructions hold")
+        refuse_worthless(found, x.shape[:-1], "reconstructions hold")
         return Reconstructed(codes.view(*x.shape[:-1], -1), found.view(x.shape))
 
     def all_codes(
