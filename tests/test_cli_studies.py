@@ -5,15 +5,18 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+import temporallens as tl
 from temporallens.activations.clocks import CLOCKS
 from temporallens.activations.language.shipped import MODELS, TEXTS
 from temporallens.cli import app
 from temporallens.dictionaries.kinds import ARMS
 from temporallens.evaluation.sections import SECTIONS
+from temporallens.study.models import model_sizes
 from temporallens.study.reading import read_study
 from temporallens.study.shipped import shipped_studies
 from tiny_models import LAYERS
@@ -151,3 +154,39 @@ def test_a_scan_is_printed_as_the_json_that_it_writes(sources: dict[str, Path], 
     printed = json.loads(call(*asked, "--json").stdout)
     written = json.loads((tmp_path / "scan" / "scan.json").read_text("utf-8"))
     assert printed == {key: value for key, value in written.items() if key != "checksum"}
+
+
+def test_init_knows_a_store_and_its_positions(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 6, 24)).astype(np.float32)
+    positions, names = np.tile(np.arange(6)[::-1], (30, 1)), list("abcdef")
+    tl.ActivationStore.from_arrays(x, tmp_path / "roles", positions=positions, position_names=names, exclude_first=False)
+    tl.ActivationStore.from_arrays(x, tmp_path / "plain")
+    for store, groups in (("roles", "positions"), ("plain", 5)):
+        out = tmp_path / f"{store}.yaml"
+        assert call("init", tmp_path / store, "--out", out).exit_code == 0
+        study = read_study(out).study
+        assert study.arms["positional"].groups == groups and study.arms["positional"].features == 96
+        assert study.training.batch_size * 4 <= 180 and not study.scans
+        assert "train/" in call("run", out, "--dry-run").stdout
+    assert refusal("init", tmp_path / "roles", "--text", "sotu", "--out", tmp_path / "other.yaml").endswith(
+        "is a store, which has its activations: leave out --layer and --text"
+    )
+
+
+def test_arms_of_a_first_study_are_compared_at_equal_l0(sources: dict[str, Path], tmp_path: Path) -> None:
+    call("init", sources["model"], "--text", sources["text"], "--out", tmp_path / "mine.yaml")
+    study = read_study(tmp_path / "mine.yaml").study
+    low, high = study.levels["k"]
+    assert 1 <= low < high and len(study.trainings()) == 6
+    assert all(arm.features < 10 * model_sizes(str(sources["model"])).width for arm in study.arms.values())
+
+
+def test_scans_have_folders_of_their_own_and_leave_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(30, 6, 24)).astype(np.float32)
+    tl.ActivationStore.from_arrays(x, tmp_path / "mine")
+    old = tmp_path / "runs" / "scan-mine" / "figures" / "beforehand.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of a scan before")
+    assert call("scan", "mine").stdout.splitlines()[-1] == "runs/scan-mine/figures/scan.png"
+    assert not old.exists() and (old.parent / "scan.png").exists()

@@ -105,9 +105,9 @@ def as_lines(content: Mapping[str, Any]) -> str:
 def tables_of(results: TimedResults, entry: str) -> list[Table]:
     """The tables of one activations entry; every dictionary on its own only where there is one of each arm."""
     runs = results.runs_of(entry)
-    comparison = results.comparison[entry]
-    paired = paired_tables(entry, runs, comparison, results.paired.get(entry, ()))
-    tables = [*comparison_tables(entry, runs, comparison), *paired, openness_table(entry, runs), *score_tables(entry, runs)]
+    comparison, described = results.comparison[entry], results.activations[entry]
+    paired = paired_tables(entry, runs, comparison, results.paired.get(entry, ()), described.position_names)
+    tables = [*comparison_tables(entry, runs, comparison), *paired, openness_table(entry, runs, described), *score_tables(entry, runs)]
     if len({run.family for run in runs}) == len(runs):
         tables.append(dictionaries_table(entry, runs, results.study.notes))
     return [table for table in tables if table.rows]

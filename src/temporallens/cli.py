@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from temporallens.errors import GO_ON, TemporalLensError, TemporalLensWarning, did_you_mean
 from temporallens.files import read_json, user_path
-from temporallens.layout import RunFolder
+from temporallens.layout import RunFolder, as_file_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -281,13 +281,15 @@ def probe(
     padding: Annotated[str | None, typer.Option("--padding", help="left or right; by default the tokenizer's own side.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Texts in a forward pass; by default 32.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="By default 42.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """SAEBench's sparse probing: how well a few features tell the classes of labelled texts; writes its JSON."""
     from temporallens.activations.language.hooks import layer_named
     from temporallens.evaluation.probing.saebench import SparseProbingPolicy, fitting_sizes
     from temporallens.evaluation.texts.labelled import Columns
     from temporallens.evaluation.texts.sets import open_sets
-    from temporallens.interop.saebench import probe_folder
+    from temporallens.interop.saebench import METRICS, WRITTEN, probe_folder
+    from temporallens.study.tables import probing_table
 
     options = {
         "probe_train_set_size": train_size,
@@ -302,8 +304,14 @@ def probe(
     where = None if layer is None else layer_named(layer)
     opened = open_sets(sets or ["embedded"], Columns(part=part))
     policy = SparseProbingPolicy(**fitting_sizes(opened) | {name: value for name, value in options.items() if value is not None})
-    for folder in _dictionaries_in(dictionary):
-        typer.echo(probe_folder(folder, opened, policy, out, model=model, layer=where))
+    written = [probe_folder(folder, opened, policy, out, model=model, layer=where) for folder in _dictionaries_in(dictionary)]
+    found = {path: read_json(path, "results of sparse probing", foreign=True)[METRICS] for path in written}
+    if as_json:
+        _print_json({str(path): metrics for path, metrics in found.items()})
+        return
+    _print_table(probing_table({path.name.removesuffix(WRITTEN): metrics for path, metrics in found.items()}))
+    for path in written:
+        typer.echo(path)
 
 
 def _dictionaries_in(folder: Path) -> list[Path]:
@@ -374,8 +382,11 @@ def scan_command(
         str, typer.Argument(help="A shipped name, a hub name, a model directory, a .gguf file, or a store.", show_default=False)
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where scan.json and its figures are written.", parser=user_path)
-    ] = Path("runs/scan"),
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", help="Where scan.json and its figures are written; runs/scan-NAME by default.", parser=user_path
+        ),
+    ] = None,
     text: Annotated[str, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set.")] = "sotu",
     context_length: Annotated[int, typer.Option("--context-length", help="Tokens in a row, at least 2.")] = 128,
     sequences: Annotated[int, typer.Option("--sequences", help="Rows that are read, at least 2.")] = 256,
@@ -383,6 +394,7 @@ def scan_command(
 ) -> None:
     """What is known of MODEL's activations before any training: from position by four clocks, from tokens and from the past, at every
     layer, with norms and sinks. Of a store, what position explains, by its own clock."""
+    from temporallens.activations.manifest import names_store
     from temporallens.activations.store import ActivationStore
     from temporallens.evaluation.beforehand import BeforehandPolicy, in_words
     from temporallens.evaluation.scan import ScanPolicy
@@ -390,7 +402,8 @@ def scan_command(
     from temporallens.study.run import scan_and_draw, scan_store_and_draw
     from temporallens.study.tables import beforehand_table, scan_table
 
-    if (Path(model) / "manifest.json").is_file():
+    out = out or Path("runs") / f"scan-{as_file_name(Path(model).name)}"
+    if names_store(model):
         scan, pictures = scan_store_and_draw(user_path(model), out, sequences)
         if as_json:
             _print_json(scan.to_json())
@@ -574,17 +587,24 @@ def dictionary_command(
 
 @app.command("init")
 def init_command(
-    model: Annotated[str, typer.Argument(help="A shipped name, a hub name, a model directory, or a .gguf file.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A shipped name, a hub name, a model directory, a .gguf file, or a store.", show_default=False
+        ),
+    ],
     layer: Annotated[str | None, typer.Option("--layer", help="A number, `embed` or a hook; by default the middle one.")] = None,
-    text: Annotated[str, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set.")] = "sotu",
+    text: Annotated[
+        str | None, typer.Option("--text", help="A shipped text, a file or folder of texts, or a hub data set; by default sotu.")
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The new study file; nothing is written over.", parser=user_path)
     ] = Path("study.yaml"),
 ) -> None:
-    """Write a first study of MODEL and a layer, with comments, to be changed and run."""
+    """Write a first study of a layer of MODEL, or of a store, with comments, to be changed and run."""
     from temporallens.study.starting import starting_study
 
-    typer.echo(starting_study(model, layer, text, out))
+    typer.echo(starting_study(source, layer, text, out))
 
 
 @app.command("list")

@@ -128,6 +128,11 @@ def counted(count: int, singular: str, plural: str) -> str:
     return f"{count:,} {singular if count == 1 else plural}"
 
 
+def times_or_more(count: int) -> str:
+    """How often a feature fires at least."""
+    return f"{count:,} times or more"
+
+
 def span(first: int, last: int) -> str:
     """`1`, `2 to 3`."""
     return str(first) if first == last else f"{first} to {last}"

@@ -233,7 +233,7 @@ def test_numbers_and_shares_read_well() -> None:
 
 def test_a_position_is_called_by_its_name_where_it_has_one() -> None:
     assert look.called(1200) == "position 1,200"
-    with look.named_positions({5: "McDonald"}):
+    with look.positions_called({5: "McDonald"}, 1):
         assert [look.called(position) for position in (4, 5)] == ["position 4", "position 5 (McDonald)"]
         assert steps.band_name(5, 6) == "position 5 (McDonald)" and steps.band_name(5, 7) == "positions 5 to 6"
     assert steps.band_name(5, 6) == "position 5"

@@ -111,7 +111,7 @@ def test_only_what_two_samples_of_documents_say_alike_stands_in_the_title() -> N
     held_out[20] = 900  # a single odd token of the held-out documents
     figure = draw_position_analysis(history, "a", held_out=held_out, first_fve=-0.5)
     assert titles(figure)[1].startswith("2 Position 1 is hardest: ")
-    assert "position 0 is left out of training and of this panel; FVE there: −0.500" in texts(figure)
+    assert "index 0 is left out of training and of this panel; FVE there: −0.500" in texts(figure)
     even = draw_position_analysis(history | {"position_loss": np.where(np.isnan(history["position_loss"]), np.nan, 7.0)}, "a")
     assert titles(even)[1] == "2 No position stands out in training: none is 15 % off the median loss"
 
@@ -251,7 +251,7 @@ def test_sparsity_analysis_has_three_panels_that_state_what_codes_do() -> None:
     figure = draw_sparsity_analysis(history, "a", history["position_l0"][-2:], make_activity(specialised=True))
     fits(figure)
     evolution, final, activity = titles(figure)
-    assert evolution.startswith("1 Codes per token by position: 31.") and evolution.endswith("position 0 is left out")
+    assert evolution.startswith("1 Codes per token by position: 31.") and evolution.endswith("index 0 is left out")
     assert final.startswith("2 Position 3 uses most codes, 6") and "on held-out documents" in final and "in training" in final
     assert activity == "3 100 % of features peak at the same positions in both halves of the documents (8.6 % would by chance)"
     assert [axes.get_xlabel() for axes in panels(figure)] == ["training step", "position (log scale)", "position (log scale)"]

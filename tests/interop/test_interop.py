@@ -259,7 +259,9 @@ def test_the_command_probes_tables_with_the_parts_that_they_name(saved: Path, tm
     options = ["--sets", str(tmp_path / "weather.csv"), "--part", "split", "--k", "2", "--batch-size", "4", "--context-length", "16"]
     shown = CliRunner().invoke(app, ["probe", str(saved), "--model", model, "--out", str(tmp_path / "out"), *options])
     assert shown.exit_code == 0, shown.output
-    result = json.loads(Path(shown.stdout.replace("\n", "")).read_text())
+    *table, path = shown.stdout.splitlines()
+    result = json.loads(Path(path).read_text())
+    assert f"{result['eval_result_metrics']['sae']['sae_top_2_test_accuracy']:.3f}" in next(line for line in table if "features of" in line)
     assert result["eval_config"]["k_values"] == [2] and result["eval_config"]["context_length"] == 16
     metrics = result["eval_result_unstructured"]["weather_results"]
     assert set(metrics["sae_top_2_test_accuracy"]) == {"dry", "wet"}

@@ -78,11 +78,11 @@ def test_every_question_has_its_number_interval_and_chance() -> None:
     ]
     assert lines[1] == ["Not measured: the study left positions out."]
     assert (
-        "Of 200 that fire often enough, 4 live on first tokens of rows, 2.0 % (1.0 to 3.0), by chance 0.0 % (50 tokens, L0 12)"
+        "Of 200 that fire 20 times or more, 4 live on first tokens of rows, 2.0 % (1.0 to 3.0), by chance 0.0 % (50 tokens, L0 12)"
         in lines[2][0]
     )
     assert "; none on sinks further on, as no token is one; 1 at positions 1 to 3, 0.50 % (0.00 to 1.00), by chance 0.10 %" in lines[2][0]
-    assert "of 50 features that fire often enough 5 follow the index, 10.0 % (9.0 to 11.0), and 30 the text, 60.0 %" in lines[3][0]
+    assert "of 50 features that fire 200 times or more 5 follow the index, 10.0 % (9.0 to 11.0), and 30 the text, 60.0 %" in lines[3][0]
     assert "40.0 % of the entries" in lines[4][0] and "so 5.0 points of it are due to position" in lines[4][0]
     assert lines[5][0].startswith("FVE falls: at positions 128 to 255, FVE of the same tokens changes by −0.0200 (−0.0210 to −0.0190)")
     assert "guess" not in lines[5][0]

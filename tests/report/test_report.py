@@ -23,6 +23,8 @@ from temporallens.evaluation.clusters.table import ClusterRow, Telling
 from temporallens.evaluation.clusters.worlds import Recovered, Recovery
 from temporallens.evaluation.model.splicing import Spliced, SplicingMeasures
 from temporallens.evaluation.order.scores import OrderGain
+from temporallens.evaluation.positions.correlations import PositionCorrelations
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
 from temporallens.evaluation.results import TimedResults, TimedRun
 from temporallens.evaluation.statistics import Estimate, Verdict
 from temporallens.figures.save import save
@@ -92,9 +94,10 @@ def test_a_higher_value_from_one_seed_is_no_gain() -> None:
 
 
 def test_arms_of_different_l0_or_seed_are_not_compared() -> None:
-    sentence = "positional and batchtopk have no L0 and seed in common, so they are not compared."
-    assert sentence in answer_to(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
-    assert sentence in answer_to(make_run("batchtopk"), make_run("positional", seed=1))
+    apart = answer_to(make_run("batchtopk"), make_run("positional", fve=0.9, l0=40.0))
+    assert "positional (L0 40.0) and batchtopk (L0 32.0) are not compared: L0 are equal within 1.0 %, and theirs are not." in apart
+    seeds = answer_to(make_run("batchtopk"), make_run("positional", seed=1))
+    assert "positional and batchtopk have no seed in common, so they are not compared." in seeds
 
 
 def make_levels(arm: str, seed: int = 0, gain: float = 0.0) -> list[TimedRun]:
@@ -135,7 +138,7 @@ def test_openness_is_told_by_octaves_of_positions_with_its_interval() -> None:
         make_run("positional", seed, openness_by_position=[1.0, *[0.5 + 0.1 * seed] * 4, 1.0], position_count=[0, *[9] * 5])
         for seed in range(2)
     ]
-    table = tables.openness_table("a", [make_run(), *runs])
+    table = tables.openness_table("a", [make_run(), *runs], make_entry())
     assert table.columns == ["arm", "seeds", "1", "2 to 3", "4 to 5"]
     assert table.rows[0].cells[:2] == ["2", "0.550 ± 0.635"]
 
@@ -150,7 +153,9 @@ def test_what_positions_say_of_features_stands_beside_masks() -> None:
     reached, _ = tables.comparison_tables("a", runs, make_comparison(runs))
     assert reached.columns[-1] == "bits known by position"
     assert [row.cells[-1].partition(" ")[0] for row in reached.rows] == ["–", f"{100 * share.over_null.value:.2f}"]
-    masked = tables.openness_table("a", [runs[1].model_copy(update={"openness_by_position": [1.0, 0.5], "position_count": [0, 9]})])
+    masked = tables.openness_table(
+        "a", [runs[1].model_copy(update={"openness_by_position": [1.0, 0.5], "position_count": [0, 9]})], make_entry()
+    )
     assert masked.columns[-1] == "bits known by position" and masked.rows[0].cells[-1] == reached.rows[1].cells[-1]
 
 
@@ -508,3 +513,53 @@ def test_gains_are_counted_by_verdict_against_the_ordinary_dictionary() -> None:
     (arms,) = measured.measured_sections(make_results(gains={entry: several}))
     assert "of the same level and seed" in arms.tables[0].note
     assert measured.measured_sections(make_results()) == []
+
+
+def test_a_dictionary_worse_than_the_mean_is_said_so_first_and_trained_longer_first() -> None:
+    results = make_results(runs=[make_run("batchtopk", fve=-0.3), make_run("positional")])
+    (found,) = answers.answers(results)
+    assert found.verdict[0] == (
+        "batchtopk (FVE \u22120.30) reconstructs worse than the mean activation would (too few steps, or too high a learning rate): what "
+        "is said of codes and features below says nothing of the model."
+    )
+    assert "--set training.steps=4000" in next_steps(results, Path("runs/q"))[0].command
+    (theirs,) = answers.answers(make_results(runs=[make_run("batchtopk", kind="pretrained", fve=-0.3)]))
+    assert "most likely another model, layer, scale or kind of text" in theirs.verdict[0]
+    assert not any("seed" in remark for remark in theirs.remarks)
+    assert not any("worse than" in line for line in answers.answers(make_results())[0].verdict)
+
+
+def test_arms_that_are_not_compared_are_told_how_they_would_be() -> None:
+    study = STUDY | {"arms": {"batchtopk": {"kind": "batchtopk", "k": 32}, "positional": {"kind": "positional", "k": 32}}}
+    runs = [make_run("batchtopk"), make_run("positional", l0=33.0)]
+    (first, *_) = next_steps(make_results(runs=runs, study=study), Path("runs/q"))
+    assert first.command == "temporallens run runs/q --set 'levels={k: [24, 40]}'"
+    alike = next_steps(make_results(runs=[make_run("batchtopk"), make_run("positional")], study=study), Path("runs/q"))
+    assert not any("levels" in step.command for step in alike)
+
+
+def test_how_often_a_feature_has_to_fire_is_said_where_none_does() -> None:
+    none = Estimate(None, None, None, 0)
+    apart = PositionCorrelations(none, none, none, none, 9)
+    nothing = PositionMeasures(900, 128, 10, 9, none, none, none, none, none, None, {}, [], apart, None, None)
+    results = make_results(runs=[make_run("batchtopk", measures={POSITIONS.name: as_json(nothing)})])
+    assert answers.answers(results)[0].verdict[-1] == (
+        "Whether features of batchtopk prefer some positions to others is not known: none fires 200 times or more on 900 held-out tokens, "
+        "so read more text."
+    )
+
+
+def test_a_page_of_what_others_trained_speaks_of_no_training() -> None:
+    theirs = make_results(runs=[make_run("batchtopk", kind="pretrained")])
+    page = render(theirs)
+    assert "that this project began with" not in page and "final loss" not in page and "One seed" not in page
+    assert "that this project began with" in render(make_results()) and "final loss" in render(make_results())
+
+
+def test_runs_side_by_side_have_their_own_l0_and_fve() -> None:
+    table = arms_table([Compared(name, make_results(), {}) for name in ("one", "other")])
+    rows = {row.head: dict(zip(table.columns[1:], row.cells, strict=True)) for row in table.rows}
+    assert rows["one, smollm2-middle: batchtopk"]["L0"] == "32.0" and rows["other, smollm2-middle: standard"]["FVE"] == "0.6500"
+    assert "FVE at L0 32" in table.columns
+    lone = arms_table([Compared("one", make_results(), {}), Compared("other", make_results(runs=[make_run("batchtopk", l0=9.0)]), {})])
+    assert not any(column.startswith("FVE at") for column in lone.columns)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import temporallens as tl
 from temporallens.cli import app
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.bins import bands_of
 from temporallens.evaluation.known.fields import named_fields, score_fields
 from temporallens.evaluation.results import load_results
 from temporallens.evaluation.scan import Scan
@@ -159,3 +160,19 @@ def test_a_store_is_scanned_as_models_are(run: Path, tmp_path: Path) -> None:
     assert scan.clocks["position"].eta2[0] == pytest.approx(explained, rel=1e-4)
     floor, index = scan.clocks["position"].floor[0], scan.clocks["index"].eta2[0]
     assert floor is not None and index is not None and index < 0.1 and floor < 0.1
+
+
+def test_position_zero_is_one_like_any_other_of_positions_with_names(run: Path) -> None:
+    """Only as an index of a row is it that of an attention sink."""
+    results = load_results(run)
+    assert results.activations["images"].first_position == 0
+    assert bands_of(tl.ActivationStore(run / "stores" / "images")) == [(position, position + 1) for position in range(9)]
+    page = (run / "report.html").read_text().replace("\n", "")
+    assert '<th scope="col">top left</th>' in page  # openness by position
+    (picture,) = [picture for picture in pictures_of(run, results) if picture.name == "position_analysis"]
+    panels = [axes for axes in picture.draw().axes if axes.get_title(loc="left")]
+    evolution, final, _ = panels
+    assert evolution.get_ylim()[0] == final.get_xlim()[0] == -0.5
+    lines = [line for line in final.get_lines() if len(line.get_xdata()) > 2]
+    assert lines and all(line.get_xdata()[0] == 0 for line in lines)
+    assert "index 0" not in " ".join(axes.get_title(loc="left") + axes.get_xlabel() for axes in panels)

@@ -6,6 +6,7 @@ import pytest
 
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison
+from temporallens.evaluation.positions.section import PositionsPolicy
 from temporallens.evaluation.results import TimedResults, load_results
 from temporallens.layout import RunId
 from temporallens.report.verdict import _on_masks, verdict_on
@@ -95,4 +96,6 @@ def test_the_masks_that_are_drawn_are_those_of_which_the_answer_speaks(run: tupl
     assert found == [f"Mask: first, {best}, seed 0"]
     browsed = browsing_order(results.model_copy(update={"runs": runs}))
     assert browsed[0].id == RunId("first", best, 0) and browsed[-1].family == "batchtopk" and len(browsed) == len(runs)
-    assert answer in verdict_on(results.activations["first"], first, Comparison(l0=[], baselines=[], reached=[], against=[]))
+    assert answer in verdict_on(
+        results.activations["first"], first, Comparison(l0=[], baselines=[], reached=[], against=[]), PositionsPolicy()
+    )

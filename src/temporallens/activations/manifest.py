@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json
+from temporallens.files import read_json, user_path
 from temporallens.settings import first_problem
 
 FORMAT = "temporallens.store/1"
+MANIFEST = "manifest.json"
 
 
 class Frozen(BaseModel):
@@ -71,13 +72,26 @@ def remedy(folder: Path) -> str:
     return f"remove {folder} and run again"
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a whole store is there, of this version or another: its manifest is written last."""
+    return (folder / MANIFEST).is_file()
+
+
+def names_store(source: str) -> bool:
+    """Whether what a user names, where models may be named too, is the folder of a store."""
+    try:
+        return is_store(user_path(source))
+    except TemporalLensError:  # no path: whoever reads models says what it is
+        return False
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a store. Raises TemporalLensError when the folder is none, or when the manifest is damaged."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not folder.is_dir():
         raise TemporalLensError(f"{folder} does not exist: it should be the folder of an activation store")
     if not path.exists():
-        raise TemporalLensError(f"{folder} is not an activation store (it has no manifest.json); an interrupted harvest can be run again")
+        raise TemporalLensError(f"{folder} is not an activation store (it has no {MANIFEST}); an interrupted harvest can be run again")
     content = read_json(path, "the manifest of an activation store", remedy(folder))
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
+from temporallens.activations.manifest import MANIFEST
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import TARGET
 from temporallens.errors import TemporalLensError
 from temporallens.files import link_or_copy, locked, make_folder, user_path
 from temporallens.settings import Settings
-
-MANIFEST = "manifest.json"
 
 
 class StoredPolicy(Settings):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Integer
 from pydantic import ValidationError
 from torch import Tensor
 
-from temporallens.activations.manifest import FORMAT, Manifest, PositionCounts, Shard, StoreDescription, remedy
+from temporallens.activations.manifest import FORMAT, MANIFEST, Manifest, PositionCounts, Shard, StoreDescription, is_store, remedy
 from temporallens.activations.moments import Moments, MomentSums
 from temporallens.errors import TemporalLensError
 from temporallens.files import inside, make_folder, read_tensors, sha256, user_path, write_json, write_tensors
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 def refuse_occupied(folder: Path) -> None:
     """Raise TemporalLensError where no store can be begun or gone on with: one is finished there, or other files are."""
-    if (folder / "manifest.json").exists():
+    if is_store(folder):
         raise TemporalLensError(f"{folder} already holds a finished store; choose another folder or remove it")
     if folder.is_dir() and not (folder / PROGRESS_FILE).exists():
         foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "shard-")) and path.name != TARGET)
@@ -203,7 +203,7 @@ class StoreWriter:
             index_sha256=sha256(self.folder / "index.safetensors"),
             moments_sha256=sha256(self.folder / "moments.safetensors"),
         )
-        write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
+        write_json(self.folder / MANIFEST, manifest.model_dump(mode="json"))
         self._progress_file.unlink(missing_ok=True)
         return self.folder
 
@@ -212,7 +212,7 @@ def pair_of_writers(folder: Path, description: StoreDescription, target: StoreDe
     """Of a store, behind that of its target, where it has one: this is begun anew unless both are unfinished, and is finished first."""
     if target is None:
         return [StoreWriter(folder, description)]
-    if (folder / TARGET / "manifest.json").exists():
+    if is_store(folder / TARGET):
         shutil.rmtree(folder / TARGET)
     return [StoreWriter(folder / TARGET, target), StoreWriter(folder, description)]
 

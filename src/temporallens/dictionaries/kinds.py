@@ -52,6 +52,9 @@ Arm = Annotated[
 ARMS: dict[str, type[ArmConfig]] = {arm.model_fields["kind"].default: arm for arm in get_args(get_args(Arm)[0])}
 """By kind, in the same order."""
 
+UNTRAINED = {kind for kind, arm in ARMS.items() if not arm.trained}
+"""Kinds of dictionaries that were trained elsewhere."""
+
 
 def kinds_of(role: Role) -> list[str]:
     """The kinds of arms that have a role, the one to be chosen first coming first."""

@@ -9,12 +9,32 @@ import math
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from temporallens.activations.position_names import names_in
+from temporallens.activations.store import ActivationStore
+
+NAMED_APART = 24
+"""Positions with names that are told apart, at most."""
+
 
 def octaves(positions: int, first: int = 1) -> list[tuple[int, int]]:
     """First position and the one after the last of runs from `first` (0 or 1) on, each twice as long as the one before: for sentences
     and tables, which need round numbers."""
     starts = [start for start in (first, *(2**power for power in range(first, positions.bit_length()))) if start < positions]
     return list(zip(starts, [*starts[1:], positions], strict=True)) if starts else []
+
+
+def bands(positions: int, first: int, named: bool) -> list[tuple[int, int]]:
+    """Runs of positions that tables tell apart, as `octaves` has them: these, or each position by itself where positions have names, whose
+    order need mean nothing, and there are few enough."""
+    if named and positions <= NAMED_APART:
+        return [(position, position + 1) for position in range(first, positions)]
+    return octaves(positions, first)
+
+
+def bands_of(store: ActivationStore) -> list[tuple[int, int]]:
+    """Those of a store's positions, position 0 among them where activations of it are kept."""
+    first = 0 if store.manifest.per_position.count[0] else 1
+    return bands(store.positions, first, bool(names_in(store.manifest.description.policies)))
 
 
 def log_edges(last: int, count: int) -> Int[np.ndarray, " E"]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from temporallens.dictionaries.config import Role
-from temporallens.dictionaries.kinds import ARMS, kinds_of
+from temporallens.dictionaries.kinds import UNTRAINED, kinds_of
 from temporallens.evaluation.statistics import Difference, Mean, difference_of, mean_of, ratio_of
 
 REACH = 0.05
@@ -22,9 +22,6 @@ REACH = 0.05
 
 EQUAL = 0.01
 """Share of an L0 within which two L0 count as equal, where there is no line to read along: FVE rises by a few thousandths over it."""
-
-
-UNTRAINED = {kind for kind, arm in ARMS.items() if not arm.trained}
 
 
 class Part(BaseModel):

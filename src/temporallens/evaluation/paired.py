@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int
 
-from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.comparison import Comparison, Part, RunScores, baselines_of, weights_at
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.statistics import CONFIDENCE, Verdict, holm, quotient, resampled_documents
@@ -74,12 +73,8 @@ class Banded(NamedTuple):
     active: Float64[np.ndarray, "D B"]
 
 
-def bands_of(positions: int) -> list[tuple[int, int]]:
-    """First position of each band and the one after its last; all positions at the end."""
-    return [*octaves(positions), (0, positions)]
-
-
 def banded(errors: DocumentErrors, bands: Sequence[tuple[int, int]]) -> Banded:
+    """Errors in bands, each given as its first position and the one after its last; the last one is that of all positions."""
     columns = (errors.tokens, errors.error, errors.square, errors.active)
     return Banded(*(np.stack([column[:, first:end].sum(1) for first, end in bands], axis=1) for column in columns))
 

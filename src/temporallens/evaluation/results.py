@@ -30,6 +30,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.comparison import Comparison, Part, RunScores, common_levels, compare
 from temporallens.evaluation.paired import Paired
 from temporallens.evaluation.scan import Scan
+from temporallens.evaluation.section import Section
 from temporallens.evaluation.sections import SECTIONS
 from temporallens.files import fingerprint, read_json, write_json
 from temporallens.layout import RunFolder, RunId
@@ -50,6 +51,7 @@ class Read(BaseModel):
 class ArmSettings(Read, extra="allow"):
     """An arm of the study, with all of its settings."""
 
+    k: int | None = None
     strictness: str | None = None
     position_weights: bool = False
     expectation: dict[str, JsonValue] | None = None
@@ -86,6 +88,11 @@ class StudySettings(Read):
     def whole(self) -> dict[str, JsonValue]:
         """Every setting, as JSON."""
         return self._whole
+
+    def policy_of(self, section: Section) -> Any:
+        """The policy of a section of `evaluation:`, of defaults where the study does not ask for it."""
+        asked = self._whole.get("evaluation")
+        return section.policy.model_validate((asked.get(section.name) if isinstance(asked, dict) else None) or {})
 
     @model_validator(mode="wrap")
     @classmethod
@@ -191,6 +198,11 @@ class ActivationsResult(Part):
     def position_names(self) -> dict[int, str]:
         """Names of positions, where these have any."""
         return names_in(self.policies)
+
+    @property
+    def first_position(self) -> int:
+        """The first position that is like any other: 1 where 0 is the index of attention sinks, else 0."""
+        return int(self.clock == "index" and (self.model is not None or self.excluded["first"] > 0))
 
     @property
     def clock_name(self) -> str:

@@ -28,14 +28,15 @@ def draw_card(fve: Sequence[float | None], l0: Sequence[float | None], title: st
 
 
 def _draw_panel(axes: Axes, letter: str, name: str, values: Float[np.ndarray, " P"]) -> None:
-    known = values[1:][np.isfinite(values[1:])]
+    first = style.first()
+    known = values[first:][np.isfinite(values[first:])]
     if not len(known):
         style.empty_panel(axes, letter, f"{name} by position", TITLE_CHARACTERS, "no token was held out behind the first position")
         return
     draw_curve(axes, Curve(name, values), color=style.COLOURS[0])
-    style.position_axis(axes, "x", len(values), zero=False)
+    style.position_axis(axes, "x", len(values), zero=first == 0)
     style.open_grid(axes)
-    at = 1 + int(np.nanargmin(values[1:])), 1 + int(np.nanargmax(values[1:]))
+    at = [style.called(first + int(of(values[first:]))) for of in (np.nanargmin, np.nanargmax)]
     lowest, highest = number(known.min()), number(known.max())
-    apart = f"{lowest} at position {at[0]:,} to {highest} at position {at[1]:,}"
+    apart = f"{lowest} at {at[0]} to {highest} at {at[1]}"
     style.panel_title(axes, letter, f"{name}: {apart if lowest != highest else f'{lowest} at every position'}", TITLE_CHARACTERS)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from temporallens.evaluation.bins import drawn_starts, octaves
-from temporallens.evaluation.comparison import REACH
+from temporallens.evaluation.comparison import EQUAL
 from temporallens.evaluation.results import RunResult, by_arm, by_family
 from temporallens.evaluation.statistics import Mean, difference_of, mean_of
 from temporallens.figures import steps, style
@@ -176,7 +176,7 @@ def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
     known = sorted((mean.value, index) for index, mean in enumerate(means))
     (low, least), (high, most) = known[0], known[-1]
     share = high / rows[most].runs[0].features
-    if low > 0 and high / low < 1 + REACH:
+    if low > 0 and high / low <= 1 + EQUAL:
         return f"All arms use as many codes: {number(low)} to {number(high)} per token, at most {percent(share)} of the dictionary"
     names = f"{number(low)} ({plain(rows[least].name, NAME)}) to {number(high)} ({plain(rows[most].name, NAME)})"
     return f"L0 runs from {names}: errors in a are not all at equal sparsity"
@@ -186,9 +186,10 @@ def _sparsity_statement(rows: Sequence[Row], means: Sequence[Mean]) -> str:
 
 
 def pattern(row: Row) -> Float[np.ndarray, " P"]:
-    """Held-out loss by position, mean over seeds, as a multiple of its median over positions 1 and later."""
+    """Held-out loss by position, mean over seeds, as a multiple of its median over positions (but for 0, where that is one of sinks)."""
     curve = np.stack([style.array(run.position_loss) for run in row.runs]).mean(0)
-    known = curve[1:][np.isfinite(curve[1:])]
+    beyond = curve[style.first() :]
+    known = beyond[np.isfinite(beyond)]
     middle = float(np.median(known)) if len(known) else np.nan
     return curve / middle if middle > 0 else np.full(len(curve), np.nan)
 
@@ -196,12 +197,12 @@ def pattern(row: Row) -> Float[np.ndarray, " P"]:
 def _draw_patterns(axes: Axes, rows: Sequence[Row]) -> None:
     values = np.stack([pattern(row) for row in rows])
     positions = values.shape[1]
-    if not np.isfinite(values[:, 1:]).any():
+    if not np.isfinite(values[:, style.first() :]).any():
         style.empty_panel(axes, "c", "Loss by position and run", TITLE_CHARACTERS, "no run of these activations was evaluated by position")
         return
     zero, starts = steps.has_zero(values), drawn_starts(positions, BINS)
     drawn, edges = style.blocks(values, starts, 1), np.append(starts, positions) - 0.5
-    norm = style.colour_norm(style.limits(drawn[:, 1:]))
+    norm = style.colour_norm(style.limits(drawn[:, style.first() :]))
     assert norm is not None, "something beyond position 0 is known"
     if not zero:
         drawn, edges = drawn[:, 1:], edges[1:]
@@ -219,7 +220,7 @@ def _median(values: np.ndarray) -> float:
 
 def _pattern_statement(values: Float[np.ndarray, "R P"]) -> str:
     """Which band of positions is furthest from the median; single ones would be the noise of few documents."""
-    ranges = octaves(values.shape[1])
+    ranges = octaves(values.shape[1], style.first())
     levels = np.array([[_median(row[first:last]) for first, last in ranges] for row in values])
     typical = np.array([level if np.isfinite(level := _median(band)) else 1.0 for band in levels.T])
     furthest = int(np.abs(np.log(np.maximum(typical, 1e-9))).argmax())
@@ -240,7 +241,7 @@ def weight_curves(rows: Sequence[Row], weights: Mapping[tuple[str, int], Float[n
     found: list[tuple[list[str], steps.Curve]] = []
     for row in rows:
         seeds = [style.array(weights[row.name, run.seed]) for run in row.runs if (row.name, run.seed) in weights]
-        if not seeds or not np.isfinite(np.stack(seeds)[:, 1:]).any():
+        if not seeds or not np.isfinite(np.stack(seeds)[:, style.first() :]).any():
             continue
         curve = steps.over_seeds(row.name, np.stack(seeds))
         for names, other in found:
@@ -266,9 +267,9 @@ def _draw_weights(axes: Axes, rows: Sequence[Row], weights: Mapping[tuple[str, i
     for order, curve in enumerate(shown):
         look = style.look(order)
         steps.draw_curve(axes, curve, color=look.colour, linestyle=look.dash, linewidth=1.4)
-        if np.isfinite(curve.value[0]):
+        if style.first() == 1 and np.isfinite(curve.value[0]):
             axes.plot([0], curve.value[:1], color=look.colour, clip_on=False, **style.ZERO)
-    beyond = np.concatenate([curve.value[1:] for curve in shown])
+    beyond = np.concatenate([curve.value[style.first() :] for curve in shown])
     low, high = min(float(np.nanmin(beyond)), 1.0), max(float(np.nanmax(beyond)), 1.0)
     axes.set_ylim(low - 0.06 * (high - low), high + (0.1 + 0.09 * len(shown)) * (high - low))  # position 0 does not set it; room for names
     axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
@@ -282,10 +283,11 @@ def _draw_weights(axes: Axes, rows: Sequence[Row], weights: Mapping[tuple[str, i
 
 
 def _spread(curve: steps.Curve) -> float:
-    return float(np.nanmax(curve.value[1:]) - np.nanmin(curve.value[1:]))
+    return float(np.ptp(curve.value[style.first() :][np.isfinite(curve.value[style.first() :])]))
 
 
 def _weights_statement(curve: steps.Curve, left_out: int) -> str:
-    most, least = 1 + int(np.nanargmax(curve.value[1:])), 1 + int(np.nanargmin(curve.value[1:]))
-    found = f"Weights run from {number(curve.value[least])} (position {least:,}) to {number(curve.value[most])} (position {most:,})"
+    first = style.first()
+    least, most = (first + int(of(curve.value[first:])) for of in (np.nanargmin, np.nanargmax))
+    found = f"Weights run from {number(curve.value[least])} ({style.called(least)}) to {number(curve.value[most])} ({style.called(most)})"
     return f"{found}, {plain(curve.label, NAME)}" + (f"; {left_out} flatter ones are not drawn" if left_out else "")

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
-from temporallens.evaluation.comparison import Comparison
+from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.results import Results, RunResult, by_family
 from temporallens.evaluation.statistics import Mean, mean_of
 from temporallens.figures import style
@@ -62,7 +62,7 @@ def draw_frontier(results: Results) -> Figure:
     runs = [run for run in results.runs if run.l0 > 0]
     looks = {family: style.look(order) for order, family in enumerate(by_family(runs))}
     entries, comparisons = list(results.activations), results.comparison
-    strips = any(comparison.against for comparison in comparisons.values())
+    strips = any(_with_ratios(comparison) for comparison in comparisons.values())
     columns = min(COLUMNS, max(len(entries), 1))
     rows = max(1, math.ceil(len(entries) / columns))
     with style.ours():
@@ -122,8 +122,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[str, style.Look]) -> None:
     """Unexplained variance of each arm against that of the first baseline, on the axis of the panel above it."""
-    baseline = comparison.baselines[0] if comparison.baselines else ""
-    rows = [(row, row.unexplained) for row in comparison.against if row.baseline == baseline and row.unexplained and row.family in looks]
+    rows = _with_ratios(comparison)
     if not rows:
         style.say_missing(axes, "nothing to compare at equal L0")
         return
@@ -145,8 +144,13 @@ def _draw_strip(axes: Axes, panel: Axes, comparison: Comparison, looks: Mapping[
     _strip_scale(axes, [100 * (ratio.value - 1) for _, ratio in rows])
     axes.set_ylabel("unexplained\nvariance, %")
     axes.invert_yaxis()
-    axes.set_xlabel(f"{L0_LABEL}\nup: less left unexplained than by {plain(baseline, 28)}, at equal L0")
+    axes.set_xlabel(f"{L0_LABEL}\nup: less left unexplained than by {plain(comparison.baselines[0], 28)}, at equal L0")
     style.open_grid(axes)
+
+
+def _with_ratios(comparison: Comparison) -> list[tuple[Against, Mean]]:
+    """Arms that are compared with the first baseline, and what each leaves unexplained as a share of what that leaves."""
+    return [(row, row.unexplained) for row in comparison.against if [row.baseline] == comparison.baselines[:1] and row.unexplained]
 
 
 def _strip_scale(axes: Axes, changes: Sequence[float]) -> None:

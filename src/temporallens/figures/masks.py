@@ -74,7 +74,7 @@ def draw_masks(
         openness, evolution, left, right = (figure.add_subplot(panels[cell]) for cell in ((0, 0), (0, 1), (1, 0), (1, 1)))
         _draw_both(openness, after, before)
         _draw_annealing(evolution, history or {}, after is not None)
-        order = None if after is None else _order(after[1:])
+        order = None if after is None else _order(after[style.first() :])
         drawn = [
             _draw_one(left, before, order, "c", _before_statement(before), missing),
             _draw_one(right, after, order, "d", _after_statement(after, before), "this run's dictionary has no mask"),
@@ -90,16 +90,17 @@ def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) 
     if after is None:
         style.empty_panel(axes, "a", "Openness by position", PAIR_CHARACTERS, "this run's dictionary has no mask")
         return
+    first = style.first()
     known = [("before hardening", before, style.COLOURS[1], (0, (4, 2))), ("as trained", after, style.COLOURS[0], "-")]
     for label, gates, colour, dash in known:
         if gates is not None:
-            axes.plot(np.arange(1, len(gates)), gates[1:].mean(1), color=colour, linestyle=dash, label=label)
+            axes.plot(np.arange(first, len(gates)), gates[first:].mean(1), color=colour, linestyle=dash, label=label)
     _share_axis(axes, "features open\n(mean gate)")
-    style.position_axis(axes, "x", len(after), zero=False)
-    mean = after[1:].mean(1)
+    style.position_axis(axes, "x", len(after), zero=first == 0)
+    mean = after[first:].mean(1)
     axes.legend(loc="lower right" if mean.mean() > 0.5 else "upper right", borderaxespad=0.2)
     low, high = float(mean.min()), float(mean.max())
-    least = f"{percent(float(mean.mean()))} of the mask is open; least at {style.called(int(mean.argmin()) + 1)}: {percent(low)}"
+    least = f"{percent(float(mean.mean()))} of the mask is open; least at {style.called(int(mean.argmin()) + first)}: {percent(low)}"
     alike = f"{percent(low)} to {percent(high)} of the mask is open, much alike at every position"
     style.panel_title(axes, "a", least if high - low > ALIKE else alike, PAIR_CHARACTERS)
 
@@ -137,20 +138,22 @@ def _draw_one(
     if gates is None or order is None:
         style.say_missing(axes, missing)
         return None
-    ordered = gates[1:, order]
+    first = style.first()
+    ordered = gates[first:, order]
     rows = np.unique(np.linspace(0, len(order), min(ROWS, len(order)), endpoint=False).astype(int))
     edges = np.append(rows, len(order))
-    mesh = style.heatmap(axes, np.arange(len(gates)) + 0.5, edges, style.blocks(ordered, rows, 1).T, Normalize(0, 1))
+    mesh = style.heatmap(axes, np.arange(first, len(gates) + 1) - 0.5, edges, style.blocks(ordered, rows, 1).T, Normalize(0, 1))
     axes.invert_yaxis()
     axes.yaxis.set_major_locator(FixedLocator([1, len(order)]))
     axes.set_ylabel("features, by the middle of where they end open", labelpad=-12)
-    style.position_axis(axes, "x", len(gates), zero=False)
+    style.position_axis(axes, "x", len(gates), zero=first == 0)
     return mesh
 
 
 def _undecided(gates: np.ndarray) -> str:
     low, high = UNDECIDED
-    share = float(((gates[1:] > low) & (gates[1:] < high)).mean())
+    own = gates[style.first() :]
+    share = float(((own > low) & (own < high)).mean())
     return f"{percent(share)} of the gates are undecided ({low:g} to {high:g})"
 
 
@@ -161,11 +164,12 @@ def _before_statement(before: np.ndarray | None) -> str:
 def _after_statement(after: np.ndarray | None, before: np.ndarray | None) -> str:
     if after is None:
         return "The mask as trained"
-    limited = f"{percent(float((after[1:].min(0) < UNDECIDED[0]).mean()))} of features are closed somewhere"
+    first = style.first()
+    limited = f"{percent(float((after[first:].min(0) < UNDECIDED[0]).mean()))} of features are closed somewhere"
     if before is None:
-        hard = bool(np.isin(after[1:], (0.0, 1.0)).all())
+        hard = bool(np.isin(after[first:], (0.0, 1.0)).all())
         return f"As trained, {limited}" if hard else f"As trained, {_undecided(after)}; {limited}"
-    changed = float(((before[1:] >= 0.5) != (after[1:] >= 0.5)).mean())
+    changed = float(((before[first:] >= 0.5) != (after[first:] >= 0.5)).mean())
     return f"As trained, {limited}; hardening took {percent(changed)} of the gates across one half"
 
 

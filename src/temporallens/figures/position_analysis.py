@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from temporallens.evaluation.bins import log_spaced
@@ -44,7 +42,7 @@ WIDE, NARROW = 110, 58
 
 def draw_position_analysis(history: History, title: str = "", held_out: ByPosition | None = None, first_fve: float | None = None) -> Figure:
     """Three panels of one run; `held_out` is the loss by position on held-out documents in the history's units, [P] or, of several
-    seeds, [S, P]; `first_fve` the variance explained at position 0, which is left out of everything else."""
+    seeds, [S, P]; `first_fve` the variance explained at index 0, where that is left out of everything else."""
     with style.ours():
         figure = style.new_figure(HEIGHT)
         style.head(figure, title)
@@ -66,12 +64,12 @@ def draw_position_analysis(history: History, title: str = "", held_out: ByPositi
 
 
 def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
-    known = [float(np.median(row[np.isfinite(row)])) for row in loss[:, 1:] if np.isfinite(row).any()]
+    known = [float(np.median(row[np.isfinite(row)])) for row in loss[:, style.first() :] if np.isfinite(row).any()]
     if len(known) < 2:
         return f"Loss by position at step {steps[-1]:,.0f}, the only one logged"
     first, last = known[0], known[-1]
     verb = "falls" if last < first else "rises" if last > first else "stays"
-    apart = "" if has_zero(loss) else "; position 0 is left out"
+    apart = "" if has_zero(loss) else "; index 0 is left out"
     return f"Loss {verb} from {number(first)} to {number(last)} (median over positions) in {steps[-1]:,.0f} steps{apart}"
 
 
@@ -81,7 +79,7 @@ def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
 def _loss_axis(axes: Axes, curves: list[Curve]) -> bool:
     """Scale the loss to positions 1 and later; position 0 is a star, at the edge with its value beside it when it lies beyond. Whether
     there is one."""
-    everything = np.concatenate([curve.value[1:] for curve in curves])
+    everything = np.concatenate([curve.value[style.first() :] for curve in curves])
     low, high = float(np.nanmin(everything)), float(np.nanmax(everything))
     if low > 0 and high / low > 20:
         bottom, top = low / 1.3, high * 2
@@ -92,7 +90,7 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> bool:
         style.plain_log_axis(axes, "y")
     for order, (curve, colour) in enumerate(zip(curves, style.COLOURS, strict=False)):
         value = curve.value[0]
-        if not np.isfinite(value):
+        if style.first() == 0 or not np.isfinite(value):
             continue
         inside = bottom <= value <= top
         if inside:
@@ -108,7 +106,7 @@ def _loss_axis(axes: Axes, curves: list[Curve]) -> bool:
 
 
 def _name_the_first(axes: Axes, fve: float) -> None:
-    sentence = f"position 0 is left out of training and of this panel; FVE there: {minus(number(fve))}"
+    sentence = f"index 0 is left out of training and of this panel; FVE there: {minus(number(fve))}"
     axes.set_xlabel("\n".join(line for line in (axes.get_xlabel(), sentence) if line))
 
 
@@ -147,23 +145,25 @@ def _draw_weights(axes: Axes, steps: np.ndarray, weight: np.ndarray | None, miss
 
 def _weight_lines(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
     axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-    live = np.flatnonzero(np.isfinite(weight[:, 1:]).any(0)) + 1
+    first = style.first()
+    live = np.flatnonzero(np.isfinite(weight[:, first:]).any(0)) + first
     if len(live):
         shown = log_spaced(live, LINES)
-        colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), style.MAP)
+        colours = style.position_colours(int(live[-1]))
         for position in shown:
             axes.plot(steps, weight[:, position], color=colours.to_rgba(position), linewidth=1.2)
         style.colour_bar(colours, axes, shown.astype(float), "position")
         low, high = min(np.nanmin(weight[:, live]), 1.0), max(np.nanmax(weight[:, live]), 1.0)  # position 0 does not set the scale
         axes.set_ylim(low - 0.08 * (high - low), high + 0.2 * (high - low))
-    if np.isfinite(weight[:, 0]).any():
+    if first == 1 and np.isfinite(weight[:, 0]).any():
         axes.plot(steps, weight[:, 0], color=style.MUTED, linestyle=(0, (4, 2)), linewidth=1.2, label="position 0")
         axes.legend(loc="upper left")
 
 
 def _weight_statement(steps: np.ndarray, weight: np.ndarray) -> str:
-    last = weight[-1, 1:]
-    if not np.isfinite(last).any():
+    first, last = style.first(), weight[-1]
+    if not np.isfinite(last[first:]).any():
         return "Position weights over training"
-    most, least = int(np.nanargmax(last)) + 1, int(np.nanargmin(last)) + 1
-    return f"At step {steps[-1]:,.0f} position {most:,} weighs most ({number(last[most - 1])}), {least:,} least ({number(last[least - 1])})"
+    most, least = int(np.nanargmax(last[first:])) + first, int(np.nanargmin(last[first:])) + first
+    weights = f"{style.called(most)} weighs most ({number(last[most])}), {style.called(least)} least ({number(last[least])})"
+    return f"At step {steps[-1]:,.0f} {weights}"

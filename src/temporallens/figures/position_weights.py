@@ -7,15 +7,13 @@ third panel asks whether that is what is hard on held-out documents.
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from temporallens.evaluation.bins import log_spaced
 from temporallens.evaluation.statistics import Estimate
 from temporallens.figures import style
 from temporallens.figures.steps import ELSEWHERE, History, absent, draw_over_steps, known_weights, step_axis
-from temporallens.wording import SPACE, fixed, number, percent
+from temporallens.wording import SPACE, capital, fixed, number, percent
 
 CONVERGENCE, DIFFICULTY = "Convergence of the weights", "Weights and what is hard"
 """Of panels whose titles would say more, if there were data."""
@@ -35,7 +33,7 @@ def draw_position_weights(
     documents, `correlation` Spearman's over positions of the last weights with it."""
     steps, weight = style.array(history["step"]), known_weights(history)
     missing, why = "", absent(history, "the position weights")
-    if why == ELSEWHERE or weight is None or not np.isfinite(weight[:, 1:]).any():
+    if why == ELSEWHERE or weight is None or not np.isfinite(weight[:, style.first() :]).any():
         missing = why
     elif np.allclose(weight[np.isfinite(weight)], 1.0, atol=1e-6):
         missing = "this run weighs every position the same: adaptive weighting is off"
@@ -64,14 +62,14 @@ def _draw_evolution(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
 
 
 def _evolution_statement(steps: np.ndarray, weight: np.ndarray) -> str:
-    first, last = weight[0, 1:], weight[-1, 1:]
+    first, last = weight[0, style.first() :], weight[-1, style.first() :]
     if len(steps) < 2 or not np.isfinite(last - first).any():
         return f"Position weights at step {steps[-1]:,.0f}"
     most = int(np.nanargmax(np.abs(last - first)))
     verb = "falls" if last[most] < first[most] else "rises"
     even = percent(float(np.mean(np.abs(last[np.isfinite(last)] - 1) < 0.1)))
     return (
-        f"Position {most + 1:,} moves most: its weight {verb} from {number(first[most])} to {number(last[most])}; "
+        f"{capital(style.called(most + style.first()))} moves most: its weight {verb} from {number(first[most])} to {number(last[most])}; "
         f"in the end {even} of positions weigh 0.9 to 1.1"
     )
 
@@ -87,13 +85,13 @@ def movement(weight: Float[np.ndarray, "T P"]) -> tuple[Float[np.ndarray, "L P"]
 
 def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None:
     moved, lag = movement(weight)
-    live = np.flatnonzero(np.isfinite(weight[:, 1:]).any(0)) + 1
+    live = np.flatnonzero(np.isfinite(weight[:, style.first() :]).any(0)) + style.first()
     if not len(moved) or not (moved[:, live] > 0).any():
         style.empty_panel(axes, "2", CONVERGENCE, NARROW, "this run logged too few steps to see weights settle")
         return
     floor = max(float(moved[:, live][moved[:, live] > 0].min()), 1e-5)
     shown = log_spaced(live, LINES)
-    colours = ScalarMappable(LogNorm(1, max(live[-1], 2)), style.MAP)
+    colours = style.position_colours(int(live[-1]))
     for position in shown:
         axes.plot(steps[lag:], 100 * np.maximum(moved[:, position], floor), color=colours.to_rgba(position), linewidth=0.9, alpha=0.8)
     median = np.nanmedian(moved[:, live], 1)
@@ -108,13 +106,13 @@ def _draw_convergence(axes: Axes, steps: np.ndarray, weight: np.ndarray) -> None
     style.open_grid(axes)
     axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
     style.colour_bar(colours, axes, shown.astype(float), "position")
-    style.panel_title(axes, "2", _convergence_statement(moved[-1, 1:], float(median[-1]), span), NARROW)
+    style.panel_title(axes, "2", _convergence_statement(moved[-1, style.first() :], float(median[-1]), span), NARROW)
 
 
 def _convergence_statement(last: np.ndarray, median: float, span: float) -> str:
     fastest = int(np.nanargmax(last))
     settled = "Most weights have settled" if median < SETTLED else "Weights still move"
-    most = f"position {fastest + 1:,} still moves by {percent(last[fastest])}"
+    most = f"{style.called(fastest + style.first())} still moves by {percent(last[fastest])}"
     return f"{settled}: by {percent(median)} (median) in the last {span:,.0f} steps; {most}"
 
 
@@ -123,15 +121,16 @@ def _convergence_statement(last: np.ndarray, median: float, span: float) -> str:
 
 def _draw_difficulty(axes: Axes, weight: np.ndarray, difficulty: np.ndarray, correlation: Estimate | None) -> None:
     difficulty = difficulty if len(difficulty) == len(weight) else np.full(len(weight), np.nan)
-    known = np.flatnonzero(np.isfinite(weight[1:]) & np.isfinite(difficulty[1:])) + 1
+    first = style.first()
+    known = np.flatnonzero(np.isfinite(weight[first:]) & np.isfinite(difficulty[first:])) + first
     if len(known) < 3:
         unknown = "this run was not evaluated by position: what is hard on held-out documents is not known"
         style.empty_panel(axes, "3", DIFFICULTY, NARROW, unknown)
         return
-    colours = ScalarMappable(LogNorm(1, max(known[-1], 2)), style.MAP)
+    colours = style.position_colours(int(known[-1]))
     axes.scatter(100 * difficulty[known], weight[known], c=colours.to_rgba(known), s=22, edgecolors=style.INK, linewidths=0.3)
     axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-    extremes = {1, known[np.argmax(weight[known])], known[np.argmin(weight[known])], known[np.argmax(difficulty[known])]}
+    extremes = {first, known[np.argmax(weight[known])], known[np.argmin(weight[known])], known[np.argmax(difficulty[known])]}
     for position in sorted(extremes & set(known)):
         point = (100 * difficulty[position], weight[position])
         axes.annotate(f"{position:,}", point, (5, 3), textcoords="offset points", fontsize=7.5, color=style.MUTED)

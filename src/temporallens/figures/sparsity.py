@@ -32,7 +32,7 @@ from temporallens.figures.steps import (
     standing_out,
     training_curve,
 )
-from temporallens.wording import number, percent
+from temporallens.wording import capital, number, percent
 
 L0 = Followed("codes in use per token", "L0", "Sparsity by position over training", "Final sparsity over positions")
 HEIGHT = 8.0
@@ -77,9 +77,9 @@ def draw_sparsity_analysis(
 
 
 def _evolution_statement(_steps: np.ndarray, active: np.ndarray) -> str:
-    known = [row[np.isfinite(row)] for row in active[:, 1:] if np.isfinite(row).any()]
+    known = [row[np.isfinite(row)] for row in active[:, style.first() :] if np.isfinite(row).any()]
     first, last = known[0], known[-1]
-    apart = "" if has_zero(active) else "; position 0 is left out"
+    apart = "" if has_zero(active) else "; index 0 is left out"
     return (
         f"Codes per token by position: {number(first.min())} to {number(first.max())} at first, "
         f"{number(last.min())} to {number(last.max())} at last{apart}"
@@ -90,9 +90,9 @@ def _evolution_statement(_steps: np.ndarray, active: np.ndarray) -> str:
 
 
 def _l0_axis(axes: Axes, curves: list[Curve]) -> bool:
-    top = max(float(np.nanmax(curve.value[1:])) for curve in curves)
+    top = max(float(np.nanmax(curve.value[style.first() :])) for curve in curves)
     axes.set_ylim(0, 1.32 * top if top > 0 else 1)  # room for the legend
-    return False
+    return style.first() == 0
 
 
 def _final_statement(curves: list[Curve]) -> str:
@@ -102,7 +102,7 @@ def _final_statement(curves: list[Curve]) -> str:
         return f"No position stands out {' and '.join(samples_of)}: none is {percent(EVEN - 1)} off the median L0{alike}"
     value = number(float(curves[0].value[found.position]))
     times = ", ".join(f"{number(ratio)} {sample}" for ratio, sample in zip(found.times, samples_of, strict=False))
-    return f"Position {found.position:,} uses {'most' if found.high else 'fewest'} codes, {value}: {times} (times the median)"
+    return f"{capital(style.called(found.position))} uses {'most' if found.high else 'fewest'} codes, {value}: {times} (times the median)"
 
 
 # Panel 3
@@ -111,7 +111,7 @@ def _final_statement(curves: list[Curve]) -> str:
 class Ordered(NamedTuple):
     """Features in order of where they peak in one half of the documents, as the other half shows them."""
 
-    starts: Int[np.ndarray, " B"]  # first position of each bin, position 0 left out
+    starts: Int[np.ndarray, " B"]  # first position of each bin, position 0 left out where that is one of sinks
     relative: Float[np.ndarray, "L B"]  # rate in the bin, times the feature's mean rate
     alike: float  # share of features that peak in the same bin in both halves
     chance: float  # the same, were the halves unrelated
@@ -121,7 +121,7 @@ def order_by_peak(activity: Activity) -> Ordered | None:
     """None where no feature fires often enough."""
     positions = activity.rate.shape[1]
     starts = drawn_starts(positions, BINS)
-    starts = starts[starts > 0]
+    starts = starts[starts >= style.first()]
     rows = np.add.reduceat(activity.rows, starts, axis=1)
     fired = np.add.reduceat(activity.rate * activity.rows[:, :, None], starts, axis=1)
     chosen = (activity.firings >= LEAST_FIRINGS) & (fired.sum(1) > 0).all(0)

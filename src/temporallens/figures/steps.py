@@ -91,7 +91,7 @@ def draw_over_steps(axes: Axes, steps: Float[np.ndarray, " T"], values: Float[np
     drawn = style.blocks(style.blocks(values, starts, 1), columns, 0).T
     x_edges = step_edges(steps)[np.append(columns, len(steps))]
     y_edges = np.append(starts, positions) - 0.5
-    norm = style.colour_norm(style.limits(drawn[1:]))
+    norm = style.colour_norm(style.limits(drawn[style.first() :]))
     assert norm is not None, "the caller has seen that something is known beyond position 0"
     if not zero:
         drawn, y_edges = drawn[1:], y_edges[1:]
@@ -120,7 +120,7 @@ def training_curve(values: Float[np.ndarray, "T P"], count: Float[np.ndarray, "T
 def held_out_curve(values: ByPosition | None) -> Curve | None:
     """What held-out documents say; None where they say nothing."""
     seeds = np.empty((1, 0)) if values is None else np.atleast_2d(style.array(values))
-    if not np.isfinite(seeds[:, 1:]).any():
+    if not np.isfinite(seeds[:, style.first() :]).any():
         return None
     curve = over_seeds("held-out documents", seeds)
     rests_on = {1: "one seed", 2: "2 seeds (band: both)"}.get(len(seeds), f"{len(seeds)} seeds (band: 95 % interval)")
@@ -151,7 +151,7 @@ def draw_evolution(
 ) -> None:
     """The first panel of a run: position by step, under what `state` says of steps and values in lines of so many characters; `missing`
     says why where there are none."""
-    if values is None or not np.isfinite(values[:, 1:]).any():
+    if values is None or not np.isfinite(values[:, style.first() :]).any():
         style.empty_panel(axes, "1", what.title, width, missing)
         return
     draw_over_steps(axes, steps, values, what.unit)
@@ -168,7 +168,7 @@ def draw_final(
 ) -> None:
     """The second panel of a run: its end over positions, as training and held-out documents say it, under what `state` says of the
     curves of which something is known; `scale` sets the limits and says whether position 0 is drawn."""
-    curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[1:]).any()]
+    curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[style.first() :]).any()]
     if not curves:
         missing = f"neither the history nor the evaluation holds the {what.name} by position"
         style.empty_panel(axes, "2", what.final, width, missing)
@@ -183,12 +183,13 @@ def draw_final(
 
 
 def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:
-    """A line over positions 1 and later, with its band."""
-    position = np.arange(1, len(curve.value))
+    """A line over positions (but for 0, where that is one of sinks), with its band."""
+    first = style.first()
+    position = np.arange(first, len(curve.value))
     sparse = np.isfinite(curve.value).sum() <= 12
-    axes.plot(position, curve.value[1:], label=curve.label, marker=look.pop("marker", None) or ("o" if sparse else None), **look)
+    axes.plot(position, curve.value[first:], label=curve.label, marker=look.pop("marker", None) or ("o" if sparse else None), **look)
     if curve.low is not None and curve.high is not None:
-        axes.fill_between(position, curve.low[1:], curve.high[1:], color=look.get("color"), alpha=0.2, linewidth=0)
+        axes.fill_between(position, curve.low[first:], curve.high[first:], color=look.get("color"), alpha=0.2, linewidth=0)
 
 
 class Extreme(NamedTuple):
@@ -204,7 +205,7 @@ def standing_out(curves: Sequence[Curve]) -> Extreme | None:
 
     None where nothing is known, or where no position is out by more than the factor `EVEN`.
     """
-    known = [curve.value[1:] for curve in curves if len(curve.value) == len(curves[0].value)]
+    known = [curve.value[style.first() :] for curve in curves if len(curve.value) == len(curves[0].value)]
     if not known or any(np.isfinite(curve).sum() < 2 or np.nanmedian(curve) <= 0 for curve in known):
         return None
     times = np.stack([curve / np.nanmedian(curve) for curve in known])
@@ -213,7 +214,7 @@ def standing_out(curves: Sequence[Curve]) -> Extreme | None:
     furthest = int(least.argmax() if high else most.argmin())
     if not (least[furthest] > EVEN if high else most[furthest] < 1 / EVEN):
         return None
-    return Extreme(furthest + 1, times[:, furthest].tolist(), high)
+    return Extreme(furthest + style.first(), times[:, furthest].tolist(), high)
 
 
 def samples(curves: Sequence[Curve]) -> list[str]:

@@ -166,14 +166,29 @@ def _place(position: Any) -> Any:
 _NAMES: ContextVar[Mapping[int, str]] = ContextVar("names of positions", default=MappingProxyType({}))
 
 
+_FIRST: ContextVar[int] = ContextVar("the first position that is like any other", default=1)
+
+
 @contextmanager
-def named_positions(names: Mapping[int, str]) -> Iterator[None]:
-    """Let axes of positions carry names within; without any, numbers."""
-    token = _NAMES.set(names)
+def positions_called(names: Mapping[int, str], first: int) -> Iterator[None]:
+    """Let axes of positions carry names within, or numbers where there are none; they begin at `first`, 0 where position 0 is like any
+    other, else 1."""
+    tokens = _NAMES.set(names), _FIRST.set(first)
     try:
         yield
     finally:
-        _NAMES.reset(token)
+        _NAMES.reset(tokens[0])
+        _FIRST.reset(tokens[1])
+
+
+def first() -> int:
+    """The first position that is like any other: 1 where position 0 is that of attention sinks, which no scale should depend on."""
+    return _FIRST.get()
+
+
+def position_colours(last: int) -> ScalarMappable:
+    """Colours of positions up to `last`: by their logarithm, where it begins at 1."""
+    return ScalarMappable(LogNorm(1, max(last, 2)) if first() else Normalize(0, max(last, 1)), MAP)
 
 
 def called(position: int) -> str:
@@ -214,7 +229,7 @@ def position_axis(axes: Axes, which: Literal["x", "y"], positions: int, zero: bo
         ticks_at(axis, ticks, "{:,.0f}".format)
     (axes.set_xlim if which == "x" else axes.set_ylim)(start - 0.5, last + 0.5)
     axis.set_label_text(f"{label} (log scale)" if logarithmic else label)
-    if zero and last >= 1:
+    if zero and last >= 1 and first() == 1:
         (axes.axvline if which == "x" else axes.axhline)(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
 
 

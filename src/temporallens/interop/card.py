@@ -60,9 +60,9 @@ def check_licence(licence: str | None) -> None:
 
 
 def by_octave(run: RunResult) -> list[Octave]:
-    """FVE and L0 of a run by octave, position 0 left out."""
+    """FVE and L0 of a run by octave of the positions that it was measured at."""
     found = []
-    for first, end in octaves(len(run.position_count)):
+    for first, end in octaves(len(run.position_count), 0 if run.position_count[0] else 1):
         own = range(first, end)
         count = [run.position_count[p] for p in own]
         tokens = sum(count)

@@ -34,6 +34,8 @@ from temporallens.files import user_path, write_text
 PROTOCOL = "sae_bench 0.6.0"
 K_VALUES = (1, 2, 5, 10, 20, 50, 100)
 """For which numbers of features SAEBench's format has a field; others stand among the unstructured results only, as they do there."""
+METRICS = "eval_result_metrics"
+"""The key of the means over sets and classes in its JSON."""
 CUSTOM = "custom_sae"
 """What SAEBench calls an SAE that is no release of SAELens."""
 
@@ -240,7 +242,7 @@ def sparse_probing_json(probing: SparseProbing, sae: SAEConfig, release: str) ->
         },
         "eval_id": str(uuid.uuid4()),
         "datetime_epoch_millis": int(time.time() * 1000),
-        "eval_result_metrics": {"llm": _metrics(averages, "llm"), "sae": _metrics(averages, "sae")},
+        METRICS: {"llm": _metrics(averages, "llm"), "sae": _metrics(averages, "sae")},
         "eval_result_details": [
             {"dataset_name": f"{name}_results", **_metrics(means, "llm"), **_metrics(means, "sae")} for name, means in by_set.items()
         ],
@@ -257,6 +259,10 @@ def _metrics(means: dict[str, float], what: Literal["llm", "sae"]) -> dict[str, 
     """The fields of the format, null where a number of features was not requested."""
     names = [f"{what}_test_accuracy", *(f"{what}_top_{k}_test_accuracy" for k in K_VALUES)]
     return {name: means.get(name) for name in names}
+
+
+WRITTEN = f"_{CUSTOM}_eval_results.json"
+"""How the names of its files end."""
 
 
 def probe_folder(
@@ -280,6 +286,6 @@ def probe_folder(
     probing = sparse_probing(dictionary, cfg.model_name, where, sets, policy, user_path(out) / "cache", revision)
     resolved = user_path(folder).resolve()
     release = f"{resolved.parent.name}/{resolved.name}"
-    path = user_path(out) / f"{release}_{CUSTOM}_eval_results.json".replace("/", "_")
+    path = user_path(out) / f"{release}{WRITTEN}".replace("/", "_")
     write_text(path, json.dumps(sparse_probing_json(probing, cfg, release), indent=2, allow_nan=False) + "\n")
     return path

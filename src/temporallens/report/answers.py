@@ -7,9 +7,10 @@ counts only above its noise floor; what was not measured is said not to have bee
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from temporallens.dictionaries.kinds import ARMS
-from temporallens.evaluation.comparison import Against, Comparison
+from temporallens.dictionaries.kinds import UNTRAINED
+from temporallens.evaluation.comparison import EQUAL, Against, Comparison
 from temporallens.evaluation.paired import Paired, PairedBand
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
 from temporallens.evaluation.results import ActivationsResult, Results, RunResult, TimedResults, by_family
 from temporallens.evaluation.scan import Scan
 from temporallens.evaluation.statistics import Difference
@@ -94,7 +95,7 @@ def question(results: Results) -> str:
     but = f" ({listed(alone)} with one)" if alone and seeds > 1 else ""
     trained = f"{arms} {were} trained{each}{at}{length}, with {counted(seeds, 'seed', 'seeds')}{but}."
     share = f" ({percent(training.held_out)} of them)"
-    if {run.kind for run in results.runs} <= {kind for kind, arm in ARMS.items() if not arm.trained}:
+    if {run.kind for run in results.runs} <= UNTRAINED:
         opening = f"What do dictionaries that others trained make of position, in the activations of {listed(sources)}?"
         found = f"{arms} {were} trained elsewhere, and {were} taken as found."
         return (
@@ -109,16 +110,25 @@ def question(results: Results) -> str:
 
 def answers(results: TimedResults) -> list[Answer]:
     """One for each activations entry."""
+    policy = results.study.policy_of(POSITIONS)
     return [
-        answer(name, entry, results.runs_of(name), results.comparison[name], results.paired.get(name, ()))._replace(
+        answer(name, entry, results.runs_of(name), results.comparison[name], results.paired.get(name, ()), policy)._replace(
             asked=asked(results, name)
         )
         for name, entry in results.activations.items()
     ]
 
 
-def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparison, paired: Sequence[Paired] = ()) -> Answer:
-    """One sentence on one activations entry, what each arm that knows positions gains, and what must be kept in mind with it."""
+def answer(
+    name: str,
+    entry: ActivationsResult,
+    runs: Runs,
+    comparison: Comparison,
+    paired: Sequence[Paired] = (),
+    policy: PositionsPolicy | None = None,
+) -> Answer:
+    """One sentence on one activations entry, what each arm that knows positions gains, and what must be kept in mind with it; `policy` is
+    that by which `positions` were measured."""
     families = by_family(runs)
     masked = by_family(run for run in runs if run.openness is not None)
     clauses = [
@@ -127,16 +137,18 @@ def answer(name: str, entry: ActivationsResult, runs: Runs, comparison: Comparis
         _reconstruction_clause(families, comparison),
     ]
     knowing = [*masked, *(family for family in comparison.baselines[1:] if family not in masked)]
-    findings = [finding for family in knowing for finding in _findings(family, comparison)]
+    findings = [finding for family in knowing for finding in _findings(family, families, comparison)]
     findings += [sentence for family in knowing if (sentence := _where_it_loses(family, comparison, paired))]
-    alone = [family for family, alike in families.items() if _seeds(alike) == 1]
+    alone = [family for family, alike in families.items() if _seeds(alike) == 1 and alike[0].kind not in UNTRAINED]
     remarks = []
-    if len(alone) == len(families):
+    if len(alone) == len(families) > 1:
         remarks.append("One seed: no interval, so no difference between arms is established.")
     elif alone:
         remarks.append(f"One seed only, so nothing is established, for {listed(alone)}.")
     sentence = "; ".join(clauses)
-    return Answer(name, source(entry), verdict_on(entry, runs, comparison), capital(sentence) + ".", findings, remarks)
+    return Answer(
+        name, source(entry), verdict_on(entry, runs, comparison, policy or PositionsPolicy()), capital(sentence) + ".", findings, remarks
+    )
 
 
 def _seeds(runs: Runs) -> int:
@@ -200,7 +212,7 @@ def _measured_parts(families: Mapping[str, Runs]) -> list[str]:
     return parts
 
 
-def _findings(family: str, comparison: Comparison) -> list[str]:
+def _findings(family: str, families: Mapping[str, Runs], comparison: Comparison) -> list[str]:
     """What `family` gains over each baseline at equal L0, in one sentence each; claims no more than the intervals bear."""
     findings = []
     for baseline in comparison.baselines:
@@ -209,8 +221,25 @@ def _findings(family: str, comparison: Comparison) -> list[str]:
             alike = "; ".join(_at(row) for row in rows if _verdict(row.fve) == verdict)
             findings.append(f"{VERDICTS[verdict].format(family=family, baseline=baseline)} ({alike}).")
         if not rows and baseline != family and not _mirrored(family, baseline, comparison.baselines):
-            findings.append(f"{family} and {baseline} have no L0 and seed in common, so they are not compared.")
+            findings.append(_not_compared(family, baseline, families))
     return findings
+
+
+def _not_compared(family: str, baseline: str, families: Mapping[str, Runs]) -> str:
+    """Why two arms are not."""
+    ours, theirs = families[family], families[baseline]
+    if not {run.seed for run in ours} & {run.seed for run in theirs}:
+        return f"{family} and {baseline} have no seed in common, so they are not compared."
+    return (
+        f"{family} ({_l0s(ours)}) and {baseline} ({_l0s(theirs)}) are not compared: L0 are equal within {percent(EQUAL)}, and theirs are "
+        "not. At several levels of k each is a curve, and curves are read at one L0."
+    )
+
+
+def _l0s(runs: Runs) -> str:
+    """L0 of an arm, from its least to its most."""
+    least, most = (fixed(end(run.l0 for run in runs), 1) for end in (min, max))
+    return f"L0 {least}" if least == most else f"L0 {least} to {most}"
 
 
 def _where_it_loses(family: str, comparison: Comparison, paired: Sequence[Paired]) -> str:

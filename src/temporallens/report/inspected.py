@@ -7,17 +7,18 @@ computed here: all of it comes from the sections of `evaluation:`.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from temporallens.dictionaries.kinds import ARMS
-from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityMeasures
+from temporallens.dictionaries.kinds import UNTRAINED
+from temporallens.evaluation.model.fidelity import SECTION as FIDELITY, FidelityMeasures, FidelityPolicy
 from temporallens.evaluation.positions.closing import SECTION as CLOSING, ClosingMeasures
 from temporallens.evaluation.positions.drift import SECTION as DRIFT, DriftMeasures, Octave
 from temporallens.evaluation.positions.octaves import SECTION as OCTAVES, OctaveMeasures, PositionOctave
-from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
-from temporallens.evaluation.positions.sinks import SECTION as SINKS, Place, SinkMeasures
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures, PositionsPolicy
+from temporallens.evaluation.positions.sinks import SECTION as SINKS, Place, SinkMeasures, SinksPolicy
 from temporallens.evaluation.results import Results, RunResult, by_arm
 from temporallens.evaluation.section import Section
 from temporallens.evaluation.statistics import Estimate, verdict_of
-from temporallens.wording import counted, estimated, fixed, minus, plus, span
+from temporallens.settings import Settings
+from temporallens.wording import counted, estimated, fixed, minus, plus, span, times_or_more
 
 SURE = 0.05
 """A gap is said to be there where chance gives as much less often."""
@@ -37,7 +38,7 @@ class Asked(NamedTuple):
 
 def asked(results: Results, entry: str) -> list[Asked]:
     """The questions put to the dictionaries of one activations entry that were trained elsewhere; none where no section asks them."""
-    found = [run for run in results.runs if run.activations == entry and run.kind in ARMS and not ARMS[run.kind].trained]
+    found = [run for run in results.runs if run.activations == entry and run.kind in UNTRAINED]
     runs = [alike[0] for alike in by_arm(found).values()]
     if not any(section.name in run.measures for run in runs for section in INSPECTED):
         return []
@@ -47,21 +48,23 @@ def asked(results: Results, entry: str) -> list[Asked]:
         return Asked(question, [title + sentence for title, sentence in zip(titles, sentences, strict=True)])
 
     return [
-        answered("Are some positions explained worse than others?", _each(runs, OCTAVES, _octaves)),
-        answered("How many features depend on position?", _each(runs, POSITIONS, _positions)),
-        answered("How many live on the first tokens, or on sinks?", _each(runs, SINKS, _sinks)),
+        answered("Are some positions explained worse than others?", _each(results, runs, OCTAVES, _octaves)),
+        answered("How many features depend on position?", _each(results, runs, POSITIONS, _positions)),
+        answered("How many live on the first tokens, or on sinks?", _each(results, runs, SINKS, _sinks)),
         answered(
-            "When the text is pushed to later positions, how many follow the index, how many the text?", _each(runs, FIDELITY, _fidelity)
+            "When the text is pushed to later positions, how many follow the index, how many the text?",
+            _each(results, runs, FIDELITY, _fidelity),
         ),
-        answered("What would a mask made after training close for free?", _each(runs, CLOSING, _closing)),
+        answered("What would a mask made after training close for free?", _each(results, runs, CLOSING, _closing)),
         answered("Where do FVE and L0 go beyond the context length of its training?", [_beyond(run, results) for run in runs]),
     ]
 
 
-def _each(runs: Sequence[RunResult], section: Section, sentence: Any) -> list[str]:
-    """What a section found in each dictionary, in words."""
+def _each(results: Results, runs: Sequence[RunResult], section: Section, sentence: Any) -> list[str]:
+    """What a section found in each dictionary, in words; they depend on what the study asked of it."""
+    policy = results.study.policy_of(section)
     return [
-        sentence(section.read(run.measures[section.name])) if section.name in run.measures else LEFT_OUT.format(name=section.name)
+        sentence(section.read(run.measures[section.name]), policy) if section.name in run.measures else LEFT_OUT.format(name=section.name)
         for run in runs
     ]
 
@@ -69,26 +72,27 @@ def _each(runs: Sequence[RunResult], section: Section, sentence: Any) -> list[st
 # Answers
 
 
-def _octaves(found: OctaveMeasures) -> str:
+def _octaves(found: OctaveMeasures, _policy: Settings) -> str:
     best, worst = found.octaves[found.best], found.octaves[found.worst]
     between = f"FVE is lowest at {_at(worst)}, {estimated(worst.fve, 3)}, and highest at {_at(best)}, {estimated(best.fve, 3)}"
     verdict = "Yes" if found.p < SURE else "No more than by chance"
     return f"{verdict}: {between}. The gap is {estimated(found.gap, 3)}; chance gives {fixed(found.chance_gap, 3)} (p = {found.p:.2g})."
 
 
-def _positions(found: PositionMeasures) -> str:
-    share, of = found.specialised, f"{found.specialised.n:,} features that fire often enough"
+def _positions(found: PositionMeasures, policy: PositionsPolicy) -> str:
+    share, often = found.specialised, times_or_more(policy.least_firings)
     if share.value is None:
-        return f"Not known: of {of}."
+        return f"Not known: none fires {often} on {found.tokens:,} held-out tokens. Read more text."
+    of = f"{share.n:,} features that fire {often}"
     return (
         f"{round(share.value * share.n):,} of {of}: {_percents(share)}, at q < .05 against circular shifts, so that at most one in twenty "
         "of them is named by chance."
     )
 
 
-def _sinks(found: SinkMeasures) -> str:
+def _sinks(found: SinkMeasures, policy: SinksPolicy) -> str:
     places = "; ".join(map(_place, found.places))
-    return f"A feature lives where more than half of its firings are. Of {found.asked:,} that fire often enough, {places}."
+    return f"A feature lives where more than half of its firings are. Of {found.asked:,} that fire {times_or_more(policy.least)}, {places}."
 
 
 def _place(place: Place) -> str:
@@ -99,20 +103,20 @@ def _place(place: Place) -> str:
     return f"{place.features:,} {where}, {_percents(place.share)}, by chance {_percent(place.chance)} ({tokens}, L0 {fixed(place.l0, 0)})"
 
 
-def _fidelity(found: FidelityMeasures) -> str:
-    shift = found.shifts[-1]
+def _fidelity(found: FidelityMeasures, policy: FidelityPolicy) -> str:
+    shift, often = found.shifts[-1], times_or_more(policy.least_firings)
     index, text = shift.follows_index, shift.follows_text
     if index.value is None or text.value is None:
-        return f"Not known: no feature that fires often enough has a profile behind {counted(shift.shift, 'token', 'tokens')}."
+        return f"Not known: none that fires {often} has a profile behind {counted(shift.shift, 'token', 'tokens')}. Read more text."
     return (
-        f"Pushed by {counted(shift.shift, 'token', 'tokens')}, of {index.n:,} features that fire often enough "
+        f"Pushed by {counted(shift.shift, 'token', 'tokens')}, of {index.n:,} features that fire {often} "
         f"{round(index.value * index.n):,} follow the index, {_percents(index)}, and {round(text.value * index.n):,} the text, "
         f"{_percents(text)}, at q < .05 (as those do that do not depend on position). FVE of the same tokens changes by "
         f"{_change(shift.fve.change, 4)}."
     )
 
 
-def _closing(found: ClosingMeasures) -> str:
+def _closing(found: ClosingMeasures, _policy: Settings) -> str:
     owed = minus(f"{100 * (found.closed - found.chance):.1f}")
     return (
         f"{_percent(found.closed)} of the entries (feature by group of positions, {found.groups} groups) of {found.features:,} features "

@@ -12,8 +12,11 @@ from temporallens.evaluation.interventions.section import SECTION as INTERVENTIO
 from temporallens.evaluation.positions.section import SECTION as POSITIONS
 from temporallens.evaluation.results import TimedResults
 from temporallens.evaluation.section import Section
+from temporallens.report.verdict import worse_than_the_mean
 
 STEPS = 3
+LEVELS = (0.75, 1.25)
+"""Times the k of arms of one level, of two that make curves of them."""
 LONGER = 4
 """Times the steps of a training that is asked whether more of them change the answer."""
 
@@ -32,6 +35,14 @@ def next_steps(results: TimedResults, folder: Path) -> list[Step]:
 
 def _steps(results: TimedResults, run: str) -> Iterator[Step]:
     study, trained = results.study, any(result.training_steps for result in results.runs)
+    longer = _longer(study.training.steps, run)
+    if trained and worse_than_the_mean(results.runs):
+        yield longer._replace(question="What are these dictionaries worth when they are trained? " + longer.question)
+    if levels := _levels(results):
+        yield Step(
+            "Which arm is better at equal L0? These are not at one; at two levels of k each is a curve, and curves are read at one L0.",
+            f"temporallens run {run} --set 'levels={{k: [{', '.join(map(str, levels))}]}}'",
+        )
     if trained and len(study.seeds) == 1:
         seeds = ",".join(str(study.seeds[0] + more) for more in range(3))
         yield Step(
@@ -50,13 +61,34 @@ def _steps(results: TimedResults, run: str) -> Iterator[Step]:
             f"temporallens run {run} --set 'evaluation.{INTERVENTIONS.name}={{}}'",
         )
     if trained:
-        steps = LONGER * study.training.steps
-        yield Step(
-            f"Do the answers stay when training is {LONGER} times as long? It goes into a folder of its own.",
-            f"temporallens run {run} --set training.steps={steps} --out {run}-longer",
-        )
+        yield longer
     yield Step("The pictures as vectors, for a paper.", f"temporallens figures {run} --format pdf")
     yield Step("The tables and sentences of this page in the terminal, or with --json for a program.", f"temporallens show {run}")
+
+
+def _longer(steps: int, run: str) -> Step:
+    return Step(
+        f"Do the answers stay when training is {LONGER} times as long? It goes into a folder of its own.",
+        f"temporallens run {run} --set training.steps={LONGER * steps} --out {run}-longer",
+    )
+
+
+def _levels(results: TimedResults) -> list[int]:
+    """Levels of k that would make curves of arms which are not compared, as their single L0 are not equal; none where they are, or where
+    levels do not go by k."""
+    ks = {arm.k for arm in results.study.arms.values() if arm.k is not None}
+    if len(ks) != 1 or results.study.levels or all(_all_compared(name, results) for name in results.comparison):
+        return []
+    levels = [round(share * k) for share in LEVELS for k in ks]
+    return levels if 0 < levels[0] < levels[1] else []
+
+
+def _all_compared(name: str, results: TimedResults) -> bool:
+    """Whether every family of an activations entry that has a k is compared with its first baseline, or is it."""
+    first = results.comparison[name].baselines[:1]
+    compared = {row.family for row in results.comparison[name].against if [row.baseline] == first}
+    with_k = {family for family, arm in results.study.arms.items() if arm.k is not None}
+    return {run.family for run in results.runs_of(name)} & with_k <= compared | set(first)
 
 
 def _has_blocks_above(results: TimedResults) -> bool:

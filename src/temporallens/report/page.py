@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from temporallens.activations.store import ACROSS_DOCUMENTS
+from temporallens.dictionaries.kinds import UNTRAINED
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.beforehand import in_words
 from temporallens.evaluation.results import ActivationsResult, TimedResults
@@ -109,6 +110,7 @@ def render(
     """The page as text; the same arguments give the same text. `folder` is that of the run, as commands call it."""
     code, code_hash = script()
     study, entries, comparison = results.study, results.activations, results.comparison
+    trained = any(run.kind not in UNTRAINED for run in results.runs)
     return (
         environment()
         .get_template("page.html.j2")
@@ -128,13 +130,14 @@ def render(
             script=code,
             script_hash=code_hash,
             scans=[scan_table(scan) for scan in results.scans.values()],
-            defaults=default_table(study.whole, study_text),
+            defaults=default_table(study.whole, study_text) if trained else None,
             policies=policy_table(entries),
             unmasked=unmasked(entries),
             tuning=tuning_table(results.tuning),
             environment=Table("", ["environment", "value"], [Row(key, [setting(value)]) for key, value in results.environment.items()]),
             fingerprint=results.study_fingerprint,
             format=results.format,
+            trained=trained,
             one_seed=len(study.seeds) == 1,
             study_text=study_text,
         )

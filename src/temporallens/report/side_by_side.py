@@ -54,8 +54,9 @@ def write_side_by_side(runs: Sequence[Compared], out: Path) -> None:
 
 
 def arms_table(runs: Sequence[Compared]) -> Table:
-    """One row for each arm of each activations entry of each run: FVE at the L0 values that any run compares at."""
-    levels = sorted({l0 for run in runs for comparison in run.results.comparison.values() for l0 in comparison.l0})
+    """One row for each arm of each activations entry of each run: its own L0 and FVE, and its FVE at the L0 values that several runs
+    reach."""
+    levels = _shared_levels(runs)
     rows = []
     for run in runs:
         for name, comparison in run.results.comparison.items():
@@ -63,14 +64,37 @@ def arms_table(runs: Sequence[Compared]) -> Table:
             for family, alike in by_family(run.results.runs_of(name)).items():
                 cells = [
                     seeds_of(alike),
+                    _ends([result.l0 for result in alike], 1),
+                    _ends([result.fve for result in alike], 4),
                     *(mean_cell(reached.get((family, l0))) for l0 in levels),
                     fixed(average(result.openness for result in alike), 3),
                     fixed(average(result.features for result in alike), 0),
                     fixed(average(result.training_steps for result in alike), 0),
                 ]
                 rows.append(Row(f"{run.title}, {name}: {family}", cells))
-    columns = ["run, activations: arm", "seeds", *(f"FVE at L0 {fixed_l0(l0)}" for l0 in levels), "openness", "features", "steps"]
+    columns = [
+        "run, activations: arm",
+        "seeds",
+        "L0",
+        "FVE",
+        *(f"FVE at L0 {fixed_l0(l0)}" for l0 in levels),
+        "openness",
+        "features",
+        "steps",
+    ]
     return Table("Arms of all runs", columns, rows)
+
+
+def _shared_levels(runs: Sequence[Compared]) -> list[float]:
+    """L0 values at which arms of two runs, at least, are compared."""
+    reached = [{row.l0 for comparison in run.results.comparison.values() for row in comparison.reached} for run in runs]
+    return sorted(l0 for l0 in set().union(*reached) if sum(l0 in own for own in reached) > 1)
+
+
+def _ends(values: Sequence[float], digits: int) -> str:
+    """Of an arm, from its least to its most, over levels and seeds."""
+    least, most = fixed(min(values), digits), fixed(max(values), digits)
+    return least if least == most else f"{least} to {most}"
 
 
 def settings_table(runs: Sequence[Compared]) -> Table:

@@ -4,9 +4,11 @@ A cell that rests on one seed says so; a mean of several carries its 95 % interv
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from temporallens.evaluation.bins import octaves
+from temporallens.dictionaries.kinds import UNTRAINED
+from temporallens.evaluation.bins import bands
 from temporallens.evaluation.bits.section import POSITION, SECTION as BITS, BitsMeasures, Saved
 from temporallens.evaluation.comparison import Comparison
 from temporallens.evaluation.paired import Interval, Paired
@@ -87,8 +89,8 @@ def section(
     title = f"{name}: {model_and_layer(entry)}" if entry.model is not None else name
     tables = [
         *comparison_tables(name, runs, comparison),
-        *paired_tables(name, runs, comparison, paired),
-        openness_table(name, runs),
+        *paired_tables(name, runs, comparison, paired, entry.position_names),
+        openness_table(name, runs, entry),
         named_table(name, runs, entry.position_names),
         *score_tables(name, runs),
         dictionaries_table(name, runs, notes),
@@ -136,12 +138,14 @@ def against_table(name: str, runs: Runs, comparison: Comparison, baseline: str) 
     return Table(f"{name}: against {baseline}, paired by seed", ["arm", *columns], rows)
 
 
-def paired_tables(name: str, runs: Runs, comparison: Comparison, paired: Sequence[Paired]) -> list[Table]:
+def paired_tables(
+    name: str, runs: Runs, comparison: Comparison, paired: Sequence[Paired], names: Mapping[int, str] = MappingProxyType({})
+) -> list[Table]:
     """What each arm explains more than each baseline on the same tokens, in all and in bands of positions, at the middle common L0."""
     if not paired:
         return []
     middle = comparison.l0[len(comparison.l0) // 2]
-    return [_paired_table(name, runs, middle, rows) for baseline in comparison.baselines if (rows := _of(paired, baseline, middle))]
+    return [_paired_table(name, runs, middle, rows, names) for baseline in comparison.baselines if (rows := _of(paired, baseline, middle))]
 
 
 def _of(paired: Sequence[Paired], baseline: str, l0: float) -> list[Paired]:
@@ -154,9 +158,8 @@ def _p(value: float | None) -> str:
     return number(value) if value >= LEAST_P else f"below {LEAST_P:.4f}"
 
 
-def _paired_table(name: str, runs: Runs, l0: float, paired: Sequence[Paired]) -> Table:
+def _paired_table(name: str, runs: Runs, l0: float, paired: Sequence[Paired], names: Mapping[int, str]) -> Table:
     first = {family: alike[0] for family, alike in by_family(runs).items()}
-    bands = paired[0].bands
     rows = []
     for one in paired:
         differences = [_signed(band.fve, 4) for band in one.bands]
@@ -166,7 +169,7 @@ def _paired_table(name: str, runs: Runs, l0: float, paired: Sequence[Paired]) ->
                 [_signed(one.fve, 4), _p(one.p_holm), one.verdict, *differences, _signed(one.bands[0].l0, 1)],
             )
         )
-    at = [span(band.first, band.last) for band in bands]
+    at = [_called(band.first, band.last, names) for band in paired[0].bands]
     columns = ["arm", "FVE difference", "p after Holm", "verdict", *(f"at {where}" for where in at), f"codes more at {at[0]}"]
     note = (
         "Paired on the same held-out tokens; intervals are over documents and seeds together, of one seed over documents. Verdicts hold "
@@ -182,17 +185,24 @@ def _signed(interval: Interval, digits: int) -> str:
     return plus(interval.value, plus_minus(interval, digits))
 
 
-def openness_table(name: str, runs: Runs) -> Table:
+def openness_table(name: str, runs: Runs, entry: ActivationsResult) -> Table:
     """One row per masked arm, at the middle one of its levels: mean openness in octaves of positions, over seeds."""
     masked = by_family(run for run in runs if run.openness_by_position is not None)
-    bins = octaves(max((len(run.position_count) for alike in masked.values() for run in alike), default=0))
+    names = entry.position_names
+    positions = max((len(run.position_count) for alike in masked.values() for run in alike), default=0)
+    apart = bands(positions, entry.first_position, bool(names))
     rows, bits = [], _bits_column(run for alike in masked.values() for run in alike)
     for alike in masked.values():
         arms = list(by_arm(alike).items())
         arm, seeds = arms[len(arms) // 2]
-        means = [mean_score(average((run.openness_by_position or [])[first:end]) for run in seeds) for first, end in bins]
+        means = [mean_score(average((run.openness_by_position or [])[first:end]) for run in seeds) for first, end in apart]
         rows.append(Row(arm, [seeds_of(seeds), *means, *(_position_bits(alike) for _ in bits)]))
-    return Table(f"{name}: openness by position", ["arm", "seeds", *(span(first, end - 1) for first, end in bins), *bits], rows)
+    return Table(f"{name}: openness by position", ["arm", "seeds", *(_called(first, end - 1, names) for first, end in apart), *bits], rows)
+
+
+def _called(first: int, last: int, names: Mapping[int, str]) -> str:
+    """A run of positions, or the name of one that has one."""
+    return names[first] if first == last and first in names else span(first, last)
 
 
 def _bits_column(runs: Iterable[RunResult]) -> list[str]:
@@ -320,25 +330,34 @@ MEASURES: tuple[tuple[str, str, int], ...] = (
     ("seconds", "seconds", 0),
 )
 """Column, field of a run, digits (-1: three significant ones)."""
+OF_TRAINING = ("final_loss", "training_steps", "tokens_seen", "seconds")
+"""Fields that dictionaries which were trained elsewhere have nothing to say of."""
 DEAD = [field for _, field, _ in MEASURES].index("dead_features")
+
+
+def measures_of(runs: Runs) -> list[tuple[str, str, int]]:
+    """Those of `MEASURES` that any of these dictionaries has."""
+    trained = any(run.kind not in UNTRAINED for run in runs)
+    return [measure for measure in MEASURES if trained or measure[1] not in OF_TRAINING]
 
 
 def dictionaries_table(name: str, runs: Sequence[TimedRun], notes: Mapping[str, str]) -> Table:
     """One row per dictionary, the mean of an arm's seeds where there are several, and what earlier records said of it."""
-    several = len({run.seed for run in runs}) > 1
+    several, measures = len({run.seed for run in runs}) > 1, measures_of(runs)
     noted = any(run.family in notes for run in runs)
     rows = []
     for arm, alike in by_arm(runs).items():
         for run in alike:
-            cells = [measure_cell(getattr(run, field), digits) for _, field, digits in MEASURES]
+            cells = [measure_cell(getattr(run, field), digits) for _, field, digits in measures]
             cells[DEAD] += f" of {run.features:,}"
             head = marked(f"{arm}, seed {run.seed}" if several else arm, run)
             rows.append(Row(head, [*cells, notes.get(run.family, UNKNOWN)] if noted else cells))
         if len(alike) > 1:
-            cells = [measure_cell(average(getattr(run, field) for run in alike), digits) for _, field, digits in MEASURES]
+            cells = [measure_cell(average(getattr(run, field) for run in alike), digits) for _, field, digits in measures]
             rows.append(Row(marked(f"{arm}, mean of {len(alike)}", alike[0]), [*cells, UNKNOWN] if noted else cells, summary=True))
-    columns = ["arm", *(column for column, _, _ in MEASURES), *([NOTE] if noted else [])]
-    return Table(f"{name}: every dictionary{'' if several else f', {ONE_SEED}'}", columns, rows)
+    columns = ["arm", *(column for column, _, _ in measures), *([NOTE] if noted else [])]
+    one_seed = "" if several or all(run.kind in UNTRAINED for run in runs) else f", {ONE_SEED}"
+    return Table(f"{name}: every dictionary{one_seed}", columns, rows)
 
 
 def measure_cell(value: float | None, digits: int) -> str:

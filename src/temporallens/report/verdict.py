@@ -6,11 +6,12 @@ out zero, and what rests on one seed is said to.
 
 from collections.abc import Mapping, Sequence
 
+from temporallens.dictionaries.kinds import UNTRAINED
 from temporallens.evaluation.comparison import Against, Comparison
-from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
-from temporallens.evaluation.results import ActivationsResult, RunResult, by_family
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures, PositionsPolicy
+from temporallens.evaluation.results import ActivationsResult, RunResult, by_arm, by_family
 from temporallens.report.closed import NOTHING_CLOSED, Segment, best_first, closed_by
-from temporallens.wording import ONE_SEED, percent
+from temporallens.wording import ONE_SEED, average, fixed, listed, percent, times_or_more
 
 Families = Mapping[str, Sequence[RunResult]]
 
@@ -22,16 +23,35 @@ LEVEL = 0.005
 """Share of what the other leaves unexplained within which two dictionaries are level."""
 
 
-def verdict_on(entry: ActivationsResult, runs: Sequence[RunResult], comparison: Comparison) -> list[str]:
-    """Whether position matters there, whether knowing it helps a dictionary, and what masks and features make of it; what was not
-    compared or measured is left out."""
+def verdict_on(entry: ActivationsResult, runs: Sequence[RunResult], comparison: Comparison, policy: PositionsPolicy) -> list[str]:
+    """Which dictionaries say nothing at all, whether position matters there, whether knowing it helps a dictionary, and what masks and
+    features make of it; what was not compared or measured is left out. `policy` is that by which `positions` were measured."""
     families = by_family(runs)
     masked = by_family(run for run in runs if run.openness is not None)
-    sentences = [_on_position(entry), *_on_reconstruction(families, masked, comparison)]
+    sentences = [*_on_failures(runs), _on_position(entry), *_on_reconstruction(families, masked, comparison)]
     if masked:
         best = best_first(masked)[0]
         sentences += [_on_masks(best, masked[best])]
-    return [*sentences, *_on_features(masked or families)]
+    return [*sentences, *_on_features(masked or families, policy)]
+
+
+def worse_than_the_mean(runs: Sequence[RunResult]) -> list[str]:
+    """Arms that reconstruct worse, in the mean over seeds, than the mean activation would."""
+    return [arm for arm, alike in by_arm(runs).items() if (average(run.fve for run in alike) or 0.0) < 0]
+
+
+def _on_failures(runs: Sequence[RunResult]) -> list[str]:
+    """One sentence for arms that were trained here, and one for others, as they fail for other reasons."""
+    alike = by_arm(runs)
+    failed = {arm: f"{arm} (FVE {fixed(average(run.fve for run in alike[arm]), 2)})" for arm in worse_than_the_mean(runs)}
+    here, theirs = ([said for arm, said in failed.items() if (alike[arm][0].kind in UNTRAINED) is elsewhere] for elsewhere in (False, True))
+    sentences = [(here, "too few steps, or too high a learning rate"), (theirs, "most likely another model, layer, scale or kind of text")]
+    return [
+        f"{listed(names)} {'reconstructs' if len(names) == 1 else 'reconstruct'} worse than the mean activation would ({why}): what is "
+        "said of codes and features below says nothing of the model."
+        for names, why in sentences
+        if names
+    ]
 
 
 def _on_position(entry: ActivationsResult) -> str:
@@ -87,14 +107,19 @@ def _at(segment: Segment) -> str:
     return f"at position {segment.first}" if segment.first == segment.last else f"at positions {segment.first} to {segment.last}"
 
 
-def _on_features(families: Families) -> list[str]:
+def _on_features(families: Families, policy: PositionsPolicy) -> list[str]:
     """What the section `positions` says of the best family for which it was asked."""
     measured = {family: [run for run in runs if POSITIONS.name in run.measures] for family, runs in families.items()}
     best = best_first({family: runs for family, runs in measured.items() if runs})
     if not best:
         return []
     found: PositionMeasures = POSITIONS.read(measured[best[0]][0].measures[POSITIONS.name])
+    often = times_or_more(policy.least_firings)
     if found.specialised.value is None:
-        return []
+        return [
+            f"Whether features of {best[0]} prefer some positions to others is not known: none fires {often} on {found.tokens:,} held-out "
+            "tokens, so read more text."
+        ]
     share = percent(found.specialised.value) if found.specialised.value else "none"
-    return [f"Of the {found.specialised.n:,} features of {best[0]} that fire often enough to say, {share} prefer some positions to others."]
+    verb = "prefers" if found.specialised.value == 0 else "prefer"
+    return [f"Of the {found.specialised.n:,} features of {best[0]} that fire {often}, {share} {verb} some positions to others."]

@@ -4,7 +4,7 @@ Its text is an ordinary study file, kept in the output folder like that of every
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import count, islice
 from pathlib import PurePath
 from typing import Any
@@ -13,11 +13,13 @@ import yaml
 
 from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.hooks import Layer
+from temporallens.activations.language.shipped import TEXTS
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained
 from temporallens.errors import TemporalLensError
+from temporallens.files import user_path
 from temporallens.interop.loading import read_pretrained
 from temporallens.interop.points import layer_of
-from temporallens.study.models import model_sizes
+from temporallens.study.models import SHIPPED_MODELS, model_sizes
 from temporallens.study.reading import StudyFile, study_of
 from temporallens.wording import listed
 
@@ -57,7 +59,9 @@ def inspection(
         raise TemporalLensError(f"inspect measures no section '{unknown[0]}': it can be without {listed(SECTIONS)}")
     arms: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for name, path in zip(_names(paths), paths, strict=True):
+    model = None if model is None else _wherever(model, SHIPPED_MODELS)
+    text = _wherever(text, TEXTS)
+    for name, path in zip(_names(paths), map(_wherever, paths), strict=True):
         config = read_pretrained(Pretrained(path=path)).config
         context = trained_context or config.origin.context_length
         entry = _activations(path, config.origin, model, layer, text, tokens)
@@ -84,6 +88,12 @@ def inspection(
         "evaluation": {name: policy for name, policy in _sections(only, contexts).items() if name not in without},
     }
     return study_of(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "the study of an inspection")
+
+
+def _wherever(source: str, shipped: Container[str] = ()) -> str:
+    """A file or folder of this machine by its whole path, so that the study can be run again from any folder; other names stay."""
+    path = user_path(source)
+    return source if source in shipped or not path.exists() else str(path.absolute())
 
 
 def _row_length(model: str, trained: int | None) -> int:

@@ -49,7 +49,7 @@ from temporallens.figures.scan import draw_scan
 from temporallens.figures.sparsity import Activity, draw_sparsity_analysis
 from temporallens.figures.steps import History, known_weights
 from temporallens.figures.strictness import STRICTNESS, Retained, draw_mask_strictness
-from temporallens.figures.style import array, named_positions
+from temporallens.figures.style import array, positions_called
 from temporallens.figures.temporal_clustering import draw_temporal_clustering
 from temporallens.files import read_json
 from temporallens.layout import RunFolder
@@ -144,10 +144,11 @@ class RunFiles(NamedTuple):
     results: Results
 
     def named(self, entry: str, picture: Picture) -> Picture:
-        """The same picture, whose axes carry the names of the entry's positions."""
+        """The same picture, whose axes carry the names of the entry's positions, and begin at its first."""
+        of = self.results.activations[entry]
 
         def draw() -> Figure:
-            with named_positions(self.results.activations[entry].position_names):
+            with positions_called(of.position_names, of.first_position):
                 return picture.draw()
 
         return picture._replace(draw=draw)

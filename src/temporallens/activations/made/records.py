@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from temporallens.activations.language.shipped import quiet_transformers
-from temporallens.activations.manifest import StoreDescription
+from temporallens.activations.manifest import StoreDescription, is_store
 from temporallens.activations.moments import FIRST
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter
@@ -288,7 +288,7 @@ def harvest_records(policy: RecordsPolicy, out: Path | str) -> ActivationStore:
     """
     out, description = user_path(out), _description(policy)
     with locked(out):
-        if (out / "manifest.json").exists() and ActivationStore(out).manifest.description == description:
+        if is_store(out) and ActivationStore(out).manifest.description == description:
             return ActivationStore(out)
         _start_over(out, description)
         writer = StoreWriter(out, description)
@@ -303,7 +303,7 @@ def harvest_records(policy: RecordsPolicy, out: Path | str) -> ActivationStore:
 
 def _start_over(out: Path, description: StoreDescription) -> None:
     """Remove what an interrupted call left; whatever else is in the folder stays, and is refused by the store's writer."""
-    if (out / "manifest.json").exists():
+    if is_store(out):
         return
     path = out / "truth.json"  # written before the other files beside the store: it says whose they are
     if path.exists():

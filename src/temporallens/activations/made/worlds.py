@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, ValidationError, model_validator
 
-from temporallens.activations.manifest import StoreDescription
+from temporallens.activations.manifest import StoreDescription, is_store
 from temporallens.activations.moments import FIRST
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter
@@ -413,7 +413,7 @@ def harvest_world(policy: WorldPolicy, out: Path | str) -> ActivationStore:
     An interrupted call goes on when it is repeated. Raises TemporalLensError when `out` holds anything else.
     """
     out, description = user_path(out), _description(policy)
-    if (out / "manifest.json").exists():
+    if is_store(out):
         store = ActivationStore(out)
         if store.manifest.description != description:
             raise TemporalLensError(f"{out} already holds another store; choose another folder or remove it")

@@ -26,7 +26,7 @@ from temporallens.activations.language.harvest import (
 )
 from temporallens.activations.language.hooks import Layer
 from temporallens.activations.language.models import LanguageModel
-from temporallens.activations.manifest import StoreDescription
+from temporallens.activations.manifest import StoreDescription, is_store
 from temporallens.activations.store import ActivationStore
 from temporallens.activations.writer import Rows, StoreWriter, pair_of_writers, target_of
 from temporallens.errors import TemporalLensError
@@ -75,7 +75,7 @@ def shifted_store(model: LanguageModel, store: ActivationStore, chosen: TokenRow
     """The chosen rows behind their prefixes, as a store whose sequences have the rows' numbers; made where `cache` has none."""
     description = _describe(model, store, chosen, prefixes)
     folder = cache / "prefixes" / fingerprint(description.model_dump(mode="json"))[:32]
-    if (folder / "manifest.json").exists():
+    if is_store(folder):
         return ActivationStore(folder)
     return read_rows(folder, description, model, harvest_of(store), _shifted_rows(store, chosen, prefixes), "shifted rows")
 

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float64, Int
 from pydantic import Field, JsonValue
 
 from temporallens.activations.clocks import TokenMarks, TokenRow
+from temporallens.activations.manifest import is_store
 from temporallens.activations.store import ActivationStore
 from temporallens.cache import machine
 from temporallens.defaults import own_defaults
@@ -165,7 +166,7 @@ def _opened_stores(
         source: dict[str, JsonValue] = {"kind": "opened", "format": FORMAT, "store": store_fingerprint(store), "opening": opening}
         source |= {"entries": held_out.tolist(), **asked, **machine()}
         folder = cache / "bos" / fingerprint(source)[:32]
-        if (folder / "manifest.json").exists():
+        if is_store(folder):
             found[opening] = ActivationStore(folder)
             continue
         network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision)

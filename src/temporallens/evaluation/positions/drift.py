@@ -23,6 +23,7 @@ from temporallens.activations.language.corpora import Corpus
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowShape, evenly_spaced, grouped, row_shape, token_rows
+from temporallens.activations.manifest import is_store
 from temporallens.activations.store import ActivationStore
 from temporallens.cache import machine
 from temporallens.defaults import own_defaults
@@ -133,7 +134,7 @@ def longer_store(store: ActivationStore, held_out: Int[np.ndarray, " n"], policy
     asked = policy.model_dump(include={"context_length", "documents", "rows_per_document"})
     source = {"kind": "longer", "format": FORMAT, "store": store_fingerprint(store), "entries": held_out.tolist(), **asked, **machine()}
     folder = cache / "drift" / fingerprint(source)[:32]
-    if (folder / "manifest.json").exists():
+    if is_store(folder):
         return ActivationStore(folder)
     harvest = harvest_of(store)
     network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision)

@@ -20,7 +20,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.bins import octaves
+from temporallens.evaluation.bins import bands_of
 from temporallens.evaluation.clusters.profiles import rotated
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.section import Section, Subject
@@ -54,7 +54,7 @@ class PositionOctave(NamedTuple):
 class OctaveMeasures(NamedTuple):
     """One dictionary on held-out documents."""
 
-    octaves: list[PositionOctave]  # from position 1 on
+    octaves: list[PositionOctave]  # of all positions of which activations are kept; each by itself where they have names
     worst: int  # where in `octaves` FVE is lowest
     best: int
     gap: Estimate  # FVE of the best less that of the worst; n tokens of both
@@ -82,7 +82,7 @@ def measure_octaves(
     seen = HeldOut(store, held_out, cache)
     encoded, generator = seen.encoded(dictionary), np.random.default_rng(policy.seed)
     firings, square = encoded.firings, _squares(seen)
-    octave, kept = _octave_of(firings.position, octaves(store.positions), policy.least_tokens, store)
+    octave, kept = _octave_of(firings.position, bands_of(store), policy.least_tokens, store)
     document = np.unique(firings.document, return_inverse=True)[1]
     active = np.bincount(firings.row, minlength=len(square))
     shape = int(document.max()) + 1, len(kept)
@@ -178,7 +178,7 @@ def tables(found: Mapping[str, OctaveMeasures]) -> list[Table]:
 SECTION = Section(
     name="octaves",
     policy=OctavesPolicy,
-    version=1,
+    version=2,
     measure=_of_subject,
     measures=OctaveMeasures,
     tables=tables,
