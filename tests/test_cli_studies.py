@@ -167,7 +167,9 @@ def test_init_knows_a_store_and_its_positions(tmp_path: Path) -> None:
         study = read_study(out).study
         assert study.arms["positional"].groups == groups and study.arms["positional"].features == 96
         assert study.training.batch_size * 4 <= 180 and not study.scans
-        assert "train/" in call("run", out, "--dry-run").stdout
+        planned = call("run", out, "--dry-run").stdout.replace("\n", " ")
+        assert "train/" in planned and "some 180 activations, so that training goes over them" in planned
+        assert "of 96 features fires " in planned
     assert refusal("init", tmp_path / "roles", "--text", "sotu", "--out", tmp_path / "other.yaml").endswith(
         "is a store, which has its activations: leave out --layer and --text"
     )

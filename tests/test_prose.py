@@ -3,7 +3,7 @@
     .655<!-- records/records: positional / position_mean at 8 -->
 
 what `positional` leaves unexplained as a share of what `position_mean` leaves, at L0 8. `a - b` is the difference of their FVE, `a` alone
-the FVE of a family, `low` or `high` in front an end of the interval, `half` half of its width. The number is compared at the digits that it
+the FVE of a family, `low` or `high` in front an end of the interval, `half` half of its width. L0 is written without digits. The number is compared at the digits that it
 has; its sign, and a zero before its point, are as they are written.
 """
 
@@ -36,7 +36,7 @@ def stated(about: str) -> float:
 
     def only(rows: list[dict[str, Any]]) -> dict[str, Any]:
         names = {name: asked[name] for name in ("family", "baseline") if asked[name]}
-        (row,) = [row for row in rows if row["l0"] == float(asked["l0"]) and all(row[name] == value for name, value in names.items())]
+        (row,) = [row for row in rows if f"{row['l0']:.0f}" == asked["l0"] and all(row[name] == value for name, value in names.items())]
         return row
 
     if asked["how"] is None:

@@ -82,7 +82,7 @@ def picture(tmp_path: Path) -> Path:
 
 def test_the_sentence_gives_eta_squared_masks_and_reconstruction_and_claims_no_gain() -> None:
     sentence = answer_to(make_run("standard"), make_run("batchtopk"), make_run("positional"))
-    assert "Position (index clock) explains 1.2 % of the variance (noise floor 0.2 %)" in sentence
+    assert "Position (index clock) explains 1.0 % of the variance above its noise floor of 0.2 %" in sentence
     assert "close 45 % of the dictionary at position 1, 9.0 % at positions 2 to 3 and 2.0 % from position 4 on" in sentence
     assert "batchtopk explains a fraction of 0.778 (L0 32.0), positional 0.772 (L0 32.1) and standard 0.650 (L0 61.2)" in sentence
     assert "no reconstruction gain of positional over batchtopk, in one seed (−0.0060 FVE at L0 32)" in sentence
@@ -200,7 +200,7 @@ def verdict_of(*runs: TimedRun, levels: Sequence[float] = (), **entry: Any) -> l
 
 def test_the_verdict_of_one_seed_claims_nothing() -> None:
     position, knowing, masks = verdict_of(make_run("batchtopk"), make_run("positional"))
-    assert position == "Where a token stands tells little of what the activation is: 1.2 % of how activations differ."
+    assert position == "Where a token stands tells little of what the activation is: 1.0 % of how activations differ, beyond chance."
     assert knowing.startswith("A dictionary that knows the position (positional) left 2.7 % more unexplained than one that does not")
     assert knowing.endswith("that is one seed, so it may be luck.")
     assert masks == "The masks of positional keep 45 % of the features shut at position 1, and 2.1 % elsewhere."
@@ -302,7 +302,8 @@ def test_a_scan_tells_which_clock_is_kept_past_the_first_tokens() -> None:
         for name, value in (("index", 0.002), ("sentence", 0.016))
     )
     table = page.scan_table(replace(scan, clocks={"index": index, "sentence": sentence}))
-    assert "m: from index 8 on (late), the sentence clock explains most: 1.6 % after layer 1" in table.note.replace("\u00a0", " ")
+    said = table.note.replace("\u00a0", " ")
+    assert "m: from index 8 on (late), the sentence clock explains most: 1.5 % above its noise floor of 0.1 % after layer 1" in said
     assert table.columns[3:5] == ["index, late", "sentence, late"] and table.rows[0].cells[2] == "–"
     silent = replace(index, late_eta2=[0.0] * 3)
     assert "no clock rises above its noise floor" in page.scan_table(replace(scan, clocks={"index": silent})).note

@@ -188,7 +188,7 @@ def test_octaves_are_pooled_over_tokens(run: Path) -> None:
 
 
 def test_what_no_run_measured_is_said(alone: Path, tmp_path: Path) -> None:
-    assert measured_in(alone) is None
+    assert measured_in(alone) == (None, 1)
     share(alone, "sparsify", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "were not measured" in text and "No licence is given." in text and not (tmp_path / "out" / PICTURE).exists()

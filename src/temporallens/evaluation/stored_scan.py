@@ -93,7 +93,8 @@ def in_words(scan: Scan, store: ActivationStore) -> str:
     share, floor = found.eta2[0], found.floor[0]
     if share is None or floor is None:
         return f"{scan.model}: its activations do not vary."
-    explained = f"{scan.model}: position ({known}) explains {100 * share:.1f} % of the variance (noise floor {100 * floor:.1f} %)"
+    beyond = f"{100 * (share - floor):.1f} % of the variance above its noise floor of {100 * floor:.1f} %"
+    explained = f"{scan.model}: position ({known}) explains {beyond}"
     structure, chance = structure_of(found, 0) or (None, None)
     if structure is None or chance is None:
         return f"{explained}."

@@ -8,7 +8,6 @@ tokens about the mean of each position, from what `results.json` holds by positi
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import yaml
@@ -96,10 +95,8 @@ def _front_matter(card: Card, about: Described) -> str:
 
 def _head(about: Described) -> str:
     model, point = about.facts.get("model"), about.facts.get("hook")
-    named = "activations" if model is None else PurePath(str(model)).name if str(model).startswith(("/", ".", "~")) else model
-    lines = [f"# A sparse autoencoder of {named} at {point or 'a point that was not recorded'}", ""]
-    facts = {**about.facts, "model": None if model is None else named}
-    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in facts.items() if value is not None)])
+    lines = [f"# A sparse autoencoder of {model or 'activations'} at {point or 'a point that was not recorded'}", ""]
+    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in about.facts.items() if value is not None)])
 
 
 def _measured(card: Card) -> str:
@@ -111,7 +108,8 @@ def _measured(card: Card) -> str:
         )
     lines = [
         f"On {run.held_out_tokens:,} tokens of held-out documents it has FVE {fixed(run.fve, 4)} (fraction of variance explained) at L0 "
-        f"{fixed(run.l0, 1)} (codes in use per token); {run.dead_features:,} of its {run.features:,} features never fire there.",
+        f"{fixed(run.l0, 1)} (codes in use per token); {run.dead_features:,} of its {run.features:,} features never fire there."
+        + (" **FVE below 0 is worse than the mean activation would do: it says nothing of the model.**" if run.fve < 0 else ""),
         "",
         "| positions | tokens | FVE, about each position's mean | L0 |",
         "|---|---|---|---|",

@@ -12,7 +12,7 @@ another's. What these libraries cannot say is refused.
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -68,11 +68,18 @@ def export(folder: Path | str, form: str, out: Path | str, card: Card = Card()) 
     refuse_full(out, but=(PICTURE,))
     dictionary = load_dictionary(folder)
     base = _base(dictionary, folder)
+    base = base._replace(about=base.about | {"model": _as_others_know(base.about["model"])})
     done = WRITERS[form](base, out)
     if dictionary.masked:
         shutil.copytree(folder, out / KEPT, ignore=shutil.ignore_patterns("soft", "snapshots"))
     write_text(out / "README.md", written(card, _described(dictionary, base, form, folder, done)))
     return out
+
+
+def _as_others_know(model: str | None) -> str | None:
+    """A model's name without the folders of this machine, which are nobody's business and no help elsewhere."""
+    local = model is not None and (model.startswith(("/", ".", "~")) or user_path(model).exists())
+    return PurePath(model).name if model is not None and local else model
 
 
 def _base(dictionary: Dictionary, folder: Path) -> Base:

@@ -159,7 +159,8 @@ def _position_clause(entry: ActivationsResult) -> str:
     share, floor = percent(entry.eta2), percent(entry.eta2_floor)
     if entry.eta2 <= entry.eta2_floor:
         return f"position ({entry.clock_name} clock) explains no more of the variance than noise would ({share}, noise floor {floor})"
-    return f"position ({entry.clock_name} clock) explains {share} of the variance (noise floor {floor})"
+    excess = percent(entry.eta2 - entry.eta2_floor)
+    return f"position ({entry.clock_name} clock) explains {excess} of the variance above its noise floor of {floor}"
 
 
 def _mask_clause(arm: str, masked: Runs) -> str:
@@ -306,5 +307,5 @@ def late_clock(scan: Scan) -> str:
     if not above:
         return f"{scan.model}: past the first tokens of a row (late), no clock rises above its noise floor."
     best = max(above, key=lambda late: late.eta2 - late.floor)
-    explained = f"{percent(best.eta2)} {after(best.layer)} (noise floor {percent(best.floor)})"
+    explained = f"{percent(best.eta2 - best.floor)} above its noise floor of {percent(best.floor)} {after(best.layer)}"
     return f"{scan.model}: from index {scan.late_from} on (late), the {best.clock} clock explains most: {explained}."

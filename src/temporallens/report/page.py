@@ -165,7 +165,7 @@ def script() -> tuple[str, str]:
 
 
 def scan_table(scan: Scan) -> Table:
-    """One row per layer: eta^2 of each clock with its floor, norms and sinks."""
+    """One row per layer: eta^2 of each clock above its floor, norms and sinks."""
     clocks = scan.clocks.values()
     rows = []
     for depth, layer in enumerate(scan.layers):
@@ -185,11 +185,15 @@ def scan_table(scan: Scan) -> Table:
     measured += [f"{name}, structure" for name, clock in scan.clocks.items() if clock.structure]
     columns = ["layer", *measured, "norm at index 0", "median norm beyond", "sinks beyond index 0"]
     known = "" if scan.beforehand is None else f" Known beforehand: {in_words(scan.model, scan.layers, scan.beforehand)}"
-    return Table(f"{scan.model}: η² of each clock (noise floor) by layer, norms and sinks", columns, rows, late_clock(scan) + known)
+    title = f"{scan.model}: η² of each clock above its noise floor (in brackets) by layer, norms and sinks"
+    return Table(title, columns, rows, late_clock(scan) + known)
 
 
 def _above_floor(eta2: float | None, floor: float | None) -> str:
-    return (UNKNOWN if eta2 is None else percent(eta2)) + ("" if floor is None else f" ({percent(floor)})")
+    """A share less its noise floor, which stands beside it."""
+    if eta2 is None or floor is None:
+        return UNKNOWN
+    return f"{percent(max(0.0, eta2 - floor))} ({percent(floor)})"
 
 
 EXCLUDED = {"first": "left out: index 0", "norm": "left out: sinks by the norm rule", "special": "left out: special tokens"}

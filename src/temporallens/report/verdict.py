@@ -60,7 +60,7 @@ def _on_position(entry: ActivationsResult) -> str:
     if share <= 0:
         return f"{where} tells no more of what the activation is than chance would."
     says = next(word for most, word in SAYS if share <= most)
-    return f"{where} tells {says} of what the activation is: {percent(entry.eta2)} of how activations differ."
+    return f"{where} tells {says} of what the activation is: {percent(share)} of how activations differ, beyond chance."
 
 
 def _on_reconstruction(families: Families, masked: Families, comparison: Comparison) -> list[str]:

@@ -17,6 +17,7 @@ from temporallens.activations.language.shipped import TEXTS
 from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.activations.stored import StoredPolicy
+from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.files import user_path
 from temporallens.precision import Precision
 from temporallens.study.config import Study
@@ -42,6 +43,8 @@ for sparse ones."""
 ENCODING_AND_DECODING = 2.0
 """Products of the held-out documents with a weight matrix in the one pass that FVE and all sections read (`evaluation/heldout.py`). What
 sections do beyond it is not known beforehand."""
+MOST_PASSES = 20
+"""Passes over the same activations beyond which a plan says so."""
 DRAWING_SECONDS, WRITING_SECONDS = 10.0, 2.0
 """Of all figures, and of the report."""
 LOADING_SECONDS = 3.0
@@ -117,7 +120,7 @@ def _notes(study: Study, lines: list[PlanLine], speeds: Speeds) -> list[str]:
     finished = f"{len(lines) - len(to_do)} of {len(lines)} stages are finished"
     if not to_do:
         return [f"{finished}; there is nothing to do."]
-    return [_amounts(finished, to_do), *_basis(speeds), *_assumed(study), *_memory_notes(lines, speeds.company)]
+    return [_amounts(finished, to_do), *_basis(speeds), *_assumed(study), *_small_texts(study), *_memory_notes(lines, speeds.company)]
 
 
 def _amounts(finished: str, to_do: list[PlanLine]) -> str:
@@ -145,6 +148,31 @@ def _assumed(study: Study) -> list[str]:
         for name in sorted(names)
         if is_assumed(name)
     ]
+
+
+def _small_texts(study: Study) -> list[str]:
+    """Where training repeats its activations often, and where features hardly fire often enough to be asked of their positions."""
+    training, asked = study.training, study.evaluation.positions
+    notes = []
+    for name, entry in study.activations.items():
+        tokens = tokens_of(entry)
+        if not tokens:
+            continue
+        passes = training.steps * training.batch_size / (tokens * (1 - training.held_out))
+        if passes > MOST_PASSES:
+            often = f"training goes over them {passes:.0f} times: read more, or take fewer steps"
+            notes.append(f"activations.{name}: some {tokens:,} activations, so that {often}.")
+        sparse = [(arm.k / arm.features, arm.features) for arm in study.arms.values() if isinstance(arm, TopKConfig)]
+        if asked is None or not sparse:
+            continue
+        share, features = min(sparse)
+        firings = training.held_out * tokens * share
+        if firings < asked.least_firings / 2:
+            notes.append(
+                f"activations.{name}: on documents that are held out one of {features:,} features fires {firings:.0f} times in the mean, "
+                f"and evaluation.positions asks for {asked.least_firings}, so few will be measured: read more text, or hold out more."
+            )
+    return notes
 
 
 def _memory_notes(lines: list[PlanLine], company: Company) -> list[str]:

@@ -37,12 +37,12 @@ def share(
         check_push(repository)
     elif private or revision is not None:
         raise TemporalLensError(f"--{'private' if private else 'revision'} goes with --push user/name")
-    measured = measured_in(dictionary)
+    measured, first = measured_in(dictionary)
     make_folder(out.parent)
     with explained(out.parent), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         made = Path(temporary) / "export"
         if measured is not None:
-            _draw(measured, made / PICTURE)
+            _draw(measured, first, made / PICTURE)
         export(dictionary, form, made, Card(licence, repository, measured, picture=measured is not None))
         place = str(out) if repository is None else push(made, repository, private, revision)
         if out.exists():
@@ -51,22 +51,27 @@ def share(
     return place
 
 
-def measured_in(dictionary: Path) -> RunResult | None:
-    """What the run that a dictionary is in has measured of it; None where it is in none, or in one without results.
+def measured_in(dictionary: Path) -> tuple[RunResult | None, int]:
+    """What the run that a dictionary is in has measured of it, None where it is in none, or in one without results; and the first position
+    of its pictures.
 
     Raises TemporalLensError where these are damaged.
     """
     place = dictionary.resolve()
     if len(place.parents) < 3 or place.parents[1].name != "arms":
-        return None
+        return None, 1
     root = place.parents[2]
     if not RunFolder(root).results.is_file():
-        return None
-    return next((run for run in load_results(root).runs if RunFolder(root).arm(run.id) == place), None)
+        return None, 1
+    results = load_results(root)
+    found = next((run for run in results.runs if RunFolder(root).arm(run.id) == place), None)
+    return found, 1 if found is None else results.activations[found.activations].first_position
 
 
-def _draw(run: RunResult, path: Path) -> None:
+def _draw(run: RunResult, first: int, path: Path) -> None:
     from temporallens.figures.card import draw_card  # seconds to import, and a dictionary alone has no picture
     from temporallens.figures.save import save
+    from temporallens.figures.style import positions_called
 
-    save(draw_card(run.position_fve, run.position_l0, run.id.title), path)
+    with positions_called({}, first):
+        save(draw_card(run.position_fve, run.position_l0, run.id.title), path)
