@@ -2,9 +2,9 @@
 
     .655<!-- records/records: positional / position_mean at 8 -->
 
-what `positional` leaves unexplained as a share of what `position_mean` leaves, at L0 8. `a - b` is the difference of their FVE, `a` alone
-the FVE of a family, `low` or `high` in front an end of the interval, `half` half of its width. L0 is written without digits. The number is compared at the digits that it
-has; its sign, and a zero before its point, are as they are written.
+what `positional` leaves unexplained as a share of what `position_mean` leaves, at L0 8 (without digits, also where it was measured with
+some). `a - b` is the difference of their FVE, `a` alone the FVE of a family, `low` or `high` in front an end of the interval, `half` half
+of its width. The number is compared at the digits that it has; its sign, and a zero before its point, are as they are written.
 """
 
 import json
