@@ -10,7 +10,7 @@ from temporallens.evaluation.positions.section import PositionsPolicy
 from temporallens.evaluation.results import TimedResults, load_results
 from temporallens.layout import RunId
 from temporallens.report.verdict import _on_masks, verdict_on
-from temporallens.study.pictures import captions, draw_pictures, headline, pictures_of
+from temporallens.study.pictures import beside_answers, captions, draw_pictures, headline, pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import browsing_order, run_study
 
@@ -99,3 +99,16 @@ def test_the_masks_that_are_drawn_are_those_of_which_the_answer_speaks(run: tupl
     assert answer in verdict_on(
         results.activations["first"], first, Comparison(l0=[], baselines=[], reached=[], against=[]), PositionsPolicy()
     )
+
+
+def test_one_dictionary_that_was_trained_elsewhere_is_drawn_without_panels_of_nothing(run: tuple[Path, TimedResults]) -> None:
+    folder, results = run
+    (plain,) = [run.model_copy(update={"kind": "pretrained"}) for run in results.runs_of("first") if run.arm == "batchtopk"]
+    theirs = results.model_copy(update={"activations": {"first": results.activations["first"]}, "runs": [plain]})
+    pictures = {picture.name: picture for picture in pictures_of(folder, theirs)}
+    assert not {"comparative_analysis", "position_weights", "frontier"} & set(pictures) and "sparsity_analysis" in pictures
+    assert beside_answers(folder, theirs) == {"first": plain.id.title}
+    assert [axes.get_ylabel() for axes in pictures["position_analysis"].draw().axes] == [
+        "FVE, about the position's own mean",
+        "codes in use per token",
+    ]

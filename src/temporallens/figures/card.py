@@ -20,7 +20,7 @@ def draw_card(fve: Sequence[float | None], l0: Sequence[float | None], title: st
     with style.ours():
         figure = style.new_figure(HEIGHT)
         style.head(figure, title)
-        whole = (("FVE", "FVE", fve), ("L0", "codes in use per token", l0))
+        whole = (("FVE", "FVE, about the position's own mean", fve), ("L0", "codes in use per token", l0))
         for axes, letter, (name, unit, values) in zip(figure.subplots(1, 2), "ab", whole, strict=True):
             _draw_panel(axes, letter, name, style.array(values))
             axes.set_ylabel(unit)

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator
 from temporallens.evaluation.bins import drawn_starts
 from temporallens.figures import style
 from temporallens.figures.steps import (
+    ELSEWHERE,
     EVEN,
     ByPosition,
     Curve,
@@ -62,14 +63,16 @@ def draw_sparsity_analysis(
     with style.ours():
         figure = style.new_figure(HEIGHT)
         style.head(figure, title)
-        panels = figure.add_gridspec(2, 2)
         steps = style.array(history["step"])
         active, count = column(history, "position_l0"), column(history, "position_count")
         missing = absent(history, f"the {L0.name} by position")
-        draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS, missing)
+        trained = missing != ELSEWHERE
+        panels = figure.add_gridspec(1 + trained, 2)
+        if trained:
+            draw_evolution(figure.add_subplot(panels[0, 0]), steps, active, L0, _evolution_statement, TITLE_CHARACTERS, missing)
         known = [held_out_curve(held_out), None if active is None else training_curve(active, count)]
-        draw_final(figure.add_subplot(panels[1, 0]), known, L0, _l0_axis, _final_statement, TITLE_CHARACTERS)
-        _draw_activity(figure.add_subplot(panels[:, 1]), activity)
+        draw_final(figure.add_subplot(panels[-1, 0]), known, L0, _l0_axis, _final_statement, TITLE_CHARACTERS, str(1 + trained))
+        _draw_activity(figure.add_subplot(panels[:, 1]), activity, str(2 + trained))
     return figure
 
 
@@ -135,10 +138,10 @@ def order_by_peak(activity: Activity) -> Ordered | None:
     return Ordered(starts, relative[1][:, order].T, float((peaks[0] == peaks[1]).mean()), float(shares[0] @ shares[1]))
 
 
-def _draw_activity(axes: Axes, activity: Activity | None) -> None:
+def _draw_activity(axes: Axes, activity: Activity | None, letter: str) -> None:
     ordered = None if activity is None else order_by_peak(activity)
     if activity is None or ordered is None:
-        style.panel_title(axes, "3", "Feature activity by position", TITLE_CHARACTERS)
+        style.panel_title(axes, letter, "Feature activity by position", TITLE_CHARACTERS)
         none = f"no feature of this run fires {LEAST_FIRINGS} times on its held-out documents"
         style.say_missing(axes, "this run's firings on held-out documents are not known" if activity is None else none)
         return
@@ -148,11 +151,11 @@ def _draw_activity(axes: Axes, activity: Activity | None) -> None:
     edges = np.append(ordered.starts, positions) - 0.5
     mesh = style.heatmap(axes, edges, np.append(rows, features), drawn, LogNorm(LEAST_RATE, MOST_RATE, clip=True))
     axes.invert_yaxis()
-    style.position_axis(axes, "x", positions, zero=False)
+    style.position_axis(axes, "x", positions, zero=style.first() == 0)
     axes.yaxis.set_major_locator(FixedLocator([1, features]))
     axes.set_ylabel(f"{features:,} of {len(activity.firings):,} features, by their peak in the other half of the documents", labelpad=-8)
     style.colour_bar(mesh, axes, drawn, "firing rate, × the feature's mean rate")
-    style.panel_title(axes, "3", _activity_statement(ordered), TITLE_CHARACTERS)
+    style.panel_title(axes, letter, _activity_statement(ordered), TITLE_CHARACTERS)
 
 
 def _activity_statement(ordered: Ordered) -> str:

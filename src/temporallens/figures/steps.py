@@ -165,13 +165,14 @@ def draw_final(
     scale: Callable[[Axes, list[Curve]], bool],
     state: Callable[[list[Curve]], str],
     width: int,
+    number: str = "2",
 ) -> None:
-    """The second panel of a run: its end over positions, as training and held-out documents say it, under what `state` says of the
-    curves of which something is known; `scale` sets the limits and says whether position 0 is drawn."""
+    """The panel of a run's end over positions, as training and held-out documents say it, under what `state` says of the curves of which
+    something is known; `scale` sets the limits and says whether position 0 is drawn."""
     curves = [curve for curve in known if curve is not None and np.isfinite(curve.value[style.first() :]).any()]
     if not curves:
         missing = f"neither the history nor the evaluation holds the {what.name} by position"
-        style.empty_panel(axes, "2", what.final, width, missing)
+        style.empty_panel(axes, number, what.final, width, missing)
         return
     for curve, colour, linewidth in zip(curves, style.COLOURS, (1.8, 1.1), strict=False):
         draw_curve(axes, curve, color=colour, linewidth=linewidth)
@@ -179,7 +180,7 @@ def draw_final(
     axes.set_ylabel(what.unit)
     style.open_grid(axes)
     axes.legend(loc="upper right", borderaxespad=0.2)
-    style.panel_title(axes, "2", state(curves), width)
+    style.panel_title(axes, number, state(curves), width)
 
 
 def draw_curve(axes: Axes, curve: Curve, **look: Any) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from temporallens.activations.store import ActivationStore
-from temporallens.dictionaries.kinds import ARMS, kinds_of
+from temporallens.dictionaries.kinds import ARMS, UNTRAINED, kinds_of
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.evaluation.bits.section import SECTION as BITS
 from temporallens.evaluation.clusters.section import SECTION as CLUSTERS, ClusterMeasures
@@ -34,6 +34,7 @@ from temporallens.evaluation.statistics import Estimate
 from temporallens.evaluation.tokens import SECTION as TOKENS, TokenMeasures
 from temporallens.figures.beforehand import draw_beforehand
 from temporallens.figures.bits import Arm as BitsArm, draw_bits
+from temporallens.figures.card import draw_card
 from temporallens.figures.cluster_patterns import draw_cluster_patterns
 from temporallens.figures.comparative import draw_comparative_analysis
 from temporallens.figures.fidelity import Arm, draw_fidelity
@@ -101,7 +102,8 @@ def pictures_of(folder: Path, results: Results) -> list[Picture]:
     known = [scan for scan in results.scans.values() if scan.beforehand is not None]
     if known:
         pictures.append(Picture("beforehand", "What is known before a code is read", lambda: draw_beforehand(known)))
-    pictures.append(Picture("frontier", "FVE against L0", lambda: draw_frontier(results)))
+    if len(results.runs) > 1 or first.kind not in UNTRAINED:  # of a single one that was trained elsewhere it is a point
+        pictures.append(Picture("frontier", "FVE against L0", lambda: draw_frontier(results)))
     if expecting(results) and any(comparison.baselines for comparison in results.comparison.values()):
         pictures.append(Picture("known", "Codes needed, known beforehand", lambda: draw_known(results)))
     for entry in sorted(results.activations, key=lambda name: name != first.activations):
@@ -109,7 +111,8 @@ def pictures_of(folder: Path, results: Results) -> list[Picture]:
         pictures += [files.named(entry, picture) for picture in files.of_entry(entry, suffix)]
     for run in shown(results.runs):
         name = f"position_analysis-{run.activations}-{run.id.name}"
-        pictures.append(files.named(run.activations, Picture(name, run.id.title, partial(files.position_analysis, run))))
+        beside = run.activations if files.only_read(run.activations) else ""  # what is beside an answer on nothing that was trained
+        pictures.append(files.named(run.activations, Picture(name, run.id.title, partial(files.position_analysis, run), beside)))
     last = Picture("position_analysis", first.id.title, partial(files.position_analysis, first))
     return [*pictures, files.named(first.activations, last)]
 
@@ -160,10 +163,15 @@ class RunFiles(NamedTuple):
         weighing = next((run for run in shown(runs) if weighs(run, study)), chosen)
         masks = best_first(by_family(run for run in runs if run.openness is not None))
         masked = next((run for run in shown(runs) if run.family in masks[:1]), None)  # of which the answer beside the picture speaks
-        heading, clusters = chosen.id.title, partial(self.clusters, chosen)
-        found = [
-            Picture(f"comparative_analysis{suffix}", f"{entry}: all arms", lambda: self.comparative_analysis(entry, runs), entry),
-            Picture(f"position_weights{suffix}", f"Position weights: {weighing.id.title}", lambda: self.position_weights(weighing)),
+        heading, clusters, trained = chosen.id.title, partial(self.clusters, chosen), not self.only_read(entry)
+        found = []
+        if trained or len(by_arm(runs)) > 1:
+            title = f"{entry}: all arms"
+            found.append(Picture(f"comparative_analysis{suffix}", title, lambda: self.comparative_analysis(entry, runs), entry))
+        if trained:
+            title = f"Position weights: {weighing.id.title}"
+            found.append(Picture(f"position_weights{suffix}", title, lambda: self.position_weights(weighing)))
+        found += [
             Picture(f"sparsity_analysis{suffix}", f"Sparsity: {heading}", lambda: self.sparsity_analysis(chosen)),
             Picture(f"temporal_clustering{suffix}", f"Temporal clusters: {heading}", lambda: draw_temporal_clustering(clusters(), heading)),
             Picture(f"cluster_patterns{suffix}", f"Patterns of clusters: {heading}", lambda: draw_cluster_patterns(clusters(), heading)),
@@ -187,6 +195,10 @@ class RunFiles(NamedTuple):
             title = f"{entry}: text pushed to later positions"
             found.append(Picture(f"fidelity{suffix}", title, lambda: draw_fidelity(arms_of(FIDELITY, runs, Arm), title)))
         return found
+
+    def only_read(self, entry: str) -> bool:
+        """Whether every dictionary of an activations entry was trained elsewhere."""
+        return all(run.kind in UNTRAINED for run in self.results.runs if run.activations == entry)
 
     def _passages(self, runs: Sequence[RunResult]) -> tuple[Reading | None, Reading | None]:
         """What an arm with an expectation makes of the passage, and what an ordinary one does, at the level that is shown."""
@@ -226,6 +238,9 @@ class RunFiles(NamedTuple):
     # Its pictures
 
     def position_analysis(self, run: RunResult) -> Figure:
+        """One run by position; of what was trained elsewhere, FVE and L0, as there is no history."""
+        if run.kind in UNTRAINED:
+            return draw_card(run.position_fve, run.position_l0, run.id.title)
         held_out = [seed.position_loss for seed in self._seeds(run)]
         return draw_position_analysis(self._history(run), run.id.title, held_out, run.fve_first)
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as Printed
 
+from temporallens.dictionaries.kinds import UNTRAINED
 from temporallens.evaluation.beforehand import INDEX, LADDER, PAST, TOKEN, Beforehand
 from temporallens.evaluation.results import TimedResults, TimedRun, by_family, marked
 from temporallens.evaluation.scan import Scan, structure_of
@@ -143,7 +144,7 @@ def verdict(results: TimedResults) -> Iterator[str]:
 
 
 def _title(results: TimedResults) -> str:
-    one_seed = len({run.seed for run in results.runs}) == 1
+    one_seed = len({run.seed for run in results.runs}) == 1 and any(run.kind not in UNTRAINED for run in results.runs)
     return f"{results.name}: held-out documents, position 0 apart{f', {ONE_SEED}' if one_seed else ''}"
 
 
