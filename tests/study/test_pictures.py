@@ -103,7 +103,7 @@ def test_the_masks_that_are_drawn_are_those_of_which_the_answer_speaks(run: tupl
 
 def test_one_dictionary_that_was_trained_elsewhere_is_drawn_without_panels_of_nothing(run: tuple[Path, TimedResults]) -> None:
     folder, results = run
-    (plain,) = [run.model_copy(update={"kind": "pretrained"}) for run in results.runs_of("first") if run.arm == "batchtopk"]
+    plain = next(run for run in results.runs_of("first") if run.arm == "batchtopk").model_copy(update={"kind": "pretrained"})
     theirs = results.model_copy(update={"activations": {"first": results.activations["first"]}, "runs": [plain]})
     pictures = {picture.name: picture for picture in pictures_of(folder, theirs)}
     assert not {"comparative_analysis", "position_weights", "frontier"} & set(pictures) and "sparsity_analysis" in pictures
