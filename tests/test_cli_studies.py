@@ -192,3 +192,9 @@ def test_scans_have_folders_of_their_own_and_leave_no_mixture(tmp_path: Path, mo
     old.write_bytes(b"of a scan before")
     assert call("scan", "mine").stdout.splitlines()[-1] == "runs/scan-mine/figures/scan.png"
     assert not old.exists() and (old.parent / "scan.png").exists()
+
+
+def test_the_version_and_a_page_without_a_run_are_told(tmp_path: Path) -> None:
+    assert call("--version").stdout == f"temporallens {tl.__version__}\n"
+    (tmp_path / "report.html").write_text("several runs")
+    assert refusal("show", tmp_path).endswith(f"and no run; 'temporallens open {tmp_path}' opens it")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from temporallens import __version__
 from temporallens.errors import GO_ON, TemporalLensError, TemporalLensWarning, did_you_mean
 from temporallens.files import read_json, user_path
 from temporallens.layout import RunFolder, as_file_name
@@ -156,7 +157,6 @@ def _tell(line: str) -> None:
 
 app = typer.Typer(
     cls=Commands,
-    help="Position-aware sparse autoencoders: where in the sequence do features live?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -379,7 +379,10 @@ def report(
 @app.command("scan")
 def scan_command(
     model: Annotated[
-        str, typer.Argument(help="A shipped name, a hub name, a model directory, a .gguf file, or a store.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A shipped name, a hub name, a model directory, a .gguf file, or a store.", show_default=False
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -400,7 +403,7 @@ def scan_command(
     from temporallens.evaluation.scan import ScanPolicy
     from temporallens.evaluation.stored_scan import in_words as store_in_words
     from temporallens.study.run import scan_and_draw, scan_store_and_draw
-    from temporallens.study.tables import beforehand_table, scan_table
+    from temporallens.study.tables import beforehand_table, scan_table, scan_words
 
     out = out or Path("runs") / f"scan-{as_file_name(Path(model).name)}"
     if names_store(model):
@@ -420,6 +423,7 @@ def scan_command(
         _print_json(scan.to_json())
         return
     _print_table(scan_table(scan))
+    typer.echo(scan_words(scan))
     if scan.beforehand is not None:
         _print_table(beforehand_table(scan.model, scan.layers, scan.beforehand))
         typer.echo(in_words(scan.model, scan.layers, scan.beforehand))
@@ -630,6 +634,9 @@ def show_command(run: Finished, as_json: AsJson = False) -> None:
     from temporallens.evaluation.results import load_results
     from temporallens.study.tables import results_data, results_table, verdict
 
+    paths = RunFolder(run)
+    if _is_there(paths.report) and not _is_there(paths.study):
+        raise TemporalLensError(f"{run} holds a page that puts runs side by side, and no run; 'temporallens open {run}' opens it")
     results = load_results(run)
     if as_json:
         _print_json(results_data(results))
@@ -721,6 +728,20 @@ def _print_table(table: "Table") -> None:
 
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"temporallens {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def temporallens(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Position-aware sparse autoencoders: where in the sequence do features live?"""
 
 
 def main() -> None:

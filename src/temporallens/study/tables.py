@@ -16,7 +16,7 @@ from temporallens.report.answers import answers
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, measures_of, seeds_of
 from temporallens.serial import as_json
 from temporallens.study.plan import ALONE, Plan, PlanLine, readable_bytes, readable_time
-from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, plus, plus_minus
+from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, number, plus, plus_minus
 
 NOT_KNOWN = "?"
 VERDICTS = {
@@ -157,10 +157,19 @@ def scan_table(scan: Scan) -> Printed:
         beyond = sum(norms) / max(1, len(norms))
         shares = [fixed(_excess(clock.eta2[depth], clock.floor[depth]), 3) for clock in scan.clocks.values()]
         structure = [fixed(_excess(*both), 3) for clock in scan.clocks.values() if (both := structure_of(clock, depth)) is not None]
-        rows.append(Row(layer, [*shares, *structure, fixed(first, 0), fixed(beyond, 0)]))
+        rows.append(Row(layer, [*shares, *structure, number(first), number(beyond)]))
     title = f"{scan.model}: eta² of position above its noise floor, and the share of what that leaves whose structure depends on position"
     names = [f"structure:\n{name}" for name, clock in scan.clocks.items() if clock.structure]
     return _printed(Table(title, ["layer", *scan.clocks, *names, "norm at 0", "norm beyond"], rows), ["layer"])
+
+
+def scan_words(scan: Scan) -> str:
+    """What was read, and what the columns mean."""
+    return (
+        f"{scan.sequences:,} rows of up to {scan.context_length} tokens of {scan.text}. index: place in the row; document, sentence, "
+        "newline: tokens since one began. structure: what masks could use once the mean of each position is taken off. norm: mean length "
+        "of the vectors. docs/glossary.md has all words."
+    )
 
 
 def beforehand_table(model: str, layers: Sequence[str], found: Beforehand) -> Printed:
