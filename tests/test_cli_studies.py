@@ -1,6 +1,7 @@
 """The command line around studies: beginning one, what it can name, what a run found, its report, and JSON in place of tables."""
 
 import json
+import shlex
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,19 @@ def test_init_knows_a_store_and_its_positions(tmp_path: Path) -> None:
     assert refusal("init", tmp_path / "roles", "--text", "sotu", "--out", tmp_path / "other.yaml").endswith(
         "is a store, which has its activations: leave out --layer and --text"
     )
+
+
+@pytest.mark.parametrize("name", ["100", "true", "ha #sh: {}", "*star", "& more", "tail:", "qu'o\"te", "two\nlines", "ümläut"])
+def test_init_quotes_what_a_store_is_called(name: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 6, 8)).astype(np.float32)
+    store, out = tl.ActivationStore.from_arrays(x, tmp_path / name).folder, tmp_path / f"{name}.yaml"
+    result = call("init", store, "--out", out)
+    assert result.exit_code == 0, result.output
+    study = read_study(out).study
+    (entry,) = study.activations.values()
+    assert entry.path == str(store) and study.name in study.activations
+    typed = out.read_text("utf-8").splitlines()[1].removeprefix("#").removesuffix("prints the plan and touches nothing").rstrip()
+    assert shlex.split(typed) == ["temporallens", "run", str(out).replace("\n", " "), "--dry-run"]
 
 
 def test_arms_of_a_first_study_are_compared_at_equal_l0(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`temporallens init`: the text of a first study of a model's layer, or of a store of one's own, with a comment on everything that one
 would change."""
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from temporallens.layout import as_file_name
 from temporallens.study.models import check_batches, check_models, check_texts, model_sizes
 from temporallens.study.reading import study_of
 from temporallens.training.policy import TrainingPolicy
+from temporallens.wording import plain
 
 SECTIONS_ASKED = ("positions", "clusters", "features")
 TEXT = "sotu"
@@ -31,12 +33,14 @@ UNKNOWN_WIDTH = 576
 GROUPS = 8
 FREE = 64
 """Positions of a user's own that each have a mask of their own, at most."""
+LINE = 1 << 12
+"""Characters of a path in a comment, which has to stay one line."""
 BATCH, BATCHES = 1024, 4
 """Activations in a step, and how many steps they last for at least."""
 STUDY = """\
 # Where in the sequence do the features of {title} live? Three dictionaries on {where}, the same batches for all.
 #     temporallens run {file} --dry-run    prints the plan and touches nothing
-#     temporallens run {file}              does it; runs/{name}/report.html is the report
+#     temporallens run {file}              does it; runs/{run}/report.html is the report
 # What else can stand here: `temporallens list`, and for editors `temporallens schema > study.schema.json`.
 name: {name}
 
@@ -88,7 +92,7 @@ OF_STORE = """\
 activations:
   {entry}:
     source: store
-    path: {path} # what `temporallens import` or `tl.ActivationStore.from_arrays` made; `temporallens scan {path}` scans it
+    path: {path} # what `temporallens import` or `tl.ActivationStore.from_arrays` made; `temporallens scan {typed}` scans it
 """
 
 
@@ -137,7 +141,7 @@ def _of_model(model: str, layer: int | str | None, text: str) -> Begun:
     context = min(CONTEXT, (sizes and sizes.context) or CONTEXT)
     entry = as_file_name(f"{name}-{place}")
     source = OF_MODEL.format(
-        entry=entry,
+        entry=_scalar(entry),
         model=_scalar(model),
         layer=_scalar(place),
         text=_scalar(text),
@@ -162,7 +166,8 @@ def _of_store(path: str) -> Begun:
     batch = BATCH
     while batch > 16 and BATCHES * batch > store.rows:
         batch //= 2
-    return Begun(name, path, "it", OF_STORE.format(entry=name, path=path), "activation", store.width, batch, groups, why)
+    source = OF_STORE.format(entry=_scalar(name), path=_scalar(path), typed=_typed(path))
+    return Begun(name, path, "it", source, "activation", store.width, batch, groups, why)
 
 
 def _written(begun: Begun, out: Path) -> str:
@@ -170,8 +175,9 @@ def _written(begun: Begun, out: Path) -> str:
     least, most = (min(level, round(share * begun.width)) for level, share in zip(LEVELS, CODES_EACH, strict=True))
     asked = [f"  {name}: {{}} # {_description(name)}" for name in SECTIONS_ASKED]
     return STUDY.format(
-        **begun._asdict() | {"name": begun.entry},
-        file=out,
+        **begun._asdict() | {"name": _scalar(begun.entry), "title": plain(begun.title, LINE)},
+        file=_typed(out),
+        run=plain(begun.entry, LINE),
         features=features,
         features_why=f"{FEATURES_EACH} for each of {begun.width} dimensions" if features > LEAST_FEATURES else "more than dimensions",
         least=max(1, least),
@@ -188,6 +194,11 @@ def _description(section: str) -> str:
 def _first_lower(sentence: str | None) -> str:
     words = (sentence or "").rstrip(".")
     return words[:1].lower() + words[1:]
+
+
+def _typed(path: object) -> str:
+    """A path in a comment, as a shell wants it."""
+    return shlex.quote(plain(path, LINE))
 
 
 def _scalar(value: object) -> str:
