@@ -27,6 +27,7 @@ from temporallens.evaluation.positions.correlations import PositionCorrelations
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures
 from temporallens.evaluation.results import TimedResults, TimedRun
 from temporallens.evaluation.statistics import Estimate, Verdict
+from temporallens.figures.frontier import draw_frontier
 from temporallens.figures.save import save
 from temporallens.report import answers, closed, measured, page, tables
 from temporallens.report.next_steps import next_steps
@@ -112,6 +113,17 @@ def test_with_levels_arms_are_told_once_and_each_l0_has_its_verdict() -> None:
     assert "positional reconstructs better than batchtopk (+0.0110 FVE at L0 16, 95 % interval" in sentence
     assert "no reconstruction gain of positional over batchtopk is shown (0.0000 FVE at L0 64, 95 % interval" in sentence
     assert sentence.count("the masks of positional") == 1
+
+
+@pytest.mark.parametrize(("levels", "told"), [((1, 2), "on held-out documents"), ((15, 16, 200), "at L0 16, the fraction")])
+def test_levels_that_no_arm_reaches_are_no_levels_to_tell_of(levels: Sequence[float], told: str) -> None:
+    runs = [*make_levels("batchtopk"), *make_levels("positional", gain=0.01)]
+    sentence = answer_to(*runs, levels=levels)
+    assert told in sentence and "positional" in sentence.partition(told)[2]
+    missed = "positional (L0 16.0 to 64.0) and batchtopk (L0 16.0 to 64.0) are not compared: their curves do not both reach any L0"
+    assert (f"{missed} at which arms are compared (1 and 2)." in sentence) is (levels == (1, 2))
+    title = draw_frontier(make_results(levels, runs=runs, comparison={ENTRY: make_comparison(runs, levels)})).axes[0].get_title(loc="left")
+    assert ("no arm reaches an L0" in title) is (levels == (1, 2))
 
 
 def test_what_rests_on_one_seed_among_several_is_named() -> None:

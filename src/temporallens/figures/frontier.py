@@ -91,6 +91,8 @@ def draw_frontier(results: Results) -> Figure:
 def _statement(comparison: Comparison) -> str:
     """Which arms lie above and below the first baseline at equal L0, beyond the noise of seeds."""
     baseline = comparison.baselines[0] if comparison.baselines else ""
+    if comparison.l0 and not comparison.reached:
+        return f": no arm reaches an L0 at which arms are compared ({listed([f'{l0:.3g}' for l0 in comparison.l0])})"
     if not comparison.against:
         return f": no arm is at the L0 of {plain(baseline, 28)}, so none is compared with it" if baseline else ""
     verdicts: dict[str, set[str]] = {}

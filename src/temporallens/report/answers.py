@@ -185,9 +185,9 @@ LEAST_LOSS = 0.003
 
 
 def _reconstruction_clause(families: Mapping[str, Runs], comparison: Comparison) -> str:
-    """How much the best arms explain: at the middle one of the common L0, or as measured where there is none."""
-    levels = comparison.l0
-    if len(levels) < 2:
+    """How much the best arms explain: at the middle one of the common L0 that any arm reaches, or as measured where there is none."""
+    levels = sorted({reached.l0 for reached in comparison.reached})
+    if len(comparison.l0) < 2 or not levels:
         return f"on held-out documents {listed(_measured_parts(families))}{_others_less(len(families))}"
     l0 = levels[len(levels) // 2]
     ranked = sorted((reached for reached in comparison.reached if reached.l0 == l0), key=lambda reached: -reached.fve.value)
@@ -222,18 +222,21 @@ def _findings(family: str, families: Mapping[str, Runs], comparison: Comparison)
             alike = "; ".join(_at(row) for row in rows if _verdict(row.fve) == verdict)
             findings.append(f"{VERDICTS[verdict].format(family=family, baseline=baseline)} ({alike}).")
         if not rows and baseline != family and not _mirrored(family, baseline, comparison.baselines):
-            findings.append(_not_compared(family, baseline, families))
+            findings.append(_not_compared(family, baseline, families, comparison.l0))
     return findings
 
 
-def _not_compared(family: str, baseline: str, families: Mapping[str, Runs]) -> str:
-    """Why two arms are not."""
+def _not_compared(family: str, baseline: str, families: Mapping[str, Runs], common: Sequence[float]) -> str:
+    """Why two arms are not, where arms are compared at the L0 `common`."""
     ours, theirs = families[family], families[baseline]
     if not {run.seed for run in ours} & {run.seed for run in theirs}:
         return f"{family} and {baseline} have no seed in common, so they are not compared."
+    both = f"{family} ({_l0s(ours)}) and {baseline} ({_l0s(theirs)}) are not compared"
+    if common and any(run.level is not None for run in (*ours, *theirs)):
+        return f"{both}: their curves do not both reach any L0 at which arms are compared ({listed([f'{l0:.4g}' for l0 in common])})."
     return (
-        f"{family} ({_l0s(ours)}) and {baseline} ({_l0s(theirs)}) are not compared: L0 are equal within {percent(EQUAL)}, and theirs are "
-        "not. At several levels of k each is a curve, and curves are read at one L0."
+        f"{both}: L0 are equal within {percent(EQUAL)}, and theirs are not. At several levels of k each is a curve, and curves are read at "
+        "one L0."
     )
 
 
