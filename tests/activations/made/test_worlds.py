@@ -355,6 +355,12 @@ class TestScores:
         groups = np.concatenate([[0], np.repeat(np.arange(len(sizes)), sizes)])
         gates = np.eye(len(sizes))[groups]
         np.testing.assert_array_equal(groups_of(gates), groups)
+        np.testing.assert_array_equal(groups_of(gates[1:], first=0), groups[1:])
+
+    def test_position_0_is_a_group_of_its_own_where_it_counts(self) -> None:
+        gates = np.eye(3)
+        assert (groups_of(gates).tolist(), groups_of(gates, first=0).tolist()) == ([0, 0, 1], [0, 1, 2])
+        assert groups_of(gates[:1]).tolist() == groups_of(gates[:1], first=0).tolist() == [0]
 
     def test_posthoc_closes_on_evidence_only(self) -> None:
         rates = np.array([[np.nan, np.nan], [0.5, 0], [0.01, 0], [np.nan, np.nan], [0.2, 0]])

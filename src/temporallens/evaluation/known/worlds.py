@@ -216,10 +216,11 @@ def posthoc_mask(rates: Float[np.ndarray, "P F"], cut: float) -> Bool[np.ndarray
     return ~(rates < cut * highest)
 
 
-def groups_of(gates: Float[np.ndarray, "P F"]) -> Int[np.ndarray, " P"]:
-    """Runs of positions at which every gate is the same, position 0 with the first: the groups that a mask shares entries over."""
-    changes = (gates[2:] != gates[1:-1]).any(1)
-    return np.concatenate([[0, 0], np.cumsum(changes)])
+def groups_of(gates: Float[np.ndarray, "P F"], first: int = 1) -> Int[np.ndarray, " P"]:
+    """Runs of positions at which every gate is the same, those before `first` (0 or 1) with the first: the groups that a mask shares
+    entries over."""
+    changes = (gates[first + 1 :] != gates[first:-1]).any(1)
+    return np.concatenate([[0] * (first + 1), np.cumsum(changes)])[: len(gates)]
 
 
 def _posthoc(profile: FiringCounts, gates: Float[np.ndarray, "P F"] | None, truth: Truth, match: Match) -> dict[str, Any]:

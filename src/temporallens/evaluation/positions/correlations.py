@@ -71,10 +71,11 @@ def mask_agreement(dictionary: Dictionary, documents: HeldOut, profile: Profile,
         return None
     table = over_positions(gates.double().cpu().numpy(), documents.store.positions)
     measured = profile.firings >= policy.least_firings
-    group = groups_of(table)
+    start = 0 if profile.count[0] else 1  # position 0 is one of its own where tokens of it are kept
+    group = groups_of(table, start)
     seen = np.bincount(group, weights=profile.count) >= policy.least_tokens
     first = np.unique(group, return_index=True)[1][seen]
-    gate = table[np.maximum(first, 1)][:, measured]
+    gate = table[np.maximum(first, min(start, len(table) - 1))][:, measured]
     lives = [
         _lives(counts[:, measured], profile.count, group, policy.agreement)[seen]
         for counts in (profile.rate * profile.count[:, None], would.fired)
