@@ -14,7 +14,9 @@ from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.study.inspection import DOCUMENTS, SECTIONS, inspection
+from temporallens.study.pretrained import check_pretrained
 from temporallens.study.run import run_study
+from temporallens.study.stages import stages_of
 from tiny_models import tiny_model
 
 TEXT = "A line of words about the weather and the harvest of the year. "
@@ -41,6 +43,18 @@ def test_a_dictionary_says_itself_where_it_belongs(trained: Path, texts: Path) -
     (entry,) = study.activations.values()
     assert (entry.layer, entry.context_length) == (1, 32)
     assert {name for name in SECTIONS if getattr(study.evaluation, name) is not None} == set(SECTIONS)
+
+
+def test_a_model_of_this_machine_stands_in_the_study_by_its_whole_path(
+    trained: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parent)
+    store = tl.harvest("tiny", 1, str(texts), out=tmp_path / "store", context_length=32, norm_multiple=None)
+    known = tl.train(store, tl.BatchTopK(features=32, k=4), 5, tmp_path / "theirs", batch_size=64).folder
+    study = inspection([str(known)], text=str(texts), tokens=2_000).study
+    (entry,) = study.activations.values()
+    assert entry.model == str(trained.parent / "tiny")
+    check_pretrained(study, stages_of(study, ""))
 
 
 def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 def _activations(path: str, origin: Origin, model: str | None, layer: int | str | None, text: str, tokens: int) -> dict[str, Any]:
     where = origin.layer if layer is None else layer
-    source = origin.model if model is None else model
+    source = _wherever(origin.model, SHIPPED_MODELS) if model is None and origin.model is not None else model
     if source is None or where is None:
         missing = [f"--{name}" for name, value in (("model", source), ("layer", where)) if value is None]
         point = "" if origin.point is None else f" (it names the point {origin.point})"
