@@ -176,3 +176,14 @@ def test_position_zero_is_one_like_any_other_of_positions_with_names(run: Path) 
     lines = [line for line in final.get_lines() if len(line.get_xdata()) > 2]
     assert lines and all(line.get_xdata()[0] == 0 for line in lines)
     assert "index 0" not in " ".join(axes.get_title(loc="left") + axes.get_xlabel() for axes in panels)
+
+
+def test_one_position_alone_is_all_that_an_axis_shows() -> None:
+    axes = new_figure(2).subplots()
+    position_axis(axes, "x", 1, zero=True)
+    assert axes.get_xlim() == (-0.5, 0.5) and [label.get_text() for label in axes.get_xticklabels()] == ["0"]
+
+
+def test_what_is_printed_sets_position_0_apart_only_where_it_is(run: Path) -> None:
+    printed = CliRunner().invoke(app, ["show", str(run)]).stdout
+    assert printed.startswith("patches: held-out documents, one seed")

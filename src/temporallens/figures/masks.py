@@ -92,9 +92,10 @@ def _draw_both(axes: Axes, after: np.ndarray | None, before: np.ndarray | None) 
         return
     first = style.first()
     known = [("before hardening", before, style.COLOURS[1], (0, (4, 2))), ("as trained", after, style.COLOURS[0], "-")]
+    alone = "o" if len(after) == first + 1 else None  # a line of one point is not seen
     for label, gates, colour, dash in known:
         if gates is not None:
-            axes.plot(np.arange(first, len(gates)), gates[first:].mean(1), color=colour, linestyle=dash, label=label)
+            axes.plot(np.arange(first, len(gates)), gates[first:].mean(1), color=colour, linestyle=dash, marker=alone, label=label)
     _share_axis(axes, "features open\n(mean gate)")
     style.position_axis(axes, "x", len(after), zero=first == 0)
     mean = after[first:].mean(1)

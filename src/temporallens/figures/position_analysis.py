@@ -69,7 +69,7 @@ def _evolution_statement(steps: np.ndarray, loss: np.ndarray) -> str:
         return f"Loss by position at step {steps[-1]:,.0f}, the only one logged"
     first, last = known[0], known[-1]
     verb = "falls" if last < first else "rises" if last > first else "stays"
-    apart = "" if has_zero(loss) else "; index 0 is left out"
+    apart = "" if has_zero(loss) or style.first() == 0 else "; index 0 is left out"
     return f"Loss {verb} from {number(first)} to {number(last)} (median over positions) in {steps[-1]:,.0f} steps{apart}"
 
 

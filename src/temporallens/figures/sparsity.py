@@ -82,7 +82,7 @@ def draw_sparsity_analysis(
 def _evolution_statement(_steps: np.ndarray, active: np.ndarray) -> str:
     known = [row[np.isfinite(row)] for row in active[:, style.first() :] if np.isfinite(row).any()]
     first, last = known[0], known[-1]
-    apart = "" if has_zero(active) else "; index 0 is left out"
+    apart = "" if has_zero(active) or style.first() == 0 else "; index 0 is left out"
     return (
         f"Codes per token by position: {number(first.min())} to {number(first.max())} at first, "
         f"{number(last.min())} to {number(last.max())} at last{apart}"

@@ -210,8 +210,8 @@ def _named_axis(axis: Axis, upright: bool, names: Mapping[int, str], first: int,
 
 def position_axis(axes: Axes, which: Literal["x", "y"], positions: int, zero: bool, label: str = "position") -> None:
     """Positions 0 .. positions - 1, by their logarithm when there are many; without data at position 0 the axis begins at 1."""
-    axis, last = (axes.xaxis if which == "x" else axes.yaxis), max(positions - 1, 1)
     start = 0 if zero else 1
+    axis, last = (axes.xaxis if which == "x" else axes.yaxis), max(positions - 1, start)
     names = _NAMES.get() if len(_NAMES.get()) <= MOST_NAMED else {}
     last = min(last, max(names)) if names else last
     logarithmic = positions > LINEAR_UP_TO and not names

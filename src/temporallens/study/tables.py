@@ -145,7 +145,8 @@ def verdict(results: TimedResults) -> Iterator[str]:
 
 def _title(results: TimedResults) -> str:
     one_seed = len({run.seed for run in results.runs}) == 1 and any(run.kind not in UNTRAINED for run in results.runs)
-    return f"{results.name}: held-out documents, position 0 apart{f', {ONE_SEED}' if one_seed else ''}"
+    apart = any(entry.first_position or entry.excluded.get("first", 0) for entry in results.activations.values())
+    return f"{results.name}: held-out documents{', position 0 apart' if apart else ''}{f', {ONE_SEED}' if one_seed else ''}"
 
 
 def scan_table(scan: Scan) -> Printed:
