@@ -158,8 +158,8 @@ def test_a_scan_is_printed_as_the_json_that_it_writes(sources: dict[str, Path], 
 
 
 def test_init_knows_a_store_and_its_positions(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).normal(size=(30, 6, 24)).astype(np.float32)
-    positions, names = np.tile(np.arange(6)[::-1], (30, 1)), list("abcdef")
+    x = np.random.default_rng(0).normal(size=(60, 6, 24)).astype(np.float32)
+    positions, names = np.tile(np.arange(6)[::-1], (60, 1)), list("abcdef")
     tl.ActivationStore.from_arrays(x, tmp_path / "roles", positions=positions, position_names=names, exclude_first=False)
     tl.ActivationStore.from_arrays(x, tmp_path / "plain")
     for store, groups in (("roles", "positions"), ("plain", 5)):
@@ -167,9 +167,9 @@ def test_init_knows_a_store_and_its_positions(tmp_path: Path) -> None:
         assert call("init", tmp_path / store, "--out", out).exit_code == 0
         study = read_study(out).study
         assert study.arms["positional"].groups == groups and study.arms["positional"].features == 96
-        assert study.training.batch_size * 4 <= 180 and not study.scans
+        assert study.training.batch_size * 4 <= 360 and not study.scans
         planned = call("run", out, "--dry-run").stdout.replace("\n", " ")
-        assert "train/" in planned and "some 180 activations, so that training goes over them" in planned
+        assert "train/" in planned and "some 360 activations, so that training goes over them" in planned
         assert "of 96 features fires " in planned
     assert refusal("init", tmp_path / "roles", "--text", "sotu", "--out", tmp_path / "other.yaml").endswith(
         "is a store, which has its activations: leave out --layer and --text"
@@ -187,6 +187,16 @@ def test_init_quotes_what_a_store_is_called(name: str, tmp_path: Path) -> None:
     assert entry.path == str(store) and study.name in study.activations
     typed = out.read_text("utf-8").splitlines()[1].removeprefix("#").removesuffix("prints the plan and touches nothing").rstrip()
     assert shlex.split(typed) == ["temporallens", "run", str(out).replace("\n", " "), "--dry-run"]
+
+
+@pytest.mark.parametrize(("documents", "share", "measured"), [(600, 0.1, True), (60, 0.5, True), (30, 0.5, False)])
+def test_init_holds_out_enough_of_a_small_store(documents: int, share: float, measured: bool, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(documents, 6, 8)).astype(np.float32)
+    tl.ActivationStore.from_arrays(x, tmp_path / "small")
+    assert call("init", tmp_path / "small", "--out", tmp_path / "mine.yaml").exit_code == 0
+    study = read_study(tmp_path / "mine.yaml").study
+    assert study.training.held_out == share
+    assert (study.evaluation.positions is not None) is measured
 
 
 def test_arms_of_a_first_study_are_compared_at_equal_l0(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import yaml
 
 from temporallens.activations.language.hooks import layer_named
@@ -13,6 +14,7 @@ from temporallens.activations.position_names import names_in
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.masks import Groups
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionsPolicy
 from temporallens.evaluation.sections import Evaluation
 from temporallens.files import user_path, write_text
 from temporallens.layout import as_file_name
@@ -33,6 +35,9 @@ UNKNOWN_WIDTH = 576
 GROUPS = 8
 FREE = 64
 """Positions of a user's own that each have a mask of their own, at most."""
+SHARES, SPARE = (0.1, 0.2, 0.3, 0.5), 1.25
+"""Shares of a small store's documents to hold out, and how many more than the least each position should have, as documents differ."""
+LEAST_TOKENS = PositionsPolicy().least_tokens
 LINE = 1 << 12
 """Characters of a path in a comment, which has to stay one line."""
 BATCH, BATCHES = 1024, 4
@@ -65,7 +70,7 @@ training: # the same for all arms
   steps: 500
   batch_size: {batch}
   learning_rate: 0.002
-  held_out: 0.1 # {held_out}
+  held_out: {share} # {held_out}
 
 seeds: [0] # one seed supports no comparison; [0, 1, 2] give intervals
 
@@ -108,6 +113,8 @@ class Begun(NamedTuple):
     batch: int
     groups: Groups
     groups_why: str
+    share: float = TrainingPolicy.model_fields["held_out"].default  # of documents, held out
+    by_position: bool = True  # whether a position has as many held-out activations as the section `positions` asks for
 
 
 def starting_study(source: str, layer: int | str | None, text: str | None, out: Path) -> Path:
@@ -167,13 +174,23 @@ def _of_store(path: str) -> Begun:
     while batch > 16 and BATCHES * batch > store.rows:
         batch //= 2
     source = OF_STORE.format(entry=_scalar(name), path=_scalar(path), typed=_typed(path))
-    return Begun(name, path, "it", source, "activation", store.width, batch, groups, why)
+    share, by_position = _held_out(store)
+    return Begun(name, path, "it", source, "activation", store.width, batch, groups, why, share, by_position)
+
+
+def _held_out(store: ActivationStore) -> tuple[float, bool]:
+    """The least share of documents that leaves a typical position enough held-out activations to be measured, and whether any has them."""
+    count = np.asarray(store.manifest.per_position.count)
+    typical = float(np.median(count[count > 0]))
+    share = next((share for share in SHARES if share * typical >= SPARE * LEAST_TOKENS), SHARES[-1])
+    return share, share * int(count.max()) >= SPARE * LEAST_TOKENS
 
 
 def _written(begun: Begun, out: Path) -> str:
     features = max(LEAST_FEATURES, FEATURES_EACH * begun.width)
     least, most = (min(level, round(share * begun.width)) for level, share in zip(LEVELS, CODES_EACH, strict=True))
-    asked = [f"  {name}: {{}} # {_description(name)}" for name in SECTIONS_ASKED]
+    few = {} if begun.by_position else {POSITIONS.name: f"# needs {LEAST_TOKENS} held-out activations at a position: "}
+    asked = [f"  {few.get(name, '')}{name}: {{}} # {_description(name)}" for name in SECTIONS_ASKED]
     return STUDY.format(
         **begun._asdict() | {"name": _scalar(begun.entry), "title": plain(begun.title, LINE)},
         file=_typed(out),
