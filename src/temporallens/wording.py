@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 UNKNOWN = "–"
 ONE_SEED = "one seed"
 """What rests on one seed is marked so: it has no interval and establishes nothing."""
+ROUNDING = 1e-12
+"""Shares below it are the last digit of a sum, not something found."""
 SPACE = "\u00a0"
 """No line ends between a number and its unit."""
 
@@ -56,7 +58,7 @@ def percent(share: float) -> str:
     """A share as percent, two significant digits below 10 %."""
     if not math.isfinite(share):
         return "n/a"
-    value = 100 * share
+    value = 100 * share if abs(share) > ROUNDING else 0.0
     digits = f"{value:.0f}" if abs(value) >= 9.95 or value == 0 else f"{value:.1f}" if abs(value) >= 0.095 else f"{value:.2g}"
     return f"{digits}{SPACE}%"
 

@@ -267,6 +267,10 @@ def test_position_no_better_than_noise_is_said_to_be_so() -> None:
     assert "no more of the variance than noise" in answer_to(make_run(), eta2=0.001, eta2_floor=0.002)
 
 
+def test_the_last_digit_of_a_sum_is_no_share() -> None:
+    assert "(0 %, noise floor 0 %)" in answer_to(make_run("batchtopk"), eta2=-2.2e-16, eta2_floor=0.0)
+
+
 def test_masks_that_do_nothing_are_said_to_do_nothing() -> None:
     assert "stay open everywhere: they do nothing here" in answer_to(make_run("positional", openness_by_position=[1.0] * 128))
     assert "as much at every position" in answer_to(make_run("positional", openness_by_position=[0.9] * 128))
