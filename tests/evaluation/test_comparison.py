@@ -188,3 +188,12 @@ def test_without_levels_arms_are_compared_only_where_their_l0_agree() -> None:
 def test_what_explains_everything_has_no_ratio() -> None:
     runs = [RunScores(family, family, 0, 32.0, 1.0, 1.0) for family in ("batchtopk", "positional")]
     assert only(compare(runs, (32,)), family="positional").unexplained is None
+
+
+def test_levels_that_nobody_reaches_give_way_to_what_all_curves_have_in_common() -> None:
+    """k of 1 and 2 in a narrow store may end at L0 of 2.4 to 3.6 on documents that nobody trained on."""
+    runs = [*measured("batchtopk", levels=(2.0, 8.0)), *measured("positional", gain=0.1, levels=(4.0, 16.0))]
+    compared = compare(runs, (0.5, 1))
+    assert compared.l0 == [pytest.approx(math.sqrt(32))]
+    assert only(compared, family="positional").fve.value == pytest.approx(0.1)
+    assert not compare([*measured("batchtopk", levels=(2.0, 8.0)), *measured("positional", levels=(16.0, 64.0))], (0.5, 1)).against

@@ -87,13 +87,16 @@ def common_levels(levels: Mapping[str, Sequence[float]]) -> Sequence[float]:
 
 def compare(runs: Sequence[RunScores], levels: Sequence[float]) -> Comparison:
     """Compare the families among `runs` at the L0 values `levels` (without any, at those of the baselines), and at those of dictionaries
-    that were trained elsewhere."""
+    that were trained elsewhere. Where no family comes to any of the levels, it is in the middle of what all curves have in common."""
     curves: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.l0 > 0:
             curves[run.family][run.seed].append(Point(run.l0, run.fve, run.fve_within_position))
     baselines = baselines_among(runs)
-    common = _with_own([float(level) for level in levels] or _levels_of(baselines, curves), runs, curves)
+    asked = [float(level) for level in levels] or _levels_of(baselines, curves)
+    if not any(_read_all(by_seed, l0) for l0 in asked for by_seed in curves.values()):
+        asked = _within_all(curves) or asked
+    common = _with_own(asked, runs, curves)
     reached, against = [], []
     for l0 in common:
         at = {family: _read_all(by_seed, l0) for family, by_seed in curves.items()}
@@ -131,6 +134,15 @@ def _levels_of(baselines: Sequence[str], curves: dict[str, dict[int, list[Point]
         if points and not any(_equal(l0, other) for other in common):
             common.append(l0)
     return common
+
+
+def _within_all(curves: dict[str, dict[int, list[Point]]]) -> list[float]:
+    """The middle, on the logarithm, of the L0 that every curve covers, where each has several points and these overlap."""
+    ranges = [[point.l0 for point in points] for by_seed in curves.values() for points in by_seed.values()]
+    if not ranges or any(len(set(l0s)) < 2 for l0s in ranges):
+        return []
+    low, high = max(min(l0s) for l0s in ranges), min(max(l0s) for l0s in ranges)
+    return [math.sqrt(low * high)] if low < high else []
 
 
 def _with_own(common: list[float], runs: Sequence[RunScores], curves: dict[str, dict[int, list[Point]]]) -> list[float]:

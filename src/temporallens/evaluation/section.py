@@ -64,6 +64,8 @@ class Section:
     across_seeds: bool = False  # compares with the same arm trained from other seeds
     tables: Callable[[Mapping[str, Any]], list[Table]] | None = None  # for the report, of measurements by dictionary
     gains: Gains | None = None
+    fits: Callable[[ActivationStore, Int[np.ndarray, " n"], Any], None] = lambda store, held_out, policy: None
+    """Raises TemporalLensError where held-out entries are too few for its policy: what can be known before anything is trained."""
     content: Callable[[Any], str | None] = lambda policy: None  # what pins the content of files that its policy names
 
     def summary(self, content: dict[str, Any]) -> dict[str, Any]:

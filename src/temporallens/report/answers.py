@@ -256,7 +256,7 @@ def _where_it_loses(family: str, comparison: Comparison, paired: Sequence[Paired
     lost = [said for band in one.bands if (said := _loss_in(band))]
     over = f"L0 {one.l0:.4g} (intervals over {'documents and seeds' if one.seeds > 1 else 'documents'})"
     if not lost:
-        return f"By position {family} nowhere explains {LEAST_LOSS} less than {one.baseline} at {over}."
+        return f"By position {family} is nowhere shown to explain {LEAST_LOSS} less than {one.baseline} at {over}."
     return f"By position {family} explains {listed(lost)} than {one.baseline} does at {over}."
 
 

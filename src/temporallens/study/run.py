@@ -295,6 +295,8 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
             processes.once(partial(save_pretrained, run.study, stage, arm, store, run.path(stage)))
             yield stage
     stages = [stage for stage in stages if read[stage.name].trained]
+    for entry in dict.fromkeys(stage.activations for stage in stages):
+        processes.once(partial(_check_measurable, run, entry))
     for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:
         arms = [ArmRun(stage.run.name, variants[stage.run.arm].arm, stage.run.seed) for stage in group if stage.run]
         entry = group[0].activations
@@ -307,6 +309,13 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
             stream = policy if isinstance(policy, HarvestPolicy) and policy.stream else None
             train_arms(store, arms, run.study.training, folder, stream=stream)
         yield from group
+
+
+def _check_measurable(run: Run, entry: str) -> None:
+    """Raise TemporalLensError where what is held out of an entry is too little for what is to be measured on it."""
+    store = ActivationStore(run.paths.store(entry))
+    for name, policy in run.study.evaluation.sections(of_model=entry in run.study.from_models()).items():
+        SECTIONS[name].fits(store, run.held_out(store), policy)
 
 
 def _trained_before(proofs: list[Path], checkpoint: Path) -> bool:

@@ -20,7 +20,7 @@ from temporallens.evaluation.firings import profile
 from temporallens.evaluation.heldout import HeldOut
 from temporallens.evaluation.positions.correlations import MaskAgreement, PositionCorrelations, correlate_positions, mask_agreement
 from temporallens.evaluation.positions.retention import Change, ProfileRetention, SeedAgreement, compare_seeds, compare_states, measure
-from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy, describe
+from temporallens.evaluation.positions.specialisation import FeatureColumns, PositionsPolicy, describe, refuse_small
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate
 from temporallens.training.history import load_history
@@ -205,10 +205,11 @@ def _following_tables(found: Mapping[str, PositionMeasures]) -> list[Table]:
 SECTION = Section(
     name="positions",
     policy=PositionsPolicy,
-    version=1,
+    version=2,
     measure=_of_subject,
     measures=PositionMeasures,
     details=("features",),
     across_seeds=True,
     tables=tables,
+    fits=refuse_small,
 )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from pydantic import Field
 
+from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.positions.shifts import (
@@ -195,12 +196,20 @@ def usual_positions(firings: Firings, least_tokens: int) -> Firings:
     """Without the rows of positions that have fewer tokens."""
     count = np.bincount(firings.position, minlength=firings.positions)
     kept = np.flatnonzero(count[firings.position] >= least_tokens)
-    if not len(kept):
-        raise TemporalLensError(
-            f"no position has {least_tokens} held-out tokens (the largest number is {count.max()}); "
-            "hold out more documents, or lower least_tokens"
-        )
+    _refuse_few(int(count.max()), least_tokens)
     return firings if len(kept) == len(firings.position) else firings.of_rows(kept)
+
+
+def refuse_small(store: ActivationStore, held_out: Int64[np.ndarray, " n"], policy: PositionsPolicy) -> None:
+    """Raise TemporalLensError where no position has held-out tokens enough, before anything is trained."""
+    _refuse_few(int(store.moments_of(held_out).count.max()), policy.least_tokens)
+
+
+def _refuse_few(most: int, least_tokens: int) -> None:
+    if most < least_tokens:
+        raise TemporalLensError(
+            f"no position has {least_tokens} held-out tokens (the largest number is {most}); hold out more documents, or lower least_tokens"
+        )
 
 
 def halved_information(trains: Trains, policy: PositionsPolicy) -> Float64[np.ndarray, "B f"]:
