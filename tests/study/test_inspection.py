@@ -151,3 +151,14 @@ def test_a_dictionary_that_needs_tokens_is_refused(trained: Path, texts: Path, t
     known = tl.train(store, arm, 5, tmp_path / "known", batch_size=64).folder
     with pytest.raises(TemporalLensError, match="needs positions or tokens"):
         inspection([str(known)])
+
+
+def test_a_model_that_a_file_names_and_nobody_has_is_asked_for(trained: Path, texts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "theirs")
+    config = json.loads((folder / "cfg.json").read_text())
+    was = config["metadata"]["temporallens"]["source"]["model"]
+    for file in folder.glob("*.json"):
+        file.write_text(file.read_text().replace(json.dumps(was), '"my tiny one"'))
+    with pytest.raises(TemporalLensError, match=r"theirs names the model 'my tiny one', which is not to be had here .* give --model"):
+        inspection([str(folder)], text=str(texts), tokens=2_000)
+    assert inspection([str(folder)], was, text=str(texts), tokens=2_000).study.from_models()
