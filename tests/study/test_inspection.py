@@ -13,6 +13,7 @@ from temporallens.cli import app
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
+from temporallens.interop.exporting import export
 from temporallens.study.inspection import DOCUMENTS, SECTIONS, inspection
 from temporallens.study.pretrained import check_pretrained
 from temporallens.study.run import run_study
@@ -154,11 +155,11 @@ def test_a_dictionary_that_needs_tokens_is_refused(trained: Path, texts: Path, t
 
 
 def test_a_model_that_a_file_names_and_nobody_has_is_asked_for(trained: Path, texts: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(trained, tmp_path / "theirs")
-    config = json.loads((folder / "cfg.json").read_text())
-    was = config["metadata"]["temporallens"]["source"]["model"]
-    for file in folder.glob("*.json"):
-        file.write_text(file.read_text().replace(json.dumps(was), '"my tiny one"'))
+    folder = export(trained, "saelens", tmp_path / "theirs")
+    model = json.loads((trained / "cfg.json").read_text())["metadata"]["temporallens"]["source"]["model"]
+    written = (folder / "cfg.json").read_text()
+    assert model not in written  # what is exported names no folder of this machine
+    (folder / "cfg.json").write_text(written.replace(f'"{Path(model).name}"', '"my tiny one"'))
     with pytest.raises(TemporalLensError, match=r"theirs names the model 'my tiny one', which is not to be had here .* give --model"):
         inspection([str(folder)], text=str(texts), tokens=2_000)
-    assert inspection([str(folder)], was, text=str(texts), tokens=2_000).study.from_models()
+    assert inspection([str(folder)], model, text=str(texts), tokens=2_000).study.from_models()
