@@ -152,7 +152,7 @@ def _assumed(study: Study) -> list[str]:
 
 def _small_texts(study: Study) -> list[str]:
     """Where training repeats its activations often, and where features hardly fire often enough to be asked of their positions."""
-    training, asked = study.training, study.evaluation.positions
+    training, asked, arms = study.training, study.evaluation.positions, [variant.arm for variant in study.variants().values()]
     notes = []
     for name, entry in study.activations.items():
         tokens = tokens_of(entry)
@@ -162,7 +162,7 @@ def _small_texts(study: Study) -> list[str]:
         if passes > MOST_PASSES:
             often = f"training goes over them {passes:.0f} times: read more, or take fewer steps"
             notes.append(f"activations.{name}: some {tokens:,} activations, so that {often}.")
-        sparse = [(arm.k / arm.features, arm.features) for arm in study.arms.values() if isinstance(arm, TopKConfig)]
+        sparse = [(arm.k / arm.features, arm.features) for arm in arms if isinstance(arm, TopKConfig)]
         if asked is None or not sparse:
             continue
         share, features = min(sparse)
