@@ -34,14 +34,14 @@ print(x.shape, f"{happens.sum(2).mean():.2f} events at a time")
 # ## Two stores of the same array
 #
 # `positions` has the shape of the first two axes. `position_names` are shown in place of numbers, everywhere. `exclude_first=False`:
-# index 0 is left out by default, because in causal language models the first token is an attention sink; in a recording it is an
-# hour like any other.
+# without positions index 0 is left out by default, because in causal language models the first token is an attention sink; in a
+# recording it is an hour like any other.
 
 # %%
 import temporallens as tl
 
 by_index = tl.ActivationStore.from_arrays(x, "by-index", exclude_first=False)
-by_hour = tl.ActivationStore.from_arrays(x, "by-hour", positions=hour, position_names=[f"{h:02d}h" for h in range(24)], exclude_first=False)
+by_hour = tl.ActivationStore.from_arrays(x, "by-hour", positions=hour, position_names=[f"{h:02d}h" for h in range(24)])
 
 # %% [markdown]
 # Before anything is trained: how much of the variance do the means of positions explain, and how much would chance give?

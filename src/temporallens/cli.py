@@ -455,7 +455,13 @@ def import_command(
         str | None,
         typer.Option("--target", metavar=FILE, help="For transcoders: what they should give, sequences x positions x any width."),
     ] = None,
-    keep_first: Annotated[bool, typer.Option("--keep-first", help="Train on position 0 too, where it is no attention sink.")] = False,
+    keep_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-first/--leave-out-first",
+            help="Whether index 0 is trained on, as where it is no attention sink; by default where positions are given.",
+        ),
+    ] = None,
 ) -> None:
     """Make a store of your own activations: anything sequential, not only text.
 
@@ -474,9 +480,13 @@ def import_command(
         companions["target_source"] = Path(target).name
     if position_names is not None:
         companions["position_names"] = read_json(position_names, "names of positions", foreign=True)
-    store = ActivationStore.from_arrays(files.x, out, exclude_first=not keep_first, source=files.file, **companions)
+    store = ActivationStore.from_arrays(
+        files.x, out, exclude_first=None if keep_first is None else not keep_first, source=files.file, **companions
+    )
     given = "" if store.target is None else f", and of width {store.target.width} in its target,"
     typer.echo(f"{store.rows:,} activations of width {store.width}{given} from {store.sequences:,} sequences: {out}")
+    if store.manifest.description.policies["position_zero"] == "excluded":
+        typer.echo("index 0 of every sequence is left out of training and of headline numbers; --keep-first keeps it")
 
 
 @app.command("inspect")

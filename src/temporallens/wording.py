@@ -4,7 +4,7 @@ documents. What is not known is a dash everywhere."""
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 UNKNOWN = "–"
@@ -133,6 +133,13 @@ def counted(count: int, singular: str, plural: str) -> str:
 def times_or_more(count: int) -> str:
     """How often a feature fires at least."""
     return f"{count:,} times or more"
+
+
+def at_positions(first: int, last: int, names: Mapping[int, str]) -> str:
+    """`position 3`, with its name where it has one, or `positions 4 to 7`, in a sentence."""
+    if first != last:
+        return f"positions {span(first, last)}"
+    return f"position {first:,}" + (f" ({plain(names[first])})" if first in names else "")
 
 
 def span(first: int, last: int) -> str:

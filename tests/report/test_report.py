@@ -290,7 +290,8 @@ def test_every_number_of_the_table_is_there_and_unknown_ones_are_dashes() -> Non
     cells = dict(zip(table.columns[1:], table.rows[0].cells, strict=True))
     assert cells["FVE"] == "0.7782" and cells["L0"] == "32.0" and cells["dead features"] == "12 of 1,152"
     assert cells["tokens"] == "1,024,000" and cells["steps"] == "1,000" and cells["seconds"] == "42"
-    assert cells["final loss"] == "139" and cells["openness"] == cells["FVE at index 0 alone"] == "–"
+    assert cells["final loss"] == "139" and cells["openness"] == "–" and "FVE at index 0 alone" not in cells
+    assert "FVE at index 0 alone" in tables.dictionaries_table("a", [make_run("batchtopk", fve_first=0.5)], {}).columns
 
 
 def test_several_seeds_get_a_row_each_and_their_mean() -> None:
@@ -563,7 +564,7 @@ def test_how_often_a_feature_has_to_fire_is_said_where_none_does() -> None:
     results = make_results(runs=[make_run("batchtopk", measures={POSITIONS.name: as_json(nothing)})])
     assert answers.answers(results)[0].verdict[-1] == (
         "Whether features of batchtopk prefer some positions to others is not known: none fires 200 times or more on 900 held-out tokens, "
-        "so read more text."
+        "so hold out more of them, or give more."
     )
 
 
@@ -581,3 +582,41 @@ def test_runs_side_by_side_have_their_own_l0_and_fve() -> None:
     assert "FVE at L0 32" in table.columns
     lone = arms_table([Compared("one", make_results(), {}), Compared("other", make_results(runs=[make_run("batchtopk", l0=9.0)]), {})])
     assert not any(column.startswith("FVE at") for column in lone.columns)
+
+
+def share_of(low: float, high: float) -> list[str]:
+    """The verdict on a masked dictionary of which `positions` found a tenth of the features to be specialised."""
+    share = Estimate(0.1, low, high, 300)
+    apart = PositionCorrelations(share, share, share, share, 9)
+    found = PositionMeasures(900, 128, 10, 9, share, share, share, share, share, None, {}, [], apart, None, None)
+    return answers.answers(make_results(runs=[make_run("batchtopk", measures={POSITIONS.name: as_json(found)})]))[0].verdict
+
+
+def test_a_share_with_an_interval_as_wide_as_everything_is_not_told() -> None:
+    assert share_of(0.05, 0.2)[-1].endswith("fire 200 times or more, 10\u00a0% prefer some positions to others.")
+    assert share_of(0.0, 0.8)[-1].endswith("it cannot be said how many prefer some positions to others: 9 held-out documents are too few.")
+
+
+def test_the_verdict_says_at_which_l0_and_where_the_sign_turns() -> None:
+    def arm(name: str, *fves: float) -> list[TimedRun]:
+        return [
+            make_run(name, arm=f"{name}-k{level:g}", level=level, l0=level, fve=fve) for level, fve in zip((2.0, 4.0), fves, strict=True)
+        ]
+
+    runs = [*arm("batchtopk", 0.5, 0.6), *arm("position_mean", 0.6, 0.7), *arm("positional", 0.65, 0.65)]
+    results = make_results((2, 4), runs=runs)
+    said = " ".join(answers.answers(results)[0].verdict).replace("\u00a0", " ")
+    assert (
+        "A dictionary that knows the position (position_mean) left 25 % less unexplained than one that does not (batchtopk) at L0 4;"
+        in said
+    )
+    assert "left 17 % more unexplained than one that knows no more than the mean of each position (position_mean) at L0 4" in said
+    assert "(and 13 % less at L0 2)" in said
+
+
+def test_what_is_left_out_is_said_as_it_is() -> None:
+    kept = make_results(scans={}, activations={ENTRY: make_entry(excluded={"first": 0, "norm": 3, "special": 0})})
+    assert "index 0 and other sinks" not in render(kept) and "Index 0 is kept here" in render(kept)
+    assert "index 0 and other sinks" in render(make_results()) and "Index 0 is kept here" not in render(make_results())
+    assert "FVE at index 0 alone" not in render(make_results())
+    assert 'href="#scan"' not in render(make_results(scans={})) and 'href="#scan"' in render(make_results())

@@ -187,3 +187,34 @@ def test_one_position_alone_is_all_that_an_axis_shows() -> None:
 def test_what_is_printed_sets_position_0_apart_only_where_it_is(run: Path) -> None:
     printed = CliRunner().invoke(app, ["show", str(run)]).stdout
     assert printed.startswith("patches: held-out documents, one seed")
+
+
+def test_index_zero_is_kept_where_positions_are_given_unless_it_is_asked_for(tmp_path: Path) -> None:
+    x, positions = patches()
+    stores = {
+        "roles": tl.ActivationStore.from_arrays(x, tmp_path / "roles", positions=positions),
+        "index": tl.ActivationStore.from_arrays(x, tmp_path / "index"),
+        "asked": tl.ActivationStore.from_arrays(x, tmp_path / "asked", positions=positions, exclude_first=True),
+    }
+    assert {name: store.manifest.description.policies["position_zero"] for name, store in stores.items()} == {
+        "roles": "kept",
+        "index": "excluded",
+        "asked": "excluded",
+    }
+    np.save(tmp_path / "x.npy", x)
+    said = CliRunner().invoke(app, ["import", str(tmp_path / "x.npy"), "--out", str(tmp_path / "imported")]).stdout
+    assert "index 0 of every sequence is left out of training and of headline numbers; --keep-first keeps it" in said
+    kept = CliRunner().invoke(app, ["import", str(tmp_path / "x.npy"), "--keep-first", "--out", str(tmp_path / "kept")]).stdout
+    assert "left out" not in kept
+
+
+def test_positions_are_not_measured_on_one_document(tmp_path: Path) -> None:
+    x, positions = patches()
+    tl.ActivationStore.from_arrays(x, tmp_path / "store", positions=positions, documents=np.arange(len(x)) % 3)
+    study = (
+        STUDY.format(store=tmp_path / "store").replace("features: {contexts: 1}", "positions: {}").replace("held_out: 0.2", "held_out: 0.3")
+    )
+    (tmp_path / "study.yaml").write_text(study)
+    with pytest.raises(TemporalLensError, match="one document alone is held out, and intervals of positions are over documents"):
+        run_study(read_study(tmp_path / "study.yaml"), tmp_path / "run", "report", say=lambda line: None)
+    assert not list((tmp_path / "run").rglob("training.json"))  # before anything was trained

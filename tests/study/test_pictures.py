@@ -33,8 +33,6 @@ OF_ENTRY = (
     "comparative_analysis",
     "position_weights",
     "sparsity_analysis",
-    "temporal_clustering",
-    "cluster_patterns",
     "masks",
     "mask_strictness",
 )
@@ -92,7 +90,7 @@ def test_the_masks_that_are_drawn_are_those_of_which_the_answer_speaks(run: tupl
     runs = [run.model_copy(update={"fve": 0.9 if run.arm == best else 0.5}) for run in results.runs]
     found = [picture.caption for picture in pictures_of(folder, results.model_copy(update={"runs": runs})) if picture.name == "masks"]
     first = [run for run in runs if run.activations == "first"]
-    answer = _on_masks(best, [run for run in first if run.family == best])
+    answer = _on_masks(best, [run for run in first if run.family == best], {})
     assert found == [f"Mask: first, {best}, seed 0"]
     browsed = browsing_order(results.model_copy(update={"runs": runs}))
     assert browsed[0].id == RunId("first", best, 0) and browsed[-1].family == "batchtopk" and len(browsed) == len(runs)

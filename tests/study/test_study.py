@@ -28,13 +28,11 @@ STUDIES = Path(__file__).parents[2] / "studies"
 GUIDE = {
     "position_analysis",
     "comparative_analysis",
-    "position_weights",
     "sparsity_analysis",
-    "temporal_clustering",
-    "cluster_patterns",
     "masks",
 }
-"""Pictures of an activations entry with an arm that has a mask and of which no section of `evaluation` was measured."""
+"""Pictures of an activations entry with an arm that has a mask, none that weighs positions, and of which no section of `evaluation` was
+measured."""
 
 
 # Running

@@ -221,7 +221,7 @@ def store_arrays(
     positions: Any = None,
     position_names: Any = None,
     target: Any = None,
-    exclude_first: bool = True,
+    exclude_first: bool | None = None,
     norm_multiple: SupportsFloat | None = NORM_MULTIPLE,
     source: str = "arrays",
     target_source: str = "arrays",
@@ -237,7 +237,8 @@ def store_arrays(
     this one, and what the norm rule leaves out at either place is left out at both. `source` and `target_source` name the two.
     Arrays that cannot be stored leave nothing behind; an interrupted call goes on when it is repeated with the same arrays, and a
     second process that would write to `out` meanwhile is refused.
-    exclude_first leaves index 0 out of training and headline metrics, as language models want it. The norm rule of `norm_multiple`
+    exclude_first leaves index 0 out of training and headline metrics, as language models want it; where nothing is said it is left out
+    unless `positions` are given, of which none is apart. The norm rule of `norm_multiple`
     warns and excludes nothing where more than half of the norms are 0. Raises TemporalLensError for another rank, mismatched
     shapes, NaN or infinity.
     """
@@ -251,6 +252,7 @@ def store_arrays(
     mask = mask if target is None else _present(target, mask, parts)
     tokens = np.full((sequences, length), -1) if tokens is None else _whole(tokens, "tokens", (sequences, length), missing=-1)
     documents = np.arange(sequences) if documents is None else _whole(documents, "documents", (sequences,))
+    exclude_first = positions is None if exclude_first is None else exclude_first
     given = None if positions is None else _positions(positions, mask > 0)
     names = None if position_names is None else _names(position_names, given, mask > 0)
     stored = (x, mask, tokens, documents, *(array for array in (given, target) if array is not None))

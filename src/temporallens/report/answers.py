@@ -17,7 +17,7 @@ from temporallens.evaluation.statistics import Difference
 from temporallens.report.closed import NOTHING_CLOSED, best_first, closed_by
 from temporallens.report.inspected import Asked, asked
 from temporallens.report.verdict import verdict_on
-from temporallens.wording import ONE_SEED, average, capital, counted, fixed, listed, percent, plus, span
+from temporallens.wording import ONE_SEED, at_positions, average, capital, counted, fixed, listed, percent, plus
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
@@ -99,10 +99,17 @@ def question(results: Results) -> str:
         opening = f"What do dictionaries that others trained make of position, in the activations of {listed(sources)}?"
         found = f"{arms} {were} trained elsewhere, and {were} taken as found."
         return (
-            f"{opening} {found} Everything is measured on held-out documents{share}, where nothing else is said without sinks and index 0."
+            f"{opening} {found} Everything is measured on one part of the documents ({percent(training.held_out)} of them), "
+            f"{left_out(entries)} left out where nothing else is said; whether their own training saw them is not known."
         )
-    measured = f"Reconstruction is measured on documents held out from training{share}, index 0 and other sinks apart."
+    measured = f"Reconstruction is measured on documents held out from training{share}, {left_out(entries)} apart."
     return f"{opening} {trained} {measured}"
+
+
+def left_out(entries: Mapping[str, ActivationsResult]) -> str:
+    """What no number counts where nothing else is said."""
+    first = any(entry.excluded["first"] for entry in entries.values())
+    return "index 0 and other sinks" if first else "sinks"
 
 
 # Answers
@@ -133,12 +140,12 @@ def answer(
     masked = by_family(run for run in runs if run.openness is not None)
     clauses = [
         _position_clause(entry),
-        *(clause for family in best_first(masked)[:MASKS_NAMED] if (clause := _mask_clause(family, masked[family]))),
+        *(clause for family in best_first(masked)[:MASKS_NAMED] if (clause := _mask_clause(family, masked[family], entry.position_names))),
         _reconstruction_clause(families, comparison),
     ]
     knowing = [*masked, *(family for family in comparison.baselines[1:] if family not in masked)]
     findings = [finding for family in knowing for finding in _findings(family, families, comparison)]
-    findings += [sentence for family in knowing if (sentence := _where_it_loses(family, comparison, paired))]
+    findings += [sentence for family in knowing if (sentence := _where_it_loses(family, comparison, paired, entry.position_names))]
     alone = [family for family, alike in families.items() if _seeds(alike) == 1 and alike[0].kind not in UNTRAINED]
     remarks = []
     if len(alone) == len(families) > 1:
@@ -163,7 +170,7 @@ def _position_clause(entry: ActivationsResult) -> str:
     return f"position ({entry.clock_name} clock) explains {excess} of the variance above its noise floor of {floor}"
 
 
-def _mask_clause(arm: str, masked: Runs) -> str:
+def _mask_clause(arm: str, masked: Runs, names: Mapping[int, str]) -> str:
     segments = closed_by(masked)
     if not segments:
         return ""
@@ -174,8 +181,7 @@ def _mask_clause(arm: str, masked: Runs) -> str:
         return f"the masks of {arm} close {percent(share)} of the dictionary, and as much at every position"
     parts = []
     for order, (first, last, share) in enumerate(segments):
-        at = f"at position {first}" if first == last else f"at positions {first} to {last}"
-        where = f"from position {first} on" if order == len(segments) - 1 else at
+        where = f"from position {first} on" if order == len(segments) - 1 else f"at {at_positions(first, last, names)}"
         parts.append(f"{percent(share)} {'of the dictionary ' if order == 0 else ''}{where}")
     return f"the masks of {arm} close {listed(parts)}"
 
@@ -246,27 +252,26 @@ def _l0s(runs: Runs) -> str:
     return f"L0 {least}" if least == most else f"L0 {least} to {most}"
 
 
-def _where_it_loses(family: str, comparison: Comparison, paired: Sequence[Paired]) -> str:
+def _where_it_loses(family: str, comparison: Comparison, paired: Sequence[Paired], names: Mapping[int, str]) -> str:
     """Where along the row `family` explains less than the strongest baseline at the middle common L0, whatever a pooled number says."""
     rows = [one for one in paired if one.family == family and one.l0 == comparison.l0[len(comparison.l0) // 2]]
     if not rows:
         return ""
     fve = {(reached.family, reached.l0): reached.fve.value for reached in comparison.reached}
     one = max(rows, key=lambda row: fve[row.baseline, row.l0])
-    lost = [said for band in one.bands if (said := _loss_in(band))]
+    lost = [said for band in one.bands if (said := _loss_in(band, names))]
     over = f"L0 {one.l0:.4g} (intervals over {'documents and seeds' if one.seeds > 1 else 'documents'})"
     if not lost:
         return f"By position {family} is nowhere shown to explain {LEAST_LOSS} less than {one.baseline} at {over}."
     return f"By position {family} explains {listed(lost)} than {one.baseline} does at {over}."
 
 
-def _loss_in(band: PairedBand) -> str:
+def _loss_in(band: PairedBand, names: Mapping[int, str]) -> str:
     """How much less is explained there, where its interval leaves no gain and it is worth a sentence."""
     value, low, high = band.fve.value, band.fve.low, band.fve.high
     if value is None or low is None or high is None or high >= 0 or value > -LEAST_LOSS:
         return ""
-    where = f"{'position' if band.first == band.last else 'positions'} {span(band.first, band.last)}"
-    return f"{fixed(-value, 4)} less at {where} ({fixed(-high, 4)} to {fixed(-low, 4)})"
+    return f"{fixed(-value, 4)} less at {at_positions(band.first, band.last, names)} ({fixed(-high, 4)} to {fixed(-low, 4)})"
 
 
 def _mirrored(family: str, baseline: str, baselines: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from temporallens.evaluation.beforehand import in_words
 from temporallens.evaluation.results import ActivationsResult, TimedResults
 from temporallens.evaluation.scan import Scan, structure_of
 from temporallens.files import write_text
-from temporallens.report.answers import answers, late_clock, question
+from temporallens.report.answers import answers, late_clock, left_out, question
 from temporallens.report.browser import Browsed, packed
 from temporallens.report.measured import measured_sections
 from temporallens.report.next_steps import next_steps
@@ -130,7 +130,7 @@ def render(
             script=code,
             script_hash=code_hash,
             scans=[scan_table(scan) for scan in results.scans.values()],
-            defaults=default_table(study.whole, study_text) if trained else None,
+            defaults=default_table(study.whole, study_text) if trained and any(entry.model for entry in entries.values()) else None,
             policies=policy_table(entries),
             unmasked=unmasked(entries),
             tuning=tuning_table(results.tuning),
@@ -138,6 +138,8 @@ def render(
             fingerprint=results.study_fingerprint,
             format=results.format,
             trained=trained,
+            left_out=left_out(entries),
+            first_left_out=any(entry.excluded["first"] for entry in entries.values()),
             one_seed=len(study.seeds) == 1,
             study_text=study_text,
         )

@@ -332,24 +332,24 @@ MEASURES: tuple[tuple[str, str, int], ...] = (
 """Column, field of a run, digits (-1: three significant ones)."""
 OF_TRAINING = ("final_loss", "training_steps", "tokens_seen", "seconds")
 """Fields that dictionaries which were trained elsewhere have nothing to say of."""
-DEAD = [field for _, field, _ in MEASURES].index("dead_features")
 
 
 def measures_of(runs: Runs) -> list[tuple[str, str, int]]:
     """Those of `MEASURES` that any of these dictionaries has."""
     trained = any(run.kind not in UNTRAINED for run in runs)
-    return [measure for measure in MEASURES if trained or measure[1] not in OF_TRAINING]
+    known = [measure for measure in MEASURES if trained or measure[1] not in OF_TRAINING]
+    return [measure for measure in known if measure[1] != "fve_first" or any(run.fve_first is not None for run in runs)]
 
 
 def dictionaries_table(name: str, runs: Sequence[TimedRun], notes: Mapping[str, str]) -> Table:
     """One row per dictionary, the mean of an arm's seeds where there are several, and what earlier records said of it."""
     several, measures = len({run.seed for run in runs}) > 1, measures_of(runs)
-    noted = any(run.family in notes for run in runs)
+    noted, dead = any(run.family in notes for run in runs), [field for _, field, _ in measures].index("dead_features")
     rows = []
     for arm, alike in by_arm(runs).items():
         for run in alike:
             cells = [measure_cell(getattr(run, field), digits) for _, field, digits in measures]
-            cells[DEAD] += f" of {run.features:,}"
+            cells[dead] += f" of {run.features:,}"
             head = marked(f"{arm}, seed {run.seed}" if several else arm, run)
             rows.append(Row(head, [*cells, notes.get(run.family, UNKNOWN)] if noted else cells))
         if len(alike) > 1:

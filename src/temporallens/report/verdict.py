@@ -11,7 +11,7 @@ from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures, PositionsPolicy
 from temporallens.evaluation.results import ActivationsResult, RunResult, by_arm, by_family
 from temporallens.report.closed import NOTHING_CLOSED, Segment, best_first, closed_by
-from temporallens.wording import ONE_SEED, average, fixed, listed, percent, times_or_more
+from temporallens.wording import ONE_SEED, at_positions, average, counted, fixed, listed, percent, times_or_more
 
 Families = Mapping[str, Sequence[RunResult]]
 
@@ -19,6 +19,8 @@ SAYS = ((0.02, "little"), (0.1, "something"), (0.5, "much"), (1.0, "most"))
 """What a clock says of an activation, by the share of the variance that it explains beyond chance."""
 KNOWING = "A dictionary that knows the position ({family})"
 MASKS = "A dictionary whose features may fire at some positions only ({family})"
+VAGUE = 0.5
+"""A share whose interval is wider is not told."""
 LEVEL = 0.005
 """Share of what the other leaves unexplained within which two dictionaries are level."""
 
@@ -31,8 +33,8 @@ def verdict_on(entry: ActivationsResult, runs: Sequence[RunResult], comparison: 
     sentences = [*_on_failures(runs), _on_position(entry), *_on_reconstruction(families, masked, comparison)]
     if masked:
         best = best_first(masked)[0]
-        sentences += [_on_masks(best, masked[best])]
-    return [*sentences, *_on_features(masked or families, policy)]
+        sentences += [_on_masks(best, masked[best], entry.position_names)]
+    return [*sentences, *_on_features(masked or families, policy, "tokens" if entry.model else "activations")]
 
 
 def worse_than_the_mean(runs: Sequence[RunResult]) -> list[str]:
@@ -64,26 +66,34 @@ def _on_position(entry: ActivationsResult) -> str:
 
 
 def _on_reconstruction(families: Families, masked: Families, comparison: Comparison) -> list[str]:
-    """The best dictionary that knows positions beside the plain one, and the best one with masks beside one that knows means alone."""
+    """One that knows the means of positions, or else the best one with masks, beside the plain one; and the best one with masks beside
+    means alone."""
     if not comparison.baselines:
         return []
     plain, *means = comparison.baselines
-    knowing = [family for family in best_first(families) if family in masked or family in means]
+    knowing = [family for family in means or best_first(masked) if family in families]
     asked = [(KNOWING, family, f"one that does not ({plain})", plain) for family in knowing[:1]]
     if masked and means:
         asked.append((MASKS, best_first(masked)[0], f"one that knows no more than the mean of each position ({means[0]})", means[0]))
-    rows = {(row.family, row.baseline): row for row in comparison.against if row.l0 == comparison.l0[len(comparison.l0) // 2]}
-    return [
-        _compared(subject.format(family=family), other, rows[family, baseline])
-        for subject, family, other, baseline in asked
-        if (family, baseline) in rows
-    ]
+    middle = comparison.l0[len(comparison.l0) // 2] if comparison.l0 else None
+    found = []
+    for subject, family, other, baseline in asked:
+        rows = [row for row in comparison.against if (row.family, row.baseline) == (family, baseline)]
+        if chosen := next((row for row in rows if row.l0 == middle), None):
+            found.append(_compared(subject.format(family=family), other, chosen, [row for row in rows if row.l0 != middle]))
+    return found
 
 
-def _compared(subject: str, other: str, row: Against) -> str:
-    """One sentence, whose number is a share of what the other leaves unexplained."""
-    gained = 0.0 if row.unexplained is None else 1 - row.unexplained.value
-    size = f"left {percent(abs(gained))} {'less' if gained > 0 else 'more'} unexplained than {other}"
+def _compared(subject: str, other: str, row: Against, elsewhere: Sequence[Against]) -> str:
+    """One sentence, whose number is a share of what the other leaves unexplained; `elsewhere` are the same two at other L0, of which is
+    told where the sign turns."""
+    gained = _gained(row)
+    size = f"left {_less(gained)} unexplained than {other}"
+    turned = [one for one in elsewhere if _gained(one) * gained < 0 and abs(_gained(one)) >= LEVEL]
+    if elsewhere:
+        size += f" at L0 {row.l0:.3g}"
+    if turned:
+        size += f" (and {listed([f'{_less(_gained(one))} at L0 {one.l0:.3g}' for one in turned])})"
     if row.fve.verdict == ONE_SEED:
         return f"{subject} {f'did about as well as {other}' if abs(gained) < LEVEL else size}; that is one seed, so it may be luck."
     if row.fve.verdict == "no difference":
@@ -91,7 +101,15 @@ def _compared(subject: str, other: str, row: Against) -> str:
     return f"{subject} {size}, in {row.fve.seeds} seeds."
 
 
-def _on_masks(family: str, masked: Sequence[RunResult]) -> str:
+def _gained(row: Against) -> float:
+    return 0.0 if row.unexplained is None else 1 - row.unexplained.value
+
+
+def _less(gained: float) -> str:
+    return f"{percent(abs(gained))} {'less' if gained > 0 else 'more'}"
+
+
+def _on_masks(family: str, masked: Sequence[RunResult], names: Mapping[int, str]) -> str:
     most, *others = sorted(closed_by(masked), key=lambda segment: -segment.share)
     if most.share < NOTHING_CLOSED:
         return f"The masks of {family} stay open: it shut no feature out from any position."
@@ -100,14 +118,14 @@ def _on_masks(family: str, masked: Sequence[RunResult]) -> str:
     tokens = sum(segment.last - segment.first + 1 for segment in others)
     rest = sum(segment.share * (segment.last - segment.first + 1) for segment in others) / tokens
     elsewhere = "next to none" if rest < NOTHING_CLOSED else percent(rest)
-    return f"The masks of {family} keep {percent(most.share)} of the features shut {_at(most)}, and {elsewhere} elsewhere."
+    return f"The masks of {family} keep {percent(most.share)} of the features shut at {_at(most, names)}, and {elsewhere} elsewhere."
 
 
-def _at(segment: Segment) -> str:
-    return f"at position {segment.first}" if segment.first == segment.last else f"at positions {segment.first} to {segment.last}"
+def _at(segment: Segment, names: Mapping[int, str]) -> str:
+    return at_positions(segment.first, segment.last, names)
 
 
-def _on_features(families: Families, policy: PositionsPolicy) -> list[str]:
+def _on_features(families: Families, policy: PositionsPolicy, tokens: str) -> list[str]:
     """What the section `positions` says of the best family for which it was asked."""
     measured = {family: [run for run in runs if POSITIONS.name in run.measures] for family, runs in families.items()}
     best = best_first({family: runs for family, runs in measured.items() if runs})
@@ -118,8 +136,10 @@ def _on_features(families: Families, policy: PositionsPolicy) -> list[str]:
     if found.specialised.value is None:
         return [
             f"Whether features of {best[0]} prefer some positions to others is not known: none fires {often} on {found.tokens:,} held-out "
-            "tokens, so read more text."
+            f"{tokens}, so hold out more of them, or give more."
         ]
-    share = percent(found.specialised.value) if found.specialised.value else "none"
-    verb = "prefers" if found.specialised.value == 0 else "prefer"
-    return [f"Of the {found.specialised.n:,} features of {best[0]} that fire {often}, {share} {verb} some positions to others."]
+    share, of = found.specialised, f"Of the {found.specialised.n:,} features of {best[0]} that fire {often}, "
+    if share.value is None or share.low is None or share.high is None or share.high - share.low > VAGUE:
+        documents = counted(found.documents, "held-out document", "held-out documents")
+        return [f"{of}it cannot be said how many prefer some positions to others: {documents} are too few."]
+    return [f"{of}{f'{percent(share.value)} prefer' if share.value else 'none prefers'} some positions to others."]

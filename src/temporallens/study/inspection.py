@@ -20,7 +20,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.files import user_path
 from temporallens.interop.loading import read_pretrained
 from temporallens.interop.points import layer_of
-from temporallens.study.models import SHIPPED_MODELS, model_sizes
+from temporallens.study.models import SHIPPED_MODELS, model_sizes, reach_models
 from temporallens.study.reading import StudyFile, study_of
 from temporallens.wording import listed
 
@@ -148,6 +148,7 @@ def _activations(path: str, origin: Origin, model: str | None, layer: int | str 
     if model is None:
         try:
             check_at_hand(source)
+            reach_models([(source, None)])
         except TemporalLensError as error:
             raise TemporalLensError(f"{path} names the model '{source}', which is not to be had here ({error}): give --model") from error
     place = {"layer": where} if where == "embed" or isinstance(where, int) else {"hook": where}

@@ -5,6 +5,7 @@ The plan reckons with them, and a layer or context that a model does not have is
 
 import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,15 +80,26 @@ def _check_context(entry: str, model: str, context_length: int) -> None:
 
 
 def check_texts(study: Study) -> None:
-    """Raise TemporalLensError for a text at hand that is empty or has not the requested column.
+    """Raise TemporalLensError for a text at hand that is empty, has not the requested column, or is one document where some are to be held
+    out.
 
-    Reads its first document; what would have to be fetched is left alone.
+    Reads its first documents; what would have to be fetched is left alone.
     """
-    requested: set[tuple[str, str | None, str | None]] = {(scan.text, None, None) for scan in study.scans}
-    requested |= {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
+    scanned = {scan.text for scan in study.scans}
+    requested = {(policy.text, policy.column, policy.split) for policy in study.from_models().values()}
+    for text in sorted(scanned):
+        if _is_at_hand(text):
+            iter(open_corpus(text))
     for text, column, split in sorted(requested, key=str):
-        if text not in TEXTS and not is_on_hub(text):
-            iter(open_corpus(text, column, split))
+        if _is_at_hand(text) and len(list(islice(open_corpus(text, column, split), 2))) < 2:
+            raise TemporalLensError(
+                f"{text} is one document, and documents are divided into training and held-out ones: give a folder of texts, or a file "
+                "with a document in each line (.jsonl) or row (.csv, .parquet)"
+            )
+
+
+def _is_at_hand(text: str) -> bool:
+    return text not in TEXTS and not is_on_hub(text)
 
 
 def model_sizes(model: str) -> ModelSizes | None:

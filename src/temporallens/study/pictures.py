@@ -168,14 +168,14 @@ class RunFiles(NamedTuple):
         if trained or len(by_arm(runs)) > 1:
             title = f"{entry}: all arms"
             found.append(Picture(f"comparative_analysis{suffix}", title, lambda: self.comparative_analysis(entry, runs), entry))
-        if trained:
+        if trained and weighs(weighing, study):
             title = f"Position weights: {weighing.id.title}"
             found.append(Picture(f"position_weights{suffix}", title, lambda: self.position_weights(weighing)))
-        found += [
-            Picture(f"sparsity_analysis{suffix}", f"Sparsity: {heading}", lambda: self.sparsity_analysis(chosen)),
-            Picture(f"temporal_clustering{suffix}", f"Temporal clusters: {heading}", lambda: draw_temporal_clustering(clusters(), heading)),
-            Picture(f"cluster_patterns{suffix}", f"Patterns of clusters: {heading}", lambda: draw_cluster_patterns(clusters(), heading)),
-        ]
+        found.append(Picture(f"sparsity_analysis{suffix}", f"Sparsity: {heading}", lambda: self.sparsity_analysis(chosen)))
+        if CLUSTERS.name in chosen.measures:
+            grouped, patterns = f"Temporal clusters: {heading}", f"Patterns of clusters: {heading}"
+            found.append(Picture(f"temporal_clustering{suffix}", grouped, lambda: draw_temporal_clustering(clusters(), heading)))
+            found.append(Picture(f"cluster_patterns{suffix}", patterns, lambda: draw_cluster_patterns(clusters(), heading)))
         if masked is not None:
             found.append(Picture(f"masks{suffix}", f"Mask: {masked.id.title}", lambda: self.masks(masked), entry))
         strictnesses = {self._strictness(run) for run in runs} & set(STRICTNESS)
@@ -219,10 +219,8 @@ class RunFiles(NamedTuple):
     def _history(self, run: RunResult) -> History:
         return load_history(self._path(run) / "history.safetensors")
 
-    def clusters(self, run: RunResult) -> ClusterMeasures | None:
+    def clusters(self, run: RunResult) -> ClusterMeasures:
         """With their drawing, which `results.json` leaves out."""
-        if CLUSTERS.name not in run.measures:
-            return None
         path = RunFolder(self.folder).measurement(CLUSTERS.name, run.id)
         return cast(ClusterMeasures, CLUSTERS.read(read_json(path, "a measurement of a dictionary")))
 

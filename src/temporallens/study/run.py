@@ -289,14 +289,14 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     passes are all alike."""
     variants = run.study.variants()
     read = {stage.name: variants[stage.run.arm].arm for stage in stages if stage.run}
+    for entry in dict.fromkeys(stage.activations for stage in stages):
+        processes.once(partial(_check_measurable, run, entry))
     for stage in stages:
         if isinstance(arm := read[stage.name], Pretrained):
             store = ActivationStore(run.paths.store(stage.activations))
             processes.once(partial(save_pretrained, run.study, stage, arm, store, run.path(stage)))
             yield stage
     stages = [stage for stage in stages if read[stage.name].trained]
-    for entry in dict.fromkeys(stage.activations for stage in stages):
-        processes.once(partial(_check_measurable, run, entry))
     for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:
         arms = [ArmRun(stage.run.name, variants[stage.run.arm].arm, stage.run.seed) for stage in group if stage.run]
         entry = group[0].activations

@@ -155,6 +155,7 @@ def discover(firings: Firings, policy: PositionsPolicy) -> Discoveries:
     """Ask every feature with enough firings, at usual positions, whether it depends on position."""
     measured = np.flatnonzero(firings.counts >= policy.least_firings)
     trains = trains_of(firings, measured)
+    _refuse_one(trains.documents)
     found, drawn = found_information(trains), drawn_information(trains, policy.draws, policy.generator(NULL))
     judged = judge_positions(trains, found, drawn, policy.further_draws, policy.generator(FURTHER))
     q, halved = q_values(judged.p), halved_information(trains, policy)
@@ -201,8 +202,17 @@ def usual_positions(firings: Firings, least_tokens: int) -> Firings:
 
 
 def refuse_small(store: ActivationStore, held_out: Int64[np.ndarray, " n"], policy: PositionsPolicy) -> None:
-    """Raise TemporalLensError where no position has held-out tokens enough, before anything is trained."""
+    """Raise TemporalLensError where no position has held-out tokens enough, or one document alone is held out, before anything is
+    trained."""
+    _refuse_one(len(np.unique(store.documents_of(held_out))))
     _refuse_few(int(store.moments_of(held_out).count.max()), policy.least_tokens)
+
+
+def _refuse_one(documents: int) -> None:
+    if documents < 2:
+        raise TemporalLensError(
+            "one document alone is held out, and intervals of positions are over documents: hold out more documents, or give more of them"
+        )
 
 
 def _refuse_few(most: int, least_tokens: int) -> None:

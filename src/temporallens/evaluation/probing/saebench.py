@@ -184,7 +184,8 @@ def divide(labelled: LabelledSet, policy: SparseProbingPolicy) -> DividedSet:
         if len(texts) < sum(counts):
             raise TemporalLensError(
                 f"class '{name}' of '{labelled.name}' has {len(texts)} texts, and {counts[0]} training and {counts[1]} test texts of each "
-                "class are asked for; ask for smaller sizes (probe_train_set_size, probe_test_set_size: twice as many)"
+                "class are asked for; ask for smaller sizes, twice as many in all (--train-size and --test-size, or probe_train_set_size "
+                "and probe_test_set_size)"
             )
         shuffled = list(texts)
         generator.shuffle(shuffled)
