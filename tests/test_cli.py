@@ -288,7 +288,7 @@ def test_an_output_folder_that_cannot_be_one_is_refused(
 
 def test_one_document_cannot_be_divided(study: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text(TEXT.splitlines()[0] + "\n")
-    assert "needs at least 2" in refusal("run", study, "--out", tmp_path / "out")
+    assert "text.jsonl is one document, and documents are divided" in refusal("run", study, "--out", tmp_path / "out")
     assert not (tmp_path / "out" / "results.json").exists()
 
 

@@ -486,7 +486,7 @@ def import_command(
     given = "" if store.target is None else f", and of width {store.target.width} in its target,"
     typer.echo(f"{store.rows:,} activations of width {store.width}{given} from {store.sequences:,} sequences: {out}")
     if store.manifest.description.policies["position_zero"] == "excluded":
-        typer.echo("index 0 of every sequence is left out of training and of headline numbers; --keep-first keeps it")
+        _tell("index 0 of every sequence is left out of training and of headline numbers; --keep-first keeps it")
 
 
 @app.command("inspect")
@@ -517,13 +517,15 @@ def inspect_command(
     """Judge dictionaries that are trained already: position, tokens, clusters, splicing, prefixes, longer rows, and a report."""
     from temporallens.activations.language.hooks import layer_named
     from temporallens.study.devices import Company
-    from temporallens.study.inspection import inspection
+    from temporallens.study.inspection import inspection, reach_named
     from temporallens.study.pretrained import check_pretrained
     from temporallens.study.stages import stages_of
 
     places = [None if place is None else layer_named(place) for place in (layer, target)]
     study_file = inspection(dictionaries, model, places[0], text, tokens, places[1], trained_context, without or ())
     folder = out or Path("runs") / study_file.study.name
+    if model is None:
+        reach_named(study_file.study)
     if dry_run:
         check_pretrained(study_file.study, stages_of(*study_file))
         _print_plan(study_file, folder, as_json, Company())

@@ -22,6 +22,8 @@ from temporallens.study.pictures import pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 
+pytestmark = pytest.mark.xdist_group("roles")  # one study serves them all
+
 ROWS, COLUMNS, WIDTH = ("top", "middle", "bottom"), ("left", "centre", "right"), 8
 NAMES = [f"{row} {column}" for row in ROWS for column in COLUMNS]
 
@@ -202,9 +204,9 @@ def test_index_zero_is_kept_where_positions_are_given_unless_it_is_asked_for(tmp
         "asked": "excluded",
     }
     np.save(tmp_path / "x.npy", x)
-    said = CliRunner().invoke(app, ["import", str(tmp_path / "x.npy"), "--out", str(tmp_path / "imported")]).stdout
+    said = CliRunner().invoke(app, ["import", str(tmp_path / "x.npy"), "--out", str(tmp_path / "imported")]).stderr
     assert "index 0 of every sequence is left out of training and of headline numbers; --keep-first keeps it" in said
-    kept = CliRunner().invoke(app, ["import", str(tmp_path / "x.npy"), "--keep-first", "--out", str(tmp_path / "kept")]).stdout
+    kept = CliRunner().invoke(app, ["import", str(tmp_path / "x.npy"), "--keep-first", "--out", str(tmp_path / "kept")]).stderr
     assert "left out" not in kept
 
 

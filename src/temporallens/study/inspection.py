@@ -20,6 +20,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.files import user_path
 from temporallens.interop.loading import read_pretrained
 from temporallens.interop.points import layer_of
+from temporallens.study.config import Study
 from temporallens.study.models import SHIPPED_MODELS, model_sizes, reach_models
 from temporallens.study.reading import StudyFile, study_of
 from temporallens.wording import listed
@@ -91,6 +92,16 @@ def inspection(
     return study_of(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "the study of an inspection")
 
 
+def reach_named(study: Study) -> None:
+    """Raise TemporalLensError where a model that files name, and not the user, is neither here nor on the hub: a few kilobytes are asked
+    for."""
+    for policy in study.from_models().values():
+        try:
+            reach_models([(policy.model, policy.revision)])
+        except TemporalLensError as error:
+            raise TemporalLensError(f"the files name the model '{policy.model}', and {error}; give --model") from error
+
+
 def _wherever(source: str, shipped: Container[str] = ()) -> str:
     """A file or folder of this machine by its whole path, so that the study can be run again from any folder; other names stay."""
     path = user_path(source)
@@ -148,7 +159,6 @@ def _activations(path: str, origin: Origin, model: str | None, layer: int | str 
     if model is None:
         try:
             check_at_hand(source)
-            reach_models([(source, None)])
         except TemporalLensError as error:
             raise TemporalLensError(f"{path} names the model '{source}', which is not to be had here ({error}): give --model") from error
     place = {"layer": where} if where == "embed" or isinstance(where, int) else {"hook": where}
