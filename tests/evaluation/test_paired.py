@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
+from temporallens.evaluation.bins import bands
 from temporallens.evaluation.comparison import RunScores, compare
 from temporallens.evaluation.document_errors import DocumentErrors
-from temporallens.evaluation.paired import Banded, Paired, banded, bands_of, pair
+from temporallens.evaluation.paired import Banded, Paired, banded, pair
 from temporallens.evaluation.statistics import holm
 
 DOCUMENTS, POSITIONS, SQUARE = 24, 16, 100.0
-BANDS = bands_of(POSITIONS)
+BANDS = [*bands(POSITIONS, first=1, named=False), (0, POSITIONS)]
 
 
 def errors(unexplained: float, l0: float, more: np.ndarray, seed: int, spread: float = 0.05) -> DocumentErrors:
