@@ -77,7 +77,7 @@ def test_a_dictionary_that_is_trained_already_takes_part_in_everything_but_train
     save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path)  # another file under the same name
     said.clear()
     run_study(read_study(study), out, up_to="train", say=said.append)
-    assert sorted(line for line in said if line.endswith("done")) == ["train/world/named-seed0: done", "train/world/theirs-seed0: done"]
+    assert sorted(line for line in said if line.endswith("done")) == ["read/world/named-seed0: done", "read/world/theirs-seed0: done"]
 
 
 @pytest.mark.parametrize(
