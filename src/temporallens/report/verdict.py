@@ -21,6 +21,8 @@ KNOWING = "A dictionary that knows the position ({family})"
 MASKS = "A dictionary whose features may fire at some positions only ({family})"
 VAGUE = 0.5
 """A share whose interval is wider is not told."""
+PLAIN = ("index", "given")
+"""Clocks of which a reader need not be told that they are one of several."""
 LEVEL = 0.005
 """Share of what the other leaves unexplained within which two dictionaries are level."""
 
@@ -58,7 +60,7 @@ def _on_failures(runs: Sequence[RunResult]) -> list[str]:
 
 def _on_position(entry: ActivationsResult) -> str:
     share, what = entry.eta2 - entry.eta2_floor, "a token" if entry.model else "an activation"
-    where = f"Where {what} stands" if entry.clock_name == "index" else f"What the {entry.clock_name} clock says of {what}"
+    where = f"Where {what} stands" if entry.clock_name in PLAIN else f"What the {entry.clock_name} clock says of {what}"
     if share <= 0:
         return f"{where} tells no more of what the activation is than chance would."
     says = next(word for most, word in SAYS if share <= most)
