@@ -14,7 +14,7 @@ from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.interop.exporting import export
-from temporallens.study.inspection import DOCUMENTS, SECTIONS, inspection
+from temporallens.study.inspection import DOCUMENTS, SECTIONS, inspection, reach_named
 from temporallens.study.pretrained import check_pretrained
 from temporallens.study.run import run_study
 from temporallens.study.stages import stages_of
@@ -160,6 +160,7 @@ def test_a_model_that_a_file_names_and_nobody_has_is_asked_for(trained: Path, te
     written = (folder / "cfg.json").read_text()
     assert model not in written  # what is exported names no folder of this machine
     (folder / "cfg.json").write_text(written.replace(f'"{Path(model).name}"', '"my tiny one"'))
-    with pytest.raises(TemporalLensError, match=r"theirs names the model 'my tiny one', which is not to be had here .* give --model"):
-        inspection([str(folder)], text=str(texts), tokens=2_000)
-    assert inspection([str(folder)], model, text=str(texts), tokens=2_000).study.from_models()
+    named = inspection([str(folder)], text=str(texts), tokens=2_000).study
+    with pytest.raises(TemporalLensError, match=r"the files name the model 'my tiny one', and there is no model at .*; give --model"):
+        reach_named(named)
+    reach_named(inspection([str(folder)], model, text=str(texts), tokens=2_000).study)

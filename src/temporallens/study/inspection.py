@@ -13,7 +13,6 @@ import yaml
 
 from temporallens.activations.language.corpora import open_corpus
 from temporallens.activations.language.hooks import Layer
-from temporallens.activations.language.model_files import check_at_hand
 from temporallens.activations.language.shipped import TEXTS
 from temporallens.dictionaries.arms.pretrained import Origin, Pretrained
 from temporallens.errors import TemporalLensError
@@ -156,11 +155,6 @@ def _activations(path: str, origin: Origin, model: str | None, layer: int | str 
         missing = [f"--{name}" for name, value in (("model", source), ("layer", where)) if value is None]
         point = "" if origin.point is None else f" (it names the point {origin.point})"
         raise TemporalLensError(f"{path} does not say which model and layer it is of{point}: give {' and '.join(missing)}")
-    if model is None:
-        try:
-            check_at_hand(source)
-        except TemporalLensError as error:
-            raise TemporalLensError(f"{path} names the model '{source}', which is not to be had here ({error}): give --model") from error
     place = {"layer": where} if where == "embed" or isinstance(where, int) else {"hook": where}
     rows = {"rows": "split", "max_tokens": tokens, "dtype": "bfloat16"}
     return {"model": source, **place, "text": text, **rows}
