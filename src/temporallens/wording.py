@@ -130,6 +130,12 @@ def counted(count: int, singular: str, plural: str) -> str:
     return f"{count:,} {singular if count == 1 else plural}"
 
 
+def ends(values: Sequence[float], digits: int) -> str:
+    """From the least to the most of several numbers; one where they are alike."""
+    least, most = fixed(min(values), digits), fixed(max(values), digits)
+    return least if least == most else f"{least} to {most}"
+
+
 def times_or_more(count: int) -> str:
     """How often a feature fires at least."""
     return f"{count:,} times or more"

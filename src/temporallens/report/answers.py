@@ -17,7 +17,7 @@ from temporallens.evaluation.statistics import Difference
 from temporallens.report.closed import NOTHING_CLOSED, best_first, closed_by
 from temporallens.report.inspected import Asked, asked
 from temporallens.report.verdict import verdict_on
-from temporallens.wording import ONE_SEED, at_positions, average, capital, counted, fixed, listed, percent, plus
+from temporallens.wording import ONE_SEED, at_positions, average, capital, counted, ends, fixed, listed, percent, plus
 
 MASKS_NAMED, ARMS_NAMED = 2, 6
 """Arms that a sentence names, at most; the tables hold all."""
@@ -247,9 +247,8 @@ def _not_compared(family: str, baseline: str, families: Mapping[str, Runs], comm
 
 
 def _l0s(runs: Runs) -> str:
-    """L0 of an arm, from its least to its most."""
-    least, most = (fixed(end(run.l0 for run in runs), 1) for end in (min, max))
-    return f"L0 {least}" if least == most else f"L0 {least} to {most}"
+    """L0 of an arm, over levels and seeds."""
+    return f"L0 {ends([run.l0 for run in runs], 1)}"
 
 
 def _where_it_loses(family: str, comparison: Comparison, paired: Sequence[Paired], names: Mapping[int, str]) -> str:

@@ -13,7 +13,7 @@ from temporallens.files import write_text
 from temporallens.report.answers import Answer, answers
 from temporallens.report.page import environment, read_picture, script
 from temporallens.report.tables import fixed_l0, mean_cell, seeds_of
-from temporallens.wording import UNKNOWN, Row, Table, average, fixed, setting
+from temporallens.wording import UNKNOWN, Row, Table, average, ends, fixed, setting
 
 WITHOUT = ("notes", "name")
 """Parts of a study that change no number."""
@@ -64,8 +64,8 @@ def arms_table(runs: Sequence[Compared]) -> Table:
             for family, alike in by_family(run.results.runs_of(name)).items():
                 cells = [
                     seeds_of(alike),
-                    _ends([result.l0 for result in alike], 1),
-                    _ends([result.fve for result in alike], 4),
+                    ends([result.l0 for result in alike], 1),
+                    ends([result.fve for result in alike], 4),
                     *(mean_cell(reached.get((family, l0))) for l0 in levels),
                     fixed(average(result.openness for result in alike), 3),
                     fixed(average(result.features for result in alike), 0),
@@ -89,12 +89,6 @@ def _shared_levels(runs: Sequence[Compared]) -> list[float]:
     """L0 values at which arms of two runs, at least, are compared."""
     reached = [{row.l0 for comparison in run.results.comparison.values() for row in comparison.reached} for run in runs]
     return sorted(l0 for l0 in set().union(*reached) if sum(l0 in own for own in reached) > 1)
-
-
-def _ends(values: Sequence[float], digits: int) -> str:
-    """Of an arm, from its least to its most, over levels and seeds."""
-    least, most = fixed(min(values), digits), fixed(max(values), digits)
-    return least if least == most else f"{least} to {most}"
 
 
 def settings_table(runs: Sequence[Compared]) -> Table:

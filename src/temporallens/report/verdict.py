@@ -10,7 +10,7 @@ from temporallens.dictionaries.kinds import UNTRAINED
 from temporallens.evaluation.comparison import Against, Comparison
 from temporallens.evaluation.positions.section import SECTION as POSITIONS, PositionMeasures, PositionsPolicy
 from temporallens.evaluation.results import ActivationsResult, RunResult, by_arm, by_family
-from temporallens.report.closed import NOTHING_CLOSED, Segment, best_first, closed_by
+from temporallens.report.closed import NOTHING_CLOSED, best_first, closed_by
 from temporallens.wording import ONE_SEED, at_positions, average, counted, fixed, listed, percent, times_or_more
 
 Families = Mapping[str, Sequence[RunResult]]
@@ -120,11 +120,8 @@ def _on_masks(family: str, masked: Sequence[RunResult], names: Mapping[int, str]
     tokens = sum(segment.last - segment.first + 1 for segment in others)
     rest = sum(segment.share * (segment.last - segment.first + 1) for segment in others) / tokens
     elsewhere = "next to none" if rest < NOTHING_CLOSED else percent(rest)
-    return f"The masks of {family} keep {percent(most.share)} of the features shut at {_at(most, names)}, and {elsewhere} elsewhere."
-
-
-def _at(segment: Segment, names: Mapping[int, str]) -> str:
-    return at_positions(segment.first, segment.last, names)
+    where = at_positions(most.first, most.last, names)
+    return f"The masks of {family} keep {percent(most.share)} of the features shut at {where}, and {elsewhere} elsewhere."
 
 
 def _on_features(families: Families, policy: PositionsPolicy, tokens: str) -> list[str]:
