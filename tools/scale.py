@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 
 from temporallens.files import write_text
 from temporallens.study.devices import DEVICES, Company
-from temporallens.study.plan import most_memory, plan_study, readable_bytes
+from temporallens.study.plan import most_memory, plan_study
 from temporallens.study.reading import read_study
+from temporallens.wording import readable_bytes
 
 ROOT = Path(__file__).parents[1]
 STUDY, PAGE = ROOT / "studies" / "gemma-2-2b-stream.yaml", ROOT / "docs" / "scale.md"

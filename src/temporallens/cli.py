@@ -707,7 +707,7 @@ def _run(study_file: "StudyFile", folder: Path, kind: "Kind") -> None:
 
 def _print_plan(study_file: "StudyFile", folder: Path, as_json: bool, company: "Company") -> None:
     from temporallens.study.plan import plan_study
-    from temporallens.study.tables import plan_data, plan_table
+    from temporallens.study.plan_tables import plan_data, plan_table
 
     plan = plan_study(study_file, folder, company)
     if as_json:

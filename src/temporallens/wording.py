@@ -69,6 +69,25 @@ def average(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(found) if found else None
 
 
+# Amounts
+
+
+def readable_time(seconds: float) -> str:
+    """`40 s`, `5 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def readable_bytes(size: float) -> str:
+    """`12 KB`, `340 MB`, `4.1 GB`."""
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 # Intervals
 
 

@@ -14,13 +14,15 @@ from temporallens.activations.language.models import LanguageModel
 from temporallens.dictionaries.steps import Progress
 from temporallens.errors import TemporalLensError
 from temporallens.study.config import Study
-from temporallens.study.plan import harvest_tokens, plan_study, readable_bytes, readable_time
+from temporallens.study.plan import harvest_tokens, plan_study
+from temporallens.study.plan_tables import plan_table
 from temporallens.study.reading import StudyFile, read_copy, read_study, write_copy
 from temporallens.study.run import run_study
 from temporallens.study.stages import Kind
-from temporallens.study.tables import dictionaries_table, plan_table, results_table, scan_table
+from temporallens.study.tables import dictionaries_table, results_table, scan_table
 from temporallens.training.trainee import Trainee
 from temporallens.training.views import View
+from temporallens.wording import readable_bytes, readable_time
 from tiny_studies import LEVELED, VALID
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -31,6 +31,7 @@ from temporallens.study.speeds import Speeds, block_products
 from temporallens.study.stages import PAIRED, Records, Stage, stages_of
 from temporallens.study.tuning import GRID, UP_TO_LAST, grid_in, studies_in, tuned_before
 from temporallens.training.loggers import check_loggers
+from temporallens.wording import readable_bytes, readable_time
 
 ALONE = Company()
 BYTES_PER_TOKEN = 4.3
@@ -356,19 +357,3 @@ def _text_size(policy: HarvestPolicy) -> tuple[int | None, int | None]:
     if path.is_dir():
         return round(sum(file.stat().st_size for file in folder_content(path).files) / BYTES_PER_TOKEN), None
     return None, None
-
-
-def readable_time(seconds: float) -> str:
-    """`40 s`, `5 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def readable_bytes(size: float) -> str:
-    """`12 KB`, `340 MB`, `4.1 GB`."""
-    for unit in ("bytes", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -1,5 +1,5 @@
-"""What the command line prints at the end of its work, for a terminal: tables of a plan, of results and of a scan, and what results say;
-and the same numbers as JSON values."""
+"""What the command line prints at the end of its work, for a terminal: tables of results and of a scan, and what results say; and
+the same numbers as JSON values. Those of a plan are in `plan_tables`, which has more to import."""
 
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,10 +15,8 @@ from temporallens.evaluation.scan import Scan, structure_of
 from temporallens.report.answers import answers
 from temporallens.report.tables import MEASURES, NOTE, measure_cell, measures_of, seeds_of
 from temporallens.serial import as_json
-from temporallens.study.plan import ALONE, Plan, PlanLine, readable_bytes, readable_time
 from temporallens.wording import ONE_SEED, UNKNOWN, Row, Table, fixed, number, plus, plus_minus
 
-NOT_KNOWN = "?"
 VERDICTS = {
     "above": "above {baseline}",
     "below": "below {baseline}",
@@ -31,7 +29,7 @@ WIDE = ("fve_first", "tokens_seen")
 """Measures that a terminal has no room for."""
 
 
-def _printed(table: Table, words: Collection[str]) -> Printed:
+def printed(table: Table, words: Collection[str]) -> Printed:
     """For a terminal; columns of `words` may be folded, the others hold numbers."""
     printed = Printed(title=table.title, title_justify="left", box=SIMPLE_HEAD)
     for name in table.columns:
@@ -44,44 +42,9 @@ def _printed(table: Table, words: Collection[str]) -> Printed:
     return printed
 
 
-def plan_table(plan: Plan) -> Printed:
-    """One row per stage: what it is, how much it handles, and whether it is finished; of several processes, or another device, what each
-    holds and exchanges too."""
-    shared = plan.company != ALONE
-    rows = [
-        Row(
-            line.stage.title,
-            [
-                "" if line.tokens is None else f"{line.tokens:,}",
-                "" if line.bytes is None else readable_bytes(line.bytes),
-                NOT_KNOWN if line.seconds is None else readable_time(line.seconds),
-                *(_shared_cells(line) if shared else ()),
-                "finished" if line.finished else "to do",
-            ],
-        )
-        for line in plan.lines
-    ]
-    more = ["memory", "exchanged a step"] if shared else []
-    return _printed(Table("Plan", ["stage", "tokens", "disk", "time", *more, "state"], rows), ["stage"])
-
-
-def _shared_cells(line: PlanLine) -> list[str]:
-    return ["" if size is None else readable_bytes(size) for size in (line.memory, line.traffic and sum(line.traffic))]
-
-
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """The plan's stages, in order, with numbers where they are known."""
-    stages = [line._asdict() | {"stage": line.stage.name, **_parts(line)} for line in plan.lines]
-    return {"processes": plan.company.processes, "stages": stages, "notes": plan.notes}
-
-
-def _parts(line: PlanLine) -> dict[str, dict[str, float] | None]:
-    return {name: None if part is None else part._asdict() for name, part in (("traffic", line.traffic), ("course", line.course))}
-
-
 def list_table(title: str, lines: Mapping[str, str]) -> Printed:
     """One row for each name that a study can use."""
-    return _printed(Table(title, ["name", ""], [Row(name, [line]) for name, line in lines.items()]), ["name", ""])
+    return printed(Table(title, ["name", ""], [Row(name, [line]) for name, line in lines.items()]), ["name", ""])
 
 
 def results_table(results: TimedResults) -> Printed:
@@ -102,7 +65,7 @@ def dictionaries_table(results: TimedResults) -> Printed:
     names = ["activations", "arm", "seed"]
     headings = [*names, *("\n".join(textwrap.wrap(column, 10)) for column, _, _ in measures), *([NOTE] if notes else [])]
     rows = [Row(run.activations, cells(run)) for run in results.runs]
-    return _printed(Table(_title(results), headings, rows), [*names, NOTE])
+    return printed(Table(_title(results), headings, rows), [*names, NOTE])
 
 
 def comparison_table(results: TimedResults) -> Printed:
@@ -122,7 +85,7 @@ def comparison_table(results: TimedResults) -> Printed:
                 verdict = VERDICTS[first.fve.verdict].format(baseline=first.baseline)
             cells = [seeds_of(alike), *(plus_minus(reached.get(l0), 4) for l0 in levels), difference, verdict]
             rows.append(Row(name, [marked(family, alike[0]), *cells]))
-    return _printed(Table(_title(results), headings, rows), names)
+    return printed(Table(_title(results), headings, rows), names)
 
 
 def results_data(results: TimedResults) -> dict[str, Any]:
@@ -161,7 +124,7 @@ def scan_table(scan: Scan) -> Printed:
         rows.append(Row(layer, [*shares, *structure, number(first), number(beyond)]))
     title = f"{scan.model}: eta² of position above its noise floor, and the share of what that leaves whose structure depends on position"
     names = [f"structure:\n{name}" for name, clock in scan.clocks.items() if clock.structure]
-    return _printed(Table(title, ["layer", *scan.clocks, *names, "norm at 0", "norm beyond"], rows), ["layer"])
+    return printed(Table(title, ["layer", *scan.clocks, *names, "norm at 0", "norm beyond"], rows), ["layer"])
 
 
 def scan_words(scan: Scan) -> str:
@@ -179,7 +142,7 @@ def beforehand_table(model: str, layers: Sequence[str], found: Beforehand) -> Pr
     columns = {TOKEN: found.alone[TOKEN], INDEX: found.alone[INDEX], "sentence": found.alone["sentence"], PAST: found.alone[PAST]}
     columns |= {**own, "together": found.together[PAST]}
     rows = [Row(layer, [fixed(one.share[depth], 3) for one in columns.values()]) for depth, layer in enumerate(layers)]
-    return _printed(Table(f"{model}: variance of held-out documents that is known beforehand", ["layer", *columns], rows), ["layer"])
+    return printed(Table(f"{model}: variance of held-out documents that is known beforehand", ["layer", *columns], rows), ["layer"])
 
 
 def probing_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Printed:
@@ -193,7 +156,7 @@ def probing_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]])
             values = {name.removeprefix(f"{what}_"): value for name, value in both[what].items()}
             rows.append(Row(title, [fixed(values[name.removeprefix("llm_")], 3) for name in probes]))
     title = "Test accuracy of probes on the best k, mean over sets and classes (chance .5)"
-    return _printed(Table(title, ["", *probes.values()], rows), [""])
+    return printed(Table(title, ["", *probes.values()], rows), [""])
 
 
 def _probe(metric: str) -> str:
