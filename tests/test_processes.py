@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -21,10 +22,13 @@ from temporallens.dictionaries.arms.tsae import TSAE
 from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
+from temporallens.layout import RunId
+from temporallens.study.run import _turns
+from temporallens.study.stages import Stage
 from temporallens.training import trainer
 from temporallens.training.history import load_history
 from tiny_models import tiny_model
-from tiny_studies import documents
+from tiny_studies import VALID, documents
 
 STUDY = """\
 name: shared
@@ -151,3 +155,46 @@ def test_a_run_goes_on_with_another_number_of_processes_after_one_was_killed(tmp
         for first, second in zip(load_results(whole).runs, load_results(folder).runs, strict=True):
             assert abs(first.fve - second.fve) < 1e-3
             alike(whole / "arms" / first.id.path, folder / "arms" / second.id.path)
+
+
+MEASURED = """
+  positions: {least_firings: 2}
+  features: {}
+  splicing: {rows: 2, resamples: 20}
+  fidelity: {rows: 4, shifts: [1, 2], least_firings: 2, resamples: 20}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_scan_and_measure_to_the_bits_of_one(tmp_path):
+    tiny_model("llama", tmp_path / "llama")
+    (tmp_path / "text.jsonl").write_text(documents(30))
+    text = VALID.format(model=tmp_path / "llama", text=tmp_path / "text.jsonl").replace("    sequences: 4\n", "    sequences: 300\n")
+    path, alone, shared = tmp_path / "study.yaml", tmp_path / "alone", tmp_path / "shared"
+    path.write_text(f"{text.replace('seeds: [0]', 'seeds: [0, 1]')}evaluation:{MEASURED}")
+    run_together(1, "-m", "temporallens", "train", path, "--out", alone)
+    shutil.copytree(alone, shared)
+    (scan,) = (shared / "scans").glob("*.json")
+    scan.unlink()
+    run_together(1, "-m", "temporallens", "evaluate", path, "--out", alone)
+    said = run_together(3, "-m", "temporallens", "evaluate", path, "--out", shared)
+    measured = re.findall(r"measure/fidelity/\S+: done", said)
+    assert len(measured) == len(set(measured)) > 3
+    assert scan.read_bytes() == (alone / scan.relative_to(shared)).read_bytes()
+    assert (alone / "results.json").read_bytes() == (shared / "results.json").read_bytes()
+
+
+def test_a_dictionary_has_the_same_place_in_every_turn():
+    runs = [RunId("world", arm, 0) for arm in ("a", "b", "c")]
+    stages = [Stage("evaluate", f"{run.arm}{section}", "", "", "", run=run, section=section) for run in runs for section in "xyz"]
+    turns = list(_turns([stage for stage in stages if stage.name != "ay"], 2))
+    assert [[stage and stage.name for stage in turn] for turn in turns] == [
+        ["ax", "bx"],
+        ["az", "by"],
+        [None, "bz"],
+        ["cx", None],
+        ["cy", None],
+        ["cz", None],
+    ]
+    assert [stage for turn in _turns(stages, 1) for stage in turn] == stages

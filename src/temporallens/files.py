@@ -337,8 +337,9 @@ def inside(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a second process is refused at once instead of writing beside the first.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process; a second process is refused at once instead of writing beside the first, or, with `wait`, goes on
+    when the first is done, and should look again at what there is to do.
 
     What killed processes left half written in it is removed: nobody else is writing there.
     """
@@ -346,7 +347,7 @@ def locked(folder: Path) -> Iterator[None]:
     with explained(folder):
         lock = filelock.FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except filelock.Timeout as error:
             raise TemporalLensError(f"{folder} is in use by another temporallens process; wait for it, or choose another folder") from error
     try:

@@ -3,7 +3,7 @@
 Code on the floors above is written for the share of the work that its process has, and asks here where it needs to know of all: alone,
 every function below gives back what it was given. `torchrun` starts the processes, PyTorch's own engine carries the numbers between them
 (gloo between processors, NCCL between GPUs), and `joined` makes them one company. Process 0 alone writes and speaks. `heartbeats` looks
-after the others: nothing here has a timeout of its own, for a process may wait for hours while process 0 measures.
+after the others: nothing here has a timeout of its own, for a process may wait for hours while another measures.
 """
 
 import itertools
@@ -34,20 +34,26 @@ class _Company:
     count: int
     heartbeats: Heartbeats
     beside: Any = None  # connections for a thread
+    apart: bool = False  # whether each works by itself just now
 
 
 _companies: list[_Company] = []
 """That which this process is part of; none while it is alone."""
 
 
+def _together() -> bool:
+    """Whether there are others who do the same."""
+    return bool(_companies) and not _companies[-1].apart
+
+
 def rank() -> int:
     """Number of this process, from 0."""
-    return _companies[-1].rank if _companies else 0
+    return _companies[-1].rank if _together() else 0
 
 
 def count() -> int:
     """How many processes there are."""
-    return _companies[-1].count if _companies else 1
+    return _companies[-1].count if _together() else 1
 
 
 def speaks() -> bool:
@@ -87,6 +93,20 @@ def joined() -> Iterator[None]:
 
 
 @contextmanager
+def apart() -> Iterator[None]:
+    """Each process does something of its own: until its end, what is asked here is asked of this process alone."""
+    if not _companies:
+        yield
+        return
+    company = _companies[-1]
+    before, company.apart = company.apart, True
+    try:
+        yield
+    finally:
+        company.apart = before
+
+
+@contextmanager
 def _exchange() -> Iterator[None]:
     """PyTorch's errors of a connection that broke, as a sentence on who broke it."""
     try:
@@ -104,7 +124,7 @@ def wait() -> None:
 
 def total(number: int) -> int:
     """Sum of a number over all processes."""
-    if not _companies:
+    if not _together():
         return number
     return int(_reduced(torch.tensor(number, device="cpu"), dist.ReduceOp.SUM))
 
@@ -135,7 +155,7 @@ class _Summed(torch.autograd.Function):
 
 def summed(values: Tensor) -> Tensor:
     """Sum of a tensor over all processes; differentiable."""
-    return _Summed.apply(values) if _companies else values
+    return _Summed.apply(values) if _together() else values
 
 
 def shares(values: Tensor) -> list[Tensor]:
@@ -153,7 +173,7 @@ def our_rows(values: Tensor) -> Tensor:
 
 def sum_shares(tensors: Iterable[Tensor]) -> None:
     """Let each process have the sums over all processes in its share of each tensor's rows, in place; other rows are worth nothing then."""
-    if _companies:
+    if _together():
         with _exchange():
             for owner, rows in _shares_of(tensors):
                 dist.reduce(rows, owner)
@@ -161,7 +181,7 @@ def sum_shares(tensors: Iterable[Tensor]) -> None:
 
 def exchange_shares(tensors: Iterable[Tensor]) -> None:
     """Let each process have all the others' shares of each tensor's rows, in place."""
-    if _companies:
+    if _together():
         with _exchange():
             for owner, rows in _shares_of(tensors):
                 dist.broadcast(rows, owner)
@@ -175,7 +195,7 @@ def _shares_of(tensors: Iterable[Tensor]) -> list[tuple[int, Tensor]]:
 def whole(ours: Tensor, rows: int) -> Tensor:
     """In process 0 a tensor of so many rows, on the processor, of which each process has its share; elsewhere the share. Alone it is what
     it is."""
-    if not _companies:
+    if not _together():
         return ours
     if rank():
         if len(ours):
@@ -194,7 +214,7 @@ def whole(ours: Tensor, rows: int) -> Tensor:
 
 def lowest(values: Tensor) -> Tensor:
     """The smallest of each of a tensor's elements over all processes."""
-    return _reduced(values.detach().clone(), dist.ReduceOp.MIN) if _companies else values
+    return _reduced(values.detach().clone(), dist.ReduceOp.MIN) if _together() else values
 
 
 def smallest(values: Float[Tensor, " M"]) -> Float[Tensor, ""]:
@@ -218,16 +238,21 @@ class Gathered(NamedTuple):
 
 def gathered(values: Tensor) -> Gathered:
     """The values `[M]` of all processes; M may differ."""
-    if not _companies:
+    if not _together():
         return Gathered(values, 0, len(values))
+    parts = _parts(values.detach())
+    first = sum(len(part) for part in parts[: rank()])
+    return Gathered(torch.cat(parts), first, first + len(values))
+
+
+def _parts(values: Tensor) -> list[Tensor]:
+    """The values of each process, in their order."""
     sizes = _alike(torch.tensor([len(values)], device="cpu")).tolist()
     if not any(sizes):
-        return Gathered(values, 0, 0)
+        return [values] * count()
     padded = values.new_zeros(max(sizes))
-    padded[: len(values)] = values.detach()
-    parts = _alike(padded).view(count(), -1)
-    first = sum(sizes[: rank()])
-    return Gathered(torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), first, first + len(values))
+    padded[: len(values)] = values
+    return [part[:size] for part, size in zip(_alike(padded).view(count(), -1), sizes, strict=True)]
 
 
 def _alike(values: Tensor) -> Tensor:
@@ -243,7 +268,7 @@ def spread(items: Iterable[T], work: Callable[[T], list[Tensor]], stopped: Calla
     process says that it is stopped. It has connections of its own, so it may go on in a thread beside everything else."""
     waiting = iter(items)
     while turn := list(itertools.islice(waiting, count())):
-        if not _companies:
+        if not _together():
             if stopped():
                 return
             yield work(turn[0])
@@ -330,7 +355,7 @@ def once(work: Callable[[], object]) -> None:
 
 def told(find: Callable[[], T]) -> T:
     """What process 0 finds, for all; it should be JSON."""
-    if not _companies:
+    if not _together():
         return find()
     content = json.dumps(find()).encode() if rank() == 0 else b""
     size = total(len(content))
@@ -341,9 +366,17 @@ def told(find: Callable[[], T]) -> T:
     return found
 
 
+def collected(found: T) -> list[T]:
+    """What each process found, in their order, for all; it should be JSON."""
+    if not _together():
+        return [found]
+    letters = torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
+    return [json.loads(part.numpy().tobytes()) for part in _parts(letters)]
+
+
 def same(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors with those of process 0: nobody's arithmetic is quite that of another machine."""
-    if _companies:
+    if _together():
         with _exchange():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from temporallens import processes
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.language.corpora import at_commit, open_corpus
 from temporallens.activations.language.harvest import TokenBatch, schedule
@@ -197,19 +198,41 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
     bins, groupings, groups = _groupings(rows, marks, policy)
     layers: list[Layer] = ["embed", *range(model.layers)]
     sums = [LayerSums(groups, model.width, policy.context_length) for _ in layers]
+
+    def read(batch: TokenBatch) -> list[Tensor]:
+        return _streams_of(model, batch, layers)
+
     with _kept_streams(policy, len(layers), (len(rows), policy.context_length, model.width)) as streams:
         with progress(f"Scanning {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
-            for batch in schedule(rows, max(1, BATCH_TOKENS // policy.context_length), model.padding_token, left=False):
-                _add_batch(model, batch, layers, sums, groupings, groups, marks, policy.norm_multiple, streams)
+            batches = schedule(rows, max(1, BATCH_TOKENS // policy.context_length), model.padding_token, left=False)
+            for batch, found in processes.dealt(batches, read):
+                _add_batch(batch, found, sums, groupings, groups, marks, policy.norm_multiple, streams)
                 advance(batch.size)
-        known, structure = (None, {}) if streams is None else _known(streams, rows, bins, groupings, model, policy)
-    clocks = {name: clock_scan(name, bins[name], groupings, sums, structure.get(name)) for name in bins}
+
+        def found_by_all() -> dict[str, Any]:
+            known, structure = (None, {}) if streams is None else _known(streams, rows, bins, groupings, model, policy)
+            clocks = {name: clock_scan(name, bins[name], groupings, sums, structure.get(name)) for name in bins}
+            return _found(policy, corpus.name, model, rows, sums, clocks, known).to_json()
+
+        return Scan.from_json(processes.told(found_by_all))
+
+
+def _found(
+    policy: ScanPolicy,
+    text: str,
+    model: LanguageModel,
+    rows: Sequence[TokenRow],
+    sums: Sequence[LayerSums],
+    clocks: dict[str, ClockScan],
+    known: Beforehand | None,
+) -> Scan:
+    """What was found by layer and by clock, with what it was found on."""
     return Scan(
         model=policy.model,
         revision=model.revision,
-        text=corpus.name,
+        text=text,
         dtype=model.precision,
-        layers=[str(layer) for layer in layers],
+        layers=["embed", *map(str, range(model.layers))],
         clocks=clocks,
         norm=[finite_or_none(layer.by_index[1] / layer.by_index[0]) for layer in sums],
         sinks=[finite_or_none(layer.by_index[2] / layer.by_index[0]) for layer in sums],
@@ -362,10 +385,21 @@ def shuffled(labels: Sequence[Int[np.ndarray, " _"]], generator: np.random.Gener
     return [np.resize(np.roll(donor, shift), len(row)) for row, donor, shift in zip(labels, donors, shifts, strict=True)]
 
 
+def _streams_of(model: LanguageModel, batch: TokenBatch, layers: Sequence[Layer]) -> list[Tensor]:
+    """The stream of each layer at the tokens of a batch, `[N, D]` each."""
+    streams = model.residuals(batch.tokens, batch.mask, layers)
+    found = []
+    for layer in layers:
+        stream = streams.pop(layer)
+        x = stream[batch.mask.to(stream.device)].cpu()
+        check_finite(x, layer, model.title)
+        found.append(x)
+    return found
+
+
 def _add_batch(
-    model: LanguageModel,
     batch: TokenBatch,
-    layers: Sequence[Layer],
+    streams: Sequence[Float[Tensor, "N D"]],
     sums: Sequence[LayerSums],
     groupings: Sequence[Grouping],
     groups: int,
@@ -377,11 +411,7 @@ def _add_batch(
     tokens = np.concatenate([row.tokens for row in batch.rows])
     text = (index > 0) & ~torch.from_numpy(marks.special[tokens])
     bags = bags_of(batch.sequences.tolist(), groupings, groups, index)
-    streams = model.residuals(batch.tokens, batch.mask, layers)
-    for depth, (layer, layer_sums) in enumerate(zip(layers, sums, strict=True)):
-        stream = streams.pop(layer)
-        x = stream[batch.mask.to(stream.device)].cpu()
-        check_finite(x, layer, model.title)
+    for depth, (x, layer_sums) in enumerate(zip(streams, sums, strict=True)):
         counted = layer_sums.add(x, text, index, bags, norm_multiple)
         if kept is not None:
             kept.add(depth, batch, x, counted)

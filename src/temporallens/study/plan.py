@@ -219,7 +219,7 @@ def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
         return Amount(tokens, None, None)
     summed = SCANNED_SECONDS + (0.0 if scan.beforehand is None else BEFOREHAND_SECONDS)
     used = speeds.precision(scan.compute_dtype)
-    seconds = tokens * sizes.layers * (speeds.block(sizes, used) + summed * sizes.width)
+    seconds = tokens * sizes.layers * (speeds.block(sizes, used) / speeds.company.processes + summed * sizes.width)
     return Amount(tokens, None, LOADING_SECONDS + seconds, _model_bytes(sizes, sizes.layers, used))
 
 
@@ -308,7 +308,8 @@ def _evaluate(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     arm = study.variants()[stage.run.arm].arm
     if tokens is None or width is None or not arm.trained:  # how wide one is that is not read yet, its file says
         return Amount(tokens, None, None)
-    return Amount(tokens, None, ENCODING_AND_DECODING * tokens * width * arm.features / speeds.products())
+    shared = min(speeds.company.processes, len(study.trainings()))  # each process measures dictionaries of its own
+    return Amount(tokens, None, ENCODING_AND_DECODING * tokens * width * arm.features / speeds.products() / shared)
 
 
 SIZES: dict[str, Callable[[Stage, Study, Speeds], Amount]] = {

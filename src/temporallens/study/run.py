@@ -5,12 +5,13 @@ This is the one place where the study meets the functions of the lower floors; e
 stage. They get the stages that are not finished and yield each as it is done, so that an interruption loses no finished one.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -57,7 +58,9 @@ from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
 
-SHARED: tuple[Kind, ...] = ("harvest", "train")
+T = TypeVar("T")
+
+SHARED: tuple[Kind, ...] = ("scan", "harvest", "train", "evaluate")
 """Kinds of stages of which several processes share the work; the others are those of process 0, for which the rest wait."""
 
 TOGETHER = 16
@@ -202,23 +205,13 @@ def _do(stages: list[Stage], run: Run, kind: Kind) -> None:
     if kind in SHARED:
         for stage in WORK[kind](run, pending):
             processes.once(partial(_finish, run, stage))
-    elif worthless := processes.told(lambda: _until_worthless(run, WORK[kind](run, pending))):
-        raise DivergedError(*worthless)
+    else:
+        processes.once(lambda: _for_each(partial(_finish, run), WORK[kind](run, pending)))
 
 
 def _finish(run: Run, stage: Stage) -> None:
     run.records.finish(stage)
     run.say(f"{stage.title}: done")
-
-
-def _until_worthless(run: Run, done: Iterator[Stage]) -> list[str]:
-    """Finish stages; a dictionary that was trained to nothing ends this, and is told to every process: each has to raise, for the grid of a
-    study goes on without it."""
-    try:
-        _for_each(partial(_finish, run), done)
-    except DivergedError as error:
-        return [str(error), error.run]
-    return []
 
 
 def _for_each(do: Callable[[Stage], None], stages: Iterable[Stage]) -> None:
@@ -234,14 +227,16 @@ def _groups(stages: list[Stage], key: Callable[[Stage], Any]) -> list[list[Stage
     return list(groups.values())
 
 
-def _parts(stages: list[Stage], size: int) -> list[list[Stage]]:
-    return [stages[first : first + size] for first in range(0, len(stages), size)]
+def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _do_scans(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     policies = {policy.model: policy for policy in run.study.scans}
     for stage in stages:
-        write_json(run.path(stage), scan_policy(policies[stage.model]).to_json())
+        found = scan_policy(policies[stage.model])
+        if processes.rank() == 0:
+            write_json(run.path(stage), found.to_json())
         yield stage
 
 
@@ -326,22 +321,59 @@ def _trained_before(proofs: list[Path], checkpoint: Path) -> bool:
 
 
 def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:
-    """Each dictionary on the held-out documents of its store; the last stage gathers everything into results.json."""
+    """Each dictionary on the held-out documents of its store, then every section; the last stages compare, and gather everything into
+    results.json. Several processes measure so many dictionaries at a time, and process 0 writes what they found."""
+    own = [stage for stage in stages if stage.run]
+    for alike in ([stage for stage in own if not stage.section], [stage for stage in own if stage.section]):
+        for turn in _turns(alike, processes.count()):
+            yield from _measured_together(run, turn)
     for stage in stages:
-        if stage.section == GAINS:
-            _compare(run, stage)
-        elif stage.section == PAIRED:
-            _pair(run, stage)
-        elif stage.run is None:
-            _assemble(run)
-        elif stage.section:
-            _measure(run, stage.run, SECTIONS[stage.section])
-        else:
-            _evaluate(run, stage.run)
+        if not stage.run:
+            processes.once(partial(_compare_or_gather, run, stage))
+            yield stage
+
+
+def _turns(stages: list[Stage], together: int) -> Iterator[tuple[Stage | None, ...]]:
+    """Stages of so many dictionaries, one of each; those of one dictionary are always in the same place, where what is made of it is."""
+    for group in _parts(list(dict.fromkeys(stage.run for stage in stages)), together):
+        of_each = [[stage for stage in stages if stage.run == run_id] for run_id in group]
+        yield from itertools.zip_longest(*of_each, *([[]] * (together - len(group))))
+
+
+def _measured_together(run: Run, turn: Sequence[Stage | None]) -> Iterator[Stage]:
+    """One stage for each process, or none. Where a dictionary has nothing that could be measured every process has to raise, for the grid
+    of a study goes on without it."""
+    for stage, (content, worthless) in zip(turn, processes.collected(_found(run, turn[processes.rank()])), strict=True):
+        if worthless:
+            raise DivergedError(*worthless)
+        if stage is None:
+            continue
+        if processes.rank() == 0:
+            write_json(run.path(stage), content)
         yield stage
 
 
-def _evaluate(run: Run, run_id: RunId) -> None:
+def _found(run: Run, stage: Stage | None) -> tuple[Any, list[str]]:
+    """What this process finds; or what is said of a dictionary that was trained to nothing, and its name."""
+    if stage is None or stage.run is None:
+        return None, []
+    try:
+        with processes.apart():
+            return (_measure(run, stage.run, SECTIONS[stage.section]) if stage.section else _evaluate(run, stage.run)), []
+    except DivergedError as error:
+        return None, [str(error), error.run]
+
+
+def _compare_or_gather(run: Run, stage: Stage) -> None:
+    if stage.section == GAINS:
+        _compare(run, stage)
+    elif stage.section == PAIRED:
+        _pair(run, stage)
+    else:
+        _assemble(run)
+
+
+def _evaluate(run: Run, run_id: RunId) -> dict[str, Any]:
     store, folder = ActivationStore(run.paths.store(run_id.activations)), run.paths.arm(run_id)
     scale = read_json(folder / "training.json", "the summary of a training run")["scale"]
     dictionary, held_out = load_dictionary(folder), run.held_out(store)
@@ -355,10 +387,10 @@ def _evaluate(run: Run, run_id: RunId) -> None:
         name: score(dictionary, store, held_out, cache=run.paths.passes)._asdict()
         for name, score in scores_of(run.study.activations[run_id.activations]).items()
     }
-    write_json(run.paths.evaluation(run_id), {**measured, **scores})
+    return {**measured, **scores}
 
 
-def _measure(run: Run, run_id: RunId, section: Section) -> None:
+def _measure(run: Run, run_id: RunId, section: Section) -> Any:
     """One section of the evaluation of one dictionary."""
     store = ActivationStore(run.paths.store(run_id.activations))
     subject = Subject(
@@ -369,8 +401,7 @@ def _measure(run: Run, run_id: RunId, section: Section) -> None:
         others=[run.paths.arm(other) for other in run.study.trainings() if other[:2] == run_id[:2] and other != run_id],
         cache=run.paths.passes,
     )
-    measured = section.measure(subject, getattr(run.study.evaluation, section.name))
-    write_json(run.paths.measurement(section.name, run_id), as_json(measured))
+    return as_json(section.measure(subject, getattr(run.study.evaluation, section.name)))
 
 
 def _compare(run: Run, stage: Stage) -> None:

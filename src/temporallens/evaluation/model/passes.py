@@ -191,7 +191,7 @@ def text_activations(
     name = fingerprint(key)
     chunks = _chunks(user_path(cache) / "passes" / name[:32], len(texts), batch_size)
     job = _Pass(network, layer, rows, live, left, context_length if whole_context else None, batch_size)
-    _fill([chunk for chunk in chunks if not _holds(chunk, name)], name, job, real.sum(1), title)
+    _fill(chunks, name, job, real.sum(1), title)
     return TextActivations(MappedActivations(chunks, live, network.width, network.dtype), token, live, _index_in_row(real), bos)
 
 
@@ -202,15 +202,17 @@ def _chunks(folder: Path, texts: int, batch_size: int) -> list[Chunk]:
     return [Chunk(folder / f"chunk-{number:05d}.safetensors", first, min(first + size, texts)) for number, first in enumerate(starts)]
 
 
-def _fill(missing: list[Chunk], name: str, job: "_Pass", tokens: Int[Tensor, " T"], title: str) -> None:
+def _fill(chunks: list[Chunk], name: str, job: "_Pass", tokens: Int[Tensor, " T"], title: str) -> None:
     """Compute what is not there; `tokens` of each text, to tell how far it is."""
-    if not missing:
+    if all(_holds(chunk, name) for chunk in chunks):
         return
-    work = [int(tokens[chunk.first : chunk.stop].sum()) for chunk in missing]
-    with locked(missing[0].path.parent), progress(f"Reading {title}", sum(work), "tokens") as advance:
-        for chunk, done in zip(missing, work, strict=True):
-            write_tensors(chunk.path, {"x": job.compute(chunk.first, chunk.stop)}, _seal(chunk, name))
-            advance(done)
+    with locked(chunks[0].path.parent, wait=True):
+        missing = [chunk for chunk in chunks if not _holds(chunk, name)]  # another process may have made some meanwhile
+        work = [int(tokens[chunk.first : chunk.stop].sum()) for chunk in missing]
+        with progress(f"Reading {title}", sum(work), "tokens") as advance:
+            for chunk, done in zip(missing, work, strict=True):
+                write_tensors(chunk.path, {"x": job.compute(chunk.first, chunk.stop)}, _seal(chunk, name))
+                advance(done)
 
 
 def special_tokens(model: LanguageModel) -> list[int]:

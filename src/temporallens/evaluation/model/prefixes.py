@@ -144,7 +144,10 @@ def read_rows(
 ) -> ActivationStore:
     """Run rows through the model as a harvest would, from where an interruption left them, into a store; sequences have their numbers."""
     marks, left = TokenMarks.of(model.tokenizer), policy.padding == "left"
-    with locked(folder), progress(f"Reading {title} with {model.title}", sum(len(row.tokens) for row in rows), "tokens") as advance:
+    tokens = sum(len(row.tokens) for row in rows)
+    with locked(folder, wait=True), progress(f"Reading {title} with {model.title}", tokens, "tokens") as advance:
+        if is_store(folder):  # another process has made it meanwhile
+            return ActivationStore(folder)
         writers = _writers(folder, description, policy)
         layers, done = list(writers), [writer.appends_done for writer in writers.values()]
         for number, batch in enumerate(schedule(rows, rows_together(policy.batch_size), model.padding_token, left)):
