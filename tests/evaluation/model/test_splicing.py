@@ -19,7 +19,7 @@ from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.kinds import BatchTopK
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.splicing import SECTION, SplicingMeasures, SplicingPolicy, measure_splicing, tables
+from temporallens.evaluation.model.splicing import SECTION, Means, SplicingMeasures, SplicingPolicy, _measured, measure_splicing, tables
 from temporallens.serial import as_json
 from temporallens.training.trainer import train
 from tiny_models import FAMILIES, LAYERS, tiny_model
@@ -75,7 +75,8 @@ def test_the_identity_changes_nothing(family: str, stores: dict[str, ActivationS
     for part in (measured.headline, measured.everything, *(entry.measured for entry in measured.bins)):
         assert part.spliced.value == part.clean.value
         for ablated, recovered in ((part.zero, part.recovered_zero), (part.mean, part.recovered_mean)):
-            assert recovered.value == (1 if ablated.value > part.clean.value else None)  # a random model can gain by ablation
+            assert recovered.value in (1, None)
+            assert recovered.value is None or ablated.value > part.clean.value  # a random model can gain by ablation
         assert (part.kl is None) == (family == "bert")
         assert part.kl is None or part.kl.value == 0 < part.kl_zero.value
     assert measured.loss == ("hidden states" if family == "bert" else "cross-entropy")
@@ -151,6 +152,15 @@ def test_bins_divide_the_tokens_by_index(stores: dict[str, ActivationStore]) -> 
     for part in (measured.headline.spliced, measured.headline.kl, _splice(stores["bert"], random_dictionary()).headline.recovered_zero):
         assert part is not None
         assert part.low < part.value < part.high
+
+
+@pytest.mark.parametrize(("costs", "told"), [((1.0, 0.9, 1.1), 0.5), ((1.0, -0.9, 1.1), None), ((-1.0, -0.9, -1.1), None)])
+def test_a_share_of_what_may_cost_nothing_is_not_told(costs: tuple[float, ...], told: float | None) -> None:
+    clean, cost = np.ones(3), np.array(costs)
+    weights = np.concatenate([np.ones((1, 3)), np.random.default_rng(0).multinomial(3, np.full(3, 1 / 3), 200)])
+    losses = {"clean": clean, "zero/kept": clean + cost, "mean/kept": clean + cost, "spliced/kept": clean + cost / 2}
+    measured = _measured(Means(np.arange(3), weights), losses, "kept", np.ones(3, dtype=bool))
+    assert measured.recovered_zero.value == (told and pytest.approx(told))
 
 
 def test_a_worse_dictionary_recovers_less(stores: dict[str, ActivationStore]) -> None:

@@ -4,9 +4,9 @@ The stream that the store holds (of a pair, what its target holds) is replaced, 
 predicted. With CE the mean cross-entropy of those predictions, `recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))`, the
 ablated stream being zero or the mean activation, and `KL = sum_v P(v) log(P(v) / Q(v))` of clean and spliced predictions, in nats. In the
 headline the rows that a rule excludes (position 0, sinks, special tokens) stay as they are, and are counted nowhere; the same with every
-row replaced stands beside it. In packed rows the documents that are not held out stay as they are, too. An encoder predicts no next token:
-there the mean squared distance of its last hidden states from the clean ones, as a share of their variance, takes the place of
-cross-entropy. Intervals are by bootstrap over documents.
+row replaced stands beside it. Where an ablation is not shown to cost anything, a share of that cost is not told. In packed rows the
+documents that are not held out stay as they are, too. An encoder predicts no next token: there the mean squared distance of its last hidden
+states from the clean ones, as a share of their variance, takes the place of cross-entropy. Intervals are by bootstrap over documents.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ class Spliced(NamedTuple):
     spliced: Estimate
     zero: Estimate  # with zeros in place of the stream
     mean: Estimate  # with the store's mean activation in its place
-    recovered_zero: Estimate  # share of what zeros cost that the dictionary does not; nothing where they cost nothing
+    recovered_zero: Estimate  # share of what zeros cost that the dictionary does not; nothing where they are not shown to cost anything
     recovered_mean: Estimate
     kl: Estimate | None  # of clean predictions from spliced ones, nats per token; None for encoders
     kl_zero: Estimate | None
@@ -370,7 +370,14 @@ def _measured(means: Means, losses: Losses, scope: Scope, over: Bool[np.ndarray,
 
     def recovered(ablation: str, by: str = "spliced") -> Estimate:
         ablated, cost = mean(f"{ablation}/{scope}"), mean(f"{ablation}/{scope}") - mean("clean")
+        if not costs(cost):
+            cost = np.full_like(cost, np.nan)
         return estimate(quotient(ablated - mean(f"{by}/{scope}"), cost))
+
+    def costs(values: Float[np.ndarray, " B1"]) -> bool:
+        """Whether an ablation is shown to cost anything: a share of what may be nothing says nothing."""
+        low = estimate(values).low
+        return bool(values[0] > 0) if low is None else low > 0
 
     def kl(name: str) -> Estimate | None:
         return estimate(mean(f"kl/{name}/{scope}")) if f"kl/{name}/{scope}" in losses else None
@@ -418,7 +425,10 @@ def tables(found: Mapping[str, SplicingMeasures]) -> list[Table]:
     columns = COLUMNS | (WITHOUT_CODES if any(measure.headline.known for measure in found.values()) else {})
     rows = [Row(head, [cell(measure) for cell in columns.values()]) for head, measure in found.items()]
     loss = "cross-entropy" if first.loss == "cross-entropy" else "share of the last hidden states' variance lost"
-    note = f"Loss: {loss}. Recovered: share of what zeros, or the mean activation, in place of the layer would cost."
+    note = (
+        f"Loss: {loss}. Recovered: share of what zeros, or the mean activation, in place of the layer would cost; – where that is not "
+        "shown to cost anything."
+    )
     if columns.keys() & WITHOUT_CODES.keys():
         note += " Without codes: the same of what is known beforehand alone."
     return [Table("Spliced into the model", ["dictionary", *columns], rows, f"{note} {first.reason}." if first.reason else note)]
@@ -427,7 +437,7 @@ def tables(found: Mapping[str, SplicingMeasures]) -> list[Table]:
 SECTION = Section(
     name="splicing",
     policy=SplicingPolicy,
-    version=1,
+    version=2,  # 1 told shares of costs that were not shown to be any
     measure=_of_subject,
     measures=SplicingMeasures,
     reads_model=True,
