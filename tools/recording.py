@@ -31,7 +31,7 @@ OPENING = """# The first ten minutes
 What a newcomer sees who gives README's first commands, on a machine that has Python, make and a package index: the terminal, with the time
 that each command took on two cores, and the reports in a browser.
 `python -m tools.recording` gave these commands in a fresh clone with an empty home and wrote this page; nothing is cut but colours.
-Its machine has two cores without bfloat16 arithmetic; where there is some, `make quickstart` took five minutes."""
+Its machine has two cores without bfloat16 arithmetic."""
 
 
 class View(NamedTuple):

@@ -4,6 +4,7 @@
 correlation, from 0 to 2; `motif` is half the Euclidean distance of motif coordinates (`motifs.Motifs.coordinates`), 0 to 1.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from temporallens.evaluation.clusters.policy import DistanceName
 from temporallens.evaluation.clusters.profiles import Bins, Table, profiles_of, standardised
 
 ROWS, COLUMNS = 64, 2048
-"""Of a tile of pairs: its two buffers stay in a core's cache."""
+"""Of a tile of pairs."""
+TERMS = 1 << 18
+"""Of the sums of all pairs of a tile that are computed at a time: they stay in a core's cache, and threads that compute such tiles side by
+side seldom wait for the interpreter."""
 
 
 def vectors_of(table: Table, bins: Bins, smoothing: float, distance: DistanceName) -> Float[np.ndarray, "n V"]:
@@ -45,16 +49,20 @@ def _jensen_shannon(a: Float[np.ndarray, "n V"], b: Float[np.ndarray, "m V"]) ->
     """`sqrt(H((p + q) / 2) - (H(p) + H(q)) / 2)`, the first term bin by bin over tiles of pairs."""
     out = np.zeros((len(a), len(b)), dtype=np.float32)
     left, right = np.ascontiguousarray(a.T) / 2, np.ascontiguousarray(b.T) / 2
-    middle, logarithm = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, COLUMNS), np.float32)
+    middle, logarithm = np.empty(TERMS, np.float32), np.empty(TERMS, np.float32)
     for row in range(0, len(a), ROWS):
         for column in range(0, len(b), COLUMNS):
             tile = out[row : row + ROWS, column : column + COLUMNS]
-            m, log = middle[: tile.shape[0], : tile.shape[1]], logarithm[: tile.shape[0], : tile.shape[1]]
-            for p, q in zip(left[:, row : row + ROWS], right[:, column : column + COLUMNS], strict=True):
-                np.add(p[:, None], q, out=m)
+            bins = max(1, TERMS // tile.size)
+            for first in range(0, len(left), bins):
+                p, q = left[first : first + bins, row : row + ROWS, None], right[first : first + bins, None, column : column + COLUMNS]
+                shape = (len(p), *tile.shape)
+                m, log = (buffer[: math.prod(shape)].reshape(shape) for buffer in (middle, logarithm))
+                np.add(p, q, out=m)
                 np.log(m, out=log)
                 log *= m
-                tile -= log
+                for term in log:
+                    tile -= term
     entropy = [-(values * np.log(values)).sum(1) / 2 for values in (a, b)]
     out -= entropy[0][:, None]
     out -= entropy[1]
