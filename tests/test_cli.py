@@ -391,6 +391,7 @@ STOPPED_IN = [
 """One function of every stage."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_study_that_is_stopped_in_every_stage_ends_in_the_same_bits(
     study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -66,6 +66,7 @@ def pretended(settings: Settings, work: str, count: int) -> dict[str, float]:
     return found | ({"gloo": 1e9} if count > 1 else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "without_bfloat16"])
 def test_one_command_measures_every_ratio_and_writes_the_page(
     settings: Settings, tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,7 @@ def everything(documents: HeldOut, dictionary: Dictionary) -> list[Any]:
     return [np.array(part) for part in found]  # copies: what is read is mapped from files, which the tests damage
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation_encodes_every_document_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     study, folder = read_study(tmp_path / "study.yaml"), RunFolder(tmp_path / "run")

@@ -56,6 +56,7 @@ def test_between_hosts_the_slower_link_counts_and_alone_nothing_is_exchanged() -
     assert Company(2).exchanging(traffic) == pytest.approx(1e9 / GLOO_BYTES)
 
 
+@pytest.mark.slow
 def test_a_dry_run_for_processes_needs_no_model_and_says_what_it_rests_on() -> None:
     found = CliRunner().invoke(app, ["run", str(STORED), "--dry-run", "--processes", "8", "--device", "h100"])
     assert found.exit_code == 0, found.output

@@ -58,6 +58,7 @@ def test_a_model_of_this_machine_stands_in_the_study_by_its_whole_path(
     check_pretrained(study, stages_of(study, ""))
 
 
+@pytest.mark.slow
 def test_two_are_judged_beside_each_other_in_one_report(trained: Path, texts: Path, tmp_path: Path) -> None:
     study = inspection([str(trained), str(trained)], text=str(texts), tokens=4_000)
     assert list(study.study.arms) == ["theirs", "theirs-2"]

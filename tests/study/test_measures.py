@@ -133,6 +133,7 @@ def test_the_results_hold_no_list_with_an_entry_for_every_feature(finished: Path
     assert len(whole["rate"]) == len(whole["contexts"]) == FEATURES
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_feature_of_what_this_study_looks_at(
     finished: Path, tmp_path: Path, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,7 @@ def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alo
     assert "| positional | 2 |" in page.read_text()
 
 
+@pytest.mark.slow
 @one_other_worker
 def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("temporallens.study.run.TOGETHER", 5)
@@ -321,6 +322,7 @@ def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, mo
     assert trained[1] == trained[2]
 
 
+@pytest.mark.slow
 @one_other_worker
 def test_a_process_that_dies_just_before_it_removes_checkpoints_leaves_none_for_ever(
     leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -171,6 +171,7 @@ def diverging(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
     return folder, said
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_counts_as_the_worst(diverging: tuple[Path, list[str]]) -> None:
     folder, said = diverging
     tuned = load_results(folder / "run").tuning
@@ -204,6 +205,7 @@ def test_an_arm_that_diverges_at_every_rate_is_refused(tmp_path: Path) -> None:
         run_study(read_study(write(tmp_path, study)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_rate_that_leaves_nothing_to_measure_counts_as_diverged(tmp_path: Path) -> None:
     """Features that fired in the first steps hide in a history of one line that none does in the last."""
     study = study_of(levels={})

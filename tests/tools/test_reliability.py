@@ -61,6 +61,7 @@ def test_a_study_that_is_killed_at_random_moments_ends_in_the_same_bits(tmp_path
     assert finished.returncode == 0
 
 
+@pytest.mark.slow
 def test_an_arm_of_every_kind_goes_on_to_the_same_bits(store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optimizer, schedules, temperature, masks, counters, weights, thresholds, cursor: whatever an arm has comes back."""
     train_arms(store, EVERY_KIND, POLICY, tmp_path / "whole")
@@ -306,6 +307,7 @@ def test_a_feature_that_never_fires_is_counted_and_stays_finite(store: Activatio
 # The same every time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_with_so_many_threads_every_kind_of_arm_has_the_same_bits_twice(store: ActivationStore, tmp_path: Path, threads: int) -> None:
     before = torch.get_num_threads()

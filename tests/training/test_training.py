@@ -142,6 +142,7 @@ def test_a_checkpoint_has_the_names_that_earlier_versions_wrote(store, tmp_path,
     assert state["step"] == 10 and set(state) == {"step", "cursor", "seconds"} and set(state["seconds"]) == {"one"}
 
 
+@pytest.mark.slow
 def test_weights_budgets_and_permutations_go_on_to_the_same_bits(store, tmp_path, monkeypatch):
     policy = POLICY.model_copy(update={"steps": 24, "log_every": 5, "checkpoint_every": 5, "dead_after": 1000})
     whole = train_arms(store, ADAPTIVE, policy, tmp_path / "whole")
@@ -317,6 +318,7 @@ def test_seeds_differ_in_weights_and_share_their_batches(store, tmp_path):
     assert not torch.allclose(*weights)
 
 
+@pytest.mark.slow
 def test_dead_features_are_revived(store, tmp_path, monkeypatch):
     original = BatchTopK.build
 

@@ -19,7 +19,7 @@ from temporallens.dictionaries.kinds import kinds_of
 from temporallens.evaluation.results import ArmSettings, RunResult, by_arm
 from temporallens.evaluation.statistics import Estimate, difference_of, mean_of
 from temporallens.figures import style
-from temporallens.wording import SPACE, fixed, minus, percent, plain
+from temporallens.wording import SPACE, capital, fixed, minus, percent, plain
 
 STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight through"}
 """How a study calls it, and how the picture does; in the order of the rows of a group."""
@@ -28,7 +28,6 @@ MEASURES = (("o", "profiles: mean Spearman's correlation"), ("s", "specialised f
 MISSING = {
     "arms": "no arm of these activations has a mask whose strictness can be chosen",
     "hardening": "this run does not hold what its dictionaries keep when they harden (evaluation.positions)",
-    "seeds": "this run does not hold what its dictionaries keep from seed to seed (evaluation.positions, two seeds or more)",
 }
 ROW_HEIGHT, AROUND, LEAST_HEIGHT = 0.3, 2.0, 1.5
 MOST_ROWS = 24
@@ -74,18 +73,20 @@ def draw_mask_strictness(
     with style.ours():
         figure = style.new_figure(max(LEAST_HEIGHT, ROW_HEIGHT * len(lines)) + AROUND)
         style.head(figure, title)
-        panels = figure.subplots(1, 3)
+        several = not rows or any(_key(run) in seeds for row in rows for run in row.runs)
+        panels = figure.subplots(1, 3 if several else 2)
         if not rows:
             names = ("FVE", "Kept when hardening", "Kept from seed to seed")
             style.empty_panels(panels, "abc", names, TITLE_CHARACTERS, MISSING["arms"])
             return figure
         reference = _draw_fve(panels[0], lines, runs, hardening)
         _draw_retained(panels[1], lines, hardening, "b", "hardening", "when masks harden")
-        _draw_retained(panels[2], lines, seeds, "c", "seeds", "from seed to seed")
+        if several:  # one seed has no other to be compared with
+            _draw_retained(panels[2], lines, seeds, "c", "seeds", "from seed to seed")
         handles = [
             Line2D([], [], linestyle="none", marker=marker, color=style.INK, markersize=6, label=label) for marker, label in MEASURES
         ]
-        note = f"{f'a: dashed line {reference} without a mask; ' if reference else ''}{_seeds_note(rows)}; b, c:"
+        note = f"{f'a: dashed line {reference} without a mask; ' if reference else ''}{_seeds_note(rows)}; b{', c' if several else ''}:"
         figure.legend(handles=handles, loc="outside lower center", ncols=len(MEASURES), title=note)
     return figure
 
@@ -254,4 +255,4 @@ def _retained_statement(seeds: Sequence[Retained], when: str) -> str:
         clauses.append(f"{percent(fmean(shares))} of specialised features stay so{by_chance}")
     if profiles:
         clauses.append(f"profiles correlate at {fixed(fmean(profiles), 2)}")
-    return f"{'; '.join(clauses) or 'Nothing is known'} {when}"
+    return capital(f"{'; '.join(clauses) or 'nothing is known'} {when}")

@@ -380,6 +380,7 @@ class TestTokensAndDynamics:
         assert read_truth(tmp_path / "store").said.shape == (20, policy.width)
         np.testing.assert_array_equal(np.unique(rows.token) < 20, True)
 
+    @pytest.mark.slow
     def test_what_tokens_say_is_found_and_need_not_be_coded(self, tmp_path):
         policy = WorldPolicy(**SMALL | {"sequences": 800}, variant="dynamic", vocabulary=20, said=2.0, carried=0.7)
         store, truth = harvest_world(policy, tmp_path / "store"), truth_of(policy)

@@ -287,6 +287,7 @@ def test_a_past_that_says_something_is_found_and_does_not_run_away(tmp_path: Pat
     assert fve("nonsense", past=("previous", "attention")) == pytest.approx(fve("none again"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_bits(
     store: tl.ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

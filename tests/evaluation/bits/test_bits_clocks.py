@@ -32,6 +32,7 @@ def kept_positions(store: ActivationStore, entries: np.ndarray) -> np.ndarray:
     return np.concatenate([rows.position[rows.excluded == 0].numpy() for rows in sequential(store, entries)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [{}, {"rows": "packed"}, {"rows_per_document": 2}, {"max_tokens": 120, "bos": False}])
 def test_positions_are_those_of_a_harvest_by_that_clock(folder: Path, policy: dict[str, Any]) -> None:
     store = harvested(folder, f"index {policy}", **policy)
