@@ -212,7 +212,7 @@ def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = No
         def found_by_all() -> dict[str, Any]:
             known, structure = (None, {}) if streams is None else _known(streams, rows, bins, groupings, model, policy)
             clocks = {name: clock_scan(name, bins[name], groupings, sums, structure.get(name)) for name in bins}
-            return _found(policy, corpus.name, model, rows, sums, clocks, known).to_json()
+            return _found(policy, corpus.name, model, layers, rows, sums, clocks, known).to_json()
 
         return Scan.from_json(processes.told(found_by_all))
 
@@ -221,6 +221,7 @@ def _found(
     policy: ScanPolicy,
     text: str,
     model: LanguageModel,
+    layers: Sequence[Layer],
     rows: Sequence[TokenRow],
     sums: Sequence[LayerSums],
     clocks: dict[str, ClockScan],
@@ -232,7 +233,7 @@ def _found(
         revision=model.revision,
         text=text,
         dtype=model.precision,
-        layers=["embed", *map(str, range(model.layers))],
+        layers=[str(layer) for layer in layers],
         clocks=clocks,
         norm=[finite_or_none(layer.by_index[1] / layer.by_index[0]) for layer in sums],
         sinks=[finite_or_none(layer.by_index[2] / layer.by_index[0]) for layer in sums],

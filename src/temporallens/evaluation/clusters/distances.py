@@ -17,8 +17,8 @@ from temporallens.evaluation.clusters.profiles import Bins, Table, profiles_of, 
 ROWS, COLUMNS = 64, 2048
 """Of a tile of pairs."""
 TERMS = 1 << 18
-"""Of the sums of all pairs of a tile that are computed at a time: they stay in a core's cache, and threads that compute such tiles side by
-side seldom wait for the interpreter."""
+"""Of the sums of all pairs of a tile that are computed at a time: in calls of that size threads side by side seldom wait for the
+interpreter."""
 
 
 def vectors_of(table: Table, bins: Bins, smoothing: float, distance: DistanceName) -> Float[np.ndarray, "n V"]:
