@@ -25,10 +25,8 @@ STRICTNESS = {"hard": "hard", "soft": "soft", "straight_through": "straight thro
 """How a study calls it, and how the picture does; in the order of the rows of a group."""
 BEFORE = "same runs, before hardening"
 MEASURES = (("o", "profiles: mean Spearman's correlation"), ("s", "specialised features that stay so"), ("|", "that share by chance"))
-MISSING = {
-    "arms": "no arm of these activations has a mask whose strictness can be chosen",
-    "hardening": "this run does not hold what its dictionaries keep when they harden (evaluation.positions)",
-}
+NO_ARMS = "no arm of these activations has a mask whose strictness can be chosen"
+NOT_KEPT = "this run does not hold what its dictionaries keep when they harden (evaluation.positions)"
 ROW_HEIGHT, AROUND, LEAST_HEIGHT = 0.3, 2.0, 1.5
 MOST_ROWS = 24
 TITLE_CHARACTERS = 38
@@ -73,12 +71,12 @@ def draw_mask_strictness(
     with style.ours():
         figure = style.new_figure(max(LEAST_HEIGHT, ROW_HEIGHT * len(lines)) + AROUND)
         style.head(figure, title)
-        several = not rows or any(_key(run) in seeds for row in rows for run in row.runs)
-        panels = figure.subplots(1, 3 if several else 2)
         if not rows:
             names = ("FVE", "Kept when hardening", "Kept from seed to seed")
-            style.empty_panels(panels, "abc", names, TITLE_CHARACTERS, MISSING["arms"])
+            style.empty_panels(figure.subplots(1, 3), "abc", names, TITLE_CHARACTERS, NO_ARMS)
             return figure
+        several = any(_key(run) in seeds for row in rows for run in row.runs)
+        panels = figure.subplots(1, 3 if several else 2)
         reference = _draw_fve(panels[0], lines, runs, hardening)
         _draw_retained(panels[1], lines, hardening, "b", "hardening", "when masks harden")
         if several:  # one seed has no other to be compared with
@@ -219,7 +217,7 @@ def _draw_retained(
 ) -> None:
     known = [[] if line.before else [retained[_key(run)] for run in line.row.runs if _key(run) in retained] for line in lines]
     if not any(known):
-        style.empty_panel(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS, MISSING[between])
+        style.empty_panel(axes, letter, f"Specialisation kept {when}", TITLE_CHARACTERS, NOT_KEPT)
         return
     for y, (line, seeds) in enumerate(zip(lines, known, strict=True)):
         colour, _ = _look(line.row.strictness)

@@ -31,15 +31,15 @@ WIDE = ("fve_first", "tokens_seen")
 
 def printed(table: Table, words: Collection[str]) -> Printed:
     """For a terminal; columns of `words` may be folded, the others hold numbers."""
-    printed = Printed(title=table.title, title_justify="left", box=SIMPLE_HEAD)
+    shown = Printed(title=table.title, title_justify="left", box=SIMPLE_HEAD)
     for name in table.columns:
         if name in words:
-            printed.add_column(name, overflow="fold")
+            shown.add_column(name, overflow="fold")
         else:
-            printed.add_column(name, justify="right", no_wrap=True)
+            shown.add_column(name, justify="right", no_wrap=True)
     for row in table.rows:
-        printed.add_row(row.head, *row.cells)
-    return printed
+        shown.add_row(row.head, *row.cells)
+    return shown
 
 
 def list_table(title: str, lines: Mapping[str, str]) -> Printed:
