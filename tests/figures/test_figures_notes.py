@@ -358,6 +358,12 @@ def test_what_one_seed_kept_is_compared_with_that_seed_and_drawn_hollow() -> Non
     assert np.allclose([np.asarray(line.get_xdata(), dtype=float) for line in bars], [[0.85, 0.95]])
 
 
+def test_two_arms_of_one_seed_are_one_seed() -> None:
+    runs = [make_run("hard", fve=0.8), make_run("other", fve=0.9)]
+    kept = {(arm, 0): Retained(None, None, None, before) for arm, before in (("hard", 0.79), ("other", 0.87))}
+    assert titles(draw_mask_strictness(runs, ARMS, kept, {}))[0] == "a FVE: as hardened against before, one seed (+0.0200)"
+
+
 def test_strictness_of_one_seed_or_of_nothing_claims_nothing() -> None:
     one = draw_mask_strictness([make_run("hard"), make_run("soft", fve=0.9)], ARMS, {}, {})
     assert titles(one)[0] == "a FVE: soft against hard, one seed (+0.1000)" and "one seed: no interval over seeds" in texts(one)

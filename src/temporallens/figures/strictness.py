@@ -194,9 +194,14 @@ def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Reta
             pairs = [run.fve - theirs[run.seed] for run in row.runs if run.seed in theirs]
             clauses.append(f"{STRICTNESS[row.strictness]} {_against(pairs, 'hard')}")
         return f"FVE: {'; '.join(clauses)}"
-    pairs = [run.fve - before[run.seed] for row in rows for before in [_before(row, hardening)] for run in row.runs if run.seed in before]
-    if pairs:
-        return f"FVE: as hardened {_against(pairs, 'before')}"
+    gained: dict[int, list[float]] = {}  # by seed, over arms: these are no samples of each other's kind
+    for row in rows:
+        before = _before(row, hardening)
+        for run in row.runs:
+            if run.seed in before:
+                gained.setdefault(run.seed, []).append(run.fve - before[run.seed])
+    if gained:
+        return f"FVE: as hardened {_against([fmean(one) for one in gained.values()], 'before')}"
     return f"All masks are {STRICTNESS[rows[0].strictness]}: there is no other strictness to compare"
 
 
