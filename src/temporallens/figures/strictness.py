@@ -194,15 +194,20 @@ def _fve_statement(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Reta
             pairs = [run.fve - theirs[run.seed] for run in row.runs if run.seed in theirs]
             clauses.append(f"{STRICTNESS[row.strictness]} {_against(pairs, 'hard')}")
         return f"FVE: {'; '.join(clauses)}"
-    gained: dict[int, list[float]] = {}  # by seed, over arms: these are no samples of each other's kind
+    if gained := _gained_by_hardening(rows, hardening):
+        return f"FVE: as hardened {_against(gained, 'before')}"
+    return f"All masks are {STRICTNESS[rows[0].strictness]}: there is no other strictness to compare"
+
+
+def _gained_by_hardening(rows: Sequence[Row], hardening: Mapping[tuple[str, int], Retained]) -> list[float]:
+    """FVE of the hard states less that of the soft ones, one number for each seed: its arms are not so many seeds."""
+    gained: dict[int, list[float]] = {}
     for row in rows:
         before = _before(row, hardening)
         for run in row.runs:
             if run.seed in before:
                 gained.setdefault(run.seed, []).append(run.fve - before[run.seed])
-    if gained:
-        return f"FVE: as hardened {_against([fmean(one) for one in gained.values()], 'before')}"
-    return f"All masks are {STRICTNESS[rows[0].strictness]}: there is no other strictness to compare"
+    return [fmean(of_seed) for of_seed in gained.values()]
 
 
 def _against(pairs: Sequence[float], other: str) -> str:
