@@ -369,6 +369,40 @@ def test_interrupted_and_terminated_runs_say_how_to_go_on(study: Path, monkeypat
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("seconds", [0, 15], ids=["at the end", "in the middle"])
+def test_a_signal_that_comes_in_a_finaliser_is_not_lost(
+    study: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, seconds: float
+) -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def run(*_arguments: object, **_named: object) -> None:
+        Finalised()  # what its end raises, Python ignores
+        time.sleep(seconds)
+
+    monkeypatch.setattr("temporallens.study.run.run_study", run)
+    monkeypatch.setattr("temporallens.cli._print_results", lambda *_arguments: None)
+    started = time.monotonic()
+    result = call("run", study)
+    assert (result.exit_code, result.stderr.splitlines()[-1].endswith(GO_ON)) == (code, True)
+    assert time.monotonic() - started < 10
+
+
+def test_other_errors_of_finalisers_are_reported_as_ever(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            raise ZeroDivisionError
+
+    reported: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type.__name__))
+    monkeypatch.setattr("temporallens.study.run.run_study", lambda *_arguments, **_named: Finalised() and None)
+    monkeypatch.setattr("temporallens.cli._print_results", lambda *_arguments: None)
+    assert call("run", study).exit_code == 0
+    assert reported == ["ZeroDivisionError"]
+
+
 def test_a_bug_keeps_its_traceback(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_named: object) -> None:
         raise ZeroDivisionError

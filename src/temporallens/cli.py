@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 import webbrowser
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from temporallens.study.stages import Kind
 
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+A_MOMENT = 0.05
+"""Seconds; a finaliser has ended by then, or the signal is sent once more."""
 SHARED = ("run", "harvest", "train", "evaluate", "figures", "report")
 """Commands that several processes do together."""
 WIDE = 160
@@ -52,12 +55,33 @@ def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _raise_terminated)
+def _signals_stop() -> Iterator[None]:
+    """SIGTERM raises as SIGINT does, and neither is lost.
+
+    What a signal raises while Python is in a finaliser or in a callback of its collector goes no further than that: Python
+    reports it as unraisable and runs on. The signal is sent again a moment later then, at the latest on leaving.
+    """
+    handler, report = signal.signal(signal.SIGTERM, _raise_terminated), sys.unraisablehook
+    again: list[threading.Timer] = []
+
+    def send_again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+            again.append(threading.Timer(A_MOMENT, os.kill, [os.getpid(), number]))  # of this process, so that its first thread wakes
+            again[-1].start()
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        try:
+            for timer in again:
+                timer.join()
+        finally:
+            sys.unraisablehook = report
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -128,7 +152,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; raises typer.Exit with the code that belongs to its end."""
         try:
-            with _sigterm_raises(), _warnings_as_sentences(), _together():
+            with _signals_stop(), _warnings_as_sentences(), _together():
                 return super().invoke(ctx)
         except TemporalLensError as error:
             raise _refused(error) from error
