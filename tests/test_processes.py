@@ -26,6 +26,7 @@ from temporallens.layout import RunId
 from temporallens.study.run import _turns
 from temporallens.study.stages import Stage
 from temporallens.training import trainer
+from temporallens.training.checkpoint import begun_trainings
 from temporallens.training.history import load_history
 from tiny_models import tiny_model
 from tiny_studies import VALID, documents
@@ -148,13 +149,39 @@ def test_a_run_goes_on_with_another_number_of_processes_after_one_was_killed(tmp
         said = process.communicate()[0]
     assert process.returncode != 0 and time.monotonic() - started < 60
     assert len(re.findall(r"process 1 of 2 on .+ has not been heard of for \d+ seconds", said)) == 1, said
-    assert not list(shared.glob("arms/world/*/training.json"))
+    assert not (shared / "results.json").exists()
     run_together(1, "-m", "temporallens", "evaluate", path, "--out", shared)
-    run_together(4, "-m", "temporallens", "evaluate", path, "--out", tmp_path / "four")
-    for folder in (shared, tmp_path / "four"):
-        for first, second in zip(load_results(whole).runs, load_results(folder).runs, strict=True):
-            assert abs(first.fve - second.fve) < 1e-3
-            alike(whole / "arms" / first.id.path, folder / "arms" / second.id.path)
+    assert weights(shared) == weights(whole)  # each was trained by one process
+    run_together(4, "-m", "temporallens", "evaluate", path, "--out", tmp_path / "four")  # more than dictionaries: they share batches
+    for first, second in zip(load_results(whole).runs, load_results(tmp_path / "four").runs, strict=True):
+        assert abs(first.fve - second.fve) < 1e-3
+        alike(whole / "arms" / first.id.path, tmp_path / "four" / "arms" / second.id.path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_dictionaries_are_dealt_to_processes_and_go_on_where_they_were(tmp_path):
+    path, whole, shared = study(tmp_path, 400), tmp_path / "whole", tmp_path / "shared"
+    path.write_text(f"{path.read_text()}seeds: [0, 1, 2]\n")
+    run_together(1, "-m", "temporallens", "train", path, "--out", whole)
+    with torchrun(2, "-m", "temporallens", "train", path, "--out", shared) as process:
+        while len({file.name[:27] for file in shared.glob("arms/world/checkpoint-*")}) < 2:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode != 0
+    begun = begun_trainings(shared / "arms" / "world")
+    assert sorted(map(len, begun.values())) == [3, 3]
+    run_together(2, "-m", "temporallens", "train", path, "--out", shared)
+    assert weights(shared) == weights(whole)
+    assert not list(shared.rglob("checkpoint-*"))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("arms/*/*/sae_weights.safetensors")}
+    assert found
+    return found
 
 
 MEASURED = """

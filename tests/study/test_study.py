@@ -318,7 +318,7 @@ def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         run(path, tmp_path / "run")
     run_study(read_study(path), tmp_path / "run", "train")
-    assert [len(names) for names in trained] == [6, 3, 3]
+    assert [len(names) for names in trained] == [5, 4, 4]
     assert trained[1] == trained[2]
 
 

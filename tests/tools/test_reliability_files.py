@@ -21,7 +21,8 @@ from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import CannotWriteError, TemporalLensError
 from temporallens.files import abandon, locked, read_json, read_tensors, tensor_digest, write_json, write_tensors
 from temporallens.study.reading import read_copy, write_copy
-from temporallens.training.checkpoint import Checkpoints, checkpoint_file, load_checkpoint, other_checkpoints, save_checkpoint
+from temporallens.training.checkpoint import Checkpoints, begun_trainings, checkpoint_file, load_checkpoint, save_checkpoint
+from temporallens.training.snapshots import snapshot_file
 
 SHARED = torch.arange(6.0)
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3.0), "flags": torch.tensor([True, False])}
@@ -165,11 +166,21 @@ def test_the_last_two_checkpoints_are_kept_and_the_newer_one_is_gone_on_from(tmp
     assert fresh.load()[1] == {"step": 30}
     fresh.save({"x": torch.zeros(2)}, {"step": 40})  # over that of step 20
     assert sorted(load_checkpoint(file)[1]["step"] for file in tmp_path.iterdir()) == [30, 40]
-    assert other_checkpoints(tmp_path, path) == []
-    assert len(other_checkpoints(tmp_path, checkpoint_file(tmp_path, {"settings": 2}))) == 2
     fresh.remove()
     assert not list(tmp_path.iterdir())
     assert Checkpoints(path).load() is None
+
+
+def test_what_was_begun_is_told_with_its_runs(tmp_path: Path) -> None:
+    first, second, third = (checkpoint_file(tmp_path, {"settings": number}) for number in range(3))
+    for step in (10, 20):
+        Checkpoints(first).save({"x": torch.zeros(2)}, {"step": step, "seconds": {"a": 0.5, "b": 1.0}})
+    save_checkpoint(snapshot_file(first, "a", 5), {"x": torch.zeros(2)}, {})
+    save_checkpoint(snapshot_file(second, "c", 5), {"x": torch.zeros(2)}, {})
+    assert begun_trainings(tmp_path) == {first: ["a", "b"], second: []}
+    third.write_bytes(b"damaged")
+    with pytest.raises(TemporalLensError, match=f"{third.name} .*remove it to start the training again"):
+        begun_trainings(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path) -> None:

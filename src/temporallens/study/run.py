@@ -6,6 +6,7 @@ stage. They get the stages that are not finished and yield each as it is done, s
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -51,9 +52,9 @@ from temporallens.study.pins import Pins, new_pins, pinned_study, read_pins, wri
 from temporallens.study.pretrained import check_pretrained, save_pretrained
 from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
-from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, remove, stages_of
+from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, stages_of
 from temporallens.study.tuning import GRID, LAST, at_best_rates, give_up, grid_in, grid_of, studies_in, tuned_before
-from temporallens.training.checkpoint import checkpoint_file, other_checkpoints, remove_checkpoints, training_settings
+from temporallens.training.checkpoint import begun_trainings, checkpoint_file, remove_checkpoints, training_settings
 from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
@@ -280,8 +281,7 @@ def _do_harvests(run: Run, stages: list[Stage]) -> Iterator[Stage]:
 
 
 def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
-    """What is trained already is read. Unfinished dictionaries of one store learn side by side from one pass over it, `TOGETHER` at a time:
-    passes are all alike."""
+    """What is trained already is read; what is not finished is trained, store by store."""
     variants = run.study.variants()
     read = {stage.name: variants[stage.run.arm].arm for stage in stages if stage.run}
     for entry in dict.fromkeys(stage.activations for stage in stages):
@@ -291,19 +291,79 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
             store = ActivationStore(run.paths.store(stage.activations))
             processes.once(partial(save_pretrained, run.study, stage, arm, store, run.path(stage)))
             yield stage
-    stages = [stage for stage in stages if read[stage.name].trained]
-    for group in [part for alike in _groups(stages, lambda stage: stage.activations) for part in _parts(alike, TOGETHER)]:
-        arms = [ArmRun(stage.run.name, variants[stage.run.arm].arm, stage.run.seed) for stage in group if stage.run]
-        entry = group[0].activations
-        store, folder = ActivationStore(run.paths.store(entry)), run.paths.arms(entry)
-        checkpoint = checkpoint_file(folder, training_settings(store, arms, run.study.training))
-        if processes.told(partial(_trained_before, [run.folder / stage.proof for stage in group], checkpoint)):
-            processes.once(partial(remove_checkpoints, checkpoint))
+    for alike in _groups([stage for stage in stages if read[stage.name].trained], lambda stage: stage.activations):
+        yield from _trained(run, alike)
+
+
+def _trained(run: Run, stages: list[Stage]) -> Iterator[Stage]:
+    """The dictionaries of one store. Those of one part learn side by side from one pass over it. Of several processes each learns a part of
+    its own, to the bits that one process learns, where there are parts enough; they share the batches of a part that is alone, and of a
+    stream."""
+    policy = run.study.activations[stages[0].activations]
+    stream = policy if isinstance(policy, HarvestPolicy) and policy.stream else None
+    count = 1 if stream else processes.count()
+    dealt = [[stages[number] for number in part] for part in processes.told(partial(_dealt, run, stages, count))]
+    yield from dealt[0]
+    for parts in _parts(dealt[1:], count):
+        if len(parts) == 1:
+            _train(run, parts[0], stream)
+            yield from parts[0]
+            continue
+        own = parts[processes.rank()] if processes.rank() < len(parts) else []
+        found = processes.collected(_trained_apart(run, own))
+        for part, diverged in zip(parts, found, strict=False):  # processes beyond the parts have found nothing
+            yield from [] if diverged else part
+        for diverged in filter(None, found):
+            raise DivergedError(*diverged)
+
+
+def _trained_apart(run: Run, stages: list[Stage]) -> list[str]:
+    """Train in this process alone; returns what is said of a dictionary that diverged, and its name."""
+    try:
+        with processes.apart():
+            _train(run, stages)
+    except DivergedError as error:
+        return [str(error), error.run]
+    return []
+
+
+def _train(run: Run, stages: list[Stage], stream: HarvestPolicy | None = None) -> None:
+    """Train dictionaries of one store side by side; what is there already was trained by a process that was killed before it said so."""
+    if stages and not processes.told(partial(_are_there, run, stages)):
+        entry = stages[0].activations
+        train_arms(ActivationStore(run.paths.store(entry)), _arms(run, stages), run.study.training, run.paths.arms(entry), stream=stream)
+
+
+def _arms(run: Run, stages: Sequence[Stage]) -> list[ArmRun]:
+    variants = run.study.variants()
+    return [ArmRun(stage.run.name, variants[stage.run.arm].arm, stage.run.seed) for stage in stages if stage.run]
+
+
+def _are_there(run: Run, stages: Sequence[Stage]) -> bool:
+    """Whether these dictionaries are trained and written."""
+    return all((run.folder / stage.proof).exists() for stage in stages)
+
+
+def _dealt(run: Run, stages: list[Stage], count: int) -> list[list[int]]:
+    """The dictionaries of one store, by their numbers: first those that are there already, then parts that learn side by side, of at most
+    `TOGETHER`, one for each of so many processes where there are dictionaries enough. What was interrupted goes on as it was, with whatever
+    number of processes; checkpoints of other settings are removed."""
+    entry, arms = stages[0].activations, _arms(run, stages)
+    store, folder = ActivationStore(run.paths.store(entry)), run.paths.arms(entry)
+    left = {number for number, stage in enumerate(stages) if not _are_there(run, [stage])}
+    parts = []
+    for checkpoint, names in begun_trainings(folder).items():
+        part = [number for number, arm in enumerate(arms) if arm.name in names]
+        settings = training_settings(store, [arms[number] for number in part], run.study.training)
+        if left.isdisjoint(part) or checkpoint != checkpoint_file(folder, settings):
+            remove_checkpoints(checkpoint)
         else:
-            policy = run.study.activations[entry]
-            stream = policy if isinstance(policy, HarvestPolicy) and policy.stream else None
-            train_arms(store, arms, run.study.training, folder, stream=stream)
-        yield from group
+            parts.append(part)
+    begun = set(itertools.chain.from_iterable(parts))
+    over, new = sorted(set(range(len(stages))) - left - begun), sorted(left - begun)
+    share = min(TOGETHER, math.ceil(len(new) / count)) if len(new) >= count else TOGETHER
+    dealt = math.ceil(len(new) / share)
+    return [over, *parts, *(new[first::dealt] for first in range(dealt))]
 
 
 def _check_measurable(run: Run, entry: str) -> None:
@@ -311,13 +371,6 @@ def _check_measurable(run: Run, entry: str) -> None:
     store = ActivationStore(run.paths.store(entry))
     for name, policy in run.study.evaluation.sections(of_model=entry in run.study.from_models()).items():
         SECTIONS[name].fits(store, run.held_out(store), policy)
-
-
-def _trained_before(proofs: list[Path], checkpoint: Path) -> bool:
-    """Whether a training was killed between its end and its record; what trainings with other settings left is removed."""
-    for abandoned in other_checkpoints(checkpoint.parent, checkpoint):
-        remove(abandoned)
-    return all(proof.exists() for proof in proofs)
 
 
 def _do_evaluations(run: Run, stages: list[Stage]) -> Iterator[Stage]:

@@ -5,6 +5,7 @@ before it offered.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from temporallens.files import canonical_json, fingerprint, read_tensors, write_
 from temporallens.training.policy import TrainingPolicy
 
 FORMAT = "temporallens.checkpoint/2"
+BEGINS, SETTINGS = "checkpoint-", 16
+"""How the name of a checkpoint begins, and how many letters stand there for its settings; snapshots add their own behind them."""
 FROM_THE_START = "remove it to start the training again"
 
 
 def checkpoint_file(folder: Path, settings: Any) -> Path:
     """Where a run with these settings keeps its checkpoint; other settings have another file, and are never continued."""
-    return folder / f"checkpoint-{fingerprint(settings)[:16]}.safetensors"
+    return folder / f"{BEGINS}{fingerprint(settings)[:SETTINGS]}.safetensors"
 
 
 def training_settings(store: ActivationStore, runs: Sequence[tuple[str, ArmConfig, int]], policy: TrainingPolicy) -> Any:
@@ -42,9 +45,12 @@ def remove_checkpoints(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def other_checkpoints(folder: Path, current: Path) -> list[Path]:
-    """Checkpoints in `folder` of trainings with other settings than that of `current`: nothing will go on from them."""
-    return sorted(path for path in folder.glob("checkpoint-*.safetensors") if not path.name.startswith(current.stem))
+def begun_trainings(folder: Path) -> dict[Path, list[str]]:
+    """Trainings in `folder` that have not come to their end, by `checkpoint_file`, with the names of the runs that learn side by side: none
+    where only snapshots are left of one. Raises TemporalLensError where no checkpoint of a training can be read."""
+    files = sorted(folder.glob(f"{BEGINS}*.safetensors"))
+    firsts = dict.fromkeys(path.with_stem(path.stem[: len(BEGINS) + SETTINGS]) for path in files)
+    return {first: Checkpoints(first).runs() for first in firsts}
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -69,7 +75,7 @@ class Checkpoints:
 
     def load(self) -> tuple[dict[str, Tensor], Any] | None:
         """The last one, or None where there is none. Raises TemporalLensError when it is damaged, saying what is left."""
-        steps = {path: _step(path) for path in self._files if path.exists()}
+        steps = {path: _said(path).get("step", math.inf) for path in self._files if path.exists()}  # so that damage is found
         if not steps:
             return None
         last = max(steps, key=lambda path: steps[path])
@@ -80,6 +86,16 @@ class Checkpoints:
             raise _offer(error, last, before[0]) if before else error from error
         self._last = last
         return found
+
+    def runs(self) -> list[str]:
+        """Names of the runs whose training this is; none where there is no checkpoint. Raises TemporalLensError when none can be read."""
+        there = [path for path in self._files if path.exists()]
+        for path in there:
+            if names := list(_said(path).get("seconds", ())):
+                return names
+        for path in there:
+            load_checkpoint(path)
+        return []
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write the next one over the one before the last; `state` holds `step`."""
@@ -96,13 +112,14 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
-def _step(path: Path) -> float:
-    """The step that a checkpoint says it was saved at; infinity where it does not say, so that its damage is found."""
+def _said(path: Path) -> dict[str, Any]:
+    """The state that a checkpoint's header says it holds; nothing where it does not say."""
     try:
         with safe_open(path, framework="pt") as file:
-            return float(json.loads(json.loads((file.metadata() or {})["temporallens"])["state"])["step"])
+            state = json.loads(json.loads((file.metadata() or {})["temporallens"])["state"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return float("inf")
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _offer(error: TemporalLensError, damaged: Path, before: Path) -> TemporalLensError:
