@@ -1,4 +1,5 @@
-"""Past one process: two processes of one thread each against one in training and harvest, and a stream against its parts.
+"""Past one process: two processes of one thread each against one in training, of one dictionary that they share and of a dictionary each,
+and in harvest, and a stream against its parts.
 
 Every turn is a `torchrun` of its own, in which the processes warm up before anything is timed. On a machine with two quiet cores: a stream
 reads in one thread and learns in another, and is compared with the slower of the two alone, on the same batches.
@@ -16,8 +17,10 @@ from pathlib import Path
 from benchmarks.timing import Section, Settings, Times
 
 ROOT = Path(__file__).parents[1]
-TRAINING, HARVEST, STREAM = "scale.training_two_processes", "scale.harvest_two_processes", "scale.stream_vs_slower"
-ONE, TWO = "training, one process of one thread", "training, two processes of one thread"
+SHARED, OWN = "scale.training_shared_by_two_processes", "scale.training_dealt_to_two_processes"
+HARVEST, STREAM = "scale.harvest_two_processes", "scale.stream_vs_slower"
+ONE, TWO = "training, one process of one thread", "training, two processes of one thread that share a dictionary"
+EACH = "training, two processes of one thread with a dictionary each"
 HARVEST_ONE, HARVEST_TWO = "harvest, one process of one thread", "harvest, two processes of one thread"
 READING, LEARNING, STREAMED = "a stream's windows, read alone", "training on the stream's batches alone", "training from the stream"
 GLOO = "from one process to another by gloo"
@@ -56,15 +59,23 @@ def measure(settings: Settings) -> Section:
         gloo.extend([values["gloo"]] if "gloo" in values else [])
         moments.update({count: values["moments"]} if "moments" in values else {})
 
-    turns = [([ONE], "train", 1), ([TWO], "train", 2), ([HARVEST_ONE], "harvest", 1), ([HARVEST_TWO], "harvest", 2)]
+    turns = [
+        ([ONE], "train", 1),
+        ([TWO], "train", 2),
+        ([EACH], "train_own", 2),
+        ([HARVEST_ONE], "harvest", 1),
+        ([HARVEST_TWO], "harvest", 2),
+    ]
     turns.append(([STREAMED, READING, LEARNING], "stream", 1))
     for number in range(settings.rounds):
         for names, work, count in turns if number % 2 == 0 else turns[::-1]:
             turn(names, work, count)
     times = Times(seconds)
     alone = zip(seconds[READING], seconds[LEARNING], seconds[STREAMED], strict=True)
+    each = times.speed_ratio(EACH, ONE)
     ratios = {
-        TRAINING: times.speed_ratio(TWO, ONE),
+        SHARED: times.speed_ratio(TWO, ONE),
+        OWN: each and 2 * each,
         HARVEST: times.speed_ratio(HARVEST_TWO, HARVEST_ONE),
         STREAM: statistics.median(max(reading, learning) / streamed for reading, learning, streamed in alone),
     }

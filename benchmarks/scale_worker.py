@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path
@@ -35,13 +35,26 @@ def train(settings: Settings) -> dict[str, float]:
     """Seconds of a step on batches that all processes share, and bytes per second that one tells the others."""
     sizes, share = settings.sizes, slice(processes.rank(), None, processes.count())
     step = _step(sizes, [data[share].contiguous() for data in batches(sizes, DEVICE)], share).warmed()
+    found = {"seconds": _seconds(step), "tokens": sizes.batch, "moments": step.trainee.optimizer.kept}
+    return found if processes.count() == 1 else found | {"gloo": _told()}
+
+
+def train_own(settings: Settings) -> dict[str, float]:
+    """Seconds of a step of every process's own dictionary on whole batches: a study has as many dictionaries as processes, and more."""
+    with processes.apart():
+        step = _step(settings.sizes, batches(settings.sizes, DEVICE)).warmed()
+    return {"seconds": _seconds(step, apart=True), "tokens": settings.sizes.batch * processes.count()}
+
+
+def _seconds(step: OurStep, *, apart: bool = False) -> float:
+    """Of a step, from the moment where all processes begin to that where all are done."""
     processes.wait()
     start = time.perf_counter()
-    for _ in range(STEPS):
-        step()
+    with processes.apart() if apart else nullcontext():
+        for _ in range(STEPS):
+            step()
     processes.wait()
-    found = {"seconds": (time.perf_counter() - start) / STEPS, "tokens": sizes.batch, "moments": step.trainee.optimizer.kept}
-    return found if processes.count() == 1 else found | {"gloo": _told()}
+    return (time.perf_counter() - start) / STEPS
 
 
 def _told() -> float:
@@ -128,7 +141,7 @@ def main() -> None:
     settings = Settings(**given | {"sizes": Sizes(**given["sizes"])})
     torch.set_num_threads(1)
     with processes.joined():
-        found = {"train": train, "harvest": harvest, "stream": stream}[sys.argv[1]](settings)
+        found = {"train": train, "train_own": train_own, "harvest": harvest, "stream": stream}[sys.argv[1]](settings)
         if processes.rank() == 0:
             print(json.dumps(found))
 

@@ -11,7 +11,7 @@ from temporallens.cli import app
 from temporallens.errors import TemporalLensError
 from temporallens.study.devices import ADAM_BYTES, DEVICES, GLOO_BYTES, LINKS_REACH, PRODUCTS_REACH, Company, Traffic, device_named
 from temporallens.study.models import PUBLISHED
-from temporallens.study.plan import most_memory, plan_study
+from temporallens.study.plan import PlanLine, most_memory, plan_study
 from temporallens.study.reading import read_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -47,6 +47,27 @@ def test_a_plan_of_many_devices_follows_its_formulas(tmp_path: Path) -> None:
     assert line.course.learning == pytest.approx(122_000 * step)
     assert line.course.feeding == pytest.approx((tokens / 600_000 + 3 * 2 * width * tokens / GLOO_BYTES) / 2)
     assert line.seconds == line.course.reading + max(line.course.feeding, line.course.learning)
+
+
+def test_dictionaries_that_are_dealt_exchange_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("""\
+name: dealt
+activations:
+  world: {source: world, width: 16, features: 24, positions: 16, sequences: 64, start: 3, periods: [4], active: 2, highest_rate: 0.2}
+arms: {batchtopk: {kind: batchtopk, features: 32, k: 3}}
+training: {steps: 1000, batch_size: 64}
+seeds: [0, 1, 2]
+""")
+
+    def trained(company: Company) -> list[PlanLine]:
+        return [line for line in plan_study(read_study(path), tmp_path / "run", company).lines if line.stage.kind == "train"]
+
+    (one, *_), two, four = trained(Company(1, H100)), trained(Company(2, H100)), trained(Company(4, H100))
+    assert len(two) == 3 and not any(line.traffic for line in two) and all(line.traffic for line in four)
+    assert sum(line.seconds or 0 for line in two) == pytest.approx(2 * (one.seconds or 0))  # one process trains two, the other one
+    assert most_memory(two) == pytest.approx(2 * (one.memory or 0), abs=3)
+    assert four[0].memory == (8 + 8 // 4) * 2 * 16 * 32
 
 
 def test_between_hosts_the_slower_link_counts_and_alone_nothing_is_exchanged() -> None:

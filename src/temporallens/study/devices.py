@@ -68,9 +68,14 @@ class Company(NamedTuple):
     processes: int = 1
     device: Device | None = None
 
+    @property
+    def alone(self) -> "Company":
+        """One of them by itself."""
+        return self._replace(processes=1)
+
     def exchanging(self, traffic: Traffic) -> float:
-        """Seconds of a step: gradients are summed where they are used, what was learnt is told, and candidates are gathered, all around
-        rings."""
+        """Seconds of a step: gradients are summed where they are used, what was learnt is told, and candidates are gathered; everything
+        goes both ways at once."""
         if self.device is None:
             rate = GLOO_BYTES
         else:

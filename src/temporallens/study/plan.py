@@ -5,6 +5,7 @@ the study and the size of its texts, and times from the arithmetic of each stage
 that is not here. What cannot be known without fetching something is said to be unknown; what is known of a model beforehand, so.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -177,11 +178,12 @@ def _small_texts(study: Study) -> list[str]:
 
 
 def _memory_notes(lines: list[PlanLine], company: Company) -> list[str]:
-    """How much a process holds at once: all dictionaries of an entry learn side by side, and beside the model where that is read."""
+    """How much a process holds at once: its dictionaries of an entry learn side by side, and beside the model where that is read."""
     if company == ALONE:
         return []
-    words = f"At most {readable_bytes(most_memory(lines))} are held at once in each process: weights, gradients and a share of Adam's"
-    words += " moments of all dictionaries of an entry, and the model that a stream reads; what a step works with is not counted."
+    words = f"At most {readable_bytes(most_memory(lines))} are held at once in each process: weights, gradients and Adam's moments (where"
+    words += " it shares them, its share) of the dictionaries of an entry that it trains, and the model that a stream reads; what a step"
+    words += " works with is not counted."
     device = company.device
     return [words if device is None else f"{words} Each {device.title} has {readable_bytes(device.memory)}."]
 
@@ -276,13 +278,26 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
         candidates=4 * study.training.batch_size * (getattr(arm, "k", None) or 0),
         stream=element * study.training.batch_size * width if streams else 0,
     )
-    course = _course(study, stage, traffic, speeds)
+    if share := _dealt(study, stage, speeds.company):
+        learning = share * _course(study, stage, traffic, speeds, speeds.company.alone).learning
+        memory = math.ceil(share * speeds.company.alone.holding(2 * entries))
+        return Amount(tokens, 2 * 4 * entries, learning, memory, None, Course(0.0, 0.0, learning))
+    course = _course(study, stage, traffic, speeds, speeds.company)
     shared = traffic if speeds.company.processes > 1 else None
     return Amount(tokens, 2 * 4 * entries, course.together, speeds.company.holding(2 * entries), shared, course)
 
 
-def _course(study: Study, stage: Stage, traffic: Traffic, speeds: Speeds) -> Course:
-    company, policy, training = speeds.company, study.activations[stage.activations], study.training
+def _dealt(study: Study, stage: Stage, company: Company) -> float | None:
+    """The share of the dictionaries of an entry that one process trains, where each process trains dictionaries of its own; else None."""
+    policy = study.activations[stage.activations]
+    trained = sum(run.activations == stage.activations for run in study.trainings())
+    if company.processes == 1 or trained < company.processes or (isinstance(policy, HarvestPolicy) and policy.stream):
+        return None
+    return math.ceil(trained / company.processes) / trained
+
+
+def _course(study: Study, stage: Stage, traffic: Traffic, speeds: Speeds, company: Company) -> Course:
+    policy, training = study.activations[stage.activations], study.training
     assert stage.run
     sparse = study.variants()[stage.run.arm].arm.level == "k"
     parameters = traffic.gradients // 4
