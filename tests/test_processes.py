@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from companies import ROOT, process_of, run_together, torchrun
 from company_worker import ARMS, ROW_ARMS, harvest_all, learn_from_stream, small_windows, train_all
@@ -23,6 +24,7 @@ from temporallens.dictionaries.saving import load_dictionary
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.layout import RunId
+from temporallens.study.config import Study
 from temporallens.study.run import _turns
 from temporallens.study.stages import Stage
 from temporallens.training import trainer
@@ -93,13 +95,22 @@ def test_a_process_that_ends_early_is_named_once_and_ends_all(tmp_path):
 
 
 def test_arms_that_compare_rows_are_for_one_process(monkeypatch):
-    TSAE(features=8, k=2).check_training("tokens")
+    TSAE(features=8, k=2).check_sharing()
     monkeypatch.setattr("temporallens.dictionaries.config.count", lambda: 2)
     with pytest.raises(TemporalLensError, match="'tsae' compare the rows of a batch with each other, so that 2 processes cannot share it"):
-        TSAE(features=8, k=2).check_training("tokens")
-    TFA(features=64, k=4).check_training("rows")
+        TSAE(features=8, k=2).check_sharing()
+    TFA(features=64, k=4).check_sharing()
     with pytest.raises(TemporalLensError, match="'tfa' compare"):
-        TFA(features=64, k=4, context="other").check_training("rows")
+        TFA(features=64, k=4, context="other").check_sharing()
+
+
+def test_a_study_of_arms_that_compare_rows_is_refused_where_processes_share_a_stream(monkeypatch):
+    monkeypatch.setattr("temporallens.dictionaries.config.count", lambda: 2)
+    entry = {"model": "smollm2-135m", "layer": 12, "text": "sotu", "context_length": 16, "max_tokens": 4096}
+    study = {"name": "s", "arms": {"tsae": {"kind": "tsae", "features": 8, "k": 2}}, "training": {"steps": 9}}
+    Study.model_validate(study | {"activations": {"stored": entry}})
+    with pytest.raises(ValidationError, match=r"arms\.tsae: arms of kind 'tsae' compare"):
+        Study.model_validate(study | {"activations": {"streamed": entry | {"stream": True}}})
 
 
 @pytest.mark.slow
@@ -161,8 +172,9 @@ def test_a_run_goes_on_with_another_number_of_processes_after_one_was_killed(tmp
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_dictionaries_are_dealt_to_processes_and_go_on_where_they_were(tmp_path):
-    path, whole, shared = study(tmp_path, 400), tmp_path / "whole", tmp_path / "shared"
-    path.write_text(f"{path.read_text()}seeds: [0, 1, 2]\n")
+    path, whole, shared = study(tmp_path, 150), tmp_path / "whole", tmp_path / "shared"
+    arms = "training:", "  tsae: {kind: tsae, features: 32, k: 3}\ntraining:"  # compares rows, which no processes could share
+    path.write_text(f"{path.read_text().replace(*arms)}seeds: [0, 1, 2]\n")
     run_together(1, "-m", "temporallens", "train", path, "--out", whole)
     with torchrun(2, "-m", "temporallens", "train", path, "--out", shared) as process:
         while len({file.name[:27] for file in shared.glob("arms/world/checkpoint-*")}) < 2:
@@ -172,7 +184,7 @@ def test_dictionaries_are_dealt_to_processes_and_go_on_where_they_were(tmp_path)
         process.communicate()
     assert process.returncode != 0
     begun = begun_trainings(shared / "arms" / "world")
-    assert sorted(map(len, begun.values())) == [3, 3]
+    assert sorted(map(len, begun.values())) == [4, 5]
     run_together(2, "-m", "temporallens", "train", path, "--out", shared)
     assert weights(shared) == weights(whole)
     assert not list(shared.rglob("checkpoint-*"))

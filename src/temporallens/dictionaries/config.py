@@ -88,6 +88,9 @@ class ArmSettings(Settings):
             raise TemporalLensError(
                 f"arms of kind '{self.kind}' read whole rows of text: give training.batches: rows, for all arms, so that they see the same"
             )
+
+    def check_sharing(self) -> None:
+        """Raise TemporalLensError where there are processes that this arm's batches cannot be shared among."""
         if self.mixes_rows and count() > 1:
             raise TemporalLensError(
                 f"arms of kind '{self.kind}' compare the rows of a batch with each other, so that {count()} processes cannot share it: "

@@ -161,11 +161,14 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _arms_fit_batches_and_sections(self) -> "Study":
-        """An arm that reads whole rows is trained on nothing else, and measured by what reads them."""
+        """An arm that reads whole rows is trained on nothing else, and measured by what reads them; processes share a stream's batches."""
+        shared = any(isinstance(policy, HarvestPolicy) and policy.stream for policy in self.activations.values())
         apart = [name for name in self.evaluation.sections(of_model=True) if SECTIONS[name].apart]
         for name, arm in self.arms.items():
             try:
                 arm.check_training(self.training.batches)
+                if shared:
+                    arm.check_sharing()
             except TemporalLensError as error:
                 raise ValueError(f"arms.{name}: {error}") from error
             if arm.wants_sequences and apart:

@@ -305,7 +305,7 @@ def _trained(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     dealt = [[stages[number] for number in part] for part in processes.told(partial(_dealt, run, stages, count))]
     yield from dealt[0]
     for parts in _parts(dealt[1:], count):
-        if len(parts) == 1:
+        if len(parts) == 1 and (stream or not any(arm.arm.mixes_rows for arm in _arms(run, parts[0]))):
             _train(run, parts[0], stream)
             yield from parts[0]
             continue

@@ -159,6 +159,7 @@ def _checked(runs: Sequence[ArmRun], policy: TrainingPolicy) -> list[ArmRun]:
         if not isinstance(run.arm, ArmConfig):
             raise _no_arm(run.arm)
         run.arm.check_training(policy.batches)
+        run.arm.check_sharing()
     return [run._replace(seed=whole_seed(run.seed)) for run in runs]
 
 
