@@ -25,7 +25,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.layout import RunId
 from temporallens.study.config import Study
-from temporallens.study.run import _turns
+from temporallens.study.run import _divided, _turns
 from temporallens.study.stages import Stage
 from temporallens.training import trainer
 from temporallens.training.checkpoint import begun_trainings
@@ -222,6 +222,16 @@ def test_processes_scan_and_measure_to_the_bits_of_one(tmp_path):
     assert len(measured) == len(set(measured)) > 3
     assert scan.read_bytes() == (alone / scan.relative_to(shared)).read_bytes()
     assert (alone / "results.json").read_bytes() == (shared / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("dictionaries", "count", "sizes"),
+    [(0, 2, []), (1, 2, [1]), (3, 1, [3]), (20, 1, [10, 10]), (5, 2, [3, 2]), (33, 2, [9, 8, 8, 8]), (3, 4, [3]), (4, 4, [1, 1, 1, 1])],
+)
+def test_every_process_has_as_many_parts(dictionaries, count, sizes):
+    parts = _divided(list(range(dictionaries)), count)
+    assert [len(part) for part in parts] == sizes
+    assert sorted(number for part in parts for number in part) == list(range(dictionaries))
 
 
 def test_a_dictionary_has_the_same_place_in_every_turn():

@@ -361,9 +361,15 @@ def _dealt(run: Run, stages: list[Stage], count: int) -> list[list[int]]:
             parts.append(part)
     begun = set(itertools.chain.from_iterable(parts))
     over, new = sorted(set(range(len(stages))) - left - begun), sorted(left - begun)
-    share = min(TOGETHER, math.ceil(len(new) / count)) if len(new) >= count else TOGETHER
-    dealt = math.ceil(len(new) / share)
-    return [over, *parts, *(new[first::dealt] for first in range(dealt))]
+    return [over, *parts, *_divided(new, count)]
+
+
+def _divided(numbers: list[int], count: int) -> list[list[int]]:
+    """Parts of at most `TOGETHER`, as many for each of so many processes where all can have one. The seeds of an arm follow each other, so
+    parts of every so manieth dictionary take about as long."""
+    each = count if len(numbers) >= count else 1
+    parts = each * math.ceil(len(numbers) / (each * TOGETHER))
+    return [numbers[first::parts] for first in range(parts)]
 
 
 def _check_measurable(run: Run, entry: str) -> None:
