@@ -10,7 +10,8 @@ PARITY := .venv-parity/.installed
 COMMA := ,
 CHOSEN := $(if $(SLOW),--jaxtyping-packages=temporallens$(COMMA)typechecker.check,-m "not slow")
 
-# Two test processes with one thread each use two cores; more threads would only fight for them.
+# Two test processes with one thread each use two cores; more threads would only fight for them. The tests of a file run in one of them,
+# so that what they share is made once.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: quickstart test lint dist docs chaos peers interop parity clean
@@ -19,7 +20,7 @@ quickstart: $(INSTALLED)
 	@$(BIN)/temporallens run studies/quickstart.yaml --out runs/quickstart
 
 test: $(INSTALLED)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup $(CHOSEN) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile $(CHOSEN) $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check

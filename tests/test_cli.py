@@ -655,7 +655,6 @@ def drawn(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder / "run", call("figures", folder / "study.yaml", "--out", folder / "run", "--format", "svg")
 
 
-@pytest.mark.xdist_group("drawn")
 def test_figures_are_written_as_vectors_beside_the_png(drawn: tuple[Path, Result]) -> None:
     run, result = drawn
     assert (result.exit_code, result.stdout) == (0, f"{run / 'figures'}\n")
@@ -671,7 +670,6 @@ def test_a_format_that_is_none_is_refused_before_anything_is_done(study: Path, t
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xdist_group("drawn")
 def test_several_runs_stand_on_one_page(drawn: tuple[Path, Result], tmp_path: Path) -> None:
     run, other, out = drawn[0], tmp_path / "other", tmp_path / "page"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("figures", "stores"))
@@ -687,7 +685,6 @@ def test_several_runs_stand_on_one_page(drawn: tuple[Path, Result], tmp_path: Pa
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.xdist_group("drawn")
 def test_runs_that_cannot_stand_side_by_side_are_refused_in_one_sentence(drawn: tuple[Path, Result], study: Path, tmp_path: Path) -> None:
     run, unfinished, out = drawn[0], tmp_path / "unfinished", tmp_path / "page"
     assert call("harvest", study, "--out", unfinished).exit_code == 0

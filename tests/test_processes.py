@@ -86,6 +86,7 @@ def test_every_exchange_is_over_all_processes(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_early_is_named_once_and_ends_all(tmp_path):
     with torchrun(2, WORKER, "failing", tmp_path) as process:
         said = process.communicate()[0]

@@ -53,8 +53,6 @@ evaluation:
 
 FEATURES = 32
 
-pytestmark = pytest.mark.xdist_group("measures")
-
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -22,8 +22,6 @@ from temporallens.study.pictures import pictures_of
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 
-pytestmark = pytest.mark.xdist_group("roles")  # one study serves them all
-
 ROWS, COLUMNS, WIDTH = ("top", "middle", "bottom"), ("left", "centre", "right"), 8
 NAMES = [f"{row} {column}" for row in ROWS for column in COLUMNS]
 

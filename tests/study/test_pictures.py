@@ -14,8 +14,6 @@ from temporallens.study.pictures import beside_answers, captions, draw_pictures,
 from temporallens.study.reading import read_study
 from temporallens.study.run import browsing_order, run_study
 
-pytestmark = pytest.mark.xdist_group("pictures")  # one study serves them all
-
 STUDY = """
 name: pictures
 activations:

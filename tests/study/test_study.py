@@ -53,8 +53,6 @@ def run(path: Path, folder: Path, up_to: Kind = "report") -> list[str]:
 
 # One tiny study is run once; each test goes on from a copy of its folder.
 
-one_worker = pytest.mark.xdist_group("study")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) -> Path:
@@ -70,7 +68,6 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-@one_worker
 def test_it_leaves_results_figures_a_report_and_its_own_study(folder: Path, sources: dict[str, Path]) -> None:
     results = results_of(folder)
     assert [(run["activations"], run["arm"]) for run in results["runs"]] == [
@@ -88,7 +85,6 @@ def test_it_leaves_results_figures_a_report_and_its_own_study(folder: Path, sour
     assert read_copy(folder / "study.yaml").text == VALID.format(**sources)
 
 
-@one_worker
 def test_run_again_it_does_nothing(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name not in {"study.yaml", ".lock"}}
     said = run(folder / "study.yaml", folder)
@@ -103,7 +99,6 @@ def test_run_again_it_does_nothing(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@one_worker
 def test_a_changed_arm_is_trained_alone_and_the_rest_keeps_its_bits(folder: Path, write: Callable[..., Path]) -> None:
     before = results_of(folder)
     said = run(write(("k: 4", "k: 5")), folder, "evaluate")
@@ -117,7 +112,6 @@ def test_a_changed_arm_is_trained_alone_and_the_rest_keeps_its_bits(folder: Path
         assert (old == new) == (old["arm"] == "standard")
 
 
-@one_worker
 def test_a_lost_output_is_made_again_with_the_same_bits(folder: Path) -> None:
     before = (folder / "results.json").read_bytes()
     shutil.rmtree(folder / "arms" / "low" / "standard-seed0")
@@ -127,7 +121,6 @@ def test_a_lost_output_is_made_again_with_the_same_bits(folder: Path) -> None:
     assert (folder / "results.json").read_bytes() == before
 
 
-@one_worker
 def test_a_failed_stage_leaves_no_results_and_the_finished_ones(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +135,6 @@ def test_a_failed_stage_leaves_no_results_and_the_finished_ones(
     assert "harvest: 2 of 2 finished before, skipped" in run(write(), tmp_path / "run", "train")
 
 
-@one_worker
 def test_layers_of_one_model_are_harvested_in_one_pass(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Any] = []
     original = LanguageModel.load.__func__  # type: ignore[attr-defined]
@@ -158,7 +150,6 @@ def test_layers_of_one_model_are_harvested_in_one_pass(write: Callable[..., Path
     assert not (tmp_path / "run" / "arms").exists()
 
 
-@one_worker
 @pytest.mark.parametrize("stage", ["train_arms", "evaluate_reconstruction"])
 def test_a_changed_study_that_fails_half_way_does_not_show_old_results(
     folder: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stage: str
@@ -172,13 +163,11 @@ def test_a_changed_study_that_fails_half_way_does_not_show_old_results(
     assert not [name for name in ("results.json", "report.html", "figures") if (folder / name).exists()]
 
 
-@one_worker
 def test_a_changed_study_that_is_only_harvested_does_not_show_old_results(folder: Path, write: Callable[..., Path]) -> None:
     run_study(read_study(write(("k: 4", "k: 5"))), folder, "harvest")
     assert not (folder / "results.json").exists()
 
 
-@one_worker
 def test_files_in_scans_that_the_study_does_not_name_are_not_read(folder: Path) -> None:
     before = (folder / "results.json").read_bytes()
     (folder / "scans" / "foreign.json").write_text("{")
@@ -187,7 +176,6 @@ def test_files_in_scans_that_the_study_does_not_name_are_not_read(folder: Path) 
     assert (folder / "results.json").read_bytes() == before
 
 
-@one_worker
 def test_a_checkpoint_is_gone_on_from_and_removed_once_its_settings_are_abandoned(
     folder: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,16 +208,12 @@ def test_a_checkpoint_is_gone_on_from_and_removed_once_its_settings_are_abandone
     assert not set(first) & set(second)
 
 
-@one_worker
 def test_a_scan_that_is_no_longer_asked_for_leaves_the_results(folder: Path, write: Callable[..., Path]) -> None:
     path = write()
     text = path.read_text()
     path.write_text(text.replace(text[text.index("scans:") : text.index("activations:")], ""))
     run(path, folder, "evaluate")
     assert results_of(folder)["scans"] == {}
-
-
-one_other_worker = pytest.mark.xdist_group("leveled")
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +225,6 @@ def leveled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@one_other_worker
 def test_a_study_of_levels_compares_its_arms_at_equal_l0(leveled: Path) -> None:
     results = results_of(leveled)
     assert len(results["runs"]) == 2 * 2 * 2 + 1
@@ -253,7 +236,6 @@ def test_a_study_of_levels_compares_its_arms_at_equal_l0(leveled: Path) -> None:
     assert (results["runs"][0]["arm"], results["runs"][0]["family"], results["runs"][0]["level"]) == ("batchtopk-k2", "batchtopk", 2)
 
 
-@one_other_worker
 def test_a_study_of_levels_draws_its_frontier_and_one_picture_of_each_arm(leveled: Path) -> None:
     pictures = {path.stem for path in (leveled / "figures").glob("*.png")}
     arms = {"batchtopk-k4", "positional-k4", "standard"}
@@ -263,7 +245,6 @@ def test_a_study_of_levels_draws_its_frontier_and_one_picture_of_each_arm(levele
         assert word in page
 
 
-@one_other_worker
 def test_the_tables_of_a_study_of_levels_have_a_row_per_arm_and_per_dictionary(leveled: Path) -> None:
     from temporallens.evaluation.results import load_results
 
@@ -274,7 +255,6 @@ def test_the_tables_of_a_study_of_levels_have_a_row_per_arm_and_per_dictionary(l
     assert list(table.columns[-1].cells) == [*[""] * 8, "training_steps: 0, final_loss: None"]
 
 
-@one_other_worker
 def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alone(leveled: Path, tmp_path: Path) -> None:
     numbers, page = write_docs(leveled, tmp_path)
     page.write_text(page.read_text().replace("## leveled", "## Levels\n\nWhat this says.") + "\nThe end.\n")
@@ -289,7 +269,6 @@ def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alo
 
 
 @pytest.mark.slow
-@one_other_worker
 def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("temporallens.study.run.TOGETHER", 5)
     shutil.copytree(leveled / "stores", tmp_path / "run" / "stores")
@@ -299,7 +278,6 @@ def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, t
         assert (tmp_path / "run" / path.relative_to(leveled)).read_bytes() == path.read_bytes()
 
 
-@one_other_worker
 def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(LEVELED)
@@ -323,7 +301,6 @@ def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-@one_other_worker
 def test_a_process_that_dies_just_before_it_removes_checkpoints_leaves_none_for_ever(
     leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +320,6 @@ def test_a_process_that_dies_just_before_it_removes_checkpoints_leaves_none_for_
     assert not list(run_folder.rglob("checkpoint-*"))
 
 
-@one_worker
 def test_the_folder_of_another_study_is_refused_untouched(folder: Path, write: Callable[..., Path]) -> None:
     kept = (folder / "study.yaml").read_bytes()
     with pytest.raises(TemporalLensError, match="holds the study 'tiny', not 'other'; choose another output folder"):
@@ -351,7 +327,6 @@ def test_the_folder_of_another_study_is_refused_untouched(folder: Path, write: C
     assert (folder / "study.yaml").read_bytes() == kept
 
 
-@one_worker
 def test_the_tables_show_every_run_and_layer(folder: Path) -> None:
     from temporallens.evaluation.results import load_results
 
@@ -361,7 +336,6 @@ def test_the_tables_show_every_run_and_layer(folder: Path) -> None:
     assert scan_table(scan).row_count == len(scan.layers) == 5
 
 
-@one_worker
 def test_the_plan_says_what_is_finished(folder: Path, write: Callable[..., Path]) -> None:
     plan = plan_study(read_study(folder / "study.yaml"), folder)
     assert all(line.finished for line in plan.lines)

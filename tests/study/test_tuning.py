@@ -13,8 +13,6 @@ from temporallens.study.plan import plan_study
 from temporallens.study.reading import read_study
 from temporallens.study.run import run_study
 
-pytestmark = pytest.mark.xdist_group("tuning")  # one study serves them all
-
 WORLD = {"source": "world", "variant": "null", "sequences": 128, "width": 16, "features": 24, "active": 3.0, "highest_rate": 0.5}
 
 

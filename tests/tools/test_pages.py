@@ -78,7 +78,6 @@ def test_every_page_has_its_place_in_the_menu() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("site")
 @pytest.mark.timeout(300)
 def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
     assert {path.name for path in site.glob("*.html")} >= {
@@ -93,7 +92,6 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("site")
 @pytest.mark.timeout(300)
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     loads = {load for path in site.rglob("*.html") for load in Page(path).loads}
@@ -102,7 +100,6 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("site")
 @pytest.mark.timeout(300)
 def test_every_public_name_is_in_the_reference_and_can_be_searched(site: Path) -> None:
     places = Page(site / "python.html").places | Page(site / "arms.html").places

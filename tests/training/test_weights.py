@@ -23,8 +23,6 @@ from temporallens.training.weights import DECAY, HIGHEST, LOWEST, PositionWeight
 
 POSITIONS, WIDTH = 9, 6
 
-pytestmark = pytest.mark.xdist_group("weights")  # one training serves them all
-
 
 def followed(share, losses, steps: int = 1) -> PositionWeights:
     """Weights after a loss of `losses[p]` at each position, NaN for one without tokens."""

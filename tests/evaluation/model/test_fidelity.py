@@ -28,8 +28,6 @@ POLICY = FidelityPolicy(shifts=(1, 4), rows=16, least_firings=5, resamples=20)
 LAYER = {"llama": "embed"}
 """Without positions in the stream, what enters the first block is the token and nothing else."""
 
-pytestmark = pytest.mark.xdist_group("fidelity")  # the same few stores serve them all
-
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ActivationStore]:

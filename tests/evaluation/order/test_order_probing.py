@@ -36,8 +36,6 @@ from tiny_models import FAMILIES, VOCABULARY, WIDTH, tiny_model, tiny_tokenizer
 TASKS = ("adjacent_swap", "marker_half", "position_bucket", "word_content")
 LAYER = 1
 
-pytestmark = pytest.mark.xdist_group("order")  # one measurement serves them all
-
 
 def task_of(label: list[int], classes: int, name: str = "made") -> OrderTask:
     """A task of groups of one item per class, two groups to a document, five folds."""
