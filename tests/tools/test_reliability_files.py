@@ -178,6 +178,9 @@ def test_what_was_begun_is_told_with_its_runs(tmp_path: Path) -> None:
     save_checkpoint(snapshot_file(first, "a", 5), {"x": torch.zeros(2)}, {})
     save_checkpoint(snapshot_file(second, "c", 5), {"x": torch.zeros(2)}, {})
     assert begun_trainings(tmp_path) == {first: ["a", "b"], second: []}
+    for said in ({"step": None}, {"step": 1, "seconds": 5}, []):  # no state of ours: no run is named, and nothing ends in a traceback
+        save_checkpoint(third, {"x": torch.zeros(2)}, said)
+        assert begun_trainings(tmp_path)[third] == []
     third.write_bytes(b"damaged")
     with pytest.raises(TemporalLensError, match=f"{third.name} .*remove it to start the training again"):
         begun_trainings(tmp_path)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -75,7 +75,7 @@ class Checkpoints:
 
     def load(self) -> tuple[dict[str, Tensor], Any] | None:
         """The last one, or None where there is none. Raises TemporalLensError when it is damaged, saying what is left."""
-        steps = {path: _said(path).get("step", math.inf) for path in self._files if path.exists()}  # so that damage is found
+        steps = {path: _said(path).step for path in self._files if path.exists()}
         if not steps:
             return None
         last = max(steps, key=lambda path: steps[path])
@@ -91,8 +91,8 @@ class Checkpoints:
         """Names of the runs whose training this is; none where there is no checkpoint. Raises TemporalLensError when none can be read."""
         there = [path for path in self._files if path.exists()]
         for path in there:
-            if names := list(_said(path).get("seconds", ())):
-                return names
+            if names := _said(path).runs:
+                return list(names)
         for path in there:
             load_checkpoint(path)
         return []
@@ -112,14 +112,20 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
-def _said(path: Path) -> dict[str, Any]:
-    """The state that a checkpoint's header says it holds; nothing where it does not say."""
+class _Said(NamedTuple):
+    """What the header of a checkpoint says of it."""
+
+    step: float = math.inf  # where it does not say, so that its damage is found
+    runs: tuple[str, ...] = ()
+
+
+def _said(path: Path) -> _Said:
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads(json.loads((file.metadata() or {})["temporallens"])["state"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return state if isinstance(state, dict) else {}
+            return _Said(float(state["step"]), tuple(dict(state.get("seconds", {}))))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _Said()
 
 
 def _offer(error: TemporalLensError, damaged: Path, before: Path) -> TemporalLensError:
