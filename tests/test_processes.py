@@ -25,7 +25,8 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import load_results
 from temporallens.layout import RunId
 from temporallens.study.config import Study
-from temporallens.study.run import _divided, _turns
+from temporallens.study.dealing import divided
+from temporallens.study.run import _turns
 from temporallens.study.stages import Stage
 from temporallens.training import trainer
 from temporallens.training.checkpoint import begun_trainings
@@ -230,7 +231,7 @@ def test_processes_scan_and_measure_to_the_bits_of_one(tmp_path):
     [(0, 2, []), (1, 2, [1]), (3, 1, [3]), (20, 1, [10, 10]), (5, 2, [3, 2]), (33, 2, [9, 8, 8, 8]), (3, 4, [3]), (4, 4, [1, 1, 1, 1])],
 )
 def test_every_process_has_as_many_parts(dictionaries, count, sizes):
-    parts = _divided(list(range(dictionaries)), count)
+    parts = divided(list(range(dictionaries)), count)
     assert [len(part) for part in parts] == sizes
     assert sorted(number for part in parts for number in part) == list(range(dictionaries))
 

@@ -270,7 +270,7 @@ def test_what_is_documented_of_a_study_is_the_same_twice_and_leaves_the_rest_alo
 
 @pytest.mark.slow
 def test_dictionaries_trained_a_few_at_a_time_are_the_same_bits(leveled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("temporallens.study.run.TOGETHER", 5)
+    monkeypatch.setattr("temporallens.study.dealing.TOGETHER", 5)
     shutil.copytree(leveled / "stores", tmp_path / "run" / "stores")
     write_copy(tmp_path / "run" / "study.yaml", LEVELED)
     run_study(read_study(tmp_path / "run" / "study.yaml"), tmp_path / "run", "train")
@@ -291,7 +291,7 @@ def test_an_interruption_loses_no_finished_part_of_a_training(tmp_path: Path, mo
             (out / arm.name).mkdir(parents=True)
             (out / arm.name / "training.json").write_text("{}")
 
-    monkeypatch.setattr("temporallens.study.run.TOGETHER", 6)
+    monkeypatch.setattr("temporallens.study.dealing.TOGETHER", 6)
     monkeypatch.setattr("temporallens.study.run.train_arms", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(path, tmp_path / "run")

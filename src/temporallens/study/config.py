@@ -162,7 +162,7 @@ class Study(Settings):
     @model_validator(mode="after")
     def _arms_fit_batches_and_sections(self) -> "Study":
         """An arm that reads whole rows is trained on nothing else, and measured by what reads them; processes share a stream's batches."""
-        shared = any(isinstance(policy, HarvestPolicy) and policy.stream for policy in self.activations.values())
+        shared = any(map(self.stream_of, self.activations))
         apart = [name for name in self.evaluation.sections(of_model=True) if SECTIONS[name].apart]
         for name, arm in self.arms.items():
             try:
@@ -216,6 +216,11 @@ class Study(Settings):
     def variants(self) -> dict[str, Variant]:
         """Every arm, at each of its levels, by the name of its runs."""
         return dict(self._variants())
+
+    def stream_of(self, entry: str) -> HarvestPolicy | None:
+        """The policy of an entry that training reads straight from its model; None for one that is stored whole."""
+        policy = self.activations[entry]
+        return policy if isinstance(policy, HarvestPolicy) and policy.stream else None
 
     def trainings(self) -> list[RunId]:
         """Every dictionary that is trained, or read, in order."""

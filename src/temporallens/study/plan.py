@@ -22,6 +22,7 @@ from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.files import user_path
 from temporallens.precision import Precision
 from temporallens.study.config import Study
+from temporallens.study.dealing import divided
 from temporallens.study.devices import Company, Traffic
 from temporallens.study.models import ModelSizes, check_batches, check_models, check_texts, is_assumed, model_sizes
 from temporallens.study.pins import pinned_study, read_pins
@@ -272,11 +273,10 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     entries = width * arm.features
     policy = study.activations[stage.activations]
     element = 4 if isinstance(policy, HarvestPolicy) and policy.dtype == "float32" else 2
-    streams = isinstance(policy, HarvestPolicy) and policy.stream
     traffic = Traffic(
         gradients=2 * 4 * entries,
         candidates=4 * study.training.batch_size * (getattr(arm, "k", None) or 0),
-        stream=element * study.training.batch_size * width if streams else 0,
+        stream=element * study.training.batch_size * width if study.stream_of(stage.activations) else 0,
     )
     if share := _dealt(study, stage, speeds.company):
         learning = share * _course(study, stage, traffic, speeds, speeds.company.alone).learning
@@ -289,11 +289,12 @@ def _train(stage: Stage, study: Study, speeds: Speeds) -> Amount:
 
 def _dealt(study: Study, stage: Stage, company: Company) -> float | None:
     """The share of the dictionaries of an entry that one process trains, where each process trains dictionaries of its own; else None."""
-    policy = study.activations[stage.activations]
-    trained = sum(run.activations == stage.activations for run in study.trainings())
-    if company.processes == 1 or trained < company.processes or (isinstance(policy, HarvestPolicy) and policy.stream):
+    variants = study.variants()
+    trained = sum(run.activations == stage.activations and variants[run.arm].arm.trained for run in study.trainings())
+    parts = divided(list(range(trained)), company.processes)
+    if company.processes == 1 or len(parts) < company.processes or study.stream_of(stage.activations):
         return None
-    return math.ceil(trained / company.processes) / trained
+    return sum(map(len, parts[:: company.processes])) / trained
 
 
 def _course(study: Study, stage: Stage, traffic: Traffic, speeds: Speeds, company: Company) -> Course:

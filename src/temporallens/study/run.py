@@ -6,7 +6,6 @@ stage. They get the stages that are not finished and yield each as it is done, s
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from temporallens.report.page import write_report
 from temporallens.report.side_by_side import Compared, write_side_by_side
 from temporallens.serial import as_json
 from temporallens.study.config import Study
+from temporallens.study.dealing import divided
 from temporallens.study.gains import COMPARED, gains
 from temporallens.study.models import check_batches, check_models, check_texts, reach_models
 from temporallens.study.pictures import beside_answers, captions, draw_pictures
@@ -63,9 +63,6 @@ T = TypeVar("T")
 
 SHARED: tuple[Kind, ...] = ("scan", "harvest", "train", "evaluate")
 """Kinds of stages of which several processes share the work; the others are those of process 0, for which the rest wait."""
-
-TOGETHER = 16
-"""Dictionaries that are trained side by side at most: it bounds the memory, and what an interruption can lose."""
 
 OF_THE_WHOLE = ("results", "figures", "report")
 """Stages whose output speaks of the whole study: that of other settings goes before anything else is done, for the new study
@@ -299,8 +296,7 @@ def _trained(run: Run, stages: list[Stage]) -> Iterator[Stage]:
     """The dictionaries of one store. Those of one part learn side by side from one pass over it. Of several processes each learns a part of
     its own, to the bits that one process learns, where there are parts enough; they share the batches of a part that is alone, and of a
     stream."""
-    policy = run.study.activations[stages[0].activations]
-    stream = policy if isinstance(policy, HarvestPolicy) and policy.stream else None
+    stream = run.study.stream_of(stages[0].activations)
     count = 1 if stream else processes.count()
     dealt = [[stages[number] for number in part] for part in processes.told(partial(_dealt, run, stages, count))]
     yield from dealt[0]
@@ -361,15 +357,7 @@ def _dealt(run: Run, stages: list[Stage], count: int) -> list[list[int]]:
             parts.append(part)
     begun = set(itertools.chain.from_iterable(parts))
     over, new = sorted(set(range(len(stages))) - left - begun), sorted(left - begun)
-    return [over, *parts, *_divided(new, count)]
-
-
-def _divided(numbers: list[int], count: int) -> list[list[int]]:
-    """Parts of at most `TOGETHER`, as many for each of so many processes where all can have one. The seeds of an arm follow each other, so
-    parts of every so manieth dictionary take about as long."""
-    each = count if len(numbers) >= count else 1
-    parts = each * math.ceil(len(numbers) / (each * TOGETHER))
-    return [numbers[first::parts] for first in range(parts)]
+    return [over, *parts, *divided(new, count)]
 
 
 def _check_measurable(run: Run, entry: str) -> None:
