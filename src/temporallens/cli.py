@@ -7,15 +7,12 @@ its traceback. Heavy modules are imported inside the commands, so that `--help` 
 
 import json
 import os
-import signal
 import sys
-import threading
 import warnings
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +22,7 @@ from temporallens import __version__
 from temporallens.errors import GO_ON, TemporalLensError, TemporalLensWarning, did_you_mean
 from temporallens.files import read_json, user_path
 from temporallens.layout import RunFolder, as_file_name
+from temporallens.stopping import Terminated, signals_stop
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from temporallens.study.stages import Kind
 
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
-A_MOMENT = 0.05
-"""Seconds; a finaliser has ended by then, or the signal is sent once more."""
 SHARED = ("run", "harvest", "train", "evaluate", "figures", "report")
 """Commands that several processes do together."""
 WIDE = 160
@@ -44,44 +40,6 @@ FILE = "FILE[:NAME]"
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Of which every refusal of typer's parser is; typer has no public name for it."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception: what lower floors do to stop cleanly at Ctrl-C serves both."""
-
-
-def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
-
-
-@contextmanager
-def _signals_stop() -> Iterator[None]:
-    """SIGTERM raises as SIGINT does, and neither is lost.
-
-    What a signal raises while Python is in a finaliser or in a callback of its collector goes no further than that: Python
-    reports it as unraisable and runs on. The signal is sent again a moment later then, at the latest on leaving.
-    """
-    handler, report = signal.signal(signal.SIGTERM, _raise_terminated), sys.unraisablehook
-    again: list[threading.Timer] = []
-
-    def send_again(unraisable: Any) -> None:
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
-            again.append(threading.Timer(A_MOMENT, os.kill, [os.getpid(), number]))  # of this process, so that its first thread wakes
-            again[-1].start()
-        else:
-            report(unraisable)
-
-    sys.unraisablehook = send_again
-    try:
-        yield
-    finally:
-        try:
-            for timer in again:
-                timer.join()
-        finally:
-            sys.unraisablehook = report
-            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -152,7 +110,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; raises typer.Exit with the code that belongs to its end."""
         try:
-            with _signals_stop(), _warnings_as_sentences(), _together():
+            with signals_stop(), _warnings_as_sentences(), _together():
                 return super().invoke(ctx)
         except TemporalLensError as error:
             raise _refused(error) from error
