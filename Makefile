@@ -1,6 +1,6 @@
 # A fresh clone needs Python 3.11 or newer, make and a package index: every target below makes the environment it runs in.
 # PYTHON=python3.12 chooses another interpreter; `make test SLOW=1` adds the slow tests, and checks the types and the shapes of what
-# every function takes and gives, which doubles the time of the quick ones; ARGS are handed to pytest.
+# every function takes and gives; ARGS are handed to pytest.
 
 PYTHON ?= python3
 BIN := .venv/bin

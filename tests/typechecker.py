@@ -1,7 +1,6 @@
 """What checks the annotations of every function while tests run: beartype, with an int accepted where a float is asked for.
 
-Functions inside functions are left out: they are made, and would be made checkable, anew at every call, which took half of the
-suite's time.
+Functions inside functions are left out: they are made, and would be made checkable, anew at every call.
 """
 
 from collections.abc import Callable

@@ -174,8 +174,7 @@ def our_rows(values: Tensor) -> Tensor:
 def sum_shares(tensors: Iterable[Tensor]) -> None:
     """Let each process have the sums over all processes in its share of each tensor's rows, in place; other rows are worth nothing then.
 
-    Every process tells each other one its part of that one's share, both ways at once, and adds up itself: of PyTorch's engine's own
-    operations, gloo's take up to four times as long between two processors.
+    Every process tells each other one its part of that one's share, both ways at once, and adds up itself.
     """
     if _together():
         for tensor in tensors:
