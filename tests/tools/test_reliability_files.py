@@ -21,7 +21,7 @@ from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import CannotWriteError, TemporalLensError
 from temporallens.files import abandon, locked, read_json, read_tensors, tensor_digest, write_json, write_tensors
 from temporallens.study.reading import read_copy, write_copy
-from temporallens.training.checkpoint import Checkpoints, begun_trainings, checkpoint_file, load_checkpoint, save_checkpoint
+from temporallens.training.checkpoint import FORMAT, Checkpoints, begun_trainings, checkpoint_file, load_checkpoint, save_checkpoint
 from temporallens.training.snapshots import snapshot_file
 
 SHARED = torch.arange(6.0)
@@ -179,7 +179,7 @@ def test_what_was_begun_is_told_with_its_runs(tmp_path: Path) -> None:
     save_checkpoint(snapshot_file(second, "c", 5), {"x": torch.zeros(2)}, {})
     assert begun_trainings(tmp_path) == {first: ["a", "b"], second: []}
     for said in ({"step": None}, {"step": 1, "seconds": 5}, []):  # no state of ours: no run is named, and nothing ends in a traceback
-        save_checkpoint(third, {"x": torch.zeros(2)}, said)
+        write_tensors(third, {"x": torch.zeros(2)}, {"format": FORMAT, "state": json.dumps(said)})
         assert begun_trainings(tmp_path)[third] == []
     third.write_bytes(b"damaged")
     with pytest.raises(TemporalLensError, match=f"{third.name} .*remove it to start the training again"):
