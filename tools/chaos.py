@@ -3,11 +3,11 @@
     make chaos KILLS=200        (python -m tools.chaos --kills 200 [--seed 0] [--folder FOLDER])
     make chaos KILLS=100 ARGS="--processes 2"
 
-A small study with every stage (scan, harvest of a language model, of a stream and of a world, training of three kinds of arms, evaluation
-with five of its sections, figures, report) runs once without interruption. Then it runs in fresh folders in processes that get SIGKILL:
-every other one after a random time, the rest at a random file operation: at the making of a temporary file, before or after it is
-flushed, before or after it is renamed. The next process goes on in the same folder, and may be killed too, until one comes to the end.
-Last line:
+A small study with every stage (scan, harvest of a language model, of a stream and of a world, training of three kinds of arms and of one
+that takes off what tokens and past say, evaluation with five of its sections, figures, report) runs once without interruption. Then it
+runs in fresh folders in processes that get SIGKILL: every other one after a random time, the rest at a random file operation: at the
+making of a temporary file, before or after it is flushed, before or after it is renamed. The next process goes on in the same folder, and
+may be killed too, until one comes to the end. Last line:
 
     N kills, N recovered, 0 lost, 0 different
 
@@ -55,7 +55,8 @@ threads: 1
 {scans}
 activations:
   world:
-    {{source: world, width: 16, features: 24, positions: 16, sequences: {sequences}, start: 3, periods: [4], active: 2, highest_rate: 0.2}}
+    {{source: world, width: 16, features: 24, positions: 16, sequences: {sequences}, start: 3, periods: [4], active: 2, highest_rate: 0.2,
+      variant: token}}
 {harvests}
 arms:
   positional: {{kind: positional, features: 48, groups: 3}}
@@ -75,6 +76,7 @@ evaluation:
 MORE_ARMS = """\
   budgeted: {kind: budgeted, features: 48, position_weights: true}
   standard: {kind: standard, features: 48, sparsity: 1.0}
+  known: {kind: batchtopk, features: 48, expectation: {token: pair, embedding: false, past: [previous, same_token]}}
 """
 TIMED = {"timing.json", "report.html", ".lock", "progress.safetensors"}
 """Files that hold times, and what a kill right behind a manifest leaves beside it."""

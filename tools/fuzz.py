@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from temporallens.activations.importing import read_array
 from temporallens.activations.language.corpora import documents
@@ -40,7 +42,7 @@ from temporallens.dictionaries.expectations.tables import Expectation, load_expe
 from temporallens.dictionaries.kinds import Arm
 from temporallens.dictionaries.saving import load_dictionary, save_dictionary
 from temporallens.errors import TemporalLensError
-from temporallens.files import read_json, sha256, tensor_digest, write_json
+from temporallens.files import read_json, sha256, tensor_digest, write_json, write_tensors
 from temporallens.interop.loading import load_dictionary as load_any
 from temporallens.layout import RunFolder
 from temporallens.study.reading import read_copy, read_study, write_copy
@@ -134,13 +136,62 @@ def _read_progress(folder: Path) -> Any:
     return writer.appends_done, tensor_digest(writer._sums.tensors), tensor_digest(writer._table_tensors())
 
 
-def _expectation(folder: Path) -> Path:
+def _tables() -> Expectation:
     """What five tokens say."""
     generator = torch.Generator().manual_seed(0)
-    token, pair = (torch.randn(rows, 3, generator=generator).bfloat16() for rows in (5, 4))
+    token, pair = (torch.randn(rows, WIDTH, generator=generator).bfloat16() for rows in (5, 4))
     counts, key = torch.arange(5, dtype=torch.int32), torch.tensor([1, 7, 8, 20])
-    Expectation(token, token, pair, key, counts, counts[:4], (1.0, 2.0), True).save(folder / "expectation.safetensors")
+    return Expectation(token, token, pair, key, counts, counts[:4], (1.0, 2.0), True)
+
+
+def _expectation(folder: Path) -> Path:
+    _tables().save(folder / "expectation.safetensors")
     return folder / "expectation.safetensors"
+
+
+def _read_expectation(folder: Path) -> Any:
+    return load_expectation(folder / "expectation.safetensors", WIDTH).digest
+
+
+def _mend_expectation(folder: Path) -> None:
+    """State the checksum of whatever the tables hold now."""
+    path = folder / "expectation.safetensors"
+    with safe_open(path, "pt") as file:
+        said = json.loads(file.metadata()["temporallens"])
+    said.pop("checksum")
+    write_tensors(path, load_file(path), said)
+
+
+def _knowing(name: str) -> Callable[[Path], Path]:
+    """A dictionary that takes off what tokens and earlier rows say."""
+
+    def make(folder: Path) -> Path:
+        expectation = {"token": "pair", "past": ["previous", "same_token"]}
+        arm = ARM.validate_python({"kind": "batchtopk", "features": 12, "k": 2, "expectation": expectation})
+        dictionary = arm.make(WIDTH, POSITIONS, torch.Generator().manual_seed(0))
+        dictionary.expectation = _tables()
+        save_dictionary(dictionary, folder, arm, POSITIONS)
+        return folder / name
+
+    return make
+
+
+def _mend_knowing(folder: Path) -> None:
+    """The same, and let the dictionary name them."""
+    _mend_expectation(folder)
+    config = json.loads((folder / "cfg.json").read_bytes())
+    config.pop("checksum", None)
+    config["metadata"]["temporallens"]["expectation_sha256"] = tensor_digest(load_file(folder / "expectation.safetensors"))
+    write_json(folder / "cfg.json", config)
+
+
+@torch.no_grad()
+def _read_knowing(folder: Path) -> Any:
+    dictionary = load_dictionary(folder)
+    if dictionary.width >= 1 << 20:
+        return tensor_digest(dict(dictionary.state_dict()))
+    x, tokens = torch.ones(2, POSITIONS, dictionary.width), (torch.arange(2 * POSITIONS) % 5).view(2, POSITIONS)
+    return tensor_digest(dict(dictionary.state_dict())), dictionary.encode(x, tokens=tokens).tolist()
 
 
 def _dictionary(kind: str, name: str) -> Callable[[Path], Path]:
@@ -320,7 +371,10 @@ FORMATS: dict[str, Format] = {
     "dictionary weights": Format(_dictionary("positional", "sae_weights.safetensors"), _read_dictionary),
     **{name: Format(_foreign(*place), _read_foreign, sealed=False) for name, place in FOREIGN.items()},
     "named tensors": Format(_named, _read_named, sealed=False),
-    "expectation": Format(_expectation, lambda folder: load_expectation(folder / "expectation.safetensors", 3).digest),
+    "expectation": Format(_expectation, _read_expectation),
+    "knowing cfg": Format(_knowing("cfg.json"), _read_knowing),
+    "knowing weights": Format(_knowing("sae_weights.safetensors"), _read_knowing),
+    "knowing expectation": Format(_knowing("expectation.safetensors"), _read_knowing),
     "checkpoint": Format(_checkpoint, _read_checkpoint),
     "history": Format(_history, _read_history),
     "record": Format(_record, lambda folder: read_json(folder / "x.json", "the record of a stage")),
@@ -336,6 +390,11 @@ FORMATS: dict[str, Format] = {
     "hostile manifest": Format(_store("manifest.json"), _read_store, sealed=False, change=rewritten),
     "hostile shard": Format(_store("shard-00001.safetensors"), _read_store, sealed=False, change=other_values, mend=_mend_store),
     "hostile index": Format(_store("index.safetensors"), _read_store, sealed=False, change=other_values, mend=_mend_store),
+    "hostile expectation": Format(_expectation, _read_expectation, sealed=False, change=other_tensors, mend=_mend_expectation),
+    "hostile knowing expectation": Format(
+        _knowing("expectation.safetensors"), _read_knowing, sealed=False, change=other_values, mend=_mend_knowing
+    ),
+    "hostile knowing cfg": Format(_knowing("cfg.json"), _read_knowing, sealed=False, change=rewritten),
     "hostile cfg": Format(_dictionary("posthoc", "cfg.json"), _read_dictionary, sealed=False, change=rewritten),
     **{
         f"hostile {name}": Format(_foreign(*place), _read_foreign, sealed=False, change=HOSTILE[Path(place[1]).suffix])
@@ -402,7 +461,7 @@ def fuzz(name: str, cases: range, seed: int, folder: Path) -> Tally:
         try:
             _write(path, (kind.change or mutated)(content, dice))
             kind.mend(whole)
-        except (KeyError, TypeError, TemporalLensError, OSError):  # so odd a file that it cannot be mended
+        except (KeyError, TypeError, ValueError, TemporalLensError, SafetensorError, OSError):  # so odd a file that it cannot be mended
             pass
         try:
             with in_time():

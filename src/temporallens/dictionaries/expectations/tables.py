@@ -185,3 +185,5 @@ def _check(found: Expectation, width: int) -> None:
         raise ValueError(f"'previous' should have no row or {tokens}, and has {len(found.previous)}")
     if min(found.shrinkage) <= 0 or bool((found.pair_key.diff() <= 0).any()):
         raise ValueError("its shrinkage is not positive, or its pairs are not ascending")
+    if bool((found.token_count < 0).any()) or bool((found.pair_count < 0).any()):
+        raise ValueError("it counts fewer than no rows")
