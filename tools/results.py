@@ -18,6 +18,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.results import RunResult, TimedResults, TimedRun, by_arm, load_results
 from temporallens.evaluation.statistics import mean_of
 from temporallens.files import write_text
+from temporallens.report.measured import measured_sections
 from temporallens.report.tables import (
     FIELDS,
     WORLD,
@@ -132,8 +133,10 @@ def section(results: TimedResults) -> str:
     parts = [f"{command} ({machine}; study `{results.study_fingerprint[:12]}`, numbers in `docs/results/{name}.json`)"]
     if results.tuning:
         parts.append(markdown(tuning_table(results.tuning)))
+    measured = {arms.title: arms.tables for arms in measured_sections(results)}
     for entry in results.activations:
-        parts += [markdown(table) for table in tables_of(results, entry)]
+        tables = [*tables_of(results, entry), *(table for table in measured.get(entry, ()) if table.rows)]
+        parts += [markdown(table._replace(title=f"{entry}: {table.title.removeprefix(f'{entry}: ')}")) for table in tables]
     return "\n\n".join(parts)
 
 

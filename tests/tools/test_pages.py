@@ -78,7 +78,7 @@ def test_every_page_has_its_place_in_the_menu() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
     assert {path.name for path in site.glob("*.html")} >= {
         "index.html",
@@ -92,7 +92,7 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     loads = {load for path in site.rglob("*.html") for load in Page(path).loads}
     assert loads and not [load for load in loads if urlsplit(load).netloc]
@@ -100,7 +100,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_public_name_is_in_the_reference_and_can_be_searched(site: Path) -> None:
     places = Page(site / "python.html").places | Page(site / "arms.html").places
     names = {place.rpartition(".")[2] for place in places}
@@ -111,7 +111,7 @@ def test_every_public_name_is_in_the_reference_and_can_be_searched(site: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     for name in ("docs", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name)
