@@ -3,8 +3,8 @@
     python -m tools.results RUN [RUN ...]
 
 For each run's folder, writes `docs/results/<study>.json` (the comparison and every dictionary's numbers, without the lists by
-position) and the study's tables in `docs/results.md`, between `<!-- results:<study> -->` and `<!-- /results:<study> -->`; what
-stands around them is left alone.
+position) and the study's tables, those of its sections among them, in `docs/results.md`, between `<!-- results:<study> -->` and
+`<!-- /results:<study> -->`; what stands around them is left alone.
 """
 
 import argparse
