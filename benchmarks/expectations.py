@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.timing import Section, Settings, Sizes, batches, interleaved, turn
 from benchmarks.training_step import LEARNING, STEPS, WARM_UP, normalisation, positions_of, training_policy
 from temporallens.activations.loader import Batch
-from temporallens.dictionaries.arms.batchtopk import BatchTopK
+from temporallens.dictionaries.arms.batchtopk import BatchTopK, BatchTopKDictionary
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.expectations.past import PAST_KINDS
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
@@ -71,6 +71,17 @@ class KnownStep:
         return self
 
 
+def chosen(step: KnownStep, x: Tensor, token: Tensor, k: int) -> Dictionary:
+    """The dictionary of a step, with the threshold at which k codes a row are in use: tables of noise would leave few of them."""
+    dictionary, few = step.trainee.dictionary, slice(0, x.shape[0] // 16 + 1)
+    assert isinstance(dictionary, BatchTopKDictionary)
+    with torch.no_grad():
+        dictionary.threshold.zero_()
+        codes = dictionary.encode(x[few], tokens=token[few]).flatten()
+        dictionary.threshold.fill_(codes.topk(k * token[few].numel()).values[-1])
+    return dictionary
+
+
 def encoding(dictionary: Dictionary, x: Tensor, token: Tensor) -> Callable[[], object]:
     def encode() -> None:
         with torch.inference_mode():
@@ -88,7 +99,7 @@ def measure(settings: Settings) -> Section:
     x = x.repeat(-(-rows // len(x)), 1)[:rows].view(SEQUENCES, sizes.positions, sizes.width)
     token = torch.randint(VOCABULARY, x.shape[:2], generator=torch.Generator().manual_seed(2)).to(device)
     turns = {f"training step, {name}": turn(step, device) for name, step in steps.items() if name != "tokens and past"}
-    turns |= {f"encode, {name}": turn(encoding(step.trainee.dictionary, x, token), device) for name, step in steps.items()}
+    turns |= {f"encode, {name}": turn(encoding(chosen(step, x, token, sizes.k), x, token), device) for name, step in steps.items()}
     times = interleaved(turns, settings.rounds, settings.turn_seconds)
     ratios = {"expectation.tokens.train_step_time": times.time_ratio("training step, tokens", "training step, plain")}
     for name, key in {"tokens": "tokens", "tokens and past": "past"}.items():

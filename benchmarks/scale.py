@@ -1,5 +1,5 @@
-"""Past one process: two processes of one thread each against one in training, of one dictionary that they share and of a dictionary each,
-and in harvest, and a stream against its parts.
+"""Past one process: two processes of one thread each against one in training, of one dictionary that they share (in batches of two
+sizes) and of a dictionary each, and in harvest, and a stream against its parts.
 
 Every turn is a `torchrun` of its own, in which the processes warm up before anything is timed. On a machine with two quiet cores: a stream
 reads in one thread and learns in another, and is compared with the slower of the two alone, on the same batches.
@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.scale_worker import LARGER
 from benchmarks.timing import Section, Settings, Times
 
 ROOT = Path(__file__).parents[1]
 SHARED, OWN = "scale.training_shared_by_two_processes", "scale.training_dealt_to_two_processes"
+LARGE = "scale.training_shared_in_large_batches"
 HARVEST, STREAM = "scale.harvest_two_processes", "scale.stream_vs_slower"
 ONE, TWO = "training, one process of one thread", "training, two processes of one thread that share a dictionary"
+ONE_LARGE, TWO_LARGE = (f"{name}, in batches {LARGER} times as large" for name in (ONE, TWO))
 EACH = "training, two processes of one thread with a dictionary each"
 HARVEST_ONE, HARVEST_TWO = "harvest, one process of one thread", "harvest, two processes of one thread"
 READING, LEARNING, STREAMED = "a stream's windows, read alone", "training on the stream's batches alone", "training from the stream"
@@ -62,6 +65,8 @@ def measure(settings: Settings) -> Section:
     turns = [
         ([ONE], "train", 1),
         ([TWO], "train", 2),
+        ([ONE_LARGE], "train_large", 1),
+        ([TWO_LARGE], "train_large", 2),
         ([EACH], "train_own", 2),
         ([HARVEST_ONE], "harvest", 1),
         ([HARVEST_TWO], "harvest", 2),
@@ -75,6 +80,7 @@ def measure(settings: Settings) -> Section:
     each = times.speed_ratio(EACH, ONE)
     ratios = {
         SHARED: times.speed_ratio(TWO, ONE),
+        LARGE: times.speed_ratio(TWO_LARGE, ONE_LARGE),
         OWN: each and 2 * each,
         HARVEST: times.speed_ratio(HARVEST_TWO, HARVEST_ONE),
         STREAM: statistics.median(max(reading, learning) / streamed for reading, learning, streamed in alone),

@@ -26,6 +26,8 @@ from temporallens.precision import precision
 
 STEPS, BROADCASTS, BROADCAST_BYTES = 8, 8, 1 << 23
 WINDOWS, SEED = 6, 0
+LARGER = 4
+"""What two processes exchange in a step does not grow with its batch: so many times as many tokens show the rest."""
 ROWS = 4
 """In a forward pass of the stream: few, so that its windows are about as large as they are to be."""
 DEVICE = torch.device("cpu")
@@ -37,6 +39,11 @@ def train(settings: Settings) -> dict[str, float]:
     step = _step(sizes, [data[share].contiguous() for data in batches(sizes, DEVICE)], share).warmed()
     found = {"seconds": _seconds(step), "tokens": sizes.batch, "moments": step.trainee.optimizer.kept}
     return found if processes.count() == 1 else found | {"gloo": _told()}
+
+
+def train_large(settings: Settings) -> dict[str, float]:
+    """The same in larger batches."""
+    return train(replace(settings, sizes=replace(settings.sizes, batch=LARGER * settings.sizes.batch)))
 
 
 def train_own(settings: Settings) -> dict[str, float]:
@@ -141,7 +148,8 @@ def main() -> None:
     settings = Settings(**given | {"sizes": Sizes(**given["sizes"])})
     torch.set_num_threads(1)
     with processes.joined():
-        found = {"train": train, "train_own": train_own, "harvest": harvest, "stream": stream}[sys.argv[1]](settings)
+        works = {"train": train, "train_large": train_large, "train_own": train_own, "harvest": harvest, "stream": stream}
+        found = works[sys.argv[1]](settings)
         if processes.rank() == 0:
             print(json.dumps(found))
 

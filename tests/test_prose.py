@@ -61,6 +61,13 @@ def test_headlines_are_marked() -> None:
     assert pages.count("README.md") >= 10 and pages.count("docs/results.md") >= 25
 
 
+def test_every_study_with_results_has_its_tables_and_is_told_of() -> None:
+    told = (ROOT / "docs" / "results.md").read_text()
+    studies = sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.json"))
+    assert studies == sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.md"))
+    assert [study for study in studies if f"](results/{study}.md)" not in told] == []
+
+
 @pytest.mark.parametrize("about", ["records/records: positional / position_mean at 8", "known/smollm2-middle: high pair - batchtopk at 8"])
 def test_another_number_would_be_found_out(about: str) -> None:
     assert 0 < stated(about) < 1

@@ -3,13 +3,13 @@
     python -m tools.results RUN [RUN ...]
 
 For each run's folder, writes `docs/results/<study>.json` (the comparison and every dictionary's numbers, without the lists by
-position) and the study's tables, those of its sections among them, in `docs/results.md`, between `<!-- results:<study> -->` and
-`<!-- /results:<study> -->`; what stands around them is left alone.
+position) and `docs/results/<study>.md`: what the study asks, by the comment at the head of its file, and its tables, those of its
+sections among them. `docs/results.md`, which says what was found, is written by hand.
 """
 
 import argparse
+import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ DIGITS = 6
 """Significant digits of what is kept: far below what seeds differ by."""
 BY_FIELD = ("precision", "recall", "f1", "null_f1", "f1_p_value")
 LISTS = {"openness_by_position", "position_loss", "position_fve", "position_l0", "position_count"}
-PAGE = "# Results\n\nEach table is written by the command above it; the numbers behind it are in `docs/results/`.\n"
+BACK = "What was found: [Results](../results.md)."
 
 
 def short(value: Any) -> Any:
@@ -124,39 +124,41 @@ def markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", line(table.columns), "|" + "---|" * len(table.columns), *rows])
 
 
-def section(results: TimedResults) -> str:
-    """All tables of a study, with the command that they come from."""
-    name, where = results.name, results.environment
-    study = next(ROOT.glob(f"*/{name}.yaml"), ROOT / "studies" / f"{name}.yaml").relative_to(ROOT).as_posix()
-    command = f"`temporallens run {study} --out runs/{name} && python -m tools.results runs/{name}`"
+def study_file(name: str) -> Path:
+    """Where the study of that name stands."""
+    return next(ROOT.glob(f"*/{name}.yaml"), ROOT / "studies" / f"{name}.yaml")
+
+
+def purpose(study: Path) -> str:
+    """What a study says of itself: the comment at the head of its file."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), study.read_text("utf-8").splitlines() if study.exists() else ())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def page(results: TimedResults) -> str:
+    """All tables of a study, under what it asks and the command that they come from."""
+    name, where, study = results.name, results.environment, study_file(results.name)
+    command = f"`temporallens run {study.relative_to(ROOT).as_posix()} --out runs/{name} && python -m tools.results runs/{name}`"
     machine = f"Python {where['python']}, PyTorch {where['torch']}, {where['cores']} cores, {where['threads']} threads, {where['device']}"
-    parts = [f"{command} ({machine}; study `{results.study_fingerprint[:12]}`, numbers in `docs/results/{name}.json`)"]
+    origin = f"{command} ({machine}; study `{results.study_fingerprint[:12]}`, [numbers]({name}.json))"
+    parts = [f"# {name}", *filter(None, [purpose(study)]), BACK, origin]
     if results.tuning:
         parts.append(markdown(tuning_table(results.tuning)))
     measured = {arms.title: arms.tables for arms in measured_sections(results)}
     for entry in results.activations:
+        parts.append(f"## {entry}")
         tables = [*tables_of(results, entry), *(table for table in measured.get(entry, ()) if table.rows)]
-        parts += [markdown(table._replace(title=f"{entry}: {table.title.removeprefix(f'{entry}: ')}")) for table in tables]
-    return "\n\n".join(parts)
-
-
-def put_section(page: str, name: str, content: str) -> str:
-    """`page` with the study's tables between their markers; a page without them gets them at its end."""
-    begin, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    block = f"{begin}\n\n{content}\n\n{end}"
-    if pattern.search(page):
-        return pattern.sub(lambda _: block, page, count=1)
-    return f"{page.rstrip()}\n\n## {name}\n\n{block}\n"
+        parts += [markdown(table._replace(title=table.title.removeprefix(f"{entry}: "))) for table in tables]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_docs(folder: Path, docs: Path) -> list[Path]:
     """Write what is documented of the finished study in `folder`; returns the files."""
     results = load_results(folder)
-    numbers, page = docs / "results" / f"{results.name}.json", docs / "results.md"
+    numbers, tables = (docs / "results" / f"{results.name}.{kind}" for kind in ("json", "md"))
     write_text(numbers, as_lines(compact(results)))
-    write_text(page, put_section(page.read_text("utf-8") if page.exists() else PAGE, results.name, section(results)))
-    return [numbers, page]
+    write_text(tables, page(results))
+    return [numbers, tables]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,6 +31,7 @@ KEYS = {
     "peak_memory_ratio",
     "peak_memory_ratio.float32",
     "scale.training_shared_by_two_processes",
+    "scale.training_shared_in_large_batches",
     "scale.training_dealt_to_two_processes",
     "scale.harvest_two_processes",
     "scale.stream_vs_slower",

@@ -30,6 +30,7 @@ from temporallens.dictionaries.inputs import (
     refuse_worthless,
     whole_positions,
 )
+from temporallens.dictionaries.sparse import pattern_of
 from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.memory import CACHED_ROWS
@@ -62,6 +63,10 @@ class ArmConfig(ArmSettings):
         if self.level is None:
             raise TemporalLensError(f"arms of kind '{type(self).__name__}' have no level to vary")
         return type(self)(**(self.model_dump() | {self.level: value}))
+
+
+FEW = 16
+"""One feature in so many: decoder rows of those that fire are then read faster than all of them are multiplied."""
 
 
 class Reconstructed(NamedTuple):
@@ -296,12 +301,13 @@ class Dictionary(Centred):
 
         def reconstructed(rows: Tensor, said: Tensor) -> Tensor:
             left[rows] = x[rows] - said
-            codes[rows] = self.codes(left[rows], None if positions is None else positions[rows])
-            return self.reconstruct(codes[rows]) + said - centre
+            found = self.codes(left[rows], None if positions is None else positions[rows])
+            codes[rows] = found
+            return self._reconstruct_few(found) + said - centre
 
         links = links_of(context, policy.past, policy.past_of == "other")
-        found = walk(links, past_map, policy.decay, reconstructed, keep)
-        return Walk(codes, left, found.features)
+        features = walk(links, past_map, policy.decay, reconstructed, keep).features
+        return Walk(codes, left, features)
 
     def _replayed(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
         """What codes decode to, and what the past says beside them."""
@@ -335,6 +341,15 @@ class Dictionary(Centred):
     def reconstruct(self, z: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch D"]:
         """What `centre` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
+
+    def _reconstruct_few(self, z: Float[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """`reconstruct`, up to the order of sums: where nobody learns from it and few features fire, from their decoder rows alone."""
+        if not torch.is_grad_enabled() and not z.is_cuda:  # a GPU would have to say how many fire
+            used = z.flatten().nonzero()[:, 0]
+            if FEW * len(used) < z.numel():
+                values = z.flatten().index_select(0, used)
+                return pattern_of(used, *z.shape).combine(values, self.decoder) + self.decoder_bias
+        return self.reconstruct(z)
 
     def added(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
         """What codes decode to, and what the arm adds to it for tokens."""
