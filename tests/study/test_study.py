@@ -319,6 +319,17 @@ def test_a_process_that_dies_just_before_it_removes_checkpoints_leaves_none_for_
     assert not list(run_folder.rglob("checkpoint-*"))
 
 
+def test_checkpoints_of_what_is_no_longer_asked_for_are_removed_where_nothing_is_left_to_train(leveled: Path, tmp_path: Path) -> None:
+    """One of several processes left them, whose dictionary diverged, and then was taken out of the study."""
+    run_folder = tmp_path / "run"
+    shutil.copytree(leveled, run_folder)
+    left = run_folder / "arms" / "world" / f"checkpoint-{'0' * 16}.safetensors"
+    left.touch()
+    left.with_stem(f"{left.stem}-gone-seed0-12").touch()
+    run_study(read_copy(run_folder / "study.yaml"), run_folder, "train")
+    assert not list(run_folder.rglob("checkpoint-*"))
+
+
 def test_the_folder_of_another_study_is_refused_untouched(folder: Path, write: Callable[..., Path]) -> None:
     kept = (folder / "study.yaml").read_bytes()
     with pytest.raises(TemporalLensError, match="holds the study 'tiny', not 'other'; choose another output folder"):

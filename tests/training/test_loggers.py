@@ -9,18 +9,22 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
 import temporallens as tl
 from conftest import ARMS, POLICY
+from temporallens import processes
 from temporallens.activations.store import ActivationStore
+from temporallens.dictionaries.arms.positional import Positional
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.reconstruction import evaluate_reconstruction
 from temporallens.files import sha256
 from temporallens.study.reading import read_copy, read_study, write_copy
 from temporallens.study.stages import stages_of
 from temporallens.training.history import load_history
-from temporallens.training.listening import FVE
+from temporallens.training.listening import FVE, HeldOutRows
 from temporallens.training.loggers import LOGGERS, Tracked, Watched, check_loggers
+from temporallens.training.objective import inputs_for
 from temporallens.training.policy import LoggerName, TrainingPolicy
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
@@ -65,6 +69,17 @@ def test_json_lines_hold_the_history_and_fve_at_checkpoints(store: ActivationSto
     measured = evaluate_reconstruction(run.dictionary, store, held_out, run.summary["scale"]).fve
     fve = [line[FVE] for line in lines if FVE in line]
     assert fve[0] < fve[-1] and fve[-1] == pytest.approx(measured, abs=1e-3)
+
+
+def test_a_process_that_measures_asks_no_other(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others learn on meanwhile: asked for the rows of their batches, they would take the question for one of the next step."""
+    moments, held_out = store.moments, store.split(POLICY.held_out, POLICY.data_seed).held_out
+    rows = HeldOutRows.of(store, held_out, inputs_for(moments.pooled_mean(), moments.pooled_variance()))
+    dictionary = Positional(features=32, k=3, groups=2).make(store.width, store.positions, torch.Generator().manual_seed(0))
+    alone = rows.fve(dictionary)
+    company = SimpleNamespace(rank=0, count=2, apart=False)  # without connections
+    monkeypatch.setattr(processes, "_companies", [company])
+    assert rows.fve(dictionary) == alone and processes.count() == 2
 
 
 def test_a_training_that_goes_on_logs_each_step_once(store: ActivationStore, tmp_path: Path) -> None:

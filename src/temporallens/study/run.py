@@ -54,7 +54,7 @@ from temporallens.study.reading import StudyFile, name_of, write_copy
 from temporallens.study.sources import make_store, scores_of
 from temporallens.study.stages import GAINS, KINDS, OF_AN_ENTRY, PAIRED, Kind, Records, Stage, partners_of, stages_of
 from temporallens.study.tuning import GRID, LAST, at_best_rates, give_up, grid_in, grid_of, studies_in, tuned_before
-from temporallens.training.checkpoint import begun_trainings, checkpoint_file, remove_checkpoints, training_settings
+from temporallens.training.checkpoint import begun_trainings, checkpoint_file, remove_begun, remove_checkpoints, training_settings
 from temporallens.training.loggers import check_loggers
 from temporallens.training.trainee import ArmRun
 from temporallens.training.trainer import train_arms
@@ -288,8 +288,18 @@ def _do_trainings(run: Run, stages: list[Stage]) -> Iterator[Stage]:
             store = ActivationStore(run.paths.store(stage.activations))
             processes.once(partial(save_pretrained, run.study, stage, arm, store, run.path(stage)))
             yield stage
-    for alike in _groups([stage for stage in stages if read[stage.name].trained], lambda stage: stage.activations):
+    trained = [stage for stage in stages if read[stage.name].trained]
+    processes.once(partial(_forget_begun, run, {stage.activations for stage in trained}))
+    for alike in _groups(trained, lambda stage: stage.activations):
         yield from _trained(run, alike)
+
+
+def _forget_begun(run: Run, entries: set[str]) -> None:
+    """Remove the checkpoints of entries of which everything is trained: each of another dictionary, which learnt in a process of its own
+    and is no longer asked for, such as one that diverged. Of `entries` something is left to train, and `_dealt` looks at theirs."""
+    for entry in run.study.activations:
+        if entry not in entries:
+            remove_begun(run.paths.arms(entry))
 
 
 def _trained(run: Run, stages: list[Stage]) -> Iterator[Stage]:

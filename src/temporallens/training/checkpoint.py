@@ -45,6 +45,12 @@ def remove_checkpoints(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def remove_begun(folder: Path) -> None:
+    """Checkpoints and snapshots of all trainings in `folder`, where none of them is to go on."""
+    for file in folder.glob(f"{BEGINS}*.safetensors"):
+        file.unlink(missing_ok=True)
+
+
 def begun_trainings(folder: Path) -> dict[Path, list[str]]:
     """Trainings in `folder` that have not come to their end, by `checkpoint_file`, with the names of the runs that learn side by side: none
     where only snapshots are left of one. Raises TemporalLensError where no checkpoint of a training can be read."""

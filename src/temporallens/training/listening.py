@@ -51,8 +51,10 @@ class HeldOutRows(NamedTuple):
 
     @torch.no_grad()
     def fve(self, dictionary: Dictionary) -> float:
-        """Of the dictionary as it is, with its running threshold; NaN where nothing is kept."""
-        found = dictionary.reconstructed(self.x, self.position, self.context).x[self.kept].double()
+        """Of the dictionary as it is, with its running threshold; NaN where nothing is kept. The one process that measures asks no
+        other: a choice over the rows of all processes would wait for those that are learning."""
+        with processes.apart():
+            found = dictionary.reconstructed(self.x, self.position, self.context).x[self.kept].double()
         x = self.x[self.kept].double()
         return float(1 - (x - found).square().sum() / (x - x.mean(0)).square().sum())
 
