@@ -66,7 +66,7 @@ class Grid(NamedTuple):
 
     def spread(self, rows: Tensor) -> Tensor:
         """`[N, ...]` as `[B, S, ...]`, zeros where there is no row."""
-        shape = (int(self.sequence.max()) + 1, int(self.place.max()) + 1)
+        shape = (int(self.sequence.max()) + 1, int(self.place.max()) + 1) if len(rows) else (0, 0)
         return rows.new_zeros(*shape, *rows.shape[1:]).index_put((self.sequence, self.place), rows)
 
     def gathered(self, spread: Tensor) -> Tensor:

@@ -340,3 +340,19 @@ def test_the_control_looks_back_in_the_next_sequence() -> None:
     assert other.looked_at["previous"].tolist() == [-1, 4, 5, 6, -1, 8, 9, 10, -1, 0, 1, 2]
     assert other.looked_at["same_token"].tolist() == [-1, 4, 5, 6, -1, -1, 8, 9, -1, -1, 0, 1]
     assert own.sequence.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and other.sequence.tolist() == [1] * 4 + [2] * 4 + [0] * 4
+
+
+def looking_back(store: tl.ActivationStore, folder: Path, **policy: Any) -> Dictionary:
+    """A dictionary whose maps of the past, drawn at random, say much."""
+    arm = tl.BatchTopK(features=16, k=2, expectation=ExpectationPolicy(embedding=False, **policy))
+    dictionary = tl.train(store, arm, 6, folder / "arm", batch_size=32, held_out=0.2).dictionary
+    assert dictionary.past_map is not None
+    dictionary.past_map.copy_(0.2 * torch.randn(dictionary.past_map.shape, generator=torch.Generator().manual_seed(0)))
+    return dictionary
+
+
+def test_the_past_of_no_rows_is_nothing(store: tl.ActivationStore, tmp_path: Path) -> None:
+    dictionary = looking_back(store, tmp_path, past=KINDS)
+    for sequences, length in ((0, LENGTH), (2, 0)):
+        x, tokens = torch.zeros(sequences, length, WIDTH), torch.zeros(sequences, length, dtype=torch.int64)
+        assert dictionary(x, tokens=tokens).shape == x.shape

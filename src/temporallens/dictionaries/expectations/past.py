@@ -66,7 +66,8 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
 
 def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """The last earlier row of the same sequence with the same token."""
-    order = torch.argsort(sequence * (int(token.max()) + 2) + token + 1, stable=True)
+    order = torch.argsort(token, stable=True)
+    order = order[torch.argsort(sequence[order], stable=True)]
     follows = (sequence[order][1:] == sequence[order][:-1]) & (token[order][1:] == token[order][:-1]) & (token[order][1:] >= 0)
     found = torch.full_like(token, UNKNOWN)
     found[order[1:][follows]] = order[:-1][follows]
