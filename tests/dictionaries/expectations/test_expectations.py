@@ -356,3 +356,16 @@ def test_the_past_of_no_rows_is_nothing(store: tl.ActivationStore, tmp_path: Pat
     for sequences, length in ((0, LENGTH), (2, 0)):
         x, tokens = torch.zeros(sequences, length, WIDTH), torch.zeros(sequences, length, dtype=torch.int64)
         assert dictionary(x, tokens=tokens).shape == x.shape
+
+
+def test_the_past_is_differentiable(store: tl.ActivationStore, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    dictionary = looking_back(store, tmp_path, token=None, past=KINDS).double()
+    x, tokens = torch.from_numpy(arrays[0][:2]).double().requires_grad_(), torch.from_numpy(arrays[1][:2])
+
+    def loss(given: Tensor) -> Tensor:
+        return dictionary(given, tokens=tokens).square().sum()
+
+    step = 1e-6 * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = (loss(x + step) - loss(x - step)) / 2
+    torch.testing.assert_close((torch.autograd.grad(loss(x), x)[0] * step).sum(), wanted, atol=0, rtol=1e-5)

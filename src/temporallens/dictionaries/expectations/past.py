@@ -133,6 +133,8 @@ def _attended(memory: Memory, links: Links, level: Int[Tensor, " n"], place: int
     shape, sequence = links.usable.shape, links.sequence[level]
     deviation, direction = (part.view(*shape, -1) for part in (memory.deviation, memory.direction))
     usable = links.usable
+    if torch.is_grad_enabled():  # a gradient needs them as they are now, and later rows are written beside them
+        deviation, direction = deviation.clone(), direction.clone()
     if len(sequence) < shape[0] or not bool((sequence == torch.arange(shape[0], device=sequence.device)).all()):
         deviation, direction, usable = deviation[sequence, :place], direction[sequence, :place], usable[sequence, :place]
     score = SHARPNESS * torch.bmm(direction[:, : place - 1], query[:, :, None])[:, :, 0]
