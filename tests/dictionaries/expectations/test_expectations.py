@@ -369,3 +369,14 @@ def test_the_past_is_differentiable(store: tl.ActivationStore, arrays: tuple[np.
     with torch.no_grad():
         wanted = (loss(x + step) - loss(x - step)) / 2
     torch.testing.assert_close((torch.autograd.grad(loss(x), x)[0] * step).sum(), wanted, atol=0, rtol=1e-5)
+
+
+def test_a_sequence_that_is_alone_has_no_other_past(
+    store: tl.ActivationStore, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    dictionary = looking_back(store, tmp_path, past=KINDS, past_of="other")
+    x, tokens = torch.from_numpy(arrays[0][:1]), torch.from_numpy(arrays[1][:1])
+    assert dictionary.past_map is not None
+    alone = dictionary(x, tokens=tokens)
+    dictionary.past_map.zero_()
+    torch.testing.assert_close(alone, dictionary(x, tokens=tokens), atol=0, rtol=0)

@@ -38,7 +38,7 @@ class Links(NamedTuple):
 
 def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> Links:
     """What rows of whole sequences, one after the other, look back at; with `of_others`, a control, in the next sequence instead of their
-    own, or the first one for the last.
+    own, or the first one for the last; a sequence that is alone has no other, so nothing of it counts.
 
     Raises TemporalLensError where the rows are not those of sequences.
     """
@@ -55,6 +55,7 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
     }
     sequence, usable = grid.sequence, grid.spread(grid.usable)
     if of_others:
+        usable &= len(usable) > 1
         number = grid.spread(torch.arange(1, len(before) + 1, device=before.device))  # 0 where a sequence is shorter
         partner, sequence = grid.gathered(number.roll(-1, 0)) - 1, (sequence + 1) % len(number)
         looked_at = {kind: _through(partner, looked) for kind, looked in looked_at.items()}
