@@ -102,7 +102,8 @@ def context_of_tokens(tokens: Any, shape: torch.Size, device: torch.device) -> C
     if found.ndim < 2:
         return Context(found.reshape(-1), token_before.reshape(-1))
     token_before[..., 1:] = found[..., :-1]
-    return in_sequences(found, token_before, found != UNKNOWN)
+    known = found != UNKNOWN
+    return in_sequences(found, token_before, known | ~known.any(-1, keepdim=True))  # where no token is known, -1 tells of no padding
 
 
 def in_sequences(token: Int[Tensor, "*B S"], token_before: Int[Tensor, "*B S"], live: Bool[Tensor, "*B S"]) -> Context:

@@ -380,3 +380,16 @@ def test_a_sequence_that_is_alone_has_no_other_past(
     alone = dictionary(x, tokens=tokens)
     dictionary.past_map.zero_()
     torch.testing.assert_close(alone, dictionary(x, tokens=tokens), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_first": False}, {"tokens": None}])
+def test_rows_of_a_store_look_back_as_those_of_its_tokens_do(
+    arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    x, tokens = arrays
+    made = tl.ActivationStore.from_arrays(x, tmp_path / "store", **{"tokens": tokens, "norm_multiple": None} | options)
+    dictionary = looking_back(made, tmp_path, token=None, past=("previous", "mean", "attention"))
+    rows = made.read(np.arange(SEQUENCES))
+    ids = rows.token.long().view(SEQUENCES, LENGTH)  # -1 where the store has none
+    stored = dictionary.encode(rows.x, rows.position, context_of(rows))
+    torch.testing.assert_close(stored.view(SEQUENCES, LENGTH, -1), dictionary.encode(torch.from_numpy(x), tokens=ids), atol=1e-5, rtol=1e-4)

@@ -53,7 +53,7 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
         "induction": torch.where(followed < 0, UNKNOWN, followed + 1),
         "attention": before,
     }
-    sequence, usable = grid.sequence, grid.spread(grid.usable)
+    sequence, usable = grid.sequence, grid.spread(grid.usable & (grid.place > 0))  # no first row, whether or not a rule excludes it
     if of_others:
         usable &= len(usable) > 1
         number = grid.spread(torch.arange(1, len(before) + 1, device=before.device))  # 0 where a sequence is shorter
