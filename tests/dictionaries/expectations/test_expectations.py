@@ -12,7 +12,7 @@ from torch import Tensor
 import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of, context_of_tokens
 from temporallens.dictionaries.base import Dictionary
-from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
+from temporallens.dictionaries.expectations.fitting import Chunk, count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
 from temporallens.dictionaries.expectations.past import SHARPNESS, links_of
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
@@ -393,3 +393,13 @@ def test_rows_of_a_store_look_back_as_those_of_its_tokens_do(
     ids = rows.token.long().view(SEQUENCES, LENGTH)  # -1 where the store has none
     stored = dictionary.encode(rows.x, rows.position, context_of(rows))
     torch.testing.assert_close(stored.view(SEQUENCES, LENGTH, -1), dictionary.encode(torch.from_numpy(x), tokens=ids), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_left_of_the_only_row_of_a_token_is_no_rounding_error() -> None:
+    token = torch.cat([torch.arange(40).repeat(20), torch.arange(40, 60)])
+    x = torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0))[token]  # the token says everything
+    y, context = x - x.mean(0), Context(token, torch.full_like(token, UNKNOWN))
+    chunk, policy = Chunk(y, torch.zeros_like(token), context), ExpectationPolicy(embedding=False)
+    found = fit_expectation(lambda: [chunk], torch.zeros(1, WIDTH), policy, embeddings, "a world")
+    only = token >= 40
+    assert float(found.left_out(y, context)[only].norm() / y[only].norm()) < 0.05  # without the row nothing is known of its token
