@@ -403,3 +403,37 @@ def test_what_is_left_of_the_only_row_of_a_token_is_no_rounding_error() -> None:
     found = fit_expectation(lambda: [chunk], torch.zeros(1, WIDTH), policy, embeddings, "a world")
     only = token >= 40
     assert float(found.left_out(y, context)[only].norm() / y[only].norm()) < 0.05  # without the row nothing is known of its token
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+def test_ids_may_be_of_any_whole_type(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray], kind: type) -> None:
+    x, tokens = torch.from_numpy(arrays[0]), arrays[1]
+    wanted = trained.dictionary.encode(x, tokens=tokens)
+    for given in (tokens.astype(kind), torch.from_numpy(tokens.astype(kind)), tokens.astype(kind)[::-1, ::-1][::-1, ::-1]):
+        torch.testing.assert_close(trained.dictionary.encode(x, tokens=given), wanted, atol=0, rtol=0)
+
+
+def test_what_is_masked_of_ids_is_not_known(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    x, tokens = torch.from_numpy(arrays[0]), arrays[1]
+    found = trained.dictionary.encode(x, tokens=np.ma.masked_equal(tokens.astype(np.uint16), 3))
+    torch.testing.assert_close(found, trained.dictionary.encode(x, tokens=np.where(tokens == 3, UNKNOWN, tokens)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", ["abc", [[1], [1, 2]], [None] * SEQUENCES, np.full((SEQUENCES, LENGTH), 2**63, dtype=np.uint64)])
+def test_what_are_no_ids_is_refused_in_a_sentence(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray], tokens: Any) -> None:
+    with pytest.raises(TemporalLensError, match="tokens should be whole numbers"):
+        trained.dictionary.encode(torch.from_numpy(arrays[0]), tokens=tokens)
+
+
+def test_a_context_of_other_rows_is_refused(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    x = torch.from_numpy(arrays[0][0])
+    for rows in (1, LENGTH + 1):  # one row's would be that of all
+        known = Context(torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64))
+        with pytest.raises(TemporalLensError, match=f"a context of {rows} rows does not fit"):
+            trained.dictionary.encode(x, tokens=known)
+
+
+def test_codes_may_be_of_any_precision(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    codes = trained.dictionary.encode(torch.from_numpy(arrays[0]), tokens=arrays[1])
+    wanted = trained.dictionary.decode(codes, tokens=arrays[1])
+    torch.testing.assert_close(trained.dictionary.decode(codes.double(), tokens=arrays[1]), wanted, atol=0, rtol=0)
