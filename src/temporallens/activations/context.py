@@ -5,6 +5,7 @@ Where the rows are those of whole sequences, one after the other, it is also kno
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -66,7 +67,7 @@ class Grid(NamedTuple):
 
     def spread(self, rows: Tensor) -> Tensor:
         """`[N, ...]` as `[B, S, ...]`, zeros where there is no row."""
-        shape = (int(self.sequence.max()) + 1, int(self.place.max()) + 1)
+        shape = (int(self.sequence.max()) + 1, int(self.place.max()) + 1) if len(rows) else (0, 0)
         return rows.new_zeros(*shape, *rows.shape[1:]).index_put((self.sequence, self.place), rows)
 
     def gathered(self, spread: Tensor) -> Tensor:
@@ -84,25 +85,55 @@ def context_of(rows: Rows) -> Context:
     return Context(rows.token.long(), token_before, before, rows.excluded == 0)
 
 
+def context_of_given(tokens: Any, shape: torch.Size, device: torch.device) -> Context:
+    """Of what users give in the place of tokens: ids, or what is known of rows already. Raises TemporalLensError where it does not fit."""
+    if not isinstance(tokens, Context):
+        return context_of_tokens(tokens, shape, device)
+    if len(tokens.token) != shape.numel() or len(tokens.token_before) != shape.numel():
+        raise TemporalLensError(f"a context of {len(tokens.token)} rows does not fit activations of shape {tuple(shape)} and their width")
+    return tokens
+
+
 def context_of_tokens(tokens: Any, shape: torch.Size, device: torch.device) -> Context:
     """Of token ids in the shape of activations without their width: `[B, S]` are sequences, of `[N]` it is not known what stood before.
 
-    Raises TemporalLensError for what are no whole numbers of this shape, and below -1, which stands for a token that is not known.
+    A token of -1 is not known, and where others of its sequence are, it is padding, which is not looked back at.
+
+    Raises TemporalLensError for what are no whole numbers of this shape, and below -1.
     """
-    found = tokens.detach() if isinstance(tokens, Tensor) else torch.as_tensor(tokens)
-    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
-        kind = str(found.dtype).removeprefix("torch.")
-        raise TemporalLensError(f"tokens should be whole numbers, the ids of a vocabulary; these are {kind}")
+    found = _whole(tokens)
     if found.shape != shape:
         raise TemporalLensError(f"tokens of shape {tuple(found.shape)} do not fit activations of shape {tuple(shape)} and their width")
     if found.numel() and int(found.min()) < UNKNOWN:
         raise TemporalLensError(f"tokens are ids from 0, or {UNKNOWN} where not known; the smallest of these is {int(found.min())}")
-    found = found.to(device).long()
+    found = found.to(device)
     token_before = torch.full_like(found, UNKNOWN)
     if found.ndim < 2:
         return Context(found.reshape(-1), token_before.reshape(-1))
     token_before[..., 1:] = found[..., :-1]
-    return in_sequences(found, token_before, found != UNKNOWN)
+    known = found != UNKNOWN
+    return in_sequences(found, token_before, known | ~known.any(-1, keepdim=True))  # where no token is known, -1 tells of no padding
+
+
+def _whole(tokens: Any) -> Int[Tensor, "*shape"]:
+    """Ids in int64, whatever type of whole numbers they come in; what is masked is not known."""
+    if isinstance(tokens, Tensor):
+        found = tokens.detach()
+        if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+            raise _no_ids(str(found.dtype).removeprefix("torch."))
+        return found.long()
+    try:
+        array = np.asanyarray(tokens)
+    except ValueError as error:
+        raise _no_ids("lists of different lengths") from error
+    if array.size and (array.dtype.kind not in "iu" or (array.dtype.kind == "u" and array.max() >= 1 << 63)):
+        raise _no_ids(str(array.dtype))
+    whole = np.ma.filled(array.astype(np.int64), UNKNOWN)
+    return torch.from_numpy(np.array(whole))  # a copy: torch reads no rows that run backwards
+
+
+def _no_ids(kind: str) -> TemporalLensError:
+    return TemporalLensError(f"tokens should be whole numbers, the ids of a vocabulary; these are {kind}")
 
 
 def in_sequences(token: Int[Tensor, "*B S"], token_before: Int[Tensor, "*B S"], live: Bool[Tensor, "*B S"]) -> Context:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from temporallens.activations.context import Context, context_of_tokens
+from temporallens.activations.context import Context, context_of_given
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.centring import Centred
 from temporallens.dictionaries.config import ArmSettings
@@ -285,7 +285,7 @@ class Dictionary(Centred):
                 f"this '{self.kind}' dictionary takes off what tokens say: pass tokens, the ids in the shape {tuple(x.shape[:-1])} "
                 "(-1 where one is not known)"
             )
-        return tokens if isinstance(tokens, Context) else context_of_tokens(tokens, x.shape[:-1], x.device)
+        return context_of_given(tokens, x.shape[:-1], x.device)
 
     def known(self, context: Context | None) -> Float[Tensor, "N D"] | None:
         """What tokens say of rows; None where nothing is asked of them."""
@@ -361,6 +361,7 @@ class Dictionary(Centred):
         """Reconstruct from codes. Positions and tokens, as `encode` takes them, matter to a dictionary with per-position centring, or
         with an expectation, only. Raises TemporalLensError where the result would hold NaN or infinity."""
         refuse_unfit(z, self.features, "codes", f"{self.features} features")
+        z = z.to(self.decoder.dtype)
         where = None if self.position_offset is None and positions is None else self._flat_positions(z, positions)
         context = self.context(z, tokens)
         flat = self._replayed(self.added(self.reconstruct(z).reshape(-1, self.output_width), context), context)

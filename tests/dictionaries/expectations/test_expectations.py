@@ -12,7 +12,7 @@ from torch import Tensor
 import temporallens as tl
 from temporallens.activations.context import UNKNOWN, Context, context_of, context_of_tokens
 from temporallens.dictionaries.base import Dictionary
-from temporallens.dictionaries.expectations.fitting import count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
+from temporallens.dictionaries.expectations.fitting import Chunk, count_tokens, fit_expectation, fit_maps, stored_chunks, sum_rows
 from temporallens.dictionaries.expectations.past import SHARPNESS, links_of
 from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.expectations.tables import Expectation, load_expectation
@@ -340,3 +340,100 @@ def test_the_control_looks_back_in_the_next_sequence() -> None:
     assert other.looked_at["previous"].tolist() == [-1, 4, 5, 6, -1, 8, 9, 10, -1, 0, 1, 2]
     assert other.looked_at["same_token"].tolist() == [-1, 4, 5, 6, -1, -1, 8, 9, -1, -1, 0, 1]
     assert own.sequence.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and other.sequence.tolist() == [1] * 4 + [2] * 4 + [0] * 4
+
+
+def looking_back(store: tl.ActivationStore, folder: Path, **policy: Any) -> Dictionary:
+    """A dictionary whose maps of the past, drawn at random, say much."""
+    arm = tl.BatchTopK(features=16, k=2, expectation=ExpectationPolicy(embedding=False, **policy))
+    dictionary = tl.train(store, arm, 6, folder / "arm", batch_size=32, held_out=0.2).dictionary
+    assert dictionary.past_map is not None
+    dictionary.past_map.copy_(0.2 * torch.randn(dictionary.past_map.shape, generator=torch.Generator().manual_seed(0)))
+    return dictionary
+
+
+def test_the_past_of_no_rows_is_nothing(store: tl.ActivationStore, tmp_path: Path) -> None:
+    dictionary = looking_back(store, tmp_path, past=KINDS)
+    for sequences, length in ((0, LENGTH), (2, 0)):
+        x, tokens = torch.zeros(sequences, length, WIDTH), torch.zeros(sequences, length, dtype=torch.int64)
+        assert dictionary(x, tokens=tokens).shape == x.shape
+
+
+def test_the_past_is_differentiable(store: tl.ActivationStore, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    dictionary = looking_back(store, tmp_path, token=None, past=KINDS).double()
+    x, tokens = torch.from_numpy(arrays[0][:2]).double().requires_grad_(), torch.from_numpy(arrays[1][:2])
+
+    def loss(given: Tensor) -> Tensor:
+        return dictionary(given, tokens=tokens).square().sum()
+
+    step = 1e-6 * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = (loss(x + step) - loss(x - step)) / 2
+    torch.testing.assert_close((torch.autograd.grad(loss(x), x)[0] * step).sum(), wanted, atol=0, rtol=1e-5)
+
+
+def test_a_sequence_that_is_alone_has_no_other_past(
+    store: tl.ActivationStore, arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    dictionary = looking_back(store, tmp_path, past=KINDS, past_of="other")
+    x, tokens = torch.from_numpy(arrays[0][:1]), torch.from_numpy(arrays[1][:1])
+    assert dictionary.past_map is not None
+    alone = dictionary(x, tokens=tokens)
+    dictionary.past_map.zero_()
+    torch.testing.assert_close(alone, dictionary(x, tokens=tokens), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_first": False}, {"tokens": None}])
+def test_rows_of_a_store_look_back_as_those_of_its_tokens_do(
+    arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    x, tokens = arrays
+    made = tl.ActivationStore.from_arrays(x, tmp_path / "store", **{"tokens": tokens, "norm_multiple": None} | options)
+    dictionary = looking_back(made, tmp_path, token=None, past=("previous", "mean", "attention"))
+    rows = made.read(np.arange(SEQUENCES))
+    ids = rows.token.long().view(SEQUENCES, LENGTH)  # -1 where the store has none
+    stored = dictionary.encode(rows.x, rows.position, context_of(rows))
+    torch.testing.assert_close(stored.view(SEQUENCES, LENGTH, -1), dictionary.encode(torch.from_numpy(x), tokens=ids), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_left_of_the_only_row_of_a_token_is_no_rounding_error() -> None:
+    token = torch.cat([torch.arange(40).repeat(20), torch.arange(40, 60)])
+    x = torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(0))[token]  # the token says everything
+    y, context = x - x.mean(0), Context(token, torch.full_like(token, UNKNOWN))
+    chunk, policy = Chunk(y, torch.zeros_like(token), context), ExpectationPolicy(embedding=False)
+    found = fit_expectation(lambda: [chunk], torch.zeros(1, WIDTH), policy, embeddings, "a world")
+    only = token >= 40
+    assert float(found.left_out(y, context)[only].norm() / y[only].norm()) < 0.05  # without the row nothing is known of its token
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+def test_ids_may_be_of_any_whole_type(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray], kind: type) -> None:
+    x, tokens = torch.from_numpy(arrays[0]), arrays[1]
+    wanted = trained.dictionary.encode(x, tokens=tokens)
+    for given in (tokens.astype(kind), torch.from_numpy(tokens.astype(kind)), tokens.astype(kind)[::-1, ::-1][::-1, ::-1]):
+        torch.testing.assert_close(trained.dictionary.encode(x, tokens=given), wanted, atol=0, rtol=0)
+
+
+def test_what_is_masked_of_ids_is_not_known(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    x, tokens = torch.from_numpy(arrays[0]), arrays[1]
+    found = trained.dictionary.encode(x, tokens=np.ma.masked_equal(tokens.astype(np.uint16), 3))
+    torch.testing.assert_close(found, trained.dictionary.encode(x, tokens=np.where(tokens == 3, UNKNOWN, tokens)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", ["abc", [[1], [1, 2]], [None] * SEQUENCES, np.full((SEQUENCES, LENGTH), 2**63, dtype=np.uint64)])
+def test_what_are_no_ids_is_refused_in_a_sentence(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray], tokens: Any) -> None:
+    with pytest.raises(TemporalLensError, match="tokens should be whole numbers"):
+        trained.dictionary.encode(torch.from_numpy(arrays[0]), tokens=tokens)
+
+
+def test_a_context_of_other_rows_is_refused(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    x = torch.from_numpy(arrays[0][0])
+    for rows in (1, LENGTH + 1):  # one row's would be that of all
+        known = Context(torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64))
+        with pytest.raises(TemporalLensError, match=f"a context of {rows} rows does not fit"):
+            trained.dictionary.encode(x, tokens=known)
+
+
+def test_codes_may_be_of_any_precision(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    codes = trained.dictionary.encode(torch.from_numpy(arrays[0]), tokens=arrays[1])
+    wanted = trained.dictionary.decode(codes, tokens=arrays[1])
+    torch.testing.assert_close(trained.dictionary.decode(codes.double(), tokens=arrays[1]), wanted, atol=0, rtol=0)

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from temporallens.activations.context import UNKNOWN, Context, Grid, context_of_tokens, in_sequences
+from temporallens.activations.context import UNKNOWN, Context, Grid, context_of_given, in_sequences
 from temporallens.dictionaries.arms.batchtopk import BatchTopKDictionary, TopKConfig
 from temporallens.dictionaries.base import Reconstructed
 from temporallens.dictionaries.config import Role
@@ -142,7 +142,7 @@ class TFADictionary(BatchTopKDictionary):
         if tokens is None and x.ndim == 3:
             token = torch.full(x.shape[:-1], UNKNOWN, device=x.device)
             return in_sequences(token, token, torch.ones_like(token, dtype=torch.bool))
-        return tokens if tokens is None or isinstance(tokens, Context) else context_of_tokens(tokens, x.shape[:-1], x.device)
+        return None if tokens is None else context_of_given(tokens, x.shape[:-1], x.device)
 
     def _projected(self, name: str, rows: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch A"]:
         return functional.linear(rows, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))

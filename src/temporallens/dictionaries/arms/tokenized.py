@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from temporallens.activations.context import UNKNOWN, Context, context_of_tokens
+from temporallens.activations.context import UNKNOWN, Context, context_of_given
 from temporallens.activations.language.unigrams import unigram_activations
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
@@ -89,7 +89,7 @@ class TokenizedDictionary(BatchTopKDictionary):
 
     def context(self, x: Float[Tensor, "*batch _"], tokens: Tokens | None) -> Context | None:
         """None where no tokens are given: `encode` needs none."""
-        return tokens if tokens is None or isinstance(tokens, Context) else context_of_tokens(tokens, x.shape[:-1], x.device)
+        return None if tokens is None else context_of_given(tokens, x.shape[:-1], x.device)
 
     def added(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
         if context is None:

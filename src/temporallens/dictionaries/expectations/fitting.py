@@ -29,8 +29,9 @@ from temporallens.progress import progress
 LARGEST = 1 << 22
 """No vocabulary is larger."""
 
-SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE = 1e-3, 1e9
-"""In rows: means that all but count whole, and means that say nothing."""
+SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE = 1 / 16, 1e9
+"""In rows: means that all but count whole, and means that say nothing. Without itself, of the only row of a token is left what the table
+leaves of it times 1 + 1 / shrinkage, and tables are rounded to one part in 512: a smaller one would blow that up to the row's size."""
 
 Vocabulary = Callable[[], Float[Tensor, "V E"]]
 """Reads the embeddings of a model's tokens."""

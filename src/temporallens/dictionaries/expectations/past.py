@@ -38,7 +38,7 @@ class Links(NamedTuple):
 
 def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> Links:
     """What rows of whole sequences, one after the other, look back at; with `of_others`, a control, in the next sequence instead of their
-    own, or the first one for the last.
+    own, or the first one for the last; a sequence that is alone has no other, so nothing of it counts.
 
     Raises TemporalLensError where the rows are not those of sequences.
     """
@@ -53,8 +53,9 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
         "induction": torch.where(followed < 0, UNKNOWN, followed + 1),
         "attention": before,
     }
-    sequence, usable = grid.sequence, grid.spread(grid.usable)
+    sequence, usable = grid.sequence, grid.spread(grid.usable & (grid.place > 0))  # no first row, whether or not a rule excludes it
     if of_others:
+        usable &= len(usable) > 1
         number = grid.spread(torch.arange(1, len(before) + 1, device=before.device))  # 0 where a sequence is shorter
         partner, sequence = grid.gathered(number.roll(-1, 0)) - 1, (sequence + 1) % len(number)
         looked_at = {kind: _through(partner, looked) for kind, looked in looked_at.items()}
@@ -66,7 +67,8 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
 
 def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """The last earlier row of the same sequence with the same token."""
-    order = torch.argsort(sequence * (int(token.max()) + 2) + token + 1, stable=True)
+    order = torch.argsort(token, stable=True)
+    order = order[torch.argsort(sequence[order], stable=True)]
     follows = (sequence[order][1:] == sequence[order][:-1]) & (token[order][1:] == token[order][:-1]) & (token[order][1:] >= 0)
     found = torch.full_like(token, UNKNOWN)
     found[order[1:][follows]] = order[:-1][follows]
@@ -132,6 +134,8 @@ def _attended(memory: Memory, links: Links, level: Int[Tensor, " n"], place: int
     shape, sequence = links.usable.shape, links.sequence[level]
     deviation, direction = (part.view(*shape, -1) for part in (memory.deviation, memory.direction))
     usable = links.usable
+    if torch.is_grad_enabled():  # a gradient needs them as they are now, and later rows are written beside them
+        deviation, direction = deviation.clone(), direction.clone()
     if len(sequence) < shape[0] or not bool((sequence == torch.arange(shape[0], device=sequence.device)).all()):
         deviation, direction, usable = deviation[sequence, :place], direction[sequence, :place], usable[sequence, :place]
     score = SHARPNESS * torch.bmm(direction[:, : place - 1], query[:, :, None])[:, :, 0]
