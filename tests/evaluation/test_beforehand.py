@@ -15,6 +15,7 @@ from temporallens.evaluation.beforehand import (
     BEFORE,
     INDEX,
     LAST,
+    PAIR,
     PAST,
     RUNNING,
     TOKEN,
@@ -90,6 +91,16 @@ def test_tokens_that_mean_nothing_explain_nothing(random: np.random.Generator) -
     found = known(random.normal(size=(ROWS, LENGTH, WIDTH)), random.integers(0, VOCABULARY, (ROWS, LENGTH)))
     for name, share in {**found.alone, **found.added, **found.together}.items():
         assert share.share[0] == pytest.approx(0, abs=0.02), name
+
+
+def test_a_packed_document_begins_with_no_token_before(random: np.random.Generator) -> None:
+    tokens = random.integers(1, VOCABULARY, (ROWS, LENGTH))
+    half = np.arange(LENGTH) >= LENGTH // 2
+    rows = [row._replace(document=row.document + ROWS * half) for row in rows_of(tokens)]
+    text = prepare(rows, np.ones((ROWS, LENGTH), dtype=bool), {}, None, BeforehandPolicy(resamples=50), 0)
+    for side, of in ((text.fitted, text.told[PAIR].fitted), (text.held_out, text.told[PAIR].held_out)):
+        begins = side % (LENGTH // 2) == 0
+        assert bool((of.token_before[begins] == -1).all()) and bool((of.token_before[~begins] >= 0).all())
 
 
 def test_the_past_of_an_autoregression_explains_its_coefficient_squared(random: np.random.Generator) -> None:

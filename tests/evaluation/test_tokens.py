@@ -114,3 +114,14 @@ def test_a_store_without_tokens_is_refused(tmp_path: Path) -> None:
     untold = tl.ActivationStore.from_arrays(x, tmp_path / "store")
     with pytest.raises(TemporalLensError, match="holds no tokens"):
         measure_tokens(detectors(), untold, np.arange(8), TokensPolicy())
+
+
+def test_rows_without_a_token_are_of_none(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(2).integers(0, TOKENS, (SEQUENCES, LENGTH))
+    x = np.stack([tokens == 0, tokens <= 1, tokens == 2], 2).astype(np.float32)
+    ids = np.where((tokens == 0) | ((tokens == 1) & (np.arange(LENGTH) % 2 == 0)), -1, tokens)
+    partly = tl.ActivationStore.from_arrays(x, tmp_path / "store", tokens=ids, norm_multiple=None)
+    found = measure_tokens(detectors(), partly, np.arange(SEQUENCES), TokensPolicy())
+    assert found.tokens == [-1, 1, 2]  # the first fires where no token is known, the second mostly there
+    assert found.purities == [None, 1.0, 1.0]
+    assert found.one_token.value == 1.0 and SECTION.read(as_json(found)) == found

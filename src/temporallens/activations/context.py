@@ -97,7 +97,7 @@ def context_of_given(tokens: Any, shape: torch.Size, device: torch.device) -> Co
 def context_of_tokens(tokens: Any, shape: torch.Size, device: torch.device) -> Context:
     """Of token ids in the shape of activations without their width: `[B, S]` are sequences, of `[N]` it is not known what stood before.
 
-    A token of -1 is not known, and where others of its sequence are, it is padding, which is not looked back at.
+    A token of -1 is not known, and before or behind all of its sequence that are, it is padding, which is not looked back at.
 
     Raises TemporalLensError for what are no whole numbers of this shape, and below -1.
     """
@@ -112,7 +112,8 @@ def context_of_tokens(tokens: Any, shape: torch.Size, device: torch.device) -> C
         return Context(found.reshape(-1), token_before.reshape(-1))
     token_before[..., 1:] = found[..., :-1]
     known = found != UNKNOWN
-    return in_sequences(found, token_before, known | ~known.any(-1, keepdim=True))  # where no token is known, -1 tells of no padding
+    padding = (known.cumsum(-1) == 0) | (known.flip(-1).cumsum(-1).flip(-1) == 0)
+    return in_sequences(found, token_before, ~padding | ~known.any(-1, keepdim=True))  # where no token is known, -1 tells of no padding
 
 
 def _whole(tokens: Any) -> Int[Tensor, "*shape"]:

@@ -177,7 +177,7 @@ def prepare(
     fitted, held = (torch.from_numpy(np.flatnonzero(kept & side)) for side in (~out, out))
     token = _grid([row.tokens for row in rows], kept.shape)
     known, token = np.unique(token, return_inverse=True)  # tables of the tokens that occur, not of the whole vocabulary
-    context = _with_before(token.reshape(kept.shape) - (known[0] == UNKNOWN))
+    context = _with_before(token.reshape(kept.shape) - (known[0] == UNKNOWN), document)
     used = None if embeddings is None else embeddings[torch.from_numpy(known[known != UNKNOWN])].float()
     permuted = context.rows(fitted[torch.randperm(len(fitted), generator=torch.Generator().manual_seed(seed))])
     own, apart = context.rows(fitted), context.rows(held)
@@ -201,9 +201,9 @@ def _grid(rows: Sequence[Int[np.ndarray, " _"]], shape: tuple[int, int]) -> Int[
     return grid
 
 
-def _with_before(token: Int[np.ndarray, "R S"]) -> Context:
+def _with_before(token: Int[np.ndarray, "R S"], document: Int[np.ndarray, "R S"]) -> Context:
     before = np.full_like(token, UNKNOWN)
-    before[:, 1:] = token[:, :-1]
+    before[:, 1:] = np.where(document[:, 1:] == document[:, :-1], token[:, :-1], UNKNOWN)
     return Context(torch.from_numpy(token).reshape(-1), torch.from_numpy(before).reshape(-1))
 
 

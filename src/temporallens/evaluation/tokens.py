@@ -59,7 +59,7 @@ class TokenMeasures(NamedTuple):
     known: Estimate | None  # FVE without codes; None where nothing is known beforehand
     passage: Passage | None  # None where no words are known
     purities: list[float | None] | None  # of every feature; None where it is read from results.json
-    tokens: list[int] | None  # the commonest one of every feature; -1 where it never fires
+    tokens: list[int] | None  # the commonest one of every feature; -1 where it fires on none
     persistences: list[float | None] | None
 
 
@@ -92,24 +92,28 @@ def measure_tokens(
         chance_persistence=float(_again(firings, _shuffled(firings, generator))[before[firings.row] >= 0].mean()),
         known=_known(dictionary, seen, halves),
         passage=passage_of(dictionary, seen),
-        purities=[None if count < policy.least else round(float(share), 4) for count, share in zip(firings.counts, purity, strict=True)],
+        purities=[round(float(share), 4) if often and np.isfinite(share) else None for often, share in zip(asked, purity, strict=True)],
         tokens=tokens.tolist(),
         persistences=_by_feature(firings, before),
     )
 
 
 class _Pairs:
-    """Which feature fires on which token; every pair that occurs once, features and tokens ascending."""
+    """Which feature fires on which token; every pair that occurs once, features and tokens ascending. Firings where the token is not
+    known say nothing of it."""
 
     def __init__(self, firings: Firings, token: Int[np.ndarray, " N"]) -> None:
-        self._firings, most = firings, int(token.max()) + 2
-        key, self._cell = np.unique(firings.feature.astype(np.int64) * most + token[firings.row] + 1, return_inverse=True)
-        self._feature, self._token = key // most, key % most - 1
+        self._features, most = firings.features, int(token.max()) + 1
+        self._known = token[firings.row] >= 0
+        self._value = firings.value[self._known].astype(np.float64)
+        feature = firings.feature[self._known].astype(np.int64)
+        key, self._cell = np.unique(feature * most + token[firings.row[self._known]], return_inverse=True)
+        self._feature, self._token = key // most, key % most
         self._found, self._first = np.unique(self._feature, return_index=True)
 
     def purity(self, weight: Float64[np.ndarray, " K"] | None = None) -> Float64[np.ndarray, " F"]:
         """Share of each feature's activation, of which each firing counts by its weight, on its commonest token; NaN where it has none."""
-        mass, features = self._mass(weight), self._firings.features
+        mass, features = self._mass(weight), self._features
         total = np.bincount(self._feature, weights=mass, minlength=features)[self._found]
         share = np.full(features, np.nan)
         share[self._found] = quotient(np.maximum.reduceat(mass, self._first), total)
@@ -117,13 +121,13 @@ class _Pairs:
 
     def commonest(self) -> Int64[np.ndarray, " F"]:
         """Each feature's commonest token, the first of several; -1 where it has none."""
-        mass, found = self._mass(None), np.full(self._firings.features, -1)
+        mass, found = self._mass(None), np.full(self._features, -1)
         order = np.lexsort((-mass, self._feature))
         found[self._found] = self._token[order[self._first]]
         return found
 
     def _mass(self, weight: Float64[np.ndarray, " K"] | None) -> Float64[np.ndarray, " M"]:
-        value = self._firings.value.astype(np.float64) if weight is None else self._firings.value * weight
+        value = self._value if weight is None else self._value * weight[self._known]
         return np.bincount(self._cell, weights=value, minlength=len(self._feature))
 
 
@@ -229,7 +233,7 @@ def tables(found: Mapping[str, TokenMeasures]) -> list[Table]:
 SECTION = Section(
     name="tokens",
     policy=TokensPolicy,
-    version=2,
+    version=3,  # 2 took rows without a token for rows of one more token
     measure=_of_subject,
     measures=TokenMeasures,
     details=("purities", "tokens", "persistences"),

@@ -31,11 +31,12 @@ def checkpoint_file(folder: Path, settings: Any) -> Path:
 
 
 def training_settings(store: ActivationStore, runs: Sequence[tuple[str, ArmConfig, int]], policy: TrainingPolicy) -> Any:
-    """Everything that shapes a training run of several arms (name, arm and seed of each), as plain JSON."""
+    """Everything that shapes a training run of several arms (name, arm and seed of each), as plain JSON: an arm whose code has changed is
+    another one."""
     return [
         store.manifest.model_dump(mode="json"),
         policy.model_dump(mode="json"),
-        [[name, arm.model_dump(mode="json"), seed] for name, arm, seed in runs],
+        [[name, arm.model_dump(mode="json"), seed, *([arm.version] if arm.version > 1 else [])] for name, arm, seed in runs],
     ]
 
 

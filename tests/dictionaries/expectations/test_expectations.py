@@ -405,6 +405,17 @@ def test_what_is_left_of_the_only_row_of_a_token_is_no_rounding_error() -> None:
     assert float(found.left_out(y, context)[only].norm() / y[only].norm()) < 0.05  # without the row nothing is known of its token
 
 
+def test_padding_lies_before_or_behind_all_that_is_known() -> None:
+    tokens = [[5, -1, 6, -1, -1], [-1, -1, 7, 8, 9], [-1, -1, -1, -1, -1]]
+    usable = context_of_tokens(tokens, torch.Size((3, 5)), torch.device("cpu")).usable
+    assert usable is not None
+    assert usable.view(3, 5).tolist() == [
+        [False, True, True, False, False],
+        [False, False, True, True, True],
+        [False, True, True, True, True],
+    ]
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
 def test_ids_may_be_of_any_whole_type(trained: TrainedArm, arrays: tuple[np.ndarray, np.ndarray], kind: type) -> None:
     x, tokens = torch.from_numpy(arrays[0]), arrays[1]

@@ -21,6 +21,7 @@ Tokenized SAEs (Dooms and Wilhelm 2025, arXiv 2502.17332) have a learned table o
 anything is computed with them.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -183,7 +184,7 @@ def _check(found: Expectation, width: int) -> None:
             raise ValueError(f"'{name}' holds NaN or infinity")
     if len(found.previous) not in (0, tokens):
         raise ValueError(f"'previous' should have no row or {tokens}, and has {len(found.previous)}")
-    if min(found.shrinkage) <= 0 or bool((found.pair_key.diff() <= 0).any()):
+    if not all(0 < rows < math.inf for rows in found.shrinkage) or bool((found.pair_key.diff() <= 0).any()):
         raise ValueError("its shrinkage is not positive, or its pairs are not ascending")
     if bool((found.token_count < 0).any()) or bool((found.pair_count < 0).any()):
         raise ValueError("it counts fewer than no rows")
