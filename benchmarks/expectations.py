@@ -27,9 +27,12 @@ from temporallens.training.views import Views
 VOCABULARY = 49_152
 SEQUENCES = 64
 """That `encode` reads, of as many rows as there are positions."""
+LONGER = 8
+"""So many times as long are turns as of other sections: the first pass of a turn meets memory that the one before has given back."""
 ARMS: dict[str, ExpectationPolicy | None] = {
     "plain": None,
     "tokens": ExpectationPolicy(token="pair"),
+    "tokens and row before": ExpectationPolicy(token="pair", past=("previous",)),
     "tokens and past": ExpectationPolicy(token="pair", past=PAST_KINDS),
 }
 
@@ -98,11 +101,11 @@ def measure(settings: Settings) -> Section:
     x = torch.cat([normalisation(data).normalise(one) for one in data])
     x = x.repeat(-(-rows // len(x)), 1)[:rows].view(SEQUENCES, sizes.positions, sizes.width)
     token = torch.randint(VOCABULARY, x.shape[:2], generator=torch.Generator().manual_seed(2)).to(device)
-    turns = {f"training step, {name}": turn(step, device) for name, step in steps.items() if name != "tokens and past"}
+    turns = {f"training step, {name}": turn(step, device) for name, step in steps.items() if name in ("plain", "tokens")}
     turns |= {f"encode, {name}": turn(encoding(chosen(step, x, token, sizes.k), x, token), device) for name, step in steps.items()}
-    times = interleaved(turns, settings.rounds, settings.turn_seconds)
+    times = interleaved(turns, settings.rounds, LONGER * settings.turn_seconds)
     ratios = {"expectation.tokens.train_step_time": times.time_ratio("training step, tokens", "training step, plain")}
-    for name, key in {"tokens": "tokens", "tokens and past": "past"}.items():
+    for name, key in {"tokens": "tokens", "tokens and row before": "row_before", "tokens and past": "past"}.items():
         ratios[f"expectation.{key}.encode_time"] = times.time_ratio(f"encode, {name}", "encode, plain")
     worked = {name: sizes.batch if name.startswith("training") else rows for name in times.seconds}
     return Section("expectations", ratios, times.seconds, worked)

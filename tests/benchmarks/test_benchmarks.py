@@ -26,6 +26,7 @@ KEYS = {
     "openness_0.25.encode",
     "expectation.tokens.train_step_time",
     "expectation.tokens.encode_time",
+    "expectation.row_before.encode_time",
     "expectation.past.encode_time",
     "harvest.vs_bare_forward",
     "peak_memory_ratio",
@@ -57,6 +58,7 @@ def test_processes_and_streams_are_timed(settings: Settings, tmp_path: Path) -> 
     text.write_text(documents(60))
     settings = replace(settings, text=str(text), tokens=1500)
     assert scale.found(settings, "train", 2)["gloo"] > 0
+    assert scale.found(settings, "train_large", 1)["tokens"] == scale.LARGER * settings.sizes.batch
     assert scale.found(settings, "harvest", 2)["tokens"] > 1000
     streamed = scale.found(settings, "stream", 1)  # which refuses other bits
     assert min(streamed.values()) > 0 and streamed["tokens"] > 1000
