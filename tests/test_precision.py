@@ -15,6 +15,7 @@ from temporallens.evaluation.model.origin import harvest_of
 from temporallens.evaluation.model.passes import _opened, text_activations
 from temporallens.evaluation.scan import ScanPolicy, scan
 from temporallens.precision import has_bfloat16, precision
+from temporallens.training.policy import TrainingPolicy
 from tiny_models import TEXTS, tiny_model
 
 
@@ -104,8 +105,12 @@ def test_what_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(TemporalLensError, match="there is no precision 'float16': choose auto, float32 or bfloat16"):
-        precision("float16", "cpu")
+    with pytest.raises(TemporalLensError, match="there is no precision 'float64': choose auto, float32, bfloat16, float16"):
+        precision("float64", "cpu")
     with pytest.raises(TemporalLensError, match="compute_dtype"):
-        HarvestPolicy(model="m", layer=0, compute_dtype="float16")
+        HarvestPolicy(model="m", layer=0, compute_dtype="float64")
+    with pytest.raises(TemporalLensError, match="dtype is 'float16'"):
+        HarvestPolicy(model="m", layer=0, dtype="float16")  # stores hold none
+    with pytest.raises(TemporalLensError, match="encoder_dtype is 'float16'"):
+        TrainingPolicy(steps=1, encoder_dtype="float16")
     assert ScanPolicy(model="m", dtype="float32").compute_dtype == "float32"

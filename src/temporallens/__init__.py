@@ -43,7 +43,8 @@ def __getattr__(name: str) -> Any:
         return import_module("temporallens.interop")
     if name == "__all__":
         return sorted(["TemporalLensError", "__version__", "interop", *_HOMES, *_arms()])
-    home = _HOMES.get(name) or (None if name.startswith("_") or name not in _arms() else "dictionaries.kinds")
+    is_class = name[:1].isupper()  # modules of the package are asked for here, too, before they are imported
+    home = _HOMES.get(name) or ("dictionaries.kinds" if is_class and name in _arms() else None)
     if home is None:
         raise AttributeError(f"module 'temporallens' has no attribute '{name}'")
     value = getattr(import_module(f"temporallens.{home}"), name)

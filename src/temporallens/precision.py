@@ -4,7 +4,7 @@ A processor without bfloat16 arithmetic emulates it, six times slower than float
 to do with what is stored.
 """
 
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import AliasChoices, Field
@@ -12,10 +12,13 @@ from pydantic import AliasChoices, Field
 from temporallens.errors import TemporalLensError, first_line
 
 Precision = Literal["float32", "bfloat16"]
-RequestedPrecision = Literal["auto", "float32", "bfloat16"]
+"""Of what is stored. Never float16: it ends at 65,504, and sinks go beyond."""
+ModelPrecision = Literal["float32", "bfloat16", "float16"]
+"""Of what a language model computes in; float16 where it is asked for, and what then goes beyond is refused as infinite."""
+RequestedPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Annotated[RequestedPrecision, Field(validation_alias=AliasChoices("compute_dtype", "dtype"))]
 """The setting of what only computes and stores nothing, where `dtype` can mean nothing else and is taken too."""
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 ends at 65,504, below what sinks reach
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def has_bfloat16(device: str | torch.device) -> bool:
@@ -45,10 +48,10 @@ def device_for(requested: str | None) -> str:
     return requested
 
 
-def precision(requested: str, device: str | torch.device | None = None) -> Precision:
+def precision(requested: str, device: str | torch.device | None = None) -> ModelPrecision:
     """What `requested` means on `device` (None: the one that models run on). Raises TemporalLensError for anything but a precision."""
     if requested == "auto":
         return "bfloat16" if has_bfloat16(device or default_device()) else "float32"
-    if requested not in get_args(Precision):
-        raise TemporalLensError(f"there is no precision '{requested}': choose auto, {' or '.join(get_args(Precision))}")
-    return cast(Precision, requested)
+    if requested not in DTYPES:
+        raise TemporalLensError(f"there is no precision '{requested}': choose auto, {', '.join(DTYPES)}")
+    return cast(ModelPrecision, requested)

@@ -135,7 +135,9 @@ class StoreWriter:
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             where = f"sequence {int(rows.sequence[bad])}, index {int(rows.index[bad])}"
-            raise TemporalLensError(f"the activations hold NaN or infinity at {where}; mend the source and run again")
+            half = self.description.policies.get("compute_dtype") == "float16"
+            remedy = "float16 ends at 65,504: compute in bfloat16 or float32" if half else "mend the source and run again"
+            raise TemporalLensError(f"the activations hold NaN or infinity at {where}; {remedy}")
         if int(rows.position.min()) < 0 or int(rows.position.max()) >= self.description.positions:
             raise TemporalLensError(f"a position lies outside 0 to {self.description.positions - 1}, the range of this store's clock")
 

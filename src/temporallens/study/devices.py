@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 from temporallens.errors import TemporalLensError, did_you_mean
-from temporallens.precision import Precision
+from temporallens.precision import ModelPrecision
 
 GLOO_BYTES = 1.7e9
 """Per second, that gloo is assumed to bring from one process to one other: on one machine of two cores it was between .3, busy, and 1.95,
@@ -23,7 +23,7 @@ class Device(NamedTuple):
     """A kind of accelerator, one to a process, by its maker's figures."""
 
     title: str
-    operations: dict[Precision, float]  # a second, multiplications and additions counted apart, without sparsity
+    operations: dict[ModelPrecision, float]  # a second, multiplications and additions counted apart, without sparsity
     memory: int  # bytes
     bandwidth: float  # of that memory, bytes/s
     on_a_host: int
@@ -35,14 +35,14 @@ class Device(NamedTuple):
 DEVICES = {
     "h100": Device(
         title="H100 SXM",
-        operations={"bfloat16": 989e12, "float32": 67e12},
+        operations={"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
         memory=80 * 10**9,
         bandwidth=3.35e12,
         on_a_host=8,
         link=450e9,
         network=8 * 50e9,
-        source="NVIDIA's data sheets of H100 (989 TFLOP/s in dense bfloat16, 67 in float32, 80 GB at 3.35 TB/s, NVLink 900 GB/s, half of it"
-        " each way) and of DGX H100 (8 GPUs, 8 adapters of 400 Gb/s)",
+        source="NVIDIA's data sheets of H100 (989 TFLOP/s in dense bfloat16 and float16, 67 in float32, 80 GB at 3.35 TB/s, NVLink"
+        " 900 GB/s, half of it each way) and of DGX H100 (8 GPUs, 8 adapters of 400 Gb/s)",
     )
 }
 

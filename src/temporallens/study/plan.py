@@ -14,13 +14,14 @@ from typing import NamedTuple
 from temporallens.activations.language.corpora import folder_content
 from temporallens.activations.language.harvest import HarvestPolicy
 from temporallens.activations.language.hooks import block_of
+from temporallens.activations.language.loading import Loading
 from temporallens.activations.language.shipped import TEXTS
 from temporallens.activations.made.records import RecordsPolicy
 from temporallens.activations.made.worlds import WorldPolicy
 from temporallens.activations.stored import StoredPolicy
 from temporallens.dictionaries.arms.batchtopk import TopKConfig
 from temporallens.files import user_path
-from temporallens.precision import Precision
+from temporallens.precision import DTYPES, ModelPrecision
 from temporallens.study.config import Study
 from temporallens.study.dealing import divided
 from temporallens.study.devices import Company, Traffic
@@ -223,7 +224,7 @@ def _scan(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     summed = SCANNED_SECONDS + (0.0 if scan.beforehand is None else BEFOREHAND_SECONDS)
     used = speeds.precision(scan.compute_dtype)
     seconds = tokens * sizes.layers * (speeds.block(sizes, used) / speeds.company.processes + summed * sizes.width)
-    return Amount(tokens, None, LOADING_SECONDS + seconds, _model_bytes(sizes, sizes.layers, used))
+    return Amount(tokens, None, LOADING_SECONDS + seconds, _model_bytes(sizes, sizes.layers, used, scan.loading))
 
 
 def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
@@ -237,7 +238,7 @@ def _harvest(stage: Stage, study: Study, speeds: Speeds) -> Amount:
     element = 4 if policy.dtype == "float32" else 2
     seconds = _reading(policy, sizes, tokens, speeds)
     seconds += LOADING_SECONDS + (_text_size(policy)[0] or tokens) / TOKENISED_PER_SECOND
-    memory = _model_bytes(sizes, block_of(policy.layer) + 1, speeds.precision(policy.precision))
+    memory = _model_bytes(sizes, block_of(policy.layer) + 1, speeds.precision(policy.precision), policy.loading)
     return Amount(tokens, tokens * (sizes.width * element + COLUMN_BYTES), seconds, memory)
 
 
@@ -247,10 +248,11 @@ def _reading(policy: HarvestPolicy, sizes: ModelSizes, tokens: int, speeds: Spee
     return tokens * blocks * speeds.block(sizes, speeds.precision(policy.precision)) / speeds.company.processes if blocks else 0.0
 
 
-def _model_bytes(sizes: ModelSizes, blocks: int, precision: Precision) -> int:
+def _model_bytes(sizes: ModelSizes, blocks: int, precision: ModelPrecision, loading: Loading) -> int:
     """Of the weights of so many blocks, and of the embeddings."""
-    element = 4 if precision == "float32" else 2
-    return element * (blocks * block_products(sizes.width, sizes.hidden) + sizes.vocabulary * sizes.width)
+    element = DTYPES[precision].itemsize
+    of_blocks = element if loading.weights is None else 1
+    return of_blocks * blocks * block_products(sizes.width, sizes.hidden) + element * sizes.vocabulary * sizes.width
 
 
 def _making(policy: WorldPolicy | RecordsPolicy, speeds: Speeds) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from temporallens.defaults import fixed_threads
-from temporallens.precision import DTYPES, Precision, default_device, precision
+from temporallens.precision import DTYPES, ModelPrecision, default_device, precision
 from temporallens.study.devices import PRODUCTS_REACH, Company
 from temporallens.study.models import ModelSizes
 
@@ -31,11 +31,11 @@ class Speeds:
         self.products = cache(self._products)
         self.block = cache(self._block)
 
-    def precision(self, requested: str) -> Precision:
+    def precision(self, requested: str) -> ModelPrecision:
         """What a requested precision means there."""
         return "bfloat16" if self.company.device and requested == "auto" else precision(requested)
 
-    def _published(self, precision: Precision) -> float | None:
+    def _published(self, precision: ModelPrecision) -> float | None:
         """Multiply-adds per second of the company's device; None where its processes are like this one."""
         return self.company.device and PRODUCTS_REACH * self.company.device.operations[precision] / 2
 
@@ -47,7 +47,7 @@ class Speeds:
         with fixed_threads(self._threads):
             return PRODUCT_SIZE**3 / _typical(lambda: torch.mm(x, x))
 
-    def _block(self, sizes: ModelSizes, precision: Precision) -> float:
+    def _block(self, sizes: ModelSizes, precision: ModelPrecision) -> float:
         """Seconds that a block of a language model takes for a token."""
         if published := self._published(precision):
             return block_products(sizes.width, sizes.hidden) / published

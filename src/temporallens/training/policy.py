@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from temporallens.precision import RequestedPrecision
 from temporallens.settings import Seed, Settings
 
 LoggerName = Literal["jsonl", "tensorboard", "wandb", "trackio"]
@@ -44,7 +43,7 @@ class TrainingPolicy(Settings):
     auxiliary: float = Field(1 / 32, ge=0)
     """Weight of the AuxK loss (Gao et al. 2024)."""
 
-    encoder_dtype: RequestedPrecision = "auto"
+    encoder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the product that nominates codes: bfloat16 where the processor multiplies it natively ("auto"). Codes, gradients and
     weights are float32 either way, and the selection is exact (`docs/performance.md`)."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from temporallens.activations.language.hooks import Layer, block_of, hook_of
 from temporallens.errors import TemporalLensError
+from temporallens.precision import default_device
 
 Network = Any  # transformers' PreTrainedModel
 Streams = dict[Layer, Tensor]
@@ -80,7 +81,8 @@ class BlockStack:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        """Where a pass begins, and streams are given. What accelerate has put on the disk is nowhere."""
+        return next((weight.device for weight in self.network.parameters() if weight.device.type != "meta"), torch.device(default_device()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,9 +91,10 @@ class BlockStack:
     def streams(self, arguments: dict[str, Any], layers: Sequence[Layer]) -> Streams:
         """The stream, or what is added to it, at each of `layers` in a forward pass that stops at the last of them."""
         streams: Streams = {}
+        device = self.device
 
         def keep(layer: Layer, stream: Tensor) -> None:
-            streams[layer] = stream
+            streams[layer] = stream.to(device)
             if streams.keys() >= set(layers):
                 raise _WantedBlocksDone
 
@@ -123,6 +126,7 @@ class BlockStack:
     def skipped(self, stream: Float[Tensor, "B S D"], layer: Layer) -> Iterator[None]:
         """The same without running the blocks up to `layer`, whose stream is then all that those above get from them."""
         blocks = list(self.blocks[: block_of(layer) + 1])
+        own = [block.__dict__.get("forward") for block in blocks]  # where accelerate has given it another than its class's
         given = self._turned(stream)
         output = given if self.wrapper is None else self.wrapper([given])
         try:
@@ -131,8 +135,10 @@ class BlockStack:
             with self.replaced(stream, "embed"):
                 yield
         finally:
-            for block in blocks:
-                block.__dict__.pop("forward", None)  # its class's own comes back
+            for block, forward in zip(blocks, own, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
 
     def _turned(self, stream: Tensor) -> Tensor:
         return stream.transpose(0, 1) if self.transposed else stream

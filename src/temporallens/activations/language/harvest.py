@@ -29,6 +29,7 @@ from temporallens.activations.clocks import Clock, TokenMarks, TokenRow
 from temporallens.activations.expressions import canonical, clock_of
 from temporallens.activations.language.corpora import Corpus, at_commit, open_corpus
 from temporallens.activations.language.hooks import SITES, Layer, block_of, layer_named, site_of
+from temporallens.activations.language.loading import Loading, loading_field, recorded_loading
 from temporallens.activations.language.model_files import same_content
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import RowPolicy, row_shape, token_rows
@@ -93,9 +94,11 @@ class HarvestPolicy(Settings):
     norm_multiple: float | None = Field(10.0, gt=1)
     """Tokens of more than so many times the median norm of 32 rows together are excluded as sinks; None: no such rule."""
     dtype: Precision = "bfloat16"
-    """Of the store. Never float16: it ends at 65,504, and sinks go beyond."""
+    """Of the store."""
     compute_dtype: RequestedPrecision = "auto"
     """What the model computes in; auto: bfloat16 where the processor multiplies it natively and the store holds no more, else float32."""
+    loading: Loading = loading_field()
+    """How the model is held: spread over devices (`device_map: auto`), in eight bits (`weights: int8`), with another attention."""
     batch_size: int = Field(32, ge=1)
     """Rows in a forward pass; changes nothing but the time and the last bits."""
     stream: bool = Field(False, exclude_if=lambda stream: not stream)
@@ -250,7 +253,7 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
     if text.fingerprint is None:
         _refuse_stores_of_other_texts(text, outs)
     deepest = max((one.deepest for one in policies), key=block_of)
-    model = LanguageModel.load(policy.model, up_to=deepest, dtype=policy.precision, revision=policy.revision)
+    model = open_source(policy, deepest)
     planned = [store for one, out in zip(policies, outs, strict=True) for store in _planned(one, out, model, text)]
     with ExitStack() as stack:
         if processes.rank() == 0:
@@ -261,6 +264,11 @@ def harvest_policy(policies: Sequence[HarvestPolicy], outs: Sequence[Path], corp
             _fill([planned[number] for number in pending], Reading(policy, model, text))
         processes.wait()
     return [ActivationStore(out) for out in outs]
+
+
+def open_source(policy: HarvestPolicy, up_to: Layer) -> LanguageModel:
+    """The model that a policy reads."""
+    return LanguageModel.load(policy.model, up_to=up_to, dtype=policy.precision, revision=policy.revision, loading=policy.loading)
 
 
 def _planned(policy: HarvestPolicy, out: Path, model: LanguageModel, text: Corpus) -> list[_Planned]:
@@ -291,6 +299,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "text_fingerprint": text.fingerprint,
             "column": policy.column,
             "split": policy.split,
+            **recorded_loading(policy.loading),
         },
         policies={
             "context_length": policy.context_length,

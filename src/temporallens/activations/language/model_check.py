@@ -17,6 +17,7 @@ from torch import Tensor
 
 from temporallens.activations.language.block_stack import BlockStack, Streams
 from temporallens.activations.language.hooks import Layer
+from temporallens.activations.language.loading import is_dense
 from temporallens.errors import TemporalLensError, first_line
 
 Side = Literal["right", "left"]
@@ -28,7 +29,7 @@ MOST_UNUSED = 8
 """Entries of a table of positions that stand for no position, at most."""
 LOWEST = 4
 """Blocks that are asked in float32: the first of every kind that a network has, as a rule."""
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Of a token's stream, relative to its norm: passes of another shape add up in another order, in bfloat16 to a few percent after thirty
 blocks."""
 NOT_RUN = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError, ImportError)
@@ -74,7 +75,7 @@ def check_network(stack: BlockStack, title: str, takes_positions: bool, special:
             f"{title} cannot be read exactly: its streams differ from pass to pass, or with the other rows of a batch (checked with "
             f"{probe.rows.shape[1]} tokens)"
         )
-    with _lowest_in_float32(stack) as layers:
+    with _lowest_in_float32(stack) as (layers, exact):
         alone = stack.streams({"input_ids": probe.rows[:1]}, layers)
         changed = stack.streams({"input_ids": probe.rows[1:]}, layers)
         first = _first_position(stack, probe, alone) if takes_positions else None
@@ -82,23 +83,25 @@ def check_network(stack: BlockStack, title: str, takes_positions: bool, special:
         return Traits(
             encoder=_sees_later_tokens(alone, changed),
             first_position=first,
-            padded=frozenset(side for side in sides if _padding_is_exact(stack, probe, side, first, layers)),
+            padded=frozenset(side for side in sides if exact and _padding_is_exact(stack, probe, side, first, layers)),
             longest_padded=_longest_of_one_rotation(stack.network.config.get_text_config()),
         )
 
 
 @contextmanager
-def _lowest_in_float32(stack: BlockStack) -> Iterator[list[Layer]]:
+def _lowest_in_float32(stack: BlockStack) -> Iterator[tuple[list[Layer], bool]]:
     """The layers of a network in float32; of another its lowest, in float32 meanwhile, for what bfloat16 rounds away is as large as what
-    padding changes in some networks."""
+    padding changes in some networks. And whether that could be done: not with weights that are packed, or on the disk."""
     checked = len(stack.blocks) if stack.dtype == torch.float32 else LOWEST
     above = {id(tensor) for block in stack.blocks[checked:] for tensor in (*block.parameters(), *block.buffers())}
     tensors = [tensor for tensor in (*stack.network.parameters(), *stack.network.buffers()) if id(tensor) not in above]
-    rounded = [(tensor, tensor.data) for tensor in tensors if tensor.dtype == torch.bfloat16]
+    rounded = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
+    exact = all(is_dense(tensor) for tensor, _ in rounded)
+    rounded = rounded if exact else []
     try:
         for tensor, data in rounded:
             tensor.data = data.float()
-        yield stack.layers[: checked + 1]
+        yield stack.layers[: checked + 1], exact
     finally:
         for tensor, data in rounded:
             tensor.data = data

@@ -24,6 +24,7 @@ from temporallens.activations.clocks import Tokenizer
 from temporallens.activations.language import shipped
 from temporallens.activations.language.block_stack import Network, base_network, block_list, lowest_blocks_of, text_stack
 from temporallens.activations.language.contents import known_sha256
+from temporallens.activations.language.loading import AS_IT_IS, Loading, is_offloaded, packed_share
 from temporallens.activations.language.shipped import quiet_transformers
 from temporallens.errors import TemporalLensError, did_you_mean, first_line
 from temporallens.files import user_path
@@ -136,7 +137,7 @@ class Networks(NamedTuple):
     blocks: nn.ModuleList  # those that were kept
 
 
-def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, limit: int) -> Networks:
+def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, limit: int, loading: Loading = AS_IT_IS) -> Networks:
     """What `config` describes, with its weights. At most `limit` blocks are read, the lowest ones. Without `head`, or where
     the weights hold none, the whole is the stack. Weights of anything else in the files are left alone."""
     import transformers
@@ -145,8 +146,9 @@ def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool,
     mapping = next((known for known in with_head if type(config) in known), transformers.MODEL_MAPPING)
     if type(config) not in mapping:
         raise TemporalLensError(f"transformers has no model without a task's head for {source.title} ({type(config).__name__})")
-    network_class = _one_of(mapping[type(config)], config)
-    whole, blocks, missing_names = _loaded(network_class, source, config, dtype, limit)
+    with quiet_transformers():  # the first class of a network that is asked for brings along what is installed beside transformers
+        network_class = _one_of(mapping[type(config)], config)
+    whole, blocks, missing_names = _loaded(network_class, source, config, dtype, limit, loading)
     base, in_base = _base_of(whole)
     missing = sorted(name for name in missing_names if name.startswith(in_base) and "pooler" not in name)
     if missing:
@@ -174,21 +176,29 @@ def _base_of(whole: Network) -> tuple[Network, str]:
     return base, next((f"{name}." for name, module in whole.named_children() if module is base), "")
 
 
-def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dtype, limit: int) -> tuple[Network, nn.ModuleList, set[str]]:
+def _loaded(
+    network_class: type, source: Source, config: Config, dtype: torch.dtype, limit: int, loading: Loading
+) -> tuple[Network, nn.ModuleList, set[str]]:
     """The network with its weights, its lowest blocks, at most `limit` of them, and the names of weights that the files lack."""
+    quantised = getattr(config, "quantization_config", None)
+    if loading.weights is not None and quantised is not None:
+        raise TemporalLensError(
+            f"{source.title} is quantised already ({_quantisation(quantised)}): leave out weights: {loading.weights}, or take the model in "
+            "float32 or bfloat16 that it was made from"
+        )
     lowest, made = lowest_blocks_of(network_class, limit, source.title)
     try:
         with quiet_transformers():
             try:
-                whole, report = _from_pretrained(lowest, source, config, dtype)
+                whole, report = _from_pretrained(lowest, source, config, dtype, loading)
             except NOT_BUILT:  # a class that names its upper blocks cannot be made without them
-                whole, report = _from_pretrained(network_class, source, config, dtype)
+                whole, report = _from_pretrained(network_class, source, config, dtype, loading)
                 made.append(block_list(text_stack(base_network(whole)), source.title))
                 del made[-1][limit:]
     except SafetensorError as error:
         raise TemporalLensError(f"the weights of {source.location} are truncated or damaged: {first_line(error)}") from error
     except (OSError, ImportError, *NOT_BUILT) as error:
-        raise _not_loaded(source, config, error) from error
+        raise _not_loaded(source, quantised, loading, error) from error
     if report["mismatched_keys"]:
         name, found, wanted = sorted(report["mismatched_keys"])[0]
         raise TemporalLensError(
@@ -197,12 +207,22 @@ def _loaded(network_class: type, source: Source, config: Config, dtype: torch.dt
         )
     scales = sorted(name for name in report["unexpected_keys"] if SCALE.search(name))
     dtypes = {parameter.dtype for parameter in whole.parameters()}
-    ignored = getattr(config, "quantization_config", None) is not None and getattr(whole, "hf_quantizer", None) is None
+    ignored = quantised is not None and getattr(whole, "hf_quantizer", None) is None
     if scales or ignored or not dtypes <= DENSE:
         reason = f"its weights have the scale {scales[0]}" if scales else "its configuration or its weights say so"
         raise TemporalLensError(
             f"{source.title} is quantised ({reason}) in a way that transformers does not undo here; take the model in float32 or bfloat16 "
             "that it was made from"
+        )
+    if loading.weights is not None and is_offloaded(whole):
+        raise TemporalLensError(
+            f"{source.title} does not fit into the memory that it may have, and weights: {loading.weights} cannot be moved from the disk "
+            "or the processor's memory to where they are multiplied: give more max_memory, or leave out weights"
+        )
+    if loading.weights is not None and not packed_share(whole):
+        raise TemporalLensError(
+            f"weights: {loading.weights} leaves {source.title} as it is: no weight of it belongs to a linear map of PyTorch (nn.Linear), "
+            "and only those are held in eight bits"
         )
     return whole, made[-1], set(report["missing_keys"])
 
@@ -216,7 +236,9 @@ NOT_BUILT = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, A
 """What transformers' classes raise for configurations that contradict themselves."""
 
 
-def _from_pretrained(network_class: Any, source: Source, config: Config, dtype: torch.dtype) -> tuple[Network, dict[str, Any]]:
+def _from_pretrained(
+    network_class: Any, source: Source, config: Config, dtype: torch.dtype, loading: Loading
+) -> tuple[Network, dict[str, Any]]:
     return network_class.from_pretrained(
         source.location,
         config=config,
@@ -224,17 +246,21 @@ def _from_pretrained(network_class: Any, source: Source, config: Config, dtype: 
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported, and refused here
+        **loading.arguments(),
         **_access(source),
     )
 
 
-def _not_loaded(source: Source, config: Config, error: Exception) -> TemporalLensError:
-    quantised = getattr(config, "quantization_config", None)
+def _not_loaded(source: Source, quantised: Any, loading: Loading, error: Exception) -> TemporalLensError:
     if quantised is not None:
         return TemporalLensError(
             f"{source.title} is quantised ({_quantisation(quantised)}), and transformers cannot read it here ({first_line(error)}); "
             "take the model in float32 or bfloat16 that it was made from"
         )
+    if loading != AS_IT_IS:
+        asked = ", ".join(f"{name}: {value}" for name, value in loading.model_dump(exclude_none=True).items())
+        hint = "; weights in eight bits cannot be put on the disk" if loading.weights and loading.device_map else ""
+        return TemporalLensError(f"transformers cannot load {source.title} with {asked}: {first_line(error)}{hint}")
     if isinstance(error, OSError | ImportError):
         return TemporalLensError(f"the weights of {source.location} cannot be read: {first_line(error)}")
     return TemporalLensError(f"transformers cannot build {source.title} as its configuration says: {first_line(error)}")

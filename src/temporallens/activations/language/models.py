@@ -23,6 +23,7 @@ from temporallens.activations.language.additions import Addition, Entry, Summand
 from temporallens.activations.language.block_stack import BlockStack, Streams
 from temporallens.activations.language.boundaries import Spans, spans_of
 from temporallens.activations.language.hooks import BEHIND_NORM, GIVEN, Hook, Layer, block_of, hook_of
+from temporallens.activations.language.loading import AS_IT_IS, Loading, recorded_loading
 from temporallens.activations.language.model_check import (
     NOT_RUN,
     DoesNotRunError,
@@ -44,7 +45,7 @@ from temporallens.activations.language.model_files import (
 )
 from temporallens.activations.language.readers import refuse_half_character
 from temporallens.errors import TemporalLensError
-from temporallens.precision import DTYPES, Precision, RequestedPrecision, device_for, precision
+from temporallens.precision import DTYPES, ModelPrecision, RequestedPrecision, device_for, precision
 
 
 class SpannedTokens(NamedTuple):
@@ -70,17 +71,29 @@ def check_layer(layer: Layer, layers: int, title: str) -> None:
 class LanguageModel:
     """A transformer up to a layer, its tokenizer, and what is to be known about both. Made by `load`."""
 
-    def __init__(self, name: str, source: Source, networks: Networks, tokenizer: Tokenizer, layers: int, kept: int, device: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        networks: Networks,
+        tokenizer: Tokenizer,
+        layers: int,
+        kept: int,
+        device: str | None,
+        loading: Loading,
+    ) -> None:
         self.name = name  # as the user wrote it
         self.title = source.title  # as messages write it
         self.revision = source.revision
         self.tokenizer = tokenizer
+        self.loading = loading
         self.layers = layers  # of the whole model, however many were loaded
         self._whole = networks.whole  # the stack of blocks with the head on it, or the stack alone
         self._stack = BlockStack(networks.stack, networks.blocks)
         special = tokenizer.all_special_ids
         self.context_length = longest_row(self._stack, special)  # None: no limit is known
-        self._whole.to(device)
+        if device is not None:  # where its blocks are spread, they are there already
+            self._whole.to(device)
         takes_positions = "position_ids" in inspect.signature(networks.stack.forward).parameters
         self._embedded = embedded_tokens(self._stack)
         self._traits = check_network(self._stack, self.title, takes_positions, special, self.padding_token)
@@ -101,15 +114,18 @@ class LanguageModel:
         device: str | None = None,
         revision: str | None = None,
         head: bool = False,
+        loading: Loading = AS_IT_IS,
     ) -> "LanguageModel":
         """Load a shipped model, a hub model, a directory or a .gguf file, as far as layer `up_to` (None: all layers; with `head`,
         and what predicts tokens, where there is that). It computes in `dtype`; `auto` is bfloat16 where `device` multiplies that natively.
+        `loading` says how it is held: spread over devices, in eight bits.
 
         Raises TemporalLensError when there is no such model, when it has no such layer, when weights or tokenizer are missing, or when
         its stream cannot be read exactly (`model_check`).
         """
-        target = device_for(device)
         source = find_source(model, revision)
+        loading.check_here(source.title, device)
+        target = device_for(device)
         config = read_config(source)
         layers = int(config.get_text_config(decoder=True).num_hidden_layers)
         loaded = layers
@@ -118,9 +134,9 @@ class LanguageModel:
             loaded = max(1, block_of(up_to) + 1)
         pinned, tokenizer = source._replace(revision=content_pin(source, config)), tokenizer_of(source)
 
-        def opened(used: Precision) -> LanguageModel:
-            networks = read_network(source, config, DTYPES[used], head, loaded + 1)  # one more, for the check
-            return cls(model, pinned, networks, tokenizer, layers, loaded, target)
+        def opened(used: ModelPrecision) -> LanguageModel:
+            networks = read_network(source, config, DTYPES[used], head, loaded + 1, loading)  # one more, for the check
+            return cls(model, pinned, networks, tokenizer, layers, loaded, None if loading.device_map else target, loading)
 
         try:
             return opened(precision(dtype, target))
@@ -138,9 +154,9 @@ class LanguageModel:
         return self._stack.dtype
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> ModelPrecision:
         """The name of what it computes in."""
-        return "bfloat16" if self.dtype == torch.bfloat16 else "float32"
+        return precision(str(self.dtype).removeprefix("torch."))
 
     @property
     def is_encoder(self) -> bool:
@@ -200,6 +216,7 @@ class LanguageModel:
             "dtype": self.precision,
             "device": self.device.type,
             "torch": torch.__version__,
+            **recorded_loading(self.loading),
         }
 
     @cached_property

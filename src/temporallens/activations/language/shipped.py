@@ -10,6 +10,7 @@ import csv
 import importlib.util
 import io
 import json
+import logging
 import os
 import re
 import struct
@@ -273,15 +274,24 @@ def _bars_on_terminals_only() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' notes and bars while it loads: unused weights are expected here, and the bars are ours."""
-    from transformers.utils import logging
+    """Silence transformers' notes and bars while it loads, and those of what it loads with: unused weights are expected here, and the
+    bars are ours."""
+    from transformers.utils import logging as of_transformers
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    beside = {logging.getLogger(name): logging.getLogger(name).level for name in LOADED_WITH}
+    for logger in beside:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        of_transformers.set_verbosity(level)
+        for logger, own in beside.items():
+            logger.setLevel(own)
         if bars:
-            logging.enable_progress_bar()
+            of_transformers.enable_progress_bar()
+
+
+LOADED_WITH = ("accelerate", "torchao", "torch.utils._pytree")

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from temporallens import processes
 from temporallens.activations.language.corpora import open_corpus
-from temporallens.activations.language.harvest import HarvestPolicy, Reading, TokenBatch, rows_together, store_rows
-from temporallens.activations.language.models import LanguageModel
+from temporallens.activations.language.harvest import HarvestPolicy, Reading, TokenBatch, open_source, rows_together, store_rows
 from temporallens.activations.loader import Windows, runs_of
 from temporallens.activations.writer import Rows
 from temporallens.precision import DTYPES
@@ -31,7 +30,7 @@ class StreamedWindows(Windows):
 
     def __init__(self, policy: HarvestPolicy, seed: int, rows: int, whole: bool) -> None:
         self._policy, self._seed, self._whole = policy, seed, whole
-        model = LanguageModel.load(policy.model, up_to=policy.layer, dtype=policy.precision, revision=policy.revision)
+        model = open_source(policy, policy.layer)
         self._reading = Reading(policy, model, open_corpus(policy.text, policy.column, policy.split), streamed=True)
         self._batches = max(1, round(rows / (rows_together(policy.batch_size) * policy.context_length)))
         self._waiting: Iterator[tuple[list[TokenBatch], bool]] = iter(())

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from temporallens.activations.language.loading import loading_of
 from temporallens.activations.language.model_files import same_content
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.store import ActivationStore
@@ -27,7 +28,7 @@ def unigram_activations(store: ActivationStore, tokens: Int[Tensor, " V"]) -> Fl
         raise TemporalLensError(
             f"{store.folder} was not harvested from a language model, so there is none to read single tokens with: give start: mean"
         )
-    model = LanguageModel.load(source["model"], up_to=source["layer"], dtype=dtype, revision=source["revision"])
+    model = LanguageModel.load(source["model"], up_to=source["layer"], dtype=dtype, revision=source["revision"], loading=loading_of(source))
     if not same_content(source["revision"], model.name, model.revision):
         raise TemporalLensError(f"{model.title} has changed since {store.folder} was harvested; remove that folder and harvest again")
     if model.bos is None:

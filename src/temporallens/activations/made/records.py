@@ -200,7 +200,8 @@ def _generator(policy: RecordsPolicy, purpose: int) -> np.random.Generator:
 
 def new_network(policy: RecordsPolicy) -> Network:
     """An untrained network: GPT-2's blocks with learned positions, characters as tokens, no dropout."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    with quiet_transformers():
+        from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
         vocab_size=len(VOCABULARY),

@@ -51,7 +51,7 @@ def text_positions(store: ActivationStore, entries: Int[np.ndarray, " n"], clock
 def _of_sequences(store: ActivationStore, wanted: set[int], clocks: Sequence[Clock]) -> dict[int, Int[np.ndarray, "C1 S"]]:
     """Of each wanted sequence of the text what the clocks say of its tokens, and last its tokens."""
     harvest = harvest_of(store)
-    network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision)
+    network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
     check_unchanged(network, store)
     marks, shape = TokenMarks.of(network.tokenizer), row_shape(network, harvest.context_length, harvest.bos, harvest.rows)
     readers = [reader for clock in clocks for reader in clock.readers]

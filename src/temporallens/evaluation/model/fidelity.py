@@ -166,7 +166,7 @@ def measure_fidelity(
     longest = policy.shifts[-1]
     chosen = choose_rows(store, held_out, policy.rows, opening + closing + longest + LEAST_TEXT, f"a shift of {longest} tokens")
     harvest = harvest_of(store)
-    network = open_model(model, harvest.deepest, harvest.compute_dtype, harvest.revision)
+    network = open_model(model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
     check_unchanged(network, store)
     prefixes = [prefix_tokens(network, text, longest) for text in policy.prefixes]
     documents = np.unique(chosen.document, return_inverse=True)[1]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from temporallens.activations.context import UNKNOWN, Context
 from temporallens.activations.language.block_stack import Layer
+from temporallens.activations.language.loading import AS_IT_IS, Loading
 from temporallens.activations.language.model_files import content_stamp
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.readers import refuse_half_character
@@ -131,14 +132,18 @@ def rule_positions(live: Bool[Tensor, "B S"], bos: bool) -> Int[Tensor, "B S"]:
     return (index - first + (first > 0).long() * int(bos)).clamp(min=0)
 
 
-def open_model(model: str, layer: Layer, dtype: RequestedPrecision = "float32", revision: str | None = None) -> LanguageModel:
+def open_model(
+    model: str, layer: Layer, dtype: RequestedPrecision = "float32", revision: str | None = None, loading: Loading = AS_IT_IS
+) -> LanguageModel:
     """`model` up to `layer`, loaded once per process however many measurements ask for it, as long as its files stay."""
-    return _opened(model, layer, dtype, revision, content_stamp(model))
+    return _opened(model, layer, dtype, revision, loading, content_stamp(model))
 
 
 @lru_cache(maxsize=2)
-def _opened(model: str, layer: Layer, dtype: RequestedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
-    return LanguageModel.load(model, up_to=layer, dtype=dtype, revision=revision)
+def _opened(
+    model: str, layer: Layer, dtype: RequestedPrecision, revision: str | None, loading: Loading, _stamp: tuple[Any, ...]
+) -> LanguageModel:
+    return LanguageModel.load(model, up_to=layer, dtype=dtype, revision=revision, loading=loading)
 
 
 @own_defaults()
@@ -155,6 +160,7 @@ def text_activations(
     whole_context: bool = True,
     bos: bool = True,
     revision: str | None = None,
+    loading: Loading = AS_IT_IS,
     title: str = "texts",
 ) -> TextActivations:
     """The residual stream of `model` after `layer` over `texts`, from the folder `cache` where it holds them, else computed into it.
@@ -169,7 +175,7 @@ def text_activations(
         raise TemporalLensError(f"there is nothing to read in {title}: the list of texts is empty")
     for number, text in enumerate(texts):
         refuse_half_character(text, f"text {number} of {title}")
-    network = open_model(model, layer, dtype, revision)
+    network = open_model(model, layer, dtype, revision, loading)
     shape = row_shape(network, context_length, bos, "document")
     left = (padding_side or network.tokenizer.padding_side) == "left"
     rows = _tokenise(network, texts, shape)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from temporallens.activations.context import context_of
+from temporallens.activations.language.loading import Loading
 from temporallens.activations.language.model_files import content_stamp
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.store import ActivationStore
@@ -171,7 +172,7 @@ def opened(
     check_target(dictionary, store)
     chosen = choose_rows(store, held_out, rows, LEAST_TOKENS, what)
     harvest = harvest_of(store)
-    network = whole_model(model, harvest.compute_dtype, harvest.revision, content_stamp(model))
+    network = whole_model(model, harvest.compute_dtype, harvest.revision, harvest.loading, content_stamp(model))
     check_unchanged(network, store)
     work = Splicer(network, layer if harvest.target is None else harvest.target, store, chosen, batch_size)
     if not int(work.counted.sum()):
@@ -185,9 +186,9 @@ def _of_dictionary(name: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def whole_model(model: str, dtype: RequestedPrecision, revision: str | None, _stamp: tuple[Any, ...]) -> LanguageModel:
+def whole_model(model: str, dtype: RequestedPrecision, revision: str | None, loading: Loading, _stamp: tuple[Any, ...]) -> LanguageModel:
     """All layers of `model` and its head, loaded once for all dictionaries of a study."""
-    return LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
+    return LanguageModel.load(model, dtype=dtype, revision=revision, head=True, loading=loading)
 
 
 class Splicer:

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from temporallens.activations.language.corpora import open_corpus
+from temporallens.activations.language.loading import AS_IT_IS, Loading, loading_of
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
@@ -96,13 +97,19 @@ class OrderPolicy(Settings):
 
 @own_defaults()
 def measure_order(
-    dictionary: Dictionary, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None = None
+    dictionary: Dictionary,
+    model: str,
+    layer: Layer,
+    policy: OrderPolicy,
+    cache: Path,
+    revision: str | None = None,
+    loading: Loading = AS_IT_IS,
 ) -> OrderMeasures:
     """Probe `dictionary` and everything that it is to be compared with; all but the first is kept in the folder `cache`.
 
     Raises TemporalLensError when the text is too short, when a word lies beyond the context, or when the dictionary is for another width.
     """
-    work = _Work(model, layer, policy, cache, revision)
+    work = _Work(model, layer, policy, cache, revision, loading)
     if dictionary.width != work.activations.width:
         raise TemporalLensError(
             f"this dictionary of width {dictionary.width} is for another layer or model: {model} has width {work.activations.width}"
@@ -145,8 +152,10 @@ def _tasks_of(policy: OrderPolicy, files: Cache) -> list[OrderTask]:
 class _Work:
     """Tasks, and what the model makes of their texts."""
 
-    def __init__(self, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None) -> None:
-        self.model, self.layer, self.policy, self.cache, self.revision = model, layer, policy, cache, revision
+    def __init__(
+        self, model: str, layer: Layer, policy: OrderPolicy, cache: Path, revision: str | None, loading: Loading = AS_IT_IS
+    ) -> None:
+        self.model, self.layer, self.policy, self.cache, self.revision, self.loading = model, layer, policy, cache, revision, loading
         self._files = Cache(cache / "order", FORMAT)
         self.tasks = _tasks_of(policy, self._files)
         self.texts = list(dict.fromkeys(text for task in self.tasks for text in task.texts))
@@ -162,13 +171,14 @@ class _Work:
             padding_side="right",
             whole_context=False,
             revision=revision,
+            loading=loading,
             title="order tasks",
         )
         self.bin_of: Int[Tensor, " P"] = group_of_position(policy.context_length, policy.bins)
 
     @property
     def network(self) -> LanguageModel:
-        return open_model(self.model, self.layer, self.policy.compute_dtype, self.revision)
+        return open_model(self.model, self.layer, self.policy.compute_dtype, self.revision, self.loading)
 
     @cached_property
     def _every_token(self) -> Members:
@@ -223,7 +233,9 @@ class _Work:
         files, key = self._files, {"baselines": self.fingerprint}
         if (known := files.json(key)) is not None:
             return from_json(dict[str, list[OrderScore]], known["scores"]), known["no_surprisal"]
-        surprisal = text_surprisal(self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision)
+        surprisal = text_surprisal(
+            self.model, self.layer, self.activations, self.policy.compute_dtype, self.cache, self.revision, self.loading
+        )
         no_surprisal = None if surprisal is not None else f"{self.network.title} predicts no next token"
         scores = {task.name: self._without_dictionary(task, surprisal) for task in self.tasks}
         files.put_json(key, {"scores": as_json(scores), "no_surprisal": no_surprisal})
@@ -275,7 +287,7 @@ def _counts(items: Sequence[Sequence[Any]]) -> Float[np.ndarray, "n V"]:
 
 def _of_subject(subject: Subject, policy: OrderPolicy) -> OrderMeasures:
     model, layer, revision = (subject.source[name] for name in ("model", "layer", "revision"))
-    return measure_order(subject.dictionary, model, layer, policy, subject.cache, revision)
+    return measure_order(subject.dictionary, model, layer, policy, subject.cache, revision, loading_of(subject.source))
 
 
 def _text_content(policy: OrderPolicy) -> str | None:

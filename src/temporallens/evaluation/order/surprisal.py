@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from temporallens.activations.language.loading import AS_IT_IS, Loading
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.cache import Cache
 from temporallens.evaluation.model.passes import TextActivations, open_model
@@ -32,17 +33,22 @@ def text_surprisal(
     dtype: RequestedPrecision,
     cache: Path,
     revision: str | None = None,
+    loading: Loading = AS_IT_IS,
 ) -> list[Float[Tensor, " _"]] | None:
     """Surprisal of every token of every text, in order, without what opens a row; kept in the folder `cache`.
 
     `activations` are those of `layer`, padded on the right. None for a model that predicts no next token.
     """
     parts = [list(range(first, min(first + PART_TEXTS, len(activations)))) for first in range(0, len(activations), PART_TEXTS)]
-    files, content, lengths = Cache(cache / "surprisal", FORMAT), open_model(model, layer, dtype, revision).content, _lengths(activations)
+    files, content, lengths = (
+        Cache(cache / "surprisal", FORMAT),
+        open_model(model, layer, dtype, revision, loading).content,
+        _lengths(activations),
+    )
     keys = [_key(content, layer, activations, texts) for texts in parts]
     known = [files.tensors(key) for key in keys]
     if any(part is None for part in known):
-        network = LanguageModel.load(model, dtype=dtype, revision=revision, head=True)
+        network = LanguageModel.load(model, dtype=dtype, revision=revision, head=True, loading=loading)
         if not network.has_head:
             return None
         work = _Continuation(network, layer, activations)

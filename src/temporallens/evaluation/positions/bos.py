@@ -169,7 +169,7 @@ def _opened_stores(
         if is_store(folder):
             found[opening] = ActivationStore(folder)
             continue
-        network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision)
+        network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
         check_unchanged(network, store)
         rows = _first_tokens(chosen, None if network.is_encoder else policy.tokens)
         opened = _opened(rows, opening, TokenMarks.of(network.tokenizer), policy.generator(OTHERS))

@@ -137,7 +137,7 @@ def longer_store(store: ActivationStore, held_out: Int[np.ndarray, " n"], policy
     if is_store(folder):
         return ActivationStore(folder)
     harvest = harvest_of(store)
-    network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision)
+    network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
     check_unchanged(network, store)
     longer = harvest.model_copy(update={"context_length": _length(policy, harvest, network)})
     rows = _rows(store, held_out, longer, network, policy)

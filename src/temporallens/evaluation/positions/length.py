@@ -135,7 +135,7 @@ def measure_length(
     read = longer_store(store, held_out, policy.drift, cache)
     long, again = longer_and_again(read, drift.trained)
     harvest = harvest_of(store)
-    network = whole_model(model, harvest.compute_dtype, harvest.revision, content_stamp(model))
+    network = whole_model(model, harvest.compute_dtype, harvest.revision, harvest.loading, content_stamp(model))
     place = layer if harvest.target is None else harvest.target
     splicers = [
         Splicer(network, place, read, choose_rows(read, entries, rows, LEAST_TOKENS, "length"), 1)

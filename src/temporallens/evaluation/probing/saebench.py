@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from temporallens.activations.context import Context
+from temporallens.activations.language.loading import AS_IT_IS, Loading
 from temporallens.activations.language.models import Layer
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -117,6 +118,7 @@ def sparse_probing(
     policy: SparseProbingPolicy,
     cache: Path | str,
     revision: str | None = None,
+    loading: Loading = AS_IT_IS,
 ) -> SparseProbing:
     """Probe `dictionary` and the residual stream of `model` after `layer` on labelled sets, in their order.
 
@@ -125,7 +127,7 @@ def sparse_probing(
     """
     divided = [divide(one, policy) if isinstance(one, LabelledSet) else one for one in sets]
     check_sets(divided)
-    check_width(dictionary, model, layer, policy, revision)
+    check_width(dictionary, model, layer, policy, revision, loading)
 
     def read(texts: dict[str, list[str]], title: str) -> dict[str, TextActivations]:
         """Activations of the texts of each class."""
@@ -141,6 +143,7 @@ def sparse_probing(
                 padding_side=policy.padding,
                 bos=policy.bos,
                 revision=revision,
+                loading=loading,
                 title=f"{title} of class '{name}'",
             )
             for name, of_class in texts.items()
@@ -236,9 +239,11 @@ def _negatives_at_hand(texts: Mapping[str, list[str]], name: str) -> int:
     return sum(min(len(of_class), share) for other, of_class in texts.items() if other != name)
 
 
-def check_width(dictionary: Dictionary, model: str, layer: Layer, policy: SparseProbingPolicy, revision: str | None) -> None:
+def check_width(
+    dictionary: Dictionary, model: str, layer: Layer, policy: SparseProbingPolicy, revision: str | None, loading: Loading
+) -> None:
     """Raise TemporalLensError unless the dictionary fits the model's residual stream, and the model has the layer."""
-    network = open_model(model, layer, policy.llm_dtype, revision)
+    network = open_model(model, layer, policy.llm_dtype, revision, loading)
     if dictionary.width != network.width:
         raise TemporalLensError(
             f"this dictionary is for activations of width {dictionary.width}, the residual stream of {network.title} has width "

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from temporallens.activations.language.contents import content_of
+from temporallens.activations.language.loading import AS_IT_IS, Loading, loading_of
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -121,7 +122,13 @@ class _Job(NamedTuple):
 
 @own_defaults()
 def measure_probing(
-    dictionary: Dictionary, model: str, layer: Layer, policy: ProbingPolicy, cache: Path | str, revision: str | None = None
+    dictionary: Dictionary,
+    model: str,
+    layer: Layer,
+    policy: ProbingPolicy,
+    cache: Path | str,
+    revision: str | None = None,
+    loading: Loading = AS_IT_IS,
 ) -> ProbingMeasures:
     """Probe `dictionary`, trained on `model` after `layer`, by `policy`; what can be used again is cached in the folder `cache`.
 
@@ -129,7 +136,7 @@ def measure_probing(
     few texts, texts without a token, and codes that are the same for every text.
     """
     sets = open_sets(policy.sets, Columns(policy.text_column, policy.label_column))
-    network = open_model(model, layer, policy.compute_dtype, revision)
+    network = open_model(model, layer, policy.compute_dtype, revision, loading)
     if dictionary.width != network.width:
         raise TemporalLensError(
             f"this dictionary is for activations of width {dictionary.width}, the residual stream of {network.title} has width "
@@ -146,7 +153,7 @@ def measure_probing(
     pooling_of = {labelled.name: labelled.pooling for labelled in sets}
     scores = summarise("features", features, pooling_of) + summarise("channels", channels, pooling_of)
     settings = policy.saebench
-    saebench = None if settings is None else _saebench(dictionary, model, layer, sets, settings, folder, revision)
+    saebench = None if settings is None else _saebench(dictionary, model, layer, sets, settings, folder, revision, loading)
     return ProbingMeasures(described, scores, files, saebench)
 
 
@@ -163,6 +170,7 @@ def _prepare(labelled: LabelledSet, network: LanguageModel, layer: Layer, policy
         cache=cache,
         whole_context=False,
         revision=revision,
+        loading=network.loading,
         title=f"'{labelled.name}'",
     )
     rows = first_of_each([row.numpy().tobytes() for row in activations.token], drawn.labels)
@@ -226,15 +234,16 @@ def _saebench(
     policy: SparseProbingPolicy,
     cache: Path,
     revision: str | None,
+    loading: Loading,
 ) -> dict[str, Any]:
     """Accuracies by SAEBench's protocol."""
-    found = sparse_probing(dictionary, model, layer, sets, policy, cache, revision)
+    found = sparse_probing(dictionary, model, layer, sets, policy, cache, revision, loading)
     return {"averages": found.averages(), "by_set": found.by_set(), "by_class": found.accuracies}
 
 
 def _of_subject(subject: Subject, policy: ProbingPolicy) -> ProbingMeasures:
     model, layer, revision = (subject.source[name] for name in ("model", "layer", "revision"))
-    return measure_probing(subject.dictionary, model, layer, policy, subject.cache, revision)
+    return measure_probing(subject.dictionary, model, layer, policy, subject.cache, revision, loading_of(subject.source))
 
 
 def tables(found: Mapping[str, ProbingMeasures]) -> list[Table]:
