@@ -8,14 +8,18 @@ from hypothesis import given, settings, strategies as st
 
 from temporallens.dictionaries import sparse
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
+from temporallens.dictionaries.arms.sliced import Sliced
+from temporallens.dictionaries.arms.topk import TopK
 from temporallens.dictionaries.masks import CLOSED, gated_blocks
 from temporallens.dictionaries.sparse import (
     Block,
     Floor,
     Pattern,
     Scratch,
+    dense_of,
     entries_above,
     fast_product,
+    many_products,
     pattern_of,
     select_largest,
     select_largest_static,
@@ -137,6 +141,34 @@ def test_codes_at_inference_have_the_bits_of_a_plain_product():
     pre = torch.addmm(dictionary.encoder_bias, x - dictionary.decoder_bias, dictionary.encoder.T)
     with torch.no_grad():
         assert torch.equal(dictionary.encode(x), pre * (pre > 1.0))
+
+
+@pytest.mark.parametrize("rows", [15, 16, 40, 256, 257])
+@pytest.mark.parametrize("floor", [0.5, "by feature"])
+def test_many_small_products_find_the_same_entries(rows, floor):
+    generator = torch.Generator().manual_seed(rows)
+    x, encoder, bias = (torch.randn(*shape, generator=generator) for shape in ((rows, 8), (24, 8), (24,)))
+    if floor == "by feature":
+        floor = torch.rand(24, generator=generator).masked_fill(torch.arange(24) % 5 == 0, torch.inf)
+    some = torch.arange(3, 23)
+    blocks = [Block(None, [Floor(0, 5, floor), Floor(5, rows - 3, 0.25)]), Block(some, [Floor(rows - 3, rows, 0.0)])]
+    one = entries_above(x, encoder, bias, blocks)
+    with many_products():
+        many = [entries_above(x, encoder, bias, blocks) for _ in range(2)]
+    for pattern, values in many:  # the second in the memory of the first
+        assert torch.equal(pattern.row, one[0].row) and torch.equal(pattern.feature, one[0].feature)
+        torch.testing.assert_close(values, one[1])
+
+
+@pytest.mark.parametrize("arm", [BatchTopK(features=64, k=4), Sliced(features=64, k=4, groups=3), TopK(features=64, k=4)])
+def test_sparse_codes_are_the_codes_in_order_of_rows(arm):
+    dictionary = arm.make(8, 6, torch.Generator().manual_seed(0))
+    x, positions = torch.randn(20, 8), torch.arange(20).flip(0) % 6
+    assert dictionary.sparse_codes(x, positions) is None  # somebody may learn from them
+    with torch.no_grad():
+        found = dictionary.sparse_codes(x, positions)
+        assert found is not None and torch.equal(dense_of(*found), dictionary.codes(x, positions))
+    assert len(found.values) and bool((found.pattern.row.diff() >= 0).all())
 
 
 def test_the_static_selection_is_the_same_selection():

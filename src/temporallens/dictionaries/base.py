@@ -30,7 +30,7 @@ from temporallens.dictionaries.inputs import (
     refuse_worthless,
     whole_positions,
 )
-from temporallens.dictionaries.sparse import pattern_of
+from temporallens.dictionaries.sparse import Entries, Pattern, dense_of, many_products, pattern_of
 from temporallens.dictionaries.steps import Dead, Forward, Previous, Progress
 from temporallens.errors import TemporalLensError
 from temporallens.memory import CACHED_ROWS
@@ -82,6 +82,32 @@ class Walk(NamedTuple):
     codes: Float[Tensor, "N F"]
     left: Float[Tensor, "N D"]  # of the rows, when the past is taken off too
     features: Float[Tensor, "N JD"] | None  # what the past is read from, where it is asked for
+
+
+class _GrowingCodes:
+    """Codes of the rows of `x`, which are found some rows after the other, all of them dense or all of them sparse."""
+
+    def __init__(self, x: Float[Tensor, "N D"], features: int) -> None:
+        self._x, self._features = x, features
+        self._dense: Tensor | None = None
+        self._sparse: list[tuple[Tensor, Entries]] = []
+
+    def put(self, rows: Int[Tensor, " n"], found: Entries | Float[Tensor, "n F"]) -> None:
+        if isinstance(found, Entries):
+            self._sparse.append((rows, found))
+            return
+        if self._dense is None:
+            self._dense = found.new_empty(len(self._x), self._features)
+        self._dense[rows] = found
+
+    def whole(self) -> Float[Tensor, "N F"]:
+        if self._dense is not None:
+            return self._dense
+        if not self._sparse:
+            return self._x.new_zeros(len(self._x), self._features)
+        row = torch.cat([rows.index_select(0, found.pattern.row) for rows, found in self._sparse])
+        feature = torch.cat([found.pattern.feature for _, found in self._sparse])
+        return dense_of(Pattern(row, feature, len(self._x), self._features), torch.cat([found.values for _, found in self._sparse]))
 
 
 def _directions(features: int, width: int, generator: torch.Generator) -> Float[Tensor, "F D"]:
@@ -167,6 +193,10 @@ class Dictionary(Centred):
     @abstractmethod
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         """Codes at inference; `positions` is None only for arms that are not position-aware, or under the policy `mean`."""
+
+    def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> "Entries | None":
+        """`codes` that are not 0, row by row, where the arm finds them without the others; else None, as where somebody learns from it."""
+        return None
 
     @abstractmethod
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
@@ -297,17 +327,20 @@ class Dictionary(Centred):
         past_map, centre = self.past_map, self.past_centre
         if policy is None or context is None or past_map is None or centre is None:
             raise TemporalLensError(f"this '{self.kind}' dictionary has no past to walk through")
-        codes, left = x.new_empty(len(x), self.features), torch.empty_like(x)
+        codes, left = _GrowingCodes(x, self.features), torch.empty_like(x)
 
         def reconstructed(rows: Tensor, said: Tensor) -> Tensor:
-            left[rows] = x[rows] - said
-            found = self.codes(left[rows], None if positions is None else positions[rows])
-            codes[rows] = found
-            return self._reconstruct_few(found) + said - centre
+            own, where = x.index_select(0, rows) - said, None if positions is None else positions.index_select(0, rows)
+            left.index_copy_(0, rows, own)
+            sparse = self.sparse_codes(own, where)
+            found = self.codes(own, where) if sparse is None else sparse
+            codes.put(rows, found)
+            return self._decoded(found) + said - centre
 
         links = links_of(context, policy.past, policy.past_of == "other")
-        features = walk(links, past_map, policy.decay, reconstructed, keep).features
-        return Walk(codes, left, features)
+        with many_products():
+            features = walk(links, past_map, policy.decay, reconstructed, keep).features
+        return Walk(codes.whole(), left, features)
 
     def _replayed(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
         """What codes decode to, and what the past says beside them."""
@@ -342,14 +375,16 @@ class Dictionary(Centred):
         """What `centre` gave, from codes."""
         return z @ self.decoder + self.decoder_bias
 
-    def _reconstruct_few(self, z: Float[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+    def _decoded(self, z: "Entries | Tensor") -> Float[Tensor, "N D"]:
         """`reconstruct`, up to the order of sums: where nobody learns from it and few features fire, from their decoder rows alone."""
-        if not torch.is_grad_enabled() and not z.is_cuda:  # a GPU would have to say how many fire
+        if isinstance(z, Tensor):
+            if torch.is_grad_enabled() or z.is_cuda:  # a GPU would have to say how many fire
+                return self.reconstruct(z)
             used = z.flatten().nonzero()[:, 0]
-            if FEW * len(used) < z.numel():
-                values = z.flatten().index_select(0, used)
-                return pattern_of(used, *z.shape).combine(values, self.decoder) + self.decoder_bias
-        return self.reconstruct(z)
+            z = Entries(pattern_of(used, *z.shape), z.flatten().index_select(0, used))
+        if FEW * len(z.values) < z.pattern.rows * self.features:
+            return z.pattern.combine(z.values, self.decoder) + self.decoder_bias
+        return self.reconstruct(dense_of(*z))
 
     def added(self, reconstruction: Float[Tensor, "N D"], context: Context | None) -> Float[Tensor, "N D"]:
         """What codes decode to, and what the arm adds to it for tokens."""

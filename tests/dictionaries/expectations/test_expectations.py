@@ -335,10 +335,11 @@ def test_every_other_arm_can_have_an_expectation(store: tl.ActivationStore, tmp_
 def test_the_control_looks_back_in_the_next_sequence() -> None:
     context = context_of_tokens(torch.tensor([[1, 2, 1, 2], [3, 3, 3, 3], [5, 6, 5, 6]]), torch.Size((3, 4)), torch.device("cpu"))
     own, other = (links_of(context, ("previous", "same_token", "induction"), of_others) for of_others in (False, True))
-    assert own.looked_at["same_token"].tolist() == [-1, -1, 0, 1, -1, 4, 5, 6, -1, -1, 8, 9]
-    assert own.looked_at["induction"].tolist() == [-1, -1, -1, 1, -1, -1, 5, 6, -1, -1, -1, 9]
-    assert other.looked_at["previous"].tolist() == [-1, 4, 5, 6, -1, 8, 9, 10, -1, 0, 1, 2]
-    assert other.looked_at["same_token"].tolist() == [-1, 4, 5, 6, -1, -1, 8, 9, -1, -1, 0, 1]
+    # 12: nothing, behind the twelve rows
+    assert own.looked_at["same_token"].tolist() == [12, 12, 0, 1, 12, 4, 5, 6, 12, 12, 8, 9]
+    assert own.looked_at["induction"].tolist() == [12, 12, 12, 1, 12, 12, 5, 6, 12, 12, 12, 9]
+    assert other.looked_at["previous"].tolist() == [12, 4, 5, 6, 12, 8, 9, 10, 12, 0, 1, 2]
+    assert other.looked_at["same_token"].tolist() == [12, 4, 5, 6, 12, 12, 8, 9, 12, 12, 0, 1]
     assert own.sequence.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and other.sequence.tolist() == [1] * 4 + [2] * 4 + [0] * 4
 
 

@@ -9,7 +9,6 @@ measured anew with the final ones. Dead features are revived with AuxK (Gao et a
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     Block,
     Codes,
+    Entries,
     Pattern,
     chunk_rows,
     dense_of,
@@ -141,8 +141,12 @@ class BatchTopKDictionary(Dictionary):
             yield pre, self.modulate(pre, at)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        sparse = self.sparse_codes(x, positions)
+        return self._dense_codes(x, positions) if sparse is None else dense_of(*sparse)
+
+    def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Entries | None:
         if torch.is_grad_enabled() or x.is_cuda or (positions is None and self.position_aware):
-            return self._dense_codes(x, positions)
+            return None
         row = None
         if positions is None:
             positions = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -150,9 +154,12 @@ class BatchTopKDictionary(Dictionary):
             row = torch.argsort(positions, stable=True)
             x, positions = x.index_select(0, row), positions.index_select(0, row)
         pattern, values = self.entries_in_use(x, positions)
-        if row is not None:
-            pattern = replace(pattern, row=row.index_select(0, pattern.row))
-        return dense_of(pattern, values)
+        if row is None:
+            return Entries(pattern, values)
+        own = row.index_select(0, pattern.row)
+        order = torch.argsort(own, stable=True)
+        pattern = Pattern(own.index_select(0, order), pattern.feature.index_select(0, order), pattern.rows, pattern.features)
+        return Entries(pattern, values.index_select(0, order))
 
     def _dense_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
         """The same codes, differentiably in activations and weights, or where one dense pass is quicker."""

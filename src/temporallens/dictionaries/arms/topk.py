@@ -19,6 +19,7 @@ from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Codes,
+    Entries,
     Pattern,
     Scratch,
     chunk_rows,
@@ -60,11 +61,16 @@ class TopKDictionary(Dictionary):
         return largest_of_rows(centred, self.encoder, self.encoder_bias, self.config.k, dtype)
 
     def codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Float[Tensor, "N F"]:
+        sparse = self.sparse_codes(x, positions)
+        if sparse is not None:
+            return dense_of(*sparse)
+        largest = self.pre_activations(x).relu().topk(self.config.k, dim=1, sorted=False)
+        return x.new_zeros(len(x), self.features).scatter(1, largest.indices, largest.values)
+
+    def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Entries | None:
         if torch.is_grad_enabled() or x.is_cuda:
-            largest = self.pre_activations(x).relu().topk(self.config.k, dim=1, sorted=False)
-            return x.new_zeros(len(x), self.features).scatter(1, largest.indices, largest.values)
-        pattern, values = self._select(x - self.decoder_bias, torch.float32)
-        return dense_of(pattern, values)
+            return None
+        return Entries(*self._select(x - self.decoder_bias, torch.float32))
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         centred = x - self.decoder_bias.detach()

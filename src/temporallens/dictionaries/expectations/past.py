@@ -27,7 +27,7 @@ SHARPNESS = 10.0
 
 class Links(NamedTuple):
     """Which rows each of N rows looks back at. Rows go by their slots, `sequence * S + place` in a grid of B sequences of at most S rows;
-    -1 for none."""
+    B * S for none."""
 
     levels: list[Int[Tensor, " n"]]  # rows by their place in their sequence: each looks back at rows of earlier levels only
     slot: Int[Tensor, " N"]
@@ -62,7 +62,9 @@ def links_of(context: Context, kinds: tuple[PastKind, ...], of_others: bool) -> 
     order = torch.argsort(grid.place, stable=True)
     levels = list(order.split(torch.bincount(grid.place).tolist()))
     slot = grid.sequence * usable.shape[1] + grid.place
-    return Links(levels, slot, usable, {kind: _through(looked_at[kind], slot) for kind in kinds}, sequence)
+    looked_at = {kind: _through(looked_at[kind], slot) for kind in kinds}
+    nothing = usable.numel()
+    return Links(levels, slot, usable, {kind: rows.masked_fill(rows < 0, nothing) for kind, rows in looked_at.items()}, sequence)
 
 
 def _last_alike(sequence: Int[Tensor, " N"], token: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -92,47 +94,49 @@ Decode = Callable[[Int[Tensor, " n"], Float[Tensor, "n D"]], Float[Tensor, "n D"
 
 def walk(links: Links, past_map: Float[Tensor, "JD D"], decay: float, reconstructed: Decode, keep_features: bool = False) -> Walked:
     """Go through sequences, each row from what was reconstructed before it."""
-    rows, width, usable = len(links.slot), past_map.shape[1], links.usable.flatten()
-    memory = Memory(*(past_map.new_zeros(len(usable), width) for _ in Memory._fields))
+    rows, width, usable = len(links.slot), past_map.shape[1], links.usable.flatten().to(past_map.dtype)[:, None]
+    memory = Memory(*(past_map.new_zeros(len(usable) + 1, width) for _ in Memory._fields))
+    turned = past_map.T.contiguous()  # a product of few rows is quicker so
     said = past_map.new_zeros(rows, width)
     features = past_map.new_zeros(rows, len(past_map)) if keep_features else None
     for place, level in enumerate(links.levels):
         u = torch.cat([_looked(memory, links, kind, level, place) for kind in links.looked_at], 1)
         if features is not None:
             features[level] = u
-        said[level] = u @ past_map
-        slot = links.slot[level]
-        deviation = reconstructed(level, said[level]) * usable[slot, None]
-        memory.deviation[slot] = deviation
+        now, slot = (turned @ u.T).T, links.slot.index_select(0, level)
+        said.index_copy_(0, level, now)
+        deviation = reconstructed(level, now) * usable.index_select(0, slot)
+        memory.deviation.index_copy_(0, slot, deviation)
         if "mean" in links.looked_at:
-            memory.mean[slot] = decay * _gathered(memory.mean, links.looked_at["mean"][level]) + (1 - decay) * deviation
+            before = memory.mean.index_select(0, links.looked_at["mean"].index_select(0, level))
+            memory.mean.index_copy_(0, slot, decay * before + (1 - decay) * deviation)
         if "attention" in links.looked_at:
-            memory.direction[slot] = functional.normalize(deviation, dim=1)
+            memory.direction.index_copy_(0, slot, functional.normalize(deviation, dim=1))
     return Walked(said, features)
 
 
 class Memory(NamedTuple):
-    """Of the slots that were walked."""
+    """Of the slots that were walked, and last of nothing: zeros."""
 
-    deviation: Float[Tensor, "BS D"]
-    mean: Float[Tensor, "BS D"]  # exponential
-    direction: Float[Tensor, "BS D"]  # of the deviation
+    deviation: Float[Tensor, "BS1 D"]
+    mean: Float[Tensor, "BS1 D"]  # exponential
+    direction: Float[Tensor, "BS1 D"]  # of the deviation
 
 
 def _looked(memory: Memory, links: Links, kind: PastKind, level: Int[Tensor, " n"], place: int) -> Float[Tensor, "n D"]:
     """u_j of rows that stand at this place of their sequences."""
     if kind == "attention":
         return _attended(memory, links, level, place)
-    return _gathered(memory.mean if kind == "mean" else memory.deviation, links.looked_at[kind][level])
+    return (memory.mean if kind == "mean" else memory.deviation).index_select(0, links.looked_at[kind].index_select(0, level))
 
 
 def _attended(memory: Memory, links: Links, level: Int[Tensor, " n"], place: int) -> Float[Tensor, "n D"]:
     """What followed rows like the row before: values are the rows from the second on, keys the rows before these."""
-    query = _gathered(memory.direction, links.looked_at["attention"][level])
+    query = memory.direction.index_select(0, links.looked_at["attention"].index_select(0, level))
     if place < 2:
         return torch.zeros_like(query)
     shape, sequence = links.usable.shape, links.sequence[level]
-    deviation, direction = (part.view(*shape, -1) for part in (memory.deviation, memory.direction))
+    deviation, direction = (part[:-1].view(*shape, -1) for part in (memory.deviation, memory.direction))
     usable = links.usable
     if torch.is_grad_enabled():  # a gradient needs them as they are now, and later rows are written beside them
         deviation, direction = deviation.clone(), direction.clone()
@@ -141,7 +145,3 @@ def _attended(memory: Memory, links: Links, level: Int[Tensor, " n"], place: int
     score = SHARPNESS * torch.bmm(direction[:, : place - 1], query[:, :, None])[:, :, 0]
     weight = functional.pad(score.masked_fill(~usable[:, 1:place], -torch.inf), (1, 0)).softmax(1)[:, 1:]
     return torch.bmm(weight[:, None], deviation[:, 1:place])[:, 0]
-
-
-def _gathered(memory: Float[Tensor, "N D"], rows: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
-    return memory.index_select(0, rows.clamp(min=0)).masked_fill_((rows < 0)[:, None], 0.0)
