@@ -272,8 +272,8 @@ def fast_product(x: Float[Tensor, "n D"], weight: Float[Tensor, "f D"], bias: Fl
     return plain_product(x, weight, bias, memory) if onednn is None else onednn(x, weight, bias, "none", [], "")
 
 
-NARROW = range(16, 257)
-"""Rows of which a product is quicker with features as its rows: with 4,608 of them, 64 rows take two thirds of the time."""
+NARROW = range(16, CHUNK_ROWS + 1)
+"""Rows of which a product is quicker with features as its rows: the more so the fewer rows there are, and the more features."""
 
 
 def _is_narrow(x: Float[Tensor, "n D"], product: Product) -> bool:
