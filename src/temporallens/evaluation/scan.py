@@ -30,7 +30,7 @@ from temporallens import processes
 from temporallens.activations.clocks import CLOCKS, TokenMarks, TokenRow
 from temporallens.activations.language.corpora import at_commit, open_corpus
 from temporallens.activations.language.harvest import TokenBatch, schedule
-from temporallens.activations.language.loading import Loading, loading_field
+from temporallens.activations.language.loading import Loading, loading_field, recorded_loading
 from temporallens.activations.language.model_check import check_finite
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.activations.language.token_rows import RowShape, row_shape, token_rows
@@ -97,6 +97,9 @@ class ClockScan:
     """[L] The same under a shuffled clock."""
 
 
+WHERE_ASKED = {"beforehand", "loading"}
+
+
 @dataclass(frozen=True)
 class Scan:
     """What a scan of a model finds; layers are `embed`, `0`, ..., each the output of that block."""
@@ -117,9 +120,10 @@ class Scan:
     late_from: int = LATE
     format: str = field(default=FORMAT)
     beforehand: Annotated[Beforehand | None, Field(exclude_if=not_asked)] = None  # where it was asked for
+    loading: Annotated[dict[str, Any] | None, Field(exclude_if=not_asked)] = None  # how the model was held, if not as its files have it
 
     def to_json(self) -> dict[str, Any]:
-        content = {name: value for name, value in asdict(self).items() if name != "beforehand" or value is not None}
+        content = {name: value for name, value in asdict(self).items() if name not in WHERE_ASKED or value is not None}
         clocks = {name: {key: value for key, value in clock.items() if value is not None} for name, clock in content["clocks"].items()}
         return content | {"clocks": clocks}
 
@@ -128,7 +132,7 @@ class Scan:
         """Raises TemporalLensError when `content` is not a scan of this version."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TemporalLensError(f"this is not a scan in format '{FORMAT}'; run the scan again")
-        missing = sorted(({entry.name for entry in fields(cls)} ^ content.keys()) - {"beforehand"})
+        missing = sorted(({entry.name for entry in fields(cls)} ^ content.keys()) - WHERE_ASKED)
         if missing:
             raise TemporalLensError(f"this scan is damaged: the field '{missing[0]}' is missing or unknown; run the scan again")
         clocks = {name: ClockScan(**clock) for name, clock in content["clocks"].items()}
@@ -246,6 +250,7 @@ def _found(
         seed=policy.seed,
         excluded={"position_zero": True, "special_tokens": True, "norm_multiple": policy.norm_multiple},
         beforehand=known,
+        loading=recorded_loading(policy.loading).get("loading"),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from temporallens.activations.language.loading import Loading, loading_of
 from temporallens.activations.store import ActivationStore
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import load_dictionary
@@ -34,6 +35,11 @@ class Subject(NamedTuple):
     def source(self) -> Mapping[str, Any]:
         """Where the activations came from: `model`, `layer`, `revision`."""
         return self.store.manifest.description.source
+
+    @property
+    def loading(self) -> Loading:
+        """How their model was held, and is to be held again."""
+        return loading_of(self.store.manifest.description.policies)
 
     def other_seeds(self) -> list[Dictionary]:
         return [load_dictionary(folder) for folder in self.others]

@@ -16,7 +16,7 @@ from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import harvest_of
 from temporallens.evaluation.model.passes import text_activations
 from temporallens.evaluation.model.splicing import SplicingPolicy, measure_splicing
-from temporallens.evaluation.scan import scan
+from temporallens.evaluation.scan import Scan, scan
 from tiny_models import LAYERS
 
 INT8 = Loading(weights="int8")
@@ -91,7 +91,7 @@ def test_float16_where_it_is_asked_for(llama: str) -> None:
 def test_a_store_says_how_its_model_was_held_and_what_is_measured_holds_it_so(llama: str, tmp_path: Path) -> None:
     plain = store_of(Path(llama), 1, tmp_path / "plain")
     packed = store_of(Path(llama), 1, tmp_path / "packed", loading={"weights": "int8"})
-    assert "loading" not in plain.manifest.description.source
+    assert "loading" not in plain.manifest.description.policies
     assert harvest_of(packed).loading == INT8
     assert harvest_of(plain).loading == AS_IT_IS
     with pytest.raises(TemporalLensError, match="already holds a finished store"):
@@ -113,6 +113,8 @@ def test_passes_are_kept_apart_by_how_the_model_is_held(llama: str, tmp_path: Pa
 
 def test_scans_hold_models_so_too(llama: str) -> None:
     plain, packed = (scan(llama, text=DOCUMENTS, context_length=16, sequences=8, loading=how) for how in (AS_IT_IS, INT8))
+    assert (plain.loading, packed.loading) == (None, {"weights": "int8"})
+    assert Scan.from_json(packed.to_json()) == packed and "loading" not in plain.to_json()
     assert plain.norm[0] == packed.norm[0]
     assert plain.norm[1:] != packed.norm[1:]
 

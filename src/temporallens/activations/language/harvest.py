@@ -299,7 +299,6 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "text_fingerprint": text.fingerprint,
             "column": policy.column,
             "split": policy.split,
-            **recorded_loading(policy.loading),
         },
         policies={
             "context_length": policy.context_length,
@@ -315,6 +314,7 @@ def describe(policy: HarvestPolicy, model: LanguageModel, text: Corpus) -> Store
             "position_zero": "excluded",
             "batch_size": policy.batch_size,
             "compute_dtype": model.precision,
+            **recorded_loading(policy.loading),
             **({ACROSS_DOCUMENTS: True} if policy.rows == "packed" else {}),
             **({} if policy.target is None else {TARGET: model.named(policy.target)}),
             **({"stored_every": policy.stored_every} if policy.stream else {}),

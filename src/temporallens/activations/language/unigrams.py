@@ -23,12 +23,15 @@ def unigram_activations(store: ActivationStore, tokens: Int[Tensor, " V"]) -> Fl
     Raises TemporalLensError where the store is not of a language model, or that has changed since, or opens no row.
     """
     source: dict[str, Any] = store.manifest.description.source
-    dtype: Any = store.manifest.description.policies.get("compute_dtype", store.manifest.description.dtype)
+    policies = store.manifest.description.policies
+    dtype: Any = policies.get("compute_dtype", store.manifest.description.dtype)
     if source.get("kind") != "model":
         raise TemporalLensError(
             f"{store.folder} was not harvested from a language model, so there is none to read single tokens with: give start: mean"
         )
-    model = LanguageModel.load(source["model"], up_to=source["layer"], dtype=dtype, revision=source["revision"], loading=loading_of(source))
+    model = LanguageModel.load(
+        source["model"], up_to=source["layer"], dtype=dtype, revision=source["revision"], loading=loading_of(policies)
+    )
     if not same_content(source["revision"], model.name, model.revision):
         raise TemporalLensError(f"{model.title} has changed since {store.folder} was harvested; remove that folder and harvest again")
     if model.bos is None:

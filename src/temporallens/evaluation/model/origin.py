@@ -14,7 +14,6 @@ from torch import Tensor
 from temporallens.activations.language.block_stack import Layer
 from temporallens.activations.language.corpora import GIVEN, Corpus, open_corpus
 from temporallens.activations.language.harvest import HarvestPolicy
-from temporallens.activations.language.loading import loading_of
 from temporallens.activations.language.model_files import same_content
 from temporallens.activations.language.models import LanguageModel
 from temporallens.activations.language.token_rows import evenly_spaced
@@ -67,7 +66,7 @@ def harvest_of(store: ActivationStore) -> HarvestPolicy:
     chosen = {name: value for name, value in description.policies.items() if name not in no_choices}
     policies = {"compute_dtype": description.dtype} | chosen
     source = {name: description.source[name] for name in ("model", "layer", "revision", "text", "column", "split")}
-    return HarvestPolicy(**source, **policies, dtype=description.dtype, loading=loading_of(description.source))
+    return HarvestPolicy(**source, **policies, dtype=description.dtype)
 
 
 def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from temporallens.activations.language.corpora import open_corpus
-from temporallens.activations.language.loading import AS_IT_IS, Loading, loading_of
+from temporallens.activations.language.loading import AS_IT_IS, Loading
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.cache import Cache
 from temporallens.defaults import own_defaults
@@ -287,7 +287,7 @@ def _counts(items: Sequence[Sequence[Any]]) -> Float[np.ndarray, "n V"]:
 
 def _of_subject(subject: Subject, policy: OrderPolicy) -> OrderMeasures:
     model, layer, revision = (subject.source[name] for name in ("model", "layer", "revision"))
-    return measure_order(subject.dictionary, model, layer, policy, subject.cache, revision, loading_of(subject.source))
+    return measure_order(subject.dictionary, model, layer, policy, subject.cache, revision, subject.loading)
 
 
 def _text_content(policy: OrderPolicy) -> str | None:

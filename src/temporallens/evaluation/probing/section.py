@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from temporallens.activations.language.contents import content_of
-from temporallens.activations.language.loading import AS_IT_IS, Loading, loading_of
+from temporallens.activations.language.loading import AS_IT_IS, Loading
 from temporallens.activations.language.models import LanguageModel, Layer
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
@@ -243,7 +243,7 @@ def _saebench(
 
 def _of_subject(subject: Subject, policy: ProbingPolicy) -> ProbingMeasures:
     model, layer, revision = (subject.source[name] for name in ("model", "layer", "revision"))
-    return measure_probing(subject.dictionary, model, layer, policy, subject.cache, revision, loading_of(subject.source))
+    return measure_probing(subject.dictionary, model, layer, policy, subject.cache, revision, subject.loading)
 
 
 def tables(found: Mapping[str, ProbingMeasures]) -> list[Table]:
