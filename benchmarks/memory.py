@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -98,4 +99,4 @@ def measure(settings: Settings) -> Section:
 
 if __name__ == "__main__":
     sizes, device, requested = sys.argv[1:]
-    print(added_by_a_step(Sizes(**json.loads(sizes)), torch.device(device), precision(requested, device)))
+    print(added_by_a_step(Sizes(**json.loads(sizes)), torch.device(device), precision(cast(Precision, requested), device)))

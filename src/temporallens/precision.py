@@ -4,7 +4,7 @@ A processor without bfloat16 arithmetic emulates it, six times slower than float
 to do with what is stored.
 """
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, overload
 
 import torch
 from pydantic import AliasChoices, Field
@@ -46,6 +46,14 @@ def device_for(requested: str | None) -> str:
             f"there is no device {requested!r} here ({first_line(error)}); the default is {default_device()}"
         ) from error
     return requested
+
+
+@overload
+def precision(requested: Literal["auto", "float32", "bfloat16"], device: str | torch.device | None = None) -> Precision: ...
+
+
+@overload
+def precision(requested: str, device: str | torch.device | None = None) -> ModelPrecision: ...
 
 
 def precision(requested: str, device: str | torch.device | None = None) -> ModelPrecision:
