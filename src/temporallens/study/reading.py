@@ -31,7 +31,9 @@ HIDDEN = {
 """Bases other than ten, and the numbers that YAML 1.1 reads in them."""
 EXACT = 1 << 53
 """Below it floats are whole where they look so."""
-STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+STRING, MERGE, WHOLE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:int"
+NUMBERED = "max_memory"
+"""The one setting whose keys are numbers: those of GPUs."""
 
 
 class Loader(yaml.SafeLoader):
@@ -226,7 +228,7 @@ def _one_line(message: object) -> str:
 def _refuse_traps(root: yaml.Node, path: Path) -> None:
     """What YAML reads otherwise than it looks. Of two equal keys readers keep the last and say nothing; a study must not lose a
     setting that way."""
-    waiting, visited = [root], set()
+    waiting, visited, numbered = [root], set(), set()
     while waiting:
         node = waiting.pop()
         if isinstance(node, yaml.ScalarNode):
@@ -242,13 +244,15 @@ def _refuse_traps(root: yaml.Node, path: Path) -> None:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise TemporalLensError(f"{path}:{line}: a key must be a plain word")
-            if key.tag not in {STRING, MERGE}:
+            if key.tag not in {STRING, MERGE} and not (key.tag == WHOLE and id(node) in numbered):
                 raise TemporalLensError(f"{path}:{line}: the key {key.value} is read as a number, date or truth value: put it in quotes")
             if key.value in lines:
                 raise TemporalLensError(
                     f"{path}:{line}: the key '{key.value}' stands here a second time (first in line {lines[key.value]})"
                 )
             lines[key.value] = line
+            if key.value == NUMBERED:
+                numbered.add(id(value))
             waiting += [key, value]
 
 

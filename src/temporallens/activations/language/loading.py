@@ -3,9 +3,10 @@ another implementation of attention. Packages for the first two are the extra `l
 """
 
 import importlib.util
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from temporallens import processes
@@ -18,6 +19,9 @@ PACKAGES = {"weights": "torchao", "device_map": "accelerate"}
 
 Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$")]
 """Such as 20GiB."""
+NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
+GPU = Annotated[int, Field(ge=0, lt=1024)]
+"""By its number."""
 
 
 class Loading(Settings):
@@ -31,9 +35,17 @@ class Loading(Settings):
     """As transformers names them; None: its choice, which is sdpa where the model has it."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """As accelerate spreads blocks over all GPUs, then the processor's memory, then the disk; None: all of it on one device."""
-    max_memory: dict[int | Literal["cpu"], Memory] | None = None
+    max_memory: dict[GPU | Literal["cpu"], Memory] | None = None
     """With a device map: what a model may take of each device, by the number of a GPU or `cpu`, such as `{0: 20GiB, cpu: 60GiB}`. What a
     dictionary needs beside it is not known to accelerate."""
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _numbered(cls, given: Any) -> Any:
+        """The number of a GPU may be in quotes, as JSON has all keys, and as YAML has them that is made of it."""
+        if not isinstance(given, dict):
+            return given
+        return {int(key) if isinstance(key, str) and NUMBER.fullmatch(key) else key: memory for key, memory in given.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Loading":
