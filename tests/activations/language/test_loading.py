@@ -52,6 +52,14 @@ def test_blocks_on_the_disk_give_the_same_bits(llama: str) -> None:
     assert torch.equal(spread.residuals(tokens, mask, [2])[2][mask], expected[2][mask])
 
 
+def test_a_pooler_without_weights_is_not_looked_for_on_the_disk(tmp_path: Path) -> None:
+    bert = str(headed_model("bert", tmp_path / "bert"))  # a head on BERT reads tokens, so that nothing pools them
+    plain, spread = LanguageModel.load(bert), LanguageModel.load(bert, loading=ON_DISK)
+    tokens, mask = _rows(plain)
+    stream = plain.residuals(tokens, mask, [1])[1]
+    assert torch.equal(spread.continued(stream, 1, tokens, mask), plain.continued(stream, 1, tokens, mask))
+
+
 def test_eight_bits_are_near_and_a_row_gives_alone_what_it_gives_beside_others(llama: str) -> None:
     plain, packed = LanguageModel.load(llama), LanguageModel.load(llama, loading=INT8)
     assert packed_share(plain._whole) == 0

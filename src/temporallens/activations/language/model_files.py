@@ -129,6 +129,10 @@ def _not_reached(source: Source, error: OSError) -> TemporalLensError:
     return TemporalLensError(f"model {model} was found neither here nor on the hub (unknown name, no access, or no network){hint}")
 
 
+POOLER = re.compile(r"(.*\.)?pooler(?=\.)")
+"""The name of a module that makes one vector of a row's tokens, in that of a weight."""
+
+
 class Networks(NamedTuple):
     """A network that was read: whole, with its head where it has one, and in it the stack of blocks."""
 
@@ -154,12 +158,21 @@ def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool,
     if missing:
         others = f", with {len(missing) - 1} others" if missing[1:] else ""
         raise TemporalLensError(f"the weights of {source.location} are incomplete: {missing[0].removeprefix(in_base)} is missing{others}")
+    _leave_out_poolers(whole, missing_names)
     headless = whole is base or any(not name.startswith(in_base) for name in missing_names)
     stack = text_stack(base)
     for module in whole.modules():
         if hasattr(module, "config") and getattr(module.config, "use_cache", False):
             module.config.use_cache = False  # no pass here is gone on from
     return Networks((stack if headless else whole).eval().requires_grad_(False), stack, blocks)
+
+
+def _leave_out_poolers(whole: Network, missing_names: set[str]) -> None:
+    """Let what would pool tokens pass them on where the files have no weights of it: nobody reads it, and accelerate, where it offloads,
+    looks for its weights on the disk in every pass."""
+    for path in {found[0] for name in missing_names if (found := POOLER.match(name))}:
+        parent, _, name = path.rpartition(".")
+        setattr(whole.get_submodule(parent), name, nn.Identity())
 
 
 def _one_of(found: Any, config: Config) -> type:
