@@ -52,6 +52,16 @@ def test_blocks_on_the_disk_give_the_same_bits(llama: str) -> None:
     assert torch.equal(spread.residuals(tokens, mask, [2])[2][mask], expected[2][mask])
 
 
+def test_what_is_put_inside_a_block_goes_to_where_the_block_is(llama: str) -> None:
+    model, hook = LanguageModel.load(llama), "blocks.1.hook_mlp_out"
+    tokens, mask = _rows(model)
+    stream, stack = model.residuals(tokens, mask, [hook])[hook], model._stack
+    block = stack.blocks[1].to("meta")  # as another GPU than the first, on which streams are given
+    angles = torch.zeros(1, tokens.shape[1], 8, device="meta")
+    with stack.replaced(stream, hook):
+        assert block(stream.to("meta"), position_embeddings=(angles, angles)).shape == stream.shape
+
+
 def test_a_pooler_without_weights_is_not_looked_for_on_the_disk(tmp_path: Path) -> None:
     bert = str(headed_model("bert", tmp_path / "bert"))  # a head on BERT reads tokens, so that nothing pools them
     plain, spread = LanguageModel.load(bert), LanguageModel.load(bert, loading=ON_DISK)

@@ -158,7 +158,9 @@ class BlockStack:
 
         def within(values: Tensor) -> Tensor | None:
             stream = use(self.as_stream(values, entered[0]).clone())  # some blocks go on in place
-            return None if stream is None else self._turned(stream).reshape(values.shape).clone()
+            if stream is None:
+                return None
+            return self._turned(stream).reshape(values.shape).to(values.device, copy=True)  # blocks are spread over several, perhaps
 
         entering = self.before(hook.block, lambda stream: entered.__setitem__(slice(None), [stream]))
         return [entering, _on_output(module, within) if argument is None else _on_input(module, argument, within)]
