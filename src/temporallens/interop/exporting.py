@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from temporallens.activations.language.loading import loading_in_words
 from temporallens.dictionaries.arms.pretrained import PretrainedDictionary
 from temporallens.dictionaries.base import Dictionary
 from temporallens.dictionaries.saving import SAELENS_VERSION, load_dictionary, read_config
@@ -99,7 +100,7 @@ def _base(dictionary: Dictionary, folder: Path) -> Base:
     source, policies = ours.get("source") or {}, ours.get("policies") or {}
     layer = source.get("layer")
     about = {"model": source.get("model"), "layer": layer, "point": _point(layer), "context_length": policies.get("context_length")}
-    return Base(tensors, k, kept, about | {"bos": policies.get("bos", True)})
+    return Base(tensors, k, kept, about | {"bos": policies.get("bos", True), "held": loading_in_words(policies)})
 
 
 def _point(layer: int | str | None) -> str | None:
@@ -204,6 +205,7 @@ def _described(dictionary: Dictionary, base: Base, form: str, folder: Path, writ
     """What it is, what it was trained on, how to load it."""
     about, summary = base.about, folder / "training.json"
     facts = {"arm": dictionary.kind, "features": dictionary.features, "width": dictionary.width, "model": about["model"]}
+    facts |= {"model held with": about.get("held")}  # activations of a model in eight bits are not those of the model
     facts |= {"layer": about["layer"], "hook": about["point"], "context length": about["context_length"]}
     if summary.is_file():
         facts |= {"tokens seen": read_json(summary, "the summary of a training run").get("tokens_seen")}

@@ -10,13 +10,17 @@ import torch
 from headed_models import DOCUMENTS, headed_model, identity, store_of
 from temporallens.activations.language import loading, model_files
 from temporallens.activations.language.harvest import HarvestPolicy, harvest
-from temporallens.activations.language.loading import AS_IT_IS, Loading, is_offloaded, packed_share
+from temporallens.activations.language.loading import AS_IT_IS, Loading, is_offloaded, loading_in_words, packed_share
 from temporallens.activations.language.models import LanguageModel
+from temporallens.dictionaries.arms.standard import Standard
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.origin import harvest_of
 from temporallens.evaluation.model.passes import text_activations
 from temporallens.evaluation.model.splicing import SplicingPolicy, measure_splicing
+from temporallens.evaluation.results import describe_store
 from temporallens.evaluation.scan import Scan, scan
+from temporallens.interop.exporting import export
+from temporallens.training.trainer import train
 from tiny_models import LAYERS
 
 INT8 = Loading(weights="int8")
@@ -121,6 +125,18 @@ def test_a_store_says_how_its_model_was_held_and_what_is_measured_holds_it_so(ll
         assert found.spliced.value == pytest.approx(found.clean.value, abs=1e-5)  # its activations are those of the model as it was read
         spliced.append(found.clean.value)
     assert abs(spliced[0] - spliced[1]) > 1e-4
+
+
+def test_reports_and_cards_say_how_a_model_was_held(llama: str, tmp_path: Path) -> None:
+    packed = store_of(Path(llama), 1, tmp_path / "packed", loading={"weights": "int8", "attn_implementation": "eager"})
+    assert describe_store(packed, 0.3, 0).policies["loading"] == {"weights": "int8", "attn_implementation": "eager"}
+    train(packed, Standard(features=8), 4, tmp_path / "arm", batch_size=32, held_out=0.3)
+    card = export(tmp_path / "arm", "saelens", tmp_path / "exported") / "README.md"
+    assert "- model held with: weights int8, attn implementation eager\n" in card.read_text()
+    plain = store_of(Path(llama), 1, tmp_path / "plain")
+    assert "loading" not in describe_store(plain, 0.3, 0).policies
+    spread = {"loading": {"device_map": "auto", "max_memory": {"0": "20GiB", "cpu": "60GiB"}}}
+    assert loading_in_words(spread) == "device map auto, at most 20GiB on 0, at most 60GiB on cpu"
 
 
 def test_passes_are_kept_apart_by_how_the_model_is_held(llama: str, tmp_path: Path) -> None:

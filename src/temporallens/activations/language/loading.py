@@ -100,6 +100,14 @@ def loading_of(recorded: Any) -> Loading:
     return Loading.model_validate(recorded.get("loading", {}))
 
 
+def loading_in_words(recorded: Any) -> str | None:
+    """How the model was loaded that a file names, for people; None where nothing was asked for."""
+    asked: dict[str, Any] = recorded.get("loading", {})
+    memory = [f"{memory} on {place}" for place, memory in asked.get("max_memory", {}).items()]
+    words = [f"{name} {value}".replace("_", " ") for name, value in asked.items() if name != "max_memory"]
+    return ", ".join([*words, *(f"at most {each}" for each in memory)]) or None
+
+
 def is_dense(tensor: Tensor) -> bool:
     """Whether the numbers of a weight are here, and as they are multiplied: neither packed into eight bits nor on the disk."""
     return type(tensor.data) is Tensor and tensor.device.type != "meta"
