@@ -400,9 +400,15 @@ def test_file_names_hold_nothing_that_a_path_could_misread() -> None:
 
 def test_an_arm_that_reads_whole_rows_needs_such_batches_and_sections(write: Callable[..., Path]) -> None:
     arm = ("    kind: standard\n    features: 48\n", "    kind: tfa\n    features: 64\n    k: 4\n")
-    rows, order = ("  steps: 12\n", "  steps: 12\n  batches: rows\n"), ("seeds: [0]\n", "seeds: [0]\nevaluation: {order: {}}\n")
+    rows, closing = ("  steps: 12\n", "  steps: 12\n  batches: rows\n"), ("seeds: [0]\n", "seeds: [0]\nevaluation: {closing: {}}\n")
+    past = ("    kind: standard\n    features: 48\n", "    kind: standard\n    features: 48\n    expectation: {past: [previous]}\n")
     assert "arms.standard: arms of kind 'tfa' read whole rows of text: give training.batches: rows" in refusal(write(arm))
-    assert "evaluation.order encodes tokens apart from theirs: leave one of them out" in refusal(write(arm, rows, order))
+    changing = (closing[0], "seeds: [0]\nevaluation: {interventions: {}}\n")
+    assert "evaluation.interventions changes codes alone: leave one of them out" in refusal(write(arm, rows, changing))
+    for looking_back in ((arm, rows), (past,)):
+        sentence = "arms.standard looks back at earlier rows, and evaluation.closing takes every row by itself: leave one of them out"
+        assert sentence in refusal(write(*looking_back, closing))
+    assert read_study(write(past, ("seeds: [0]\n", "seeds: [0]\nevaluation: {order: {}, probing: {}, sinks: {}}\n")))
     study = read_study(write(arm, rows))
     assert study.study.training.batches == "rows"
     assert "batches" not in read_study(write()).study.training.model_dump()

@@ -273,7 +273,7 @@ def codes_of(
 ) -> Float[Tensor, "N F"]:
     """Codes of chosen rows; where a past is walked, it goes through all of them."""
     x, position, context = rows.x, rows.position, context_of(rows)
-    if dictionary.past_map is not None:
+    if dictionary.config.looks_back:
         return encode(x.float(), position.long(), context)[chosen]
     return encode(x[chosen].float(), position[chosen].long(), context.rows(chosen))
 

@@ -66,7 +66,8 @@ class Section:
     """Dotted paths of what has an entry for every feature: it stays out of `results.json`, and is None when read from there."""
     in_results: bool = True  # False: nothing of it stands in results.json
     reads_model: bool = False  # reads the language model again; activations of another source have no such section
-    apart: bool = False  # encodes tokens apart from the rows that they stand in, which arms that read whole rows cannot do
+    apart: bool = False  # takes every row by itself, which codes of arms that look back do not allow
+    from_codes: bool = False  # decodes codes that it made up, which arms in open loop cannot do
     across_seeds: bool = False  # compares with the same arm trained from other seeds
     tables: Callable[[Mapping[str, Any]], list[Table]] | None = None  # for the report, of measurements by dictionary
     gains: Gains | None = None

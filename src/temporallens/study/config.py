@@ -161,9 +161,11 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _arms_fit_batches_and_sections(self) -> "Study":
-        """An arm that reads whole rows is trained on nothing else, and measured by what reads them; processes share a stream's batches."""
+        """An arm that reads whole rows is trained on nothing else; one that looks back, or is in open loop, is measured by what can; processes
+        share a stream's batches."""
         shared = any(map(self.stream_of, self.activations))
-        apart = [name for name in self.evaluation.sections(of_model=True) if SECTIONS[name].apart]
+        sections = list(self.evaluation.sections(of_model=True))
+        apart, from_codes = ([name for name in sections if getattr(SECTIONS[name], flag)] for flag in ("apart", "from_codes"))
         for name, arm in self.arms.items():
             try:
                 arm.check_training(self.training.batches)
@@ -171,10 +173,13 @@ class Study(Settings):
                     arm.check_sharing()
             except TemporalLensError as error:
                 raise ValueError(f"arms.{name}: {error}") from error
-            if arm.wants_sequences and apart:
+            if arm.open_loop and from_codes:
                 raise ValueError(
-                    f"arms.{name} reads whole rows of text, and evaluation.{apart[0]} encodes tokens apart from theirs: "
-                    "leave one of them out"
+                    f"arms.{name} decodes from more than codes, and evaluation.{from_codes[0]} changes codes alone: leave one of them out"
+                )
+            if arm.looks_back and apart:
+                raise ValueError(
+                    f"arms.{name} looks back at earlier rows, and evaluation.{apart[0]} takes every row by itself: leave one of them out"
                 )
         return self
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from temporallens.activations.context import in_sequences
 from temporallens.dictionaries.arms.batchtopk import BatchTopK
 from temporallens.dictionaries.arms.random_mask import RandomMask
-from temporallens.dictionaries.base import Dictionary
+from temporallens.dictionaries.arms.tfa import TFA
+from temporallens.dictionaries.base import ArmConfig, Dictionary
+from temporallens.dictionaries.expectations.policy import ExpectationPolicy
 from temporallens.dictionaries.masks import group_of_position
 from temporallens.errors import TemporalLensError
 from temporallens.evaluation.model.passes import MappedActivations, TextActivations, text_activations
@@ -144,3 +147,29 @@ def test_pooling_twice_gives_the_same_bits(dictionary: Dictionary, activations: 
     first, second = (pool_codes(dictionary, activations, members, POOLINGS, BIN_OF) for _ in range(2))
     for name in POOLINGS:
         assert first[name].tobytes() == second[name].tobytes()
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 4096])
+@pytest.mark.parametrize(
+    "arm", [BatchTopK(features=48, k=4, expectation=ExpectationPolicy(token=None, past=("previous", "same_token"))), TFA(features=64, k=4)]
+)
+def test_what_looks_back_reads_whole_texts(
+    arm: ArmConfig, chunk: int, activations: TextActivations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = arm.make(WIDTH, CONTEXT, torch.Generator().manual_seed(3)).eval()
+    if made.past_map is not None:
+        made.past_map.copy_(0.2 * torch.randn(made.past_map.shape, generator=torch.Generator().manual_seed(0)))
+        made.threshold.fill_(0.5)
+    members = every_token(activations)
+    alone = single_tokens(members.text[5::7], members.column[5::7])
+    codes = []
+    for text, column in zip(alone.text.tolist(), alone.column.tolist(), strict=True):
+        x = activations.x[torch.full((column + 1,), text), torch.arange(column + 1)].float()[None]  # nothing behind the token matters
+        token, live = activations.token[text, : column + 1], activations.live[text, : column + 1]
+        context = in_sequences(token[None], torch.cat([torch.tensor([-1]), token[:-1]])[None], live[None])
+        with torch.no_grad():
+            codes.append(made.encode(x, torch.arange(column + 1)[None], context)[0, -1])
+    monkeypatch.setattr(pooling, "CHUNK_ROWS", chunk)
+    found = pool_codes(made, activations, alone, ["last"], BIN_OF)["last"]
+    assert found.any()
+    np.testing.assert_allclose(found, torch.stack(codes).numpy(), rtol=1e-4, atol=1e-5)

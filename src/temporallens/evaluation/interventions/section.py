@@ -335,6 +335,7 @@ SECTION = Section(
     version=1,
     measure=_of_subject,
     measures=InterventionMeasures,
+    from_codes=True,
     reads_model=True,
     tables=tables,
 )

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from temporallens.activations.context import UNKNOWN, Context
+from temporallens.activations.context import UNKNOWN, Context, in_sequences
 from temporallens.activations.language.block_stack import Layer
 from temporallens.activations.language.loading import AS_IT_IS, Loading
 from temporallens.activations.language.model_files import content_stamp
@@ -109,6 +109,12 @@ class TextActivations:
         """The tokens that an index of `x` names, and those that stand before them in their texts."""
         before = torch.where(self.position[index] > 0, self.token.roll(1, 1)[index], UNKNOWN)
         return Context(self.token[index].flatten().long(), before.flatten().long())
+
+    def sequences(self, texts: slice | Tensor) -> Context:
+        """The tokens of whole texts, for what looks back in them: at what is live, and not at the first of a row."""
+        token = self.token[texts].long()
+        before = torch.where(self.position[texts] > 0, token.roll(1, 1), UNKNOWN)
+        return in_sequences(token, before, self.live[texts])
 
     def live_rows(self, texts: slice | Sequence[int] | Tensor = slice(None)) -> LiveRows:
         """The live tokens of these texts with their columns: what to encode where zeros would be encoded in vain."""

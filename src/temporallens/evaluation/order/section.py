@@ -348,7 +348,6 @@ SECTION = Section(
     measure=_of_subject,
     measures=OrderMeasures,
     reads_model=True,
-    apart=True,
     gains=Gains(OrderGain, lambda arm, ordinary, cache: order_gains(arm, ordinary), _gains_table),
     content=_text_content,
     tables=tables,

@@ -217,5 +217,4 @@ SECTION = Section(
     measures=SinkMeasures,
     details=("homes",),
     tables=tables,
-    apart=True,
 )

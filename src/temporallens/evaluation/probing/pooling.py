@@ -6,6 +6,7 @@ holds one chunk of codes and the pooled items, never the codes of every token.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
@@ -27,6 +28,7 @@ CHUNK_ROWS = 4096
 NORM_MULTIPLE = 10.0
 """A token whose norm is more than so many times the median is a sink and in no item, as it is in no training batch."""
 
+CodesAt = Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], Float[Tensor, "n F"]]
 Encode = Callable[[Float[Tensor, "N D"], Int[Tensor, " N"], Context], Float[Tensor, "N F"]]
 
 
@@ -70,7 +72,24 @@ def pool_codes(
         raise TemporalLensError(
             f"this dictionary of width {dictionary.width} is for another layer or model: activations have width {activations.width}"
         )
+    if dictionary.config.looks_back:
+        return _pooled(activations, members, poolings, bin_of, partial(_walked_codes, dictionary, activations), dictionary.features)
     return pool(activations, members, poolings, bin_of, dictionary.encode, dictionary.features)
+
+
+def _walked_codes(
+    dictionary: Dictionary, activations: TextActivations, text: Int[Tensor, " n"], column: Int[Tensor, " n"]
+) -> Float[Tensor, "n F"]:
+    """Codes of tokens by a dictionary that looks back, which reads all of their texts, some texts at a time."""
+    texts, number = text.unique(return_inverse=True)
+    codes = torch.empty(len(text), dictionary.features, dtype=torch.float32)
+    at_once = max(1, CHUNK_ROWS // activations.live.shape[1])
+    for first in range(0, len(texts), at_once):
+        part = texts[first : first + at_once]
+        whole = dictionary.encode(activations.x[part].float(), activations.position[part].long(), activations.sequences(part))
+        here = (number >= first) & (number < first + at_once)
+        codes[here] = whole[number[here] - first, column[here]]
+    return codes
 
 
 def pool_raw(
@@ -90,13 +109,24 @@ def pool(
     one after the other, 0 where it has no token there. Items are as wide as there are features, for `bins` times
     that of bins.
     """
+
+    def codes_at(text: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Float[Tensor, "n F"]:
+        position = activations.position[text, column].long()
+        return encode(activations.x[text, column].float(), position, activations.context((text, column)))
+
+    return _pooled(activations, members, poolings, bin_of, codes_at, features)
+
+
+@torch.inference_mode()
+def _pooled(
+    activations: TextActivations, members: Members, poolings: Sequence[Pooling], bin_of: Int[Tensor, " P"], codes_at: CodesAt, features: int
+) -> dict[Pooling, Float[np.ndarray, "items _"]]:
+    """The same of codes that tokens are given by their texts and columns."""
     bins = int(bin_of[-1]) + 1
     pooled = {name: torch.zeros(members.items, (bins if name == "bins" else 1) * features, dtype=torch.float32) for name in poolings}
     for first, last in _chunks(members):
         text, column, item = (each[first:last] for each in members[:3])
-        position = activations.position[text, column].long()
-        codes = encode(activations.x[text, column].float(), position, activations.context((text, column)))
-        groups = at_positions(bin_of, position)
+        codes, groups = codes_at(text, column), at_positions(bin_of, activations.position[text, column].long())
         for name in poolings:
             _add(pooled[name], name, codes, item, groups)
     return {name: values.numpy() for name, values in pooled.items()}

@@ -267,7 +267,7 @@ def pool_texts(dictionary: Dictionary, activations: Mapping[str, TextActivations
             part, device = slice(first, first + policy.sae_batch_size), dictionary.encoder.device
             x = of_class.x[part].to(device)
             stream.append(pool_live(x, x))
-            known = of_class.context(part).to(device)
+            known = of_class.sequences(part).to(device)
             codes.append(pool_live(padded_codes(dictionary, x, of_class.position[part].to(device), known), x))
         pooled.stream[name], pooled.codes[name] = torch.cat(stream), torch.cat(codes)
     return pooled

@@ -279,7 +279,6 @@ SECTION = Section(
     measure=_of_subject,
     measures=ProbingMeasures,
     reads_model=True,
-    apart=True,
     gains=Gains(Gain, lambda own, ordinary, cache: probing_gains(own.kept, ordinary.kept, cache), _gains_table),
     content=lambda policy: fingerprint([content_of(name) for name in policy.sets]),
     tables=tables,
