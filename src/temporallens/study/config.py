@@ -161,8 +161,8 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _arms_fit_batches_and_sections(self) -> "Study":
-        """An arm that reads whole rows is trained on nothing else; one that looks back, or is in open loop, is measured by what can; processes
-        share a stream's batches."""
+        """An arm that reads whole rows is trained on nothing else; one that looks back, or is in open loop, is measured by what can;
+        processes share a stream's batches."""
         shared = any(map(self.stream_of, self.activations))
         sections = list(self.evaluation.sections(of_model=True))
         apart, from_codes = ([name for name in sections if getattr(SECTIONS[name], flag)] for flag in ("apart", "from_codes"))
