@@ -42,12 +42,6 @@ class ArmSettings(Settings):
     wants_sequences: ClassVar[bool] = False
     """Whether its dictionary reads whole rows of text: a training gives it such batches only under `batches: rows`."""
 
-    @property
-    def looks_back(self) -> bool:
-        """Whether its dictionary's codes of a row depend on those before it."""
-        expectation = getattr(self, "expectation", None)
-        return self.wants_sequences or bool(expectation is not None and expectation.past)
-
     open_loop: ClassVar[bool] = False
     """Whether reconstructions need more than codes, positions and tokens: its dictionary sees activations of the row while it decodes, and
     has no `decode`. Its numbers are marked wherever they stand."""
@@ -84,6 +78,11 @@ class ArmSettings(Settings):
                 "which the arm is not told; give centre: position or pooled"
             )
         return self
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether its dictionary's codes of a row depend on those before it."""
+        return self.wants_sequences or (self.expectation is not None and bool(self.expectation.past))
 
     def check(self, positions: int) -> None:
         """Raise TemporalLensError where this arm does not fit a clock of so many positions."""

@@ -16,7 +16,6 @@ from temporallens.settings import Settings
 
 PACKAGES = {"weights": "torchao", "device_map": "accelerate"}
 
-
 Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[KMGT]i?B$")]
 """Such as 20GiB."""
 NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
