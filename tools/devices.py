@@ -3,7 +3,7 @@
     python -m tools.devices [--out runs/devices] [--small] [--processes N]
 
 1. Every kind of arm, and one that knows token and past beforehand, is trained and measured on the device, and once more on the processor,
-   on one store. FVE and L0 on held-out documents must agree.
+   each from its own reading of a small model in float32. FVE and L0 on held-out documents must agree.
 2. A Gemma 2 with the configuration of 2B, but for fewer layers and the vocabulary of the shipped tokenizer, and random weights is read,
    trained on from a store and from a stream, and measured with what runs it again.
 3. With `--processes` the stream is trained on by so many processes, one GPU each, and must give what one process gave.
@@ -133,6 +133,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if default_device() == "cuda" else "the processor"
     small = write_gemma(out / "small-model", SMALL)
     every = study("every-arm", small, SMALL, arms=arms_of_every_kind(256, 16))
+    every["activations"]["gemma"] |= {"compute_dtype": "float32"}  # which is all that some processors have
     every["training"] |= {"batches": "rows"}  # as arms that look at whole rows want it
     agreement = compared(run(out / "processor", every, on_processor=True), run(out / "device", every), AGREEMENT)
     model = write_gemma(out / "model", sizes)

@@ -149,9 +149,7 @@ def whole(rows: int, floor: float) -> list[Block]:
     return [Block(None, [Floor(0, rows, floor)])]
 
 
-def entries_above(
-    x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block]
-) -> tuple[Pattern, Float[Tensor, " M"]]:
+def entries_above(x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block]) -> Entries:
     """The entries of `x @ encoder.T + bias` that are open and above their block's floor: where they are, and their values.
 
     The product has the dtype of `x`, `encoder` and `bias`, and the bits that `torch.addmm` gives, which other programs' codes have
@@ -162,23 +160,23 @@ def entries_above(
 
 def measured_above(
     x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block], dtype: torch.dtype
-) -> tuple[Pattern, Float[Tensor, " M"]]:
+) -> Entries:
     """The same while training, to float32 rounding: a product in `dtype` nominates the entries, and values are float32."""
     if dtype == torch.float32:
         return _entries(x, encoder, bias, blocks, fast_product)
     nominated = _found_by_chunk(x.to(dtype), encoder.to(dtype), bias.to(dtype), blocks, plain_product)
     pattern = _joined([part for part, _, _ in nominated], x, encoder)
-    return pattern, pattern.inner(x, encoder) + bias.index_select(0, pattern.feature)
+    return Entries(pattern, pattern.inner(x, encoder) + bias.index_select(0, pattern.feature))
 
 
 def _entries(
     x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], blocks: Sequence[Block], product: "Product"
-) -> tuple[Pattern, Float[Tensor, " M"]]:
+) -> Entries:
     found, values = [], [x.new_empty(0)]
     for part, pre, hits in _found_by_chunk(x, encoder, bias, blocks, product):
         found.append(part)
         values.append(pre.index_select(0, hits))
-    return _joined(found, x, encoder), torch.cat(values)
+    return Entries(_joined(found, x, encoder), torch.cat(values))
 
 
 _Found = tuple[Tensor, Tensor]
@@ -341,7 +339,7 @@ def _places(mask: Bool[Tensor, "n f"]) -> tuple[Int[Tensor, " M"], Int[Tensor, "
     hits = _hits(mask.T)
     column = torch.div(hits, len(mask), rounding_mode="floor")
     row = hits - column * len(mask)
-    order = torch.from_numpy(np.argsort(row.numpy().astype(np.int16), kind="stable"))  # by counting, four times as fast as PyTorch's
+    order = torch.from_numpy(np.argsort(row.numpy().astype(np.int16), kind="stable"))  # by counting, which PyTorch does not
     return row.index_select(0, order), column.index_select(0, order), hits.index_select(0, order)
 
 

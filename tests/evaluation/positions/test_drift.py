@@ -167,7 +167,7 @@ def test_another_dictionary_reads_no_model(
     def refuse(*_: object) -> None:
         raise AssertionError("the model was opened again")
 
-    monkeypatch.setattr(drift, "open_model", refuse)
+    monkeypatch.setattr(drift, "model_of", refuse)
     measure(folder, random_dictionary(features=32), store, held_out, POLICY, folder / "cache")
 
 

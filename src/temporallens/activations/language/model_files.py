@@ -141,7 +141,7 @@ class Networks(NamedTuple):
     blocks: nn.ModuleList  # those that were kept
 
 
-def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, limit: int, loading: Loading = AS_IT_IS) -> Networks:
+def read_network(source: Source, config: Config, dtype: torch.dtype, head: bool, limit: int, loading: Loading) -> Networks:
     """What `config` describes, with its weights. At most `limit` blocks are read, the lowest ones. Without `head`, or where
     the weights hold none, the whole is the stack. Weights of anything else in the files are left alone."""
     import transformers

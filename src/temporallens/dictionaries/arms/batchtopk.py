@@ -167,7 +167,7 @@ class BatchTopKDictionary(Dictionary):
         return values * (values > self.threshold)
 
     @torch.no_grad()
-    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
+    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Entries:
         """Codes at inference of rows in order of position: what closed features would cost is not paid."""
         threshold, (centred, encoder, _) = float(self.threshold), self.multiplied(x - self.decoder_bias, positions)
         if not self.scales:
@@ -175,7 +175,7 @@ class BatchTopKDictionary(Dictionary):
         blocks = self.blocks(positions, threshold * (1 - ROUNDING))
         pattern, raw = entries_above(centred, encoder, self.encoder_bias, blocks)
         codes = Codes(pattern, raw, self.scale(raw, pattern, positions)).above(threshold)
-        return codes.pattern, codes.values
+        return Entries(codes.pattern, codes.values)
 
     @torch.no_grad()
     def finish(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> None:

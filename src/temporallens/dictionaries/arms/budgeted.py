@@ -25,6 +25,7 @@ from temporallens.dictionaries.config import Role
 from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Codes,
+    Entries,
     Pattern,
     entries_above,
     measured_above,
@@ -144,7 +145,7 @@ class BudgetedDictionary(BatchTopKDictionary):
         return values * (values > self._limits(positions)[..., None])
 
     @torch.no_grad()
-    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> tuple[Pattern, Float[Tensor, " M"]]:
+    def entries_in_use(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"]) -> Entries:
         return entries_above(x - self.decoder_bias, self.encoder, self.encoder_bias, blocks_of_rows(self._limits(positions)))
 
     @torch.no_grad()

@@ -25,8 +25,8 @@ from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Block,
     Codes,
+    Entries,
     Floor,
-    Pattern,
     measured_above,
     sparse_decode,
     sparse_encode,
@@ -112,7 +112,7 @@ class JumpReLUDictionary(Dictionary):
         return pre * (pre > self.threshold)
 
     @torch.no_grad()
-    def _near(self, centred: Float[Tensor, "N D"]) -> tuple[Pattern, Float[Tensor, " M"]]:
+    def _near(self, centred: Float[Tensor, "N D"]) -> Entries:
         """Pre-activations that are in use or within the kernel's reach; the others have no part in a step."""
         lowest, dtype = self.threshold - self.config.bandwidth / 2, self.encoder_dtype
         floor = lowest if dtype == torch.float32 else lowest - lowest.abs() * BFLOAT16_MARGIN

@@ -20,7 +20,6 @@ from temporallens.dictionaries.sparse import (
     BFLOAT16_MARGIN,
     Codes,
     Entries,
-    Pattern,
     Scratch,
     chunk_rows,
     dense_of,
@@ -55,7 +54,7 @@ class TopKDictionary(Dictionary):
         return {"k": self.config.k}
 
     @torch.no_grad()
-    def _select(self, centred: Float[Tensor, "N D"], dtype: torch.dtype) -> tuple[Pattern, Float[Tensor, " M"]]:
+    def _select(self, centred: Float[Tensor, "N D"], dtype: torch.dtype) -> Entries:
         if centred.is_cuda:
             return largest_of_rows_static(centred, self.encoder, self.encoder_bias, self.config.k, dtype)
         return largest_of_rows(centred, self.encoder, self.encoder_bias, self.config.k, dtype)
@@ -70,7 +69,7 @@ class TopKDictionary(Dictionary):
     def sparse_codes(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"] | None) -> Entries | None:
         if torch.is_grad_enabled() or x.is_cuda:
             return None
-        return Entries(*self._select(x - self.decoder_bias, torch.float32))
+        return self._select(x - self.decoder_bias, torch.float32)
 
     def training_forward(self, x: Float[Tensor, "N D"], positions: Int[Tensor, " N"], previous: Previous | None = None) -> Forward:
         centred = x - self.decoder_bias.detach()
@@ -86,7 +85,7 @@ class TopKDictionary(Dictionary):
 
 def largest_of_rows(
     x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], k: int, dtype: torch.dtype
-) -> tuple[Pattern, Float[Tensor, " M"]]:
+) -> Entries:
     """The k largest positive entries of each row of `x @ encoder.T + bias` (all positive ones where there are fewer), exactly.
 
     The product in `dtype` nominates; the values are float32. Among entries that tie for the last of the k any may be taken.
@@ -98,17 +97,17 @@ def largest_of_rows(
     feature, order = feature.sort(1)
     flat, values = _flattened(feature, len(encoder)), values.gather(1, order).view(-1)
     positive = (values > 0).nonzero()[:, 0]
-    return pattern_of(flat.index_select(0, positive), len(x), len(encoder)), values.index_select(0, positive)
+    return Entries(pattern_of(flat.index_select(0, positive), len(x), len(encoder)), values.index_select(0, positive))
 
 
 def largest_of_rows_static(
     x: Float[Tensor, "N D"], encoder: Float[Tensor, "F D"], bias: Float[Tensor, " F"], k: int, dtype: torch.dtype
-) -> tuple[Pattern, Float[Tensor, " M"]]:
+) -> Entries:
     """The same in shapes that do not depend on the data, for devices that a program must not wait for: the product in `dtype`
     decides, and where fewer than k are positive the rest are codes of value 0."""
     pre = torch.addmm(bias.to(dtype), x.to(dtype), encoder.to(dtype).T)
     feature = pre.topk(k, dim=1, sorted=False).indices.sort(1).values
-    return pattern_of(_flattened(feature, len(encoder)), *pre.shape), pre.gather(1, feature).float().relu().view(-1)
+    return Entries(pattern_of(_flattened(feature, len(encoder)), *pre.shape), pre.gather(1, feature).float().relu().view(-1))
 
 
 def _nominate(x: Tensor, encoder: Tensor, bias: Tensor, count: int) -> tuple[Float[Tensor, "N c"], Int[Tensor, "N c"]]:

@@ -16,8 +16,7 @@ from temporallens.activations.language.token_rows import row_shape, token_rows
 from temporallens.activations.loader import sequential
 from temporallens.activations.store import ActivationStore
 from temporallens.errors import TemporalLensError
-from temporallens.evaluation.model.origin import check_unchanged, harvest_of, text_of
-from temporallens.evaluation.model.passes import open_model
+from temporallens.evaluation.model.origin import harvest_of, model_of, text_of
 
 
 def reads_text(store: ActivationStore) -> bool:
@@ -51,8 +50,7 @@ def text_positions(store: ActivationStore, entries: Int[np.ndarray, " n"], clock
 def _of_sequences(store: ActivationStore, wanted: set[int], clocks: Sequence[Clock]) -> dict[int, Int[np.ndarray, "C1 S"]]:
     """Of each wanted sequence of the text what the clocks say of its tokens, and last its tokens."""
     harvest = harvest_of(store)
-    network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
-    check_unchanged(network, store)
+    network = model_of(store, harvest)
     marks, shape = TokenMarks.of(network.tokenizer), row_shape(network, harvest.context_length, harvest.bos, harvest.rows)
     readers = [reader for clock in clocks for reader in clock.readers]
     starts = any(clock.reads_text for clock in clocks)

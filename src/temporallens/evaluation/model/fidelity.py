@@ -29,8 +29,7 @@ from temporallens.activations.language.models import Layer
 from temporallens.activations.store import ActivationStore
 from temporallens.defaults import own_defaults
 from temporallens.dictionaries.base import Dictionary
-from temporallens.evaluation.model.origin import check_origin, check_unchanged, choose_rows, harvest_of
-from temporallens.evaluation.model.passes import open_model
+from temporallens.evaluation.model.origin import check_origin, choose_rows, harvest_of, model_of
 from temporallens.evaluation.model.prefix_runs import PrefixRun, Spread, events_of, observe, spread_of, squared_errors
 from temporallens.evaluation.model.prefixes import NEUTRAL, enclosing, parts_in, prefix_tokens, shifted_store
 from temporallens.evaluation.section import Section, Subject
@@ -166,8 +165,7 @@ def measure_fidelity(
     longest = policy.shifts[-1]
     chosen = choose_rows(store, held_out, policy.rows, opening + closing + longest + LEAST_TEXT, f"a shift of {longest} tokens")
     harvest = harvest_of(store)
-    network = open_model(model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
-    check_unchanged(network, store)
+    network = model_of(store, harvest)
     prefixes = [prefix_tokens(network, text, longest) for text in policy.prefixes]
     documents = np.unique(chosen.document, return_inverse=True)[1]
     resamples = resampled_documents(int(documents.max()) + 1, policy.resamples, np.random.default_rng(policy.seed))

@@ -21,6 +21,7 @@ from temporallens.activations.store import ACROSS_DOCUMENTS, ActivationStore
 from temporallens.activations.writer import Rows
 from temporallens.dictionaries.base import Dictionary
 from temporallens.errors import TemporalLensError
+from temporallens.evaluation.model.passes import open_model
 
 
 class TokenRows(NamedTuple):
@@ -76,6 +77,13 @@ def check_unchanged(model: LanguageModel, store: ActivationStore) -> None:
         raise TemporalLensError(
             f"{model.title} has changed since {store.folder} was harvested from it; remove that folder and harvest again"
         )
+
+
+def model_of(store: ActivationStore, harvest: HarvestPolicy) -> LanguageModel:
+    """The model of a store, as it was read for it. Raises TemporalLensError as `check_unchanged` does."""
+    model = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
+    check_unchanged(model, store)
+    return model
 
 
 def text_of(store: ActivationStore, harvest: HarvestPolicy, what: str) -> Corpus:

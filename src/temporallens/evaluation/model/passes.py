@@ -105,10 +105,10 @@ class TextActivations:
     def width(self) -> int:
         return self.x.shape[2]
 
-    def context(self, index: slice | tuple[Int[Tensor, " N"], Int[Tensor, " N"]]) -> Context:
-        """The tokens that an index of `x` names, and those that stand before them in their texts."""
-        before = torch.where(self.position[index] > 0, self.token.roll(1, 1)[index], UNKNOWN)
-        return Context(self.token[index].flatten().long(), before.flatten().long())
+    def context(self, text: Int[Tensor, " N"], column: Int[Tensor, " N"]) -> Context:
+        """These tokens, and those that stand before them in their texts."""
+        before = torch.where(self.position[text, column] > 0, self.token.roll(1, 1)[text, column], UNKNOWN)
+        return Context(self.token[text, column].long(), before.long())
 
     def sequences(self, texts: slice | Tensor) -> Context:
         """The tokens of whole texts, for what looks back in them: at what is live, and not at the first of a row."""

@@ -36,8 +36,7 @@ from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.firings import Firings
 from temporallens.evaluation.heldout import errors_by_document, find_firings
 from temporallens.evaluation.identity import store_fingerprint
-from temporallens.evaluation.model.origin import TokenRows, check_unchanged, choose_rows, harvest_of
-from temporallens.evaluation.model.passes import open_model
+from temporallens.evaluation.model.origin import TokenRows, choose_rows, harvest_of, model_of
 from temporallens.evaluation.model.prefixes import read_rows, row_of
 from temporallens.evaluation.positions.sinks import EARLY, MAJORITY
 from temporallens.evaluation.section import Section, Subject
@@ -169,8 +168,7 @@ def _opened_stores(
         if is_store(folder):
             found[opening] = ActivationStore(folder)
             continue
-        network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
-        check_unchanged(network, store)
+        network = model_of(store, harvest)
         rows = _first_tokens(chosen, None if network.is_encoder else policy.tokens)
         opened = _opened(rows, opening, TokenMarks.of(network.tokenizer), policy.generator(OTHERS))
         description = store.manifest.description.model_copy(update={"source": source})

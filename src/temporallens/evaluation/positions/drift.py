@@ -33,8 +33,7 @@ from temporallens.evaluation.bins import octaves
 from temporallens.evaluation.document_errors import DocumentErrors
 from temporallens.evaluation.heldout import errors_by_document
 from temporallens.evaluation.identity import store_fingerprint
-from temporallens.evaluation.model.origin import check_origin, check_unchanged, harvest_of, text_of
-from temporallens.evaluation.model.passes import open_model
+from temporallens.evaluation.model.origin import check_origin, harvest_of, model_of, text_of
 from temporallens.evaluation.model.prefixes import read_rows
 from temporallens.evaluation.section import Section, Subject
 from temporallens.evaluation.statistics import Estimate, estimate_of, quotient, resampled_documents
@@ -137,8 +136,7 @@ def longer_store(store: ActivationStore, held_out: Int[np.ndarray, " n"], policy
     if is_store(folder):
         return ActivationStore(folder)
     harvest = harvest_of(store)
-    network = open_model(harvest.model, harvest.deepest, harvest.compute_dtype, harvest.revision, harvest.loading)
-    check_unchanged(network, store)
+    network = model_of(store, harvest)
     longer = harvest.model_copy(update={"context_length": _length(policy, harvest, network)})
     rows = _rows(store, held_out, longer, network, policy)
     description = store.manifest.description

@@ -99,7 +99,6 @@ def pool_raw(
     return pool(activations, members, poolings, bin_of, lambda x, position, context: x, activations.width)
 
 
-@torch.inference_mode()
 def pool(
     activations: TextActivations, members: Members, poolings: Sequence[Pooling], bin_of: Int[Tensor, " P"], encode: Encode, features: int
 ) -> dict[Pooling, Float[np.ndarray, "items _"]]:
@@ -112,7 +111,7 @@ def pool(
 
     def codes_at(text: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Float[Tensor, "n F"]:
         position = activations.position[text, column].long()
-        return encode(activations.x[text, column].float(), position, activations.context((text, column)))
+        return encode(activations.x[text, column].float(), position, activations.context(text, column))
 
     return _pooled(activations, members, poolings, bin_of, codes_at, features)
 
